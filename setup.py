@@ -1,0 +1,61 @@
+"""Metadata and dependencies; tool settings are in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_namespace_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+REQUIRES = [
+    "jax>=0.10.2,<0.13",  # 0.10.2 is the newest for Python 3.11; 0.13 is not tried
+    "flax>=0.12.8",  # NNX
+    "optax>=0.2.8",  # optimizers and schedules
+    "orbax-checkpoint>=0.12.8",  # checkpoints: CheckpointManager
+    "grain>=0.2.18",  # input pipeline: MapDataset
+    "tensorflow-datasets>=4.9.10",  # TFDS data sources over array_record; brings no TensorFlow
+    "importlib_resources>=6.4",  # tensorflow-datasets 4.9.10 imports it without requiring it
+    "ml-collections>=1.1.0",  # config files and their overrides
+    "absl-py>=2.3.1",  # command-line flags
+    "etils[epath]>=1.12",  # paths, local and remote
+    "numpy>=2.0",
+    "opencv-python-headless>=4.11",  # decodes and resizes images, 2.7x Pillow
+    "pillow>=11.0",  # decodes what OpenCV does not: GIF, CMYK, palettes
+    "safetensors>=0.5",  # reads checkpoints of others
+    "jaxtyping>=0.3.2",  # shapes in annotations
+    "tensorboardX>=2.6.2",  # TensorBoard logs; imports no TensorFlow
+    "rich>=13.9",  # progress bar and tables
+]
+TEST = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",  # -n 2
+    "beartype>=0.21",  # checks the annotated shapes in tests
+    "filelock>=3.16",  # one libtpu user at a time
+]
+EXTRAS = {
+    "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
+    "cuda13": [
+        "jax[cuda13]>=0.10.2,<0.13",
+        'jax-triton>=0.4; python_version >= "3.12"',  # Triton kernels outside Pallas
+    ],
+    "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which also compiles for TPUs that are not here
+    "wandb": ["wandb>=0.19"],
+    "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
+    "notebooks": ["jupyter>=1.1", "matplotlib>=3.9"],
+    "parity": ["torch>=2.6", "timm>=1.0.20"],  # to read .pth files, and to compare speed with timm
+    "test": TEST,
+    "dev": [*TEST, "ruff>=0.12", "pyright[nodejs]>=1.1.400", "import-linter>=2.3", "pre-commit>=4.0", "nbstripout>=0.8"],
+}
+
+setup(
+    name="vitlab",
+    version="0.1.0",
+    description="A lab bench for vision transformers in JAX: a proven zoo, mixers that can be swapped, fused attention kernels",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["vitlab", "vitlab.*", "pallas_kernels", "pallas_kernels.*"]),
+    package_data={"vitlab.data": ["bundled/*"], "pallas_kernels": ["*/*.md"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

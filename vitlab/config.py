@@ -1,0 +1,305 @@
+"""The experiment: one tree of frozen dataclasses, and its way to and from `ml_collections` and JSON.
+
+A config file's `get_config(variant)` returns `to_config_dict(Experiment(...))`: every key exists, is typed and can be
+overridden with `--config.a.b=x`. Inside the program only the frozen dataclasses travel.
+
+A duration is a string: "90 epochs", "5000 steps", "1e6 examples" or "5 percent" (of the whole run).
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+import ml_collections
+from ml_collections import config_dict
+
+_UNITS = {"step": 1, "steps": 1, "epoch": 2, "epochs": 2, "example": 3, "examples": 3, "percent": 4, "%": 4}
+_DURATION = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-z%]+)\s*")
+
+
+class ConfigError(ValueError):
+    """The experiment asks for something that cannot be; the message names the rule and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What `vitlab.create_model` is called with; further keys in the file are fields of the model's family."""
+
+    name: str = "vit_small_patch16"  # <family>_<variant>, see `python -m vitlab.models`
+    num_classes: int | None = None  # None: as many as the data has
+    image_size: int | None = None  # pixels per side; None: the variant's
+    in_channels: int | None = None  # None: as many as the images have
+    drop_path_rate: float | None = None  # of the last block, rising linearly from 0; None: the variant's
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters, norms and softmax stay float32
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the family's own, flattened in the ConfigDict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images come from and how they reach the device."""
+
+    source: Literal["bundled", "image_folder", "tfds"] = "bundled"
+    data_dir: str | None = None  # image_folder: its root; tfds: the directory that holds the prepared datasets
+    name: str | None = None  # tfds: the dataset, "cifar10" or "imagenet2012:5.1.0"
+    train_split: str = "train"  # of the source; tfds slices such as "train[:99%]" are allowed
+    eval_split: str = "test"  # image_folder also takes "val"
+    num_threads: int = 0  # that decode and augment; 0: one per core
+    num_workers: int = 0  # processes that decode and augment; 0: only threads
+    max_bad_fraction: float = 0.01  # share of undecodable images above which the run stops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What a training image goes through, on the host and in uint8; evaluation resizes and crops the centre."""
+
+    crop: Literal["random_resized", "pad", "center"] = "random_resized"
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # random_resized: share of the image's area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_resized: width over height
+    pad: int = 4  # pad: pixels (at the target size) added on each side before the random crop
+    flip: bool = True  # left to right, with probability 1/2
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW behind a linear warm-up and a cosine; biases, norms and position embeddings do not decay."""
+
+    peak_lr: float = 1e-3  # at the end of the warm-up, for the whole batch
+    end_lr: float = 0.0  # at the end of the run
+    warmup: str = "5 epochs"
+    weight_decay: float = 0.05  # decoupled: multiplied by the learning rate
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = 1.0  # global norm of the gradient; None: no clipping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy of the logits."""
+
+    label_smoothing: float = 0.0  # mass moved from the label to all classes evenly
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run: everything that its result depends on."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    batch_size: int = 1024  # images per step, over all devices
+    duration: str = "90 epochs"  # of the whole run
+    seed: int = 0  # of the parameters, the order of the images, augmentation, dropout and drop path
+    log_every: str = "50 steps"
+    eval_every: str = "1 epochs"
+    eval_batch_size: int | None = None  # None: batch_size
+    checkpoint_every: str = "1 epochs"
+    keep_checkpoints: int = 2  # the newest ones
+
+    def __post_init__(self):
+        for name in ("duration", "log_every", "eval_every", "checkpoint_every"):
+            parse_duration(getattr(self, name))
+        parse_duration(self.optimizer.warmup)
+        for name in ("batch_size", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.loss.label_smoothing < 1:
+            raise ConfigError(f"loss.label_smoothing={self.loss.label_smoothing} must be in [0, 1)")
+
+
+def parse_duration(text: str) -> tuple[float, str]:
+    """Splits "90 epochs" into (90.0, "epochs").
+
+    Raises:
+      ConfigError: The text is not a positive number and one of steps, epochs, examples, percent.
+    """
+    match = _DURATION.fullmatch(text)
+    if not match or match[2] not in _UNITS or float(match[1]) < 0:
+        raise ConfigError(f'duration "{text}" must be a number and a unit: "90 epochs", "500 steps", "1e6 examples", "5 percent"')
+    unit = match[2].rstrip("s") if match[2] != "%" else "percent"
+    return float(match[1]), unit
+
+
+def duration_in_steps(text: str, *, batch_size: int, examples_per_epoch: int, total_steps: int | None = None) -> int:
+    """Counts the steps of a duration, rounded to the nearest.
+
+    Args:
+      text: A number and a unit, see the module.
+      batch_size: Images per step.
+      examples_per_epoch: Images in the training split.
+      total_steps: Steps of the whole run; needed for percent.
+
+    Raises:
+      ConfigError: The text is malformed, or percent is asked where the whole run is what is being defined.
+    """
+    value, unit = parse_duration(text)
+    if unit == "percent":
+        if total_steps is None:
+            raise ConfigError(f'duration "{text}" is a share of the whole run; say the whole run in steps, epochs or examples')
+        return round(value / 100 * total_steps)
+    examples = {"step": batch_size, "epoch": examples_per_epoch, "example": 1}[unit]
+    return round(value * examples / batch_size)
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Nested plain dict, JSON-serialisable but for tuples; the family's fields stand beside the model's own."""
+    out = dataclasses.asdict(experiment)
+    out["model"] |= out["model"].pop("fields")
+    return out
+
+
+def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
+    """The `ConfigDict` a config file returns: typed, locked, with a placeholder for each None."""
+    types_ = _leaf_types(Experiment)
+
+    def convert(tree: Mapping, path: tuple[str, ...]) -> ml_collections.ConfigDict:
+        out = ml_collections.ConfigDict()
+        for key, value in tree.items():
+            here = (*path, key)
+            if isinstance(value, Mapping):
+                out[key] = convert(value, here)
+            elif value is None or (here in types_ and _optional(types_[here])):
+                out[key] = config_dict.placeholder(_plain_type(types_.get(here, object)))
+                out[key] = value
+            else:
+                out[key] = value
+        return out
+
+    return convert(to_dict(experiment), ()).lock()
+
+
+def from_config_dict(config: Mapping[str, Any]) -> Experiment:
+    """The experiment of a `ConfigDict` or of `config.json`.
+
+    Raises:
+      ConfigError: An unknown key (with its near misses) or a value of another type than the field's.
+    """
+    plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    return _build(Experiment, plain, ())
+
+
+def to_json(experiment: Experiment) -> str:
+    """The text of `config.json`; `from_config_dict(json.loads(text))` gives the experiment back."""
+    return json.dumps(to_dict(experiment), indent=2) + "\n"
+
+
+def difference(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The leaves that differ: dotted path -> (old value, new value); an absent leaf counts as None."""
+    a, b = (_flatten(json.loads(to_json(e))) for e in (old, new))
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def smoke(experiment: Experiment) -> Experiment:
+    """The same experiment shrunk to seconds: 2 steps of 4 images, float32, the bundled data where the real is not at hand."""
+    replace = dataclasses.replace
+    data = experiment.data
+    if data.source != "bundled":
+        data = replace(data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]")
+    return replace(
+        experiment,
+        model=replace(experiment.model, dtype="float32"),
+        data=replace(data, eval_split="test[:8]", num_workers=0, num_threads=1),
+        optimizer=replace(experiment.optimizer, warmup="1 steps"),
+        batch_size=4,
+        eval_batch_size=4,
+        duration="2 steps",
+        log_every="1 steps",
+        eval_every="2 steps",
+        checkpoint_every="2 steps",
+    )
+
+
+def near_misses(name: str, choices: Iterable[str]) -> str:
+    """Text to append to an error about an unknown name: the closest choices, or all when they are few."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"choices: {', '.join(choices[:40])}" if choices else "there are none"
+
+
+def _build(cls: type, tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    extra = {k: v for k, v in tree.items() if k not in fields or k == "fields"}
+    values: dict[str, Any] = {}
+    if "fields" in fields:
+        values["fields"] = {k: _tuples(v) for k, v in extra.items()}
+    elif extra:
+        key = next(iter(extra))
+        raise ConfigError(f"unknown key {'.'.join((*path, key))}: {near_misses(key, fields)}")
+    for key, value in tree.items():
+        if key in extra:
+            continue
+        here = (*path, key)
+        if dataclasses.is_dataclass(hints[key]):
+            values[key] = _build(typing.cast(type, hints[key]), value, here)
+        else:
+            values[key] = _typed(value, hints[key], here)
+    return cls(**values)
+
+
+def _typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
+    """`value` as `hint` (a scalar, Literal, X | None or tuple of scalars) or a ConfigError that names the key."""
+    wrong = ConfigError(f"{'.'.join(path)}={value!r} must be {_type_name(hint)}")
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _typed(value, next(a for a in get_args(hint) if a is not type(None)), path)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise wrong
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (tuple, list)) or len(value) != len(get_args(hint)):
+            raise wrong
+        return tuple(_typed(v, h, path) for v, h in zip(value, get_args(hint), strict=True))
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise wrong
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise wrong
+    return value
+
+
+def _leaf_types(cls: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    out = {}
+    for key, hint in typing.get_type_hints(cls).items():
+        here = (*path, key)
+        out |= _leaf_types(hint, here) if dataclasses.is_dataclass(hint) else {here: hint}
+    return out
+
+
+def _optional(hint: Any) -> bool:
+    return get_origin(hint) in (typing.Union, types.UnionType) and type(None) in get_args(hint)
+
+
+def _plain_type(hint: Any) -> type:
+    return next(a for a in get_args(hint) if a is not type(None)) if _optional(hint) else hint
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
