@@ -1,0 +1,124 @@
+"""Where windows lie: which token of the map is which slot of which window, and what a slot may see."""
+
+import dataclasses
+import math
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Index = TypeVar("Index", int, np.ndarray, jax.Array)
+
+SHIFT_PENALTY = -100.0  # what Swin's code adds to the logits of tokens that were no neighbours before the shift
+NO_KEY = -1e30  # logit of a key that must not be seen: finite, so that an empty row makes no NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One axis of the map cut into windows; the last window may overhang the map."""
+
+    size: int  # tokens
+    window: int  # tokens per window
+    shift: int = 0  # tokens; the windows start here and the last one wraps around
+    grid: bool = False  # a window takes every num_windows-th token (MaxViT) instead of neighbours
+
+    @property
+    def num_windows(self) -> int:
+        return -(-self.size // self.window)
+
+    @property
+    def padded(self) -> int:
+        return self.num_windows * self.window
+
+    def position(self, window: Index, slot: Index) -> Index:
+        """The token at a slot of a window; positions of at least `size` are padding."""
+        if self.grid:
+            return slot * self.num_windows + window
+        return (window * self.window + slot + self.shift) % self.padded
+
+    def order(self) -> np.ndarray:
+        """The tokens of all windows one after the other, [padded]."""
+        window, slot = np.divmod(np.arange(self.padded), self.window)
+        return self.position(window, slot)
+
+    def inverse_order(self) -> np.ndarray:
+        """Where each token is in `order`, [size]."""
+        window, slot = self.locate(np.arange(self.size))
+        return window * self.window + slot
+
+    def locate(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The window and the slot that hold a token: the inverse of `position`."""
+        if self.grid:
+            return position % self.num_windows, position // self.num_windows
+        return np.divmod((position - self.shift) % self.padded, self.window)
+
+    def wrapped(self, position: Index) -> Index:
+        """Whether the shift carried the token around to the other end."""
+        return position < self.shift
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Both axes of a map cut into windows."""
+
+    rows: Axis
+    cols: Axis
+
+    @classmethod
+    def of(cls, size: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int], grid: bool) -> "Windows":
+        return cls(*(Axis(*axis, grid) for axis in zip(size, window_size, shift, strict=True)))
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens per window."""
+        return self.rows.window * self.cols.window
+
+    @property
+    def num_windows(self) -> int:
+        return self.rows.num_windows * self.cols.num_windows
+
+    @property
+    def shift(self) -> tuple[int, int]:
+        return self.rows.shift, self.cols.shift
+
+    @property
+    def overhang(self) -> bool:
+        return (self.rows.padded, self.cols.padded) != (self.rows.size, self.cols.size)
+
+    def positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column of every slot of every window, [num_windows, num_slots] each."""
+        axes = (self.rows.num_windows, self.cols.num_windows, self.rows.window, self.cols.window)
+        row_window, col_window, row_slot, col_slot = np.indices(axes).reshape(4, self.num_windows, self.num_slots)
+        return self.rows.position(row_window, row_slot), self.cols.position(col_window, col_slot)
+
+    def offsets(self) -> tuple[np.ndarray, np.ndarray]:
+        """What position alone adds to the logits: the few distinct tables [kinds, query, key], and each window's kind.
+
+        Tokens on two sides of the seam that the shift left lose 100; padding is seen by nobody.
+        """
+        row, col = self.positions()
+        side = 2 * self.rows.wrapped(row) + self.cols.wrapped(col)
+        is_token = (row < self.rows.size) & (col < self.cols.size)
+        kinds, kind = np.unique(np.where(is_token, side, -1), axis=0, return_inverse=True)
+        offset = np.where(kinds[:, :, None] == kinds[:, None, :], 0.0, SHIFT_PENALTY)
+        return np.where(kinds[:, None, :] < 0, NO_KEY, offset).astype(np.float32), kind.reshape(-1)
+
+
+def expand_bias(table: Float[Array, "heads rows cols"], window_size: tuple[int, int]) -> Float[Array, "heads slots slots"]:
+    """The bias of each pair of slots from the table of relative positions, query - key + window - 1."""
+    table = _toeplitz(table, 2, window_size[1])  # heads, 2 rows - 1, query col, key col
+    table = _toeplitz(table, 1, window_size[0])  # heads, query row, key row, query col, key col
+    num_slots = math.prod(window_size)
+    return table.transpose(0, 1, 3, 2, 4).reshape(table.shape[0], num_slots, num_slots)
+
+
+def _toeplitz(x: Array, axis: int, n: int) -> Array:
+    """Turns an axis of 2n - 1 values into two, [query, key] = x[query - key + n - 1], by copies alone: its gradient is a plain sum."""
+    x = jnp.moveaxis(x, axis, -1)
+    period = 2 * n - 1
+    x = jnp.roll(jnp.flip(x, -1), -(n - 1), -1)  # at distance key - query, modulo the period
+    x = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], n, period)).reshape(*x.shape[:-1], n * period)
+    x = x[..., : n * (period - 1)].reshape(*x.shape[:-1], n, period - 1)[..., :n] if n > 1 else x[..., None]
+    return jnp.moveaxis(x, (-2, -1), (axis, axis + 1))
