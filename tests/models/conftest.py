@@ -1,0 +1,37 @@
+"""A small version of every variant of the zoo, and the functional form that the trainer uses."""
+
+import dataclasses
+
+import jax
+import pytest
+from flax import nnx
+
+from vitlab.models.registry import create_model, list_models, model_config
+
+# The smallest variant of a family runs in the tests of behaviour; the others are counted.
+REPRESENTATIVES = {
+    name.split("_")[0]: name for name in sorted(list_models(), key=lambda n: ("tiny" not in n, "distilled" not in n, n), reverse=True)
+}
+
+
+def small(name: str, **fields):
+    """A variant with at most two blocks a stage and narrow images, 10 classes."""
+    config = model_config(name)
+    names = {f.name for f in dataclasses.fields(config)}
+    shrink = {}
+    if "depths" in names:
+        shrink["depths"] = tuple(min(d, 2) for d in config.depths)
+    if "depth" in names:
+        shrink["depth"] = min(config.depth, 2)
+    return create_model(name, **({"num_classes": 10} | shrink | fields))
+
+
+def apply(model, images, **kwargs):
+    """The model under jit, from the functional form."""
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x, **kwargs))(state, images)
+
+
+@pytest.fixture(params=sorted(REPRESENTATIVES.values()))
+def representative(request):
+    return request.param

@@ -1,0 +1,1 @@
+"""Pure functions of a model: what it costs and what it looks at."""

@@ -1,0 +1,72 @@
+"""Parameters and multiply-accumulates, counted without allocating or computing anything."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend import core
+
+from vitlab.models.registry import create_model
+
+
+def abstract_model(name: str, **kwargs: Any) -> Any:
+    """A model of shapes only; arguments as `create_model`."""
+    return nnx.eval_shape(lambda: create_model(name, **kwargs))
+
+
+def count_params(model: nnx.Module) -> int:
+    """Trainable parameters of a model, abstract or real."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def count_macs(model: Any, image_size: tuple[int, int] | None = None) -> int:
+    """Multiply-accumulates of the forward pass on one image: matrix products and convolutions, attention included.
+
+    The count of FlopCounterMode / 2 in torch, which the published "GFLOPs" of vision models are. Kernels written in
+    Pallas are not seen.
+    """
+    height, width = image_size or model.preprocessing.image_size
+    images = jax.ShapeDtypeStruct((1, height, width, model.config.in_channels), jnp.float32)
+    graphdef, state = nnx.split(model)
+    return macs_of(lambda state, x: nnx.merge(graphdef, state)(x), state, images)
+
+
+def macs_of(fn: Callable[..., Any], *args: Any) -> int:
+    """Multiply-accumulates of a function at these shapes; a loop of unknown length counts once."""
+    return sum(times * _macs(eqn) for eqn, times in _equations(jax.make_jaxpr(fn)(*args).jaxpr, 1))
+
+
+def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, int]]:
+    for eqn in jaxpr.eqns:
+        yield eqn, times
+        inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
+        for sub in _sub_jaxprs(eqn):
+            yield from _equations(sub, inner)
+
+
+def _sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    for value in eqn.params.values():
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return var.aval.shape
+
+
+def _macs(eqn: core.JaxprEqn) -> int:
+    name = eqn.primitive.name
+    if name == "dot_general":
+        (contract, _), _ = eqn.params["dimension_numbers"]
+        left = _shape(eqn.invars[0])
+        return math.prod(_shape(eqn.outvars[0])) * math.prod(left[i] for i in contract)
+    if name == "conv_general_dilated":
+        spec = eqn.params["dimension_numbers"].rhs_spec  # (out, in, *window)
+        kernel = _shape(eqn.invars[1])
+        return math.prod(_shape(eqn.outvars[0])) * math.prod(kernel[i] for i in spec[1:])
+    return 0

@@ -1,0 +1,48 @@
+"""Multi-head self-attention over all tokens (Vaswani et al., arXiv:1706.03762, eq. 1)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.linear import Linear
+
+
+def head_dim_of(dim: int, num_heads: int) -> int:
+    """dim / num_heads, refused unless whole."""
+    if dim % num_heads:
+        raise ValueError(f"{dim=} must be a multiple of {num_heads=}")
+    return dim // num_heads
+
+
+class Attention(nnx.Module):
+    """Every token attends to every token; softmax in float32.
+
+    The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        qkv_bias: bool = True,
+        implementation: Literal["xla", "cudnn"] | None = None,  # of jax.nn.dot_product_attention
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads = num_heads
+        self.head_dim = head_dim_of(dim, num_heads)
+        self.implementation: Literal["xla", "cudnn"] | None = implementation
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        b, n, d = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        out = jax.nn.dot_product_attention(query, key, value, implementation=self.implementation)
+        return self.proj(out.reshape(b, n, d))

@@ -1,0 +1,32 @@
+"""Stochastic depth (Huang et al., arXiv:1603.09382)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
+    """One rate a block, rising linearly from 0 to `rate` at the last block."""
+    return tuple(float(r) for r in np.linspace(0, rate, depth))
+
+
+class DropPath(nnx.Module):
+    """Drops a residual branch for whole images, and scales the kept ones by 1 / (1 - rate).
+
+    Holds no random state: the key stream comes with each training call.
+    """
+
+    def __init__(self, rate: float):
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path {rate=} must be in [0, 1)")
+        self.rate = rate
+
+    def __call__(self, x: Float[Array, "b *rest"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b *rest"]:
+        if not train or self.rate == 0:
+            return x
+        if rngs is None:
+            raise ValueError("training with drop path needs random numbers: pass rngs=nnx.Rngs(dropout=key)")
+        keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))

@@ -1,0 +1,34 @@
+"""The two-layer perceptron of a transformer block."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.linear import Linear
+
+gelu = partial(jax.nn.gelu, approximate=False)  # torch's default, by erf
+
+
+class Mlp(nnx.Module):
+    """fc2(activation(fc1(x))) over the last axis."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mlp_dim: int,
+        activation: Callable[[jax.Array], jax.Array] = gelu,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = activation
+        self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+        return self.fc2(self.activation(self.fc1(x)))

@@ -1,0 +1,20 @@
+"""Layer normalisation with the epsilon said at each use: the papers differ, even inside one model."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalisation over the last axis (Ba et al., arXiv:1607.06450), computed in float32, returned in `dtype`.
+
+    The variance is the mean of squared deviations, as in torch, not Flax's faster difference of moments.
+    """
+
+    def __init__(self, dim: int, *, eps: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(dim, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+        self.out_dtype = dtype
+
+    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+        return super().__call__(x).astype(self.out_dtype)

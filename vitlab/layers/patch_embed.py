@@ -1,0 +1,44 @@
+"""Images to tokens: one linear map per patch."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.norm import LayerNorm
+
+
+class PatchEmbed(nnx.Module):
+    """A convolution whose stride is its kernel, computed as one matrix product (XLA's CPU convolutions are slower).
+
+    With `norm_eps` a LayerNorm follows (Swin). The sides of the image must be multiples of the patch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        patch_size: int,
+        norm_eps: float | None = None,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.patch_size = patch_size
+        self.proj = nnx.Conv(
+            in_channels, dim, (patch_size, patch_size), patch_size, padding="VALID", dtype=dtype, rngs=rngs
+        )  # holds the parameters in a convolution's layout, [p, p, in, out]
+        self.norm = None if norm_eps is None else LayerNorm(dim, eps=norm_eps, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "b height width in_channels"]) -> Float[Array, "b h w dim"]:
+        b, height, width, channels = images.shape
+        p = self.patch_size
+        if height % p or width % p:
+            raise ValueError(f"image of {height}x{width} pixels: both sides must be multiples of patch_size={p}")
+        patches = images.reshape(b, height // p, p, width // p, p, channels).swapaxes(2, 3)
+        patches = patches.reshape(b, height // p, width // p, p * p * channels)
+        dtype = self.proj.dtype or images.dtype
+        kernel = self.proj.kernel[...].reshape(p * p * channels, -1).astype(dtype)
+        assert self.proj.bias is not None
+        x = patches.astype(dtype) @ kernel + self.proj.bias[...].astype(dtype)
+        return x if self.norm is None else self.norm(x)

@@ -1,0 +1,36 @@
+"""Position embeddings of a grid of tokens, and their resampling to another grid."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "1 n dim"]:
+    """Fixed sine-cosine embedding of the two coordinates, half of the width each (MoCo v3, arXiv:2104.02057).
+
+    Raises:
+      ValueError: dim is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"{dim=} must be a multiple of 4 for a sine-cosine position embedding")
+    y, x = np.mgrid[:height, :width]
+    omega = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
+    angles = [axis.reshape(-1, 1) * omega for axis in (x, y)]
+    out = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+    return out[None].astype(np.float32)
+
+
+def resample(
+    pos_embed: Float[Array, "1 n dim"], old: tuple[int, int], new: tuple[int, int], *, num_prefix: int = 0
+) -> Float[Array, "1 m dim"]:
+    """Resizes the grid part of a position embedding from `old` to `new` (height, width); the prefix tokens keep theirs.
+
+    Bicubic with antialiasing (a = -0.5), as timm's `resample_abs_pos_embed`.
+    """
+    if old == new:
+        return pos_embed
+    prefix, grid = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
+    dim = grid.shape[-1]
+    grid = jax.image.resize(grid.reshape(1, *old, dim), (1, *new, dim), "cubic")
+    return jnp.concatenate([prefix, grid.reshape(1, -1, dim)], axis=1)

@@ -1,0 +1,57 @@
+"""Shifted-window attention with a relative position bias (Swin, Liu et al., arXiv:2103.14030, section 3.2)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pallas_kernels.window_attention import window_attention_qkv
+from vitlab.layers.attention import head_dim_of
+from vitlab.layers.linear import Linear, normal_init
+
+
+class WindowAttention(nnx.Module):
+    """Attention inside square windows, the grid of windows moved by `shift`; any size.
+
+    As in the authors' detection code, a map that is not whole windows is padded with zeros at the bottom and right
+    before the projection, so that padded tokens are keys made of the projection's bias; after the shift, tokens that
+    were not neighbours do not see each other (their logits are lowered by 100). A side of one window or less is not
+    shifted, as in the authors' classification code.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        window_size: int = 7,  # tokens per side
+        shift: int = 0,  # tokens, to the top left; usually 0 or window_size // 2
+        qkv_bias: bool = True,
+        implementation: str | None = None,  # of pallas_kernels.window_attention
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if not 0 <= shift < window_size:
+            raise ValueError(f"{shift=} must be in [0, {window_size=})")
+        self.num_heads = num_heads
+        self.head_dim = head_dim_of(dim, num_heads)
+        self.window_size = window_size
+        self.shift = shift
+        self.implementation = implementation
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
+        side = 2 * window_size - 1
+        self.rel_pos_bias = nnx.Param(normal_init(rngs.params(), (num_heads, side, side)))  # at [head, query - key]
+        self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _, h, w, _ = x.shape
+        x = jnp.pad(x, ((0, 0), (0, -h % self.window_size), (0, -w % self.window_size), (0, 0)))
+        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, self.head_dim)
+        out = window_attention_qkv(
+            qkv,
+            window_size=self.window_size,
+            shift=(self.shift if h > self.window_size else 0, self.shift if w > self.window_size else 0),
+            bias=self.rel_pos_bias[...],
+            implementation=self.implementation,
+        )
+        return self.proj(out.reshape(x.shape)[:, :h, :w])

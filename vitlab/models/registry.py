@@ -1,0 +1,143 @@
+"""The zoo: every module in `vitlab.models` that holds a `FAMILY` is in it."""
+
+import dataclasses
+import fnmatch
+import functools
+import importlib
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+import vitlab.models
+from vitlab.config import near_misses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How the images of a variant are prepared, as in its published recipe."""
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: typing.Literal["bilinear", "bicubic"] = "bicubic"
+    crop_fraction: float = 0.9  # of the resized short side, kept by the evaluation's centre crop
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
+
+    def for_channels(self, in_channels: int) -> "Preprocessing":
+        """The same for another number of channels: each gets the average mean and deviation."""
+        if in_channels == len(self.mean):
+            return self
+        mean, std = (sum(v) / len(v) for v in (self.mean, self.std))
+        return dataclasses.replace(self, mean=(mean,) * in_channels, std=(std,) * in_channels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureInfo:
+    """One map of `model.features`: its stride in pixels and its width."""
+
+    stride: int
+    dim: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the authors (or, said in `source`, timm) state of a variant."""
+
+    params: int | None = None  # exact count
+    params_m: float | None = None  # 1e6, where only the rounded figure is published
+    gmacs: float | None = None  # multiply-accumulates of one image at the variant's size, 1e9
+    top1: float | None = None  # ImageNet-1k, percent
+    source: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family's model class, its variants by full name, and what is published of them."""
+
+    model: Callable[..., nnx.Module]
+    variants: Mapping[str, Any]
+    published: Mapping[str, Published]
+
+
+@functools.cache
+def _families() -> dict[str, Family]:
+    out: dict[str, Family] = {}
+    for info in pkgutil.iter_modules(vitlab.models.__path__):
+        if info.name in ("registry", "__main__"):
+            continue
+        family: Family | None = getattr(importlib.import_module(f"vitlab.models.{info.name}"), "FAMILY", None)
+        if family is not None:
+            out |= dict.fromkeys(family.variants, family)
+    return out
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the zoo that match a wildcard pattern, sorted."""
+    return sorted(fnmatch.filter(_families(), pattern))
+
+
+def family_of(name: str) -> Family:
+    """The family that a variant belongs to.
+
+    Raises:
+      ValueError: No such variant; the message has the near misses.
+    """
+    families = _families()
+    if name not in families:
+        raise ValueError(f'unknown model "{name}": {near_misses(name, families)}')
+    return families[name]
+
+
+def model_config(name: str, **fields: Any) -> Any:
+    """The family's config of a variant, with fields replaced.
+
+    Raises:
+      ValueError: Unknown variant or field (with the near misses), or a combination that the family refuses.
+    """
+    config = family_of(name).variants[name]
+    known = {f.name for f in dataclasses.fields(config)}
+    for field in fields:
+        if field not in known:
+            raise ValueError(f'model "{name}" has no field "{field}": {near_misses(field, known)}')
+    if isinstance(fields.get("image_size"), int):
+        fields["image_size"] = (fields["image_size"],) * 2
+    return dataclasses.replace(config, **fields)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int = 3,
+    drop_path_rate: float | None = None,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs | None = None,
+    **family_fields: Any,
+) -> Any:
+    """Builds a variant of the zoo.
+
+    Args:
+      name: `<family>_<variant>`, one of `list_models()`.
+      num_classes: Width of the head; 0 gives the pooled features.
+      image_size: Pixels per side, or (height, width); None for the variant's.
+      in_channels: Channels of the images.
+      drop_path_rate: Of the last block, rising from 0; None for the variant's.
+      dtype: Of the computation, float32 or bfloat16; parameters, norms and softmax stay float32.
+      rngs: For the initial parameters; None for `nnx.Rngs(0)`.
+      **family_fields: Fields of the family's config, checked one by one.
+
+    Returns:
+      A model: `model(images [b, height, width, channels], train=False, rngs=None) -> logits [b, num_classes]`.
+
+    Raises:
+      ValueError: Unknown name or field (with the near misses), or fields that cannot work together.
+    """
+    given = {"image_size": image_size, "drop_path_rate": drop_path_rate, "dtype": None if dtype is None else jnp.dtype(dtype).name}
+    fields = {k: v for k, v in given.items() if v is not None} | family_fields
+    config = model_config(name, num_classes=num_classes, in_channels=in_channels, **fields)
+    return family_of(name).model(config, rngs=rngs or nnx.Rngs(0))

@@ -1,0 +1,155 @@
+"""Swin Transformer (Liu et al., arXiv:2103.14030).
+
+Follows the authors' code. Any image size: the image is padded to whole patches and each map to whole windows, as in
+their detection code; see `WindowAttention` and `PatchMerging`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, drop_path_rates
+from vitlab.mixers.window_attention import WindowAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-5  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    dim: int  # width of the first stage; each next stage doubles it
+    depths: tuple[int, ...]  # blocks per stage
+    num_heads: tuple[int, ...]
+    patch_size: int = 4  # pixels per side
+    window_size: int = 7  # tokens per side
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    implementation: str | None = None  # of pallas_kernels.window_attention
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(f"{self.depths=} and {self.num_heads=} must have one entry a stage")
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(self.dim * 2**i for i in range(len(self.depths)))
+
+
+# arXiv:2103.14030 section 3.3; drop path: the authors' configs/swin/*.yaml (large: their ImageNet-22k fine-tuning).
+VARIANTS = {
+    "swin_tiny": SwinConfig(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.2),
+    "swin_small": SwinConfig(dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.3),
+    "swin_base": SwinConfig(dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), drop_path_rate=0.5),
+    "swin_large": SwinConfig(dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), drop_path_rate=0.2),
+}
+_SOURCE = "github.com/microsoft/Swin-Transformer README; counts: timm 1.0.31"
+PUBLISHED = {
+    "swin_tiny": Published(params=28_288_354, gmacs=4.49, top1=81.2, source=_SOURCE),
+    "swin_small": Published(params=49_606_258, gmacs=8.74, top1=83.2, source=_SOURCE),
+    "swin_base": Published(params=87_768_224, gmacs=15.43, top1=83.5, source=_SOURCE),
+    "swin_large": Published(params=196_532_476, gmacs=34.5, top1=86.3, source=_SOURCE + "; top-1 after ImageNet-22k"),
+}
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)); every second block shifts its windows."""
+
+    def __init__(self, config: SwinConfig, *, stage: int, shifted: bool, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype = config.dims[stage], config.dtype
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = WindowAttention(
+            dim,
+            num_heads=config.num_heads[stage],
+            window_size=config.window_size,
+            shift=config.window_size // 2 if shifted else 0,
+            implementation=config.implementation,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Patch merging (but in the first stage), then the blocks."""
+
+    def __init__(self, config: SwinConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        merge = PatchMerging(config.dims[stage - 1], eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
+        self.downsample = merge
+        self.blocks = nnx.List(
+            [Block(config, stage=stage, shifted=i % 2 == 1, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)]
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for block in self.blocks:
+            x = block(x, train=train, rngs=rngs)
+        return x
+
+
+class Swin(nnx.Module):
+    """Four stages of shifted-window blocks; norm, mean over the tokens, linear head."""
+
+    def __init__(self, config: SwinConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = config.dtype
+        self.patch_embed = PatchEmbed(config.in_channels, config.dim, patch_size=config.patch_size, norm_eps=EPS, dtype=dtype, rngs=rngs)
+        rates = drop_path_rates(config.drop_path_rate, sum(config.depths))
+        ends = [sum(config.depths[: i + 1]) for i in range(len(config.depths))]
+        self.layers = nnx.List(
+            [
+                Stage(config, stage=i, rates=rates[end - n : end], rngs=rngs)
+                for i, (n, end) in enumerate(zip(config.depths, ends, strict=True))
+            ]
+        )
+        self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; the last one is not normalised."""
+        _, height, width, _ = images.shape
+        p = self.config.patch_size
+        x = self.patch_embed(jnp.pad(images.astype(self.config.dtype), ((0, 0), (0, -height % p), (0, -width % p), (0, 0))))
+        maps = []
+        for stage in self.layers:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The mean over the normalised tokens of the last map; float32."""
+        return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(Swin, VARIANTS, PUBLISHED)

@@ -1,0 +1,1 @@
+"""Checkpoints of others: reading, name maps, load reports."""

@@ -1,0 +1,1 @@
+"""One name map a family: how the tensors of its published checkpoints are called here."""
