@@ -1,0 +1,1 @@
+from tests.train.conftest import uninterrupted  # noqa: F401  the run that is evaluated

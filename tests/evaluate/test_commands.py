@@ -1,0 +1,65 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from tests.train.conftest import config_file, tiny_experiment
+from vitlab import predict
+from vitlab.data import open_source
+from vitlab.evaluate import __main__ as evaluate
+from vitlab.evaluate.trained import from_run
+from vitlab.train.mesh import make_mesh
+from vitlab.train.paths import leaf_names
+
+
+def test_a_run_folder_is_evaluated_as_training_did(uninterrupted, capsys):
+    assert evaluate.main([f"--workdir={uninterrupted}"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    recorded = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (result["step"], result["images"], result["model"]) == (60, 50, "vit_tiny_patch16")
+    assert result["top1"] == recorded["eval_top1"] and result["loss"] == pytest.approx(recorded["eval_loss"], rel=1e-6)
+    assert json.loads((uninterrupted / "evaluation.json").read_text()) == result
+
+
+def test_other_data_and_batch_sizes_can_be_given(uninterrupted, capsys):
+    assert evaluate.main([f"--workdir={uninterrupted}", "--config.data.eval_split=test[:30]", "--config.eval_batch_size=7"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 30
+
+
+def timm_tensors(params):
+    """The tree under timm's names and in torch's layout."""
+    import jax
+
+    out = {}
+    for name, leaf in zip(leaf_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True):
+        order = {2: (1, 0), 4: (3, 2, 0, 1)}.get(leaf.ndim) if name.endswith("kernel") else None
+        out[name.replace("/", ".").replace("kernel", "weight").replace("scale", "weight")] = np.ascontiguousarray(
+            leaf if order is None else leaf.transpose(order)
+        )
+    return out
+
+
+def test_a_checkpoint_of_others_is_evaluated_on_the_configs_data(uninterrupted, tmp_path, capsys):
+    trained = from_run(uninterrupted, make_mesh())
+    save_file(timm_tensors(trained.weights["params"]), tmp_path / "model.safetensors")
+    config = config_file(tmp_path, tiny_experiment())
+    arguments = ["--model=vit_tiny_patch16", f"--weights={tmp_path}/model.safetensors", f"--config={config}"]
+    assert evaluate.main([*arguments, "--config.model.in_channels=1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    recorded = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[-1])
+    assert result["images"] == 50 and result["top1"] == recorded["eval_top1"]
+
+
+def test_predict_prints_the_classes_in_the_order_of_their_probabilities(uninterrupted, tmp_path, capsys):
+    image = open_source(tiny_experiment().data, train=False).images[0]
+    Image.fromarray(image[..., 0]).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert predict.main([f"--workdir={uninterrupted}", f"{tmp_path}/a.png", f"{tmp_path}/broken.png", f"{tmp_path}/none.png"]) == 2
+    output, errors = capsys.readouterr()
+    path, *lines = output.splitlines()
+    shares = [float(line.split("%")[0]) for line in lines]
+    assert path.endswith("a.png") and len(lines) == 5 and shares == sorted(shares, reverse=True)
+    assert len(errors.splitlines()) == 2
+    assert "broken.png is no image that can be decoded" in errors and "none.png cannot be read: No such file" in errors

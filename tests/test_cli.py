@@ -1,0 +1,123 @@
+"""What a user gets wrong: one line on stderr, exit code 2, nothing left behind."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.train.conftest import config_file, start, tiny_experiment
+from vitlab import cli, predict
+from vitlab.config import AugmentConfig
+from vitlab.evaluate import __main__ as evaluate
+from vitlab.train import __main__ as train
+
+
+def run(main, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main)
+    return exit_.value.code, capsys.readouterr().err
+
+
+FOLDER = ["--config.data.source=image_folder", "--config.data.data_dir={images}", "--config.data.eval_split=train"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=none.py"], "there is no config file none.py"),
+        (["--config.optimizer.peek_lr=1"], "unknown key optimizer.peek_lr: did you mean peak_lr"),
+        (["--config.optimzer.peak_lr=1"], "unknown key optimzer: did you mean optimizer"),
+        (["--config.batch_size=1.5"], "batch_size=1.5 must be int"),
+        (["--config.batch_size"], "has no value"),
+        (["--config.duration=soon"], 'duration "soon"'),
+        (["--config.optimizer.warmup=99 epochs"], "the whole run only 60"),
+        (["--config.model.name=vit_tin_patch16"], 'unknown model "vit_tin_patch16": did you mean vit_tiny_patch16'),
+        (["--config.model.dept=3"], 'no field "dept": did you mean depth'),
+        (["--config.model.image_size=30"], "multiples of"),
+        (["--config.model.implementation=cudnn"], "cannot be trained so"),
+        (["--config.model.num_classes=3"], "fewer than the 10 classes"),
+        (["--config.data.train_split=trian"], "did you mean train"),
+        (["--nonsense=1"], "unrecognized arguments: --nonsense=1"),
+        (FOLDER, "image"),
+        ([*FOLDER, "one class"], "class"),
+    ],
+)
+def test_bad_input_of_train_is_one_line_and_leaves_nothing(arguments, words, tmp_path, monkeypatch, capsys):
+    images = tmp_path / "images"
+    (images / "train").mkdir(parents=True)
+    if "one class" in arguments:
+        (images / "train" / "cat").mkdir()
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(images / "train" / "cat" / "a.png")
+    arguments = [a.format(images=images) for a in arguments if a != "one class"]
+    config = [] if arguments[0].startswith("--config=") else [f"--config={config_file(tmp_path, tiny_experiment())}"]
+    code, errors = run(train.main, [*config, f"--workdir={tmp_path}/run", *arguments], monkeypatch, capsys)
+    assert code == 2 and words in errors
+    assert len(errors.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_not_writable_is_one_line(tmp_path, monkeypatch, capsys):
+    config = config_file(tmp_path, tiny_experiment())
+    code, errors = run(train.main, [f"--config={config}", f"--workdir={config}/run"], monkeypatch, capsys)
+    assert code == 2 and errors == f"error: the run folder {config}/run is not writable: Not a directory\n"
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_one_line(tmp_path):
+    process = start(config_file(tmp_path, tiny_experiment(batch_size=18)), tmp_path / "run", num_devices=4)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors == "error: batch_size=18 must be a multiple of the 4 devices, such as 16\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "words"),
+    [
+        (evaluate.main, ["--workdir={tmp}"], "is no run folder"),
+        (evaluate.main, [], "say either --workdir=DIR, or --model"),
+        (evaluate.main, ["--model=swin_tiny", "--weights=x.pth"], "--model needs --config"),
+        (evaluate.main, ["--model=swin_tny", "--weights=x.pth", "--config={config}"], "did you mean swin_tiny"),
+        (evaluate.main, ["--model=vit_tiny_patch16", "--weights={tmp}/x.safetensors", "--config={config}"], "x.safetensors"),
+        (predict.main, ["--workdir={tmp}", "a.png"], "is no run folder"),
+        (predict.main, ["--workdir={tmp}"], "required: IMAGE"),
+    ],
+)
+def test_bad_input_of_the_other_commands_is_one_line(main, arguments, words, tmp_path, monkeypatch, capsys):
+    arguments = [a.format(tmp=tmp_path, config=config_file(tmp_path, tiny_experiment())) for a in arguments]
+    code, errors = run(main, arguments, monkeypatch, capsys)
+    assert code == 2 and words in errors and len(errors.splitlines()) == 1
+
+
+def test_overrides_take_the_type_of_the_field(tmp_path):
+    texts = {
+        "batch_size": "8",
+        "optimizer.peak_lr": "1",
+        "optimizer.clip_norm": "None",
+        "augment.crop_scale": "(0.5, 1)",
+        "augment.flip": "false",
+        "data.data_dir": "/a=b",
+        "data.train_split": "train[:10]",
+        "model.num_registers": "4",
+    }
+    experiment = cli.load_experiment(str(config_file(tmp_path, tiny_experiment())), texts)
+    assert (experiment.batch_size, experiment.optimizer.peak_lr, experiment.optimizer.clip_norm) == (8, 1.0, None)
+    assert experiment.augment == dataclasses.replace(tiny_experiment().augment, crop_scale=(0.5, 1.0), flip=False)
+    assert isinstance(experiment.augment, AugmentConfig)
+    assert (experiment.data.data_dir, experiment.data.train_split) == ("/a=b", "train[:10]")
+    assert experiment.model.fields["num_registers"] == 4
+
+
+def test_the_compilation_cache_is_the_users_unless_one_is_named(monkeypatch, tmp_path):
+    import jax
+
+    before = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    try:
+        cli._use_compilation_cache()
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "vitlab" / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

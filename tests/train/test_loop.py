@@ -1,0 +1,108 @@
+import dataclasses
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train.conftest import config_file, start, tiny_experiment
+from vitlab.config import ConfigError
+from vitlab.train.checkpoint import NonFiniteError
+from vitlab.train.loop import train
+
+# Sums over 4 devices are taken in another order; measured 2e-6 over 50 steps.
+DEVICES_TOLERANCE = 1e-4
+
+
+def records(workdir, name):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def test_the_loss_falls_on_64_fixed_images(tmp_path):
+    experiment = tiny_experiment(
+        augment=dataclasses.replace(tiny_experiment().augment, pad=0, flip=False),
+        duration="150 steps",
+        optimizer=dataclasses.replace(tiny_experiment().optimizer, peak_lr=1e-2),
+        eval_every="150 steps",
+    )
+    train(experiment, tmp_path / "run")
+    losses = list(records(tmp_path / "run", "train_loss").values())
+    assert losses[0] > 2 and losses[-1] < 0.7
+
+
+def test_the_train_step_is_compiled_exactly_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        train(tiny_experiment(duration="9 steps", eval_every="3 steps"), tmp_path / "run")
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Finished XLA compilation")]
+    for function in ("train_step", "eval_step"):
+        assert sum(f"jit({function})" in message for message in compiled) == 1, compiled
+
+
+def test_four_devices_follow_the_loss_of_one(tmp_path):
+    experiment = tiny_experiment(duration="50 steps", log_every="1 steps", eval_batch_size=20)
+    process = start(config_file(tmp_path, experiment), tmp_path / "four", num_devices=4)
+    train(experiment, tmp_path / "one")
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert "on 4 x cpu" in output
+    one, four = (list(records(tmp_path / n, "train_loss").values()) for n in ("one", "four"))
+    assert len(one) == 50
+    np.testing.assert_allclose(four, one, rtol=0, atol=DEVICES_TOLERANCE)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_after(tmp_path):
+    optimizer = dataclasses.replace(tiny_experiment().optimizer, peak_lr=1e30, warmup="0 steps", clip_norm=None)
+    experiment = tiny_experiment(optimizer=optimizer, checkpoint_every="1 steps")
+    with pytest.raises(
+        NonFiniteError, match=r"^step \d+: .*gradient of blocks/0/attn/proj/bias .* learning rate 9.99e\+29, gradient norm nan"
+    ):
+        train(experiment, tmp_path / "run")
+    saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    assert all(step < 5 for step in saved)
+    with pytest.raises(NonFiniteError):  # what was saved is finite, so the run goes on from it and fails in the same way
+        train(experiment, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 3}, "seed: 0 -> 3"),
+        ({"batch_size": 8}, "batch_size: 16 -> 8"),
+        ({"duration": "61 steps"}, "duration"),
+        ({"data": dataclasses.replace(tiny_experiment().data, train_split="train[:32]")}, "64 .* -> 32"),
+    ],
+)
+def test_another_config_in_the_same_folder_is_refused_with_the_difference(uninterrupted, change, words):
+    before = (uninterrupted / "config.json").read_text()
+    with pytest.raises(ConfigError, match=words):
+        train(tiny_experiment(**change), uninterrupted)
+    assert (uninterrupted / "config.json").read_text() == before
+
+
+def test_harmless_changes_and_allowed_ones_go_on(tmp_path, uninterrupted, caplog):
+    train(tiny_experiment(duration="7 steps"), tmp_path / "run")
+    result = train(tiny_experiment(duration="9 steps", log_every="1 steps"), tmp_path / "run", allow_changes=True)
+    assert result["step"] == 9 and "duration: '7 steps' -> '9 steps'" in caplog.text
+
+
+def test_a_checkpoint_of_another_model_names_the_first_differing_tensors_and_the_folder_stays(tmp_path, uninterrupted):
+    train(tiny_experiment(duration="2 steps"), tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_text()
+    model = tiny_experiment().model
+    wider = dataclasses.replace(model, fields={**model.fields, "dim": 32})
+    with pytest.raises(ConfigError, match=r"first params/blocks/0/attn/proj/bias: checkpoint float32\[16\], model float32\[32\]"):
+        train(tiny_experiment(duration="2 steps", model=wider), tmp_path / "run", allow_changes=True)
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    from vitlab.data import open_source
+    from vitlab.train import folder
+
+    experiment = tiny_experiment()
+    info = folder.DataInfo.of(open_source(experiment.data, train=True))
+    with folder.claim(tmp_path, experiment, info), pytest.raises(ConfigError, match="another process"):
+        folder.claim(tmp_path, experiment, info)
+    folder.claim(tmp_path, experiment, info).close()

@@ -1,0 +1,91 @@
+import random
+import re
+import signal
+import time
+
+from tests.train.conftest import checksums, config_file, start, tiny_experiment
+from vitlab.train.loop import train
+from vitlab.train.signals import EXIT_STOPPED
+
+SECONDS = 120  # after which a process is taken for stuck
+
+
+def steps_recorded(workdir) -> int:
+    path = workdir / "metrics.jsonl"
+    steps = re.findall(r'"step": (\d+)', path.read_text()) if path.exists() else []
+    return int(steps[-1]) if steps else 0
+
+
+def wait_for_step(process, workdir, step):
+    deadline = time.monotonic() + SECONDS
+    while process.poll() is None and steps_recorded(workdir) < step and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def assert_same_run(workdir, other):
+    assert checksums(workdir, 60) == checksums(other, 60)
+    assert (workdir / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def test_kill_9_at_random_steps_and_the_same_command_again_gives_the_uninterrupted_run_bit_by_bit(tmp_path, uninterrupted):
+    workdir, config, rng = tmp_path / "run", config_file(tmp_path, tiny_experiment()), random.Random()
+    for _ in range(2):
+        process = start(config, workdir)
+        wait_for_step(process, workdir, steps_recorded(workdir) + rng.randint(2, 20))
+        time.sleep(rng.random() * 0.05)
+        process.kill()
+        assert process.wait(SECONDS) == -signal.SIGKILL
+        process.communicate()
+    train(tiny_experiment(), workdir)
+    assert_same_run(workdir, uninterrupted)
+
+
+def test_sigterm_saves_the_exact_step_and_exits_with_42_and_the_run_goes_on_bit_by_bit(tmp_path, uninterrupted):
+    workdir = tmp_path / "run"
+    process = start(config_file(tmp_path, tiny_experiment()), workdir)
+    wait_for_step(process, workdir, 8)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == EXIT_STOPPED, errors
+    step = int(re.search(r"stopped at step (\d+)", errors)[1])
+    assert 8 <= step < 60 and checksums(workdir, step)
+    train(tiny_experiment(), workdir)
+    assert_same_run(workdir, uninterrupted)
+
+
+def test_a_stop_during_evaluation_leaves_the_evaluation_to_the_resumed_run(tmp_path, uninterrupted, monkeypatch):
+    from vitlab.train import loop, signals
+
+    class StopInFirstEvaluation(signals.StopRequest):
+        asked = 0
+
+        @property
+        def requested(self):
+            # The loop asks once a step and, at step 20, once more before the evaluation, which then asks at each batch.
+            self.asked += 1
+            return self.asked > 23
+
+    monkeypatch.setattr(loop, "StopRequest", StopInFirstEvaluation)
+    workdir = tmp_path / "run"
+    try:
+        train(tiny_experiment(), workdir)
+    except signals.Stopped as stopped:
+        assert stopped.step == 20
+    assert "eval_top1" not in (workdir / "metrics.jsonl").read_text()
+    monkeypatch.undo()
+    train(tiny_experiment(), workdir)
+    assert_same_run(workdir, uninterrupted)
+
+
+def test_the_same_seed_twice_is_bit_equal_and_another_seed_is_not(tmp_path, uninterrupted):
+    train(tiny_experiment(), tmp_path / "same")
+    assert_same_run(tmp_path / "same", uninterrupted)
+    train(tiny_experiment(seed=1), tmp_path / "other")
+    assert checksums(tmp_path / "other", 60) != checksums(uninterrupted, 60)
+
+
+def test_training_a_finished_run_again_changes_nothing(uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    result = train(tiny_experiment(), uninterrupted)
+    assert result["step"] == 60 and result["eval_images"] == 50
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before

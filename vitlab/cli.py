@@ -1,0 +1,135 @@
+"""What the commands share: config files with typed overrides, and one clear line with exit code 2 for a user's mistake."""
+
+import argparse
+import ast
+import importlib.util
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax
+import ml_collections
+from absl import flags
+
+from pallas_kernels.dispatch import UnsupportedError
+from vitlab.config import ConfigError, Experiment, from_config_dict, to_dict
+
+EXIT_USAGE = 2  # the command, the config or the data cannot be used; nothing was begun
+_PREFIX = "--config."
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Calls a command's `main` with the arguments of the process and exits with its code.
+
+    What the user got wrong becomes one line on stderr and exit code 2; anything else keeps its traceback.
+    """
+    if not flags.FLAGS.is_parsed():  # worker processes of the input pipeline read absl's flags; these commands have none
+        flags.FLAGS.mark_as_parsed()
+    try:
+        code = main(sys.argv[1:])
+    except (ConfigError, UnsupportedError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = EXIT_USAGE
+    sys.exit(code)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the `--config.a.b=text` arguments out: (the other arguments, {"a.b": text}).
+
+    Raises:
+      ConfigError: An override has no value.
+    """
+    overrides = {}
+    for argument in argv:
+        if argument.startswith(_PREFIX):
+            path, equals, text = argument.removeprefix(_PREFIX).partition("=")
+            if not equals:
+                raise ConfigError(f"{argument} has no value: write {argument}=value")
+            overrides[path] = text
+    return [a for a in argv if not a.startswith(_PREFIX)], overrides
+
+
+def load_experiment(config: str, overrides: Mapping[str, str]) -> Experiment:
+    """Runs `get_config(variant)` of "path.py:variant" and applies the overrides.
+
+    Raises:
+      ConfigError: No such file or variant, no `get_config` in it, an unknown key (with near misses), or a value of another type.
+    """
+    path, _, variant = config.partition(":")
+    return override(from_config_dict(_get_config(pathlib.Path(path), variant)), overrides)
+
+
+def override(experiment: Experiment, overrides: Mapping[str, str]) -> Experiment:
+    """The experiment with values replaced, {"optimizer.peak_lr": "1e-3"}.
+
+    Raises:
+      ConfigError: As `load_experiment`.
+    """
+    tree = to_dict(experiment)
+    for dotted, text in overrides.items():
+        _override(tree, dotted, text)
+    return from_config_dict(tree)
+
+
+def begin() -> None:
+    """What every command does before it computes: messages, and compiled programs kept between runs.
+
+    Orbax and Grain say through absl's logger what they do; only their errors are shown.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    _use_compilation_cache()
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder between runs, unless JAX_COMPILATION_CACHE_DIR names another."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache) / "vitlab" / "xla"))
+
+
+def _get_config(path: pathlib.Path, variant: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"there is no config file {path}")
+    spec = importlib.util.spec_from_file_location("vitlab_config_file", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"config file {path} must be a Python file, *.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config file {path} must define get_config(variant)")
+    try:
+        tree = module.get_config(variant) if variant else module.get_config()
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f'{path} refuses the variant "{variant}": {error}') from error
+    return tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else dict(tree)
+
+
+def _override(tree: dict[str, Any], dotted: str, text: str) -> None:
+    """Sets one value; `from_config_dict` judges key and type afterwards."""
+    *parents, key = dotted.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--config.{dotted}: {parent} is a value, not a group")
+    tree[key] = text if isinstance(tree.get(key), str) and text != "None" else _literal(text)
+
+
+def _literal(text: str) -> Any:
+    """The Python value that the text spells, or the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

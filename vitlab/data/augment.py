@@ -1,0 +1,136 @@
+"""What happens to an image between decoding and the batch: pure functions, uint8 in and out.
+
+What is done image by image takes (image, numpy Generator); what is done to a batch at once takes its drawn numbers.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Integer, UInt8
+from PIL import Image
+
+from vitlab.config import AugmentConfig
+
+Pixels = UInt8[np.ndarray, "h w c"]
+Batch = UInt8[np.ndarray, "b h w c"]
+Size = tuple[int, int]  # height, width
+
+_CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_ATTEMPTS = 10  # to place a random box, as in torchvision and timm
+
+
+def fit(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size) -> Pixels:
+    """Brings a training image to `size`: the part of the augmentation that is done image by image."""
+    if config.crop == "random_resized":
+        box = random_resized_box((image.shape[0], image.shape[1]), rng, config.crop_scale, config.crop_ratio)
+        return resize(crop(image, box), size, config.interpolation)
+    if config.crop == "pad":
+        return resize(image, size, config.interpolation)
+    return resize_and_center_crop(image, size, config.interpolation, 1.0)
+
+
+def random_resized_box(
+    size: Size, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Draws the box of RandomResizedCrop (GoogLeNet, arXiv:1409.4842) by the law of torchvision and timm.
+
+    Area uniform in `scale`, aspect ratio log-uniform in `ratio`, position uniform; ten attempts, then the largest central box
+    whose ratio is in range.
+
+    Args:
+      size: Height and width of the image.
+      scale: Range of the box's share of the area.
+      ratio: Range of its width over its height.
+
+    Returns:
+      Top, left, height, width.
+    """
+    height, width = size
+    for _ in range(_ATTEMPTS):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    if width / height < ratio[0]:
+        w, h = width, round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w, h = round(height * ratio[1]), height
+    else:
+        w, h = width, height
+    w, h = max(w, 1), max(h, 1)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
+    """The part of the image at (top, left, height, width), as a view."""
+    top, left, height, width = box
+    return image[top : top + height, left : left + width]
+
+
+def resize(image: Pixels, size: Size, interpolation: str) -> Pixels:
+    """Resizes for training: area averaging along an axis that shrinks (antialiased, fast), `interpolation` along one that grows."""
+    shrunk = (min(size[0], image.shape[0]), min(size[1], image.shape[1]))
+    for target, method in ((shrunk, cv2.INTER_AREA), (size, _CV2[interpolation])):
+        if image.shape[:2] != target:
+            resized = cv2.resize(image, target[::-1], interpolation=method)
+            image = resized.reshape(*target, image.shape[2])
+    return image
+
+
+def draw_corners(rng: np.random.Generator, count: int, pad: int) -> Integer[np.ndarray, "count 2"]:
+    """Top and left of `count` windows for `pad_crop`, uniform in [0, 2 pad]."""
+    return rng.integers(2 * pad + 1, size=(count, 2))
+
+
+def pad_crop(images: Batch, corners: Integer[np.ndarray, "b 2"], pad: int) -> Batch:
+    """Adds `pad` black pixels on each side and takes windows of the original size (He et al., arXiv:1512.03385, 4.2).
+
+    Args:
+      images: The batch.
+      corners: Top and left of each window in the padded image.
+      pad: Pixels.
+    """
+    b, h, w, c = images.shape
+    padded = np.zeros((b, h + 2 * pad, w + 2 * pad, c), np.uint8)
+    padded[:, pad : pad + h, pad : pad + w] = images
+    windows = np.lib.stride_tricks.sliding_window_view(padded.reshape(b, h + 2 * pad, -1), (h, w * c), axis=(1, 2))  # type: ignore[call-overload]
+    return windows[np.arange(b), corners[:, 0], corners[:, 1] * c].reshape(b, h, w, c)
+
+
+def draw_flips(rng: np.random.Generator, count: int) -> Bool[np.ndarray, " count"]:
+    """Which of `count` images are flipped: each with probability 1/2."""
+    return rng.random(count) < 0.5
+
+
+def flip(images: Batch, flipped: Bool[np.ndarray, " b"]) -> Batch:
+    """Left to right, where `flipped`."""
+    return np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+
+
+def resize_and_center_crop(image: Pixels, size: Size, interpolation: str, crop_fraction: float) -> Pixels:
+    """The evaluation transform: resizes with Pillow's antialiasing, then takes the centre.
+
+    The image is scaled until it just covers floor(size / crop_fraction), which for a square is timm's rule; only the part that
+    is kept is computed.
+
+    Args:
+      size: Of the result.
+      interpolation: "bilinear" or "bicubic".
+      crop_fraction: Side of the result over side of the resized image, in (0, 1].
+    """
+    height, width = image.shape[:2]
+    covered = [math.floor(side / crop_fraction) for side in size]
+    if covered[0] * width >= covered[1] * height:  # the height decides
+        resized = (covered[0], max(size[1], int(covered[0] * width / height)))
+    else:
+        resized = (max(size[0], int(covered[1] * height / width)), covered[1])
+    top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
+    if resized == (height, width):
+        return crop(image, (top, left, *size))
+    y, x = height / resized[0], width / resized[1]  # source pixels per resized pixel
+    box = (left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height))
+    source = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    return np.array(source.resize((size[1], size[0]), _PILLOW[interpolation], box=box)).reshape(*size, image.shape[2])

@@ -1,0 +1,154 @@
+"""Images in folders: one folder per class, anywhere below it the files.
+
+Two layouts: `root/<class>/...` (one split, "train") and `root/<split>/<class>/...`.
+"""
+
+import hashlib
+import logging
+import os
+import pathlib
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vitlab.config import ConfigError, near_misses
+from vitlab.data.splits import is_sliced, split_name, split_range
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+EVAL_FOLDERS = ("test", "val", "validation", "valid")
+_PROBES = 16  # files whose headers say whether the images are grey
+
+
+class ImageFolderSource:
+    """The files of one split; `__getitem__` reads one, nothing is kept."""
+
+    def __init__(self, root: pathlib.Path, files: Sequence[str], labels: np.ndarray, sizes: np.ndarray, class_names: tuple[str, ...]):
+        """`files` are relative to `root`; `labels` int32 [n], indices into `class_names`; `sizes` int64 [n], bytes."""
+        self.root, self.files, self.labels, self.class_names = root, tuple(files), labels, class_names
+        digest = hashlib.blake2b("\0".join((*class_names, *self.files)).encode("utf-8", "surrogateescape"), digest_size=8)
+        digest.update(sizes.tobytes() + labels.tobytes())
+        self.fingerprint = digest.hexdigest()
+        self.channels = _channels(root, self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": (self.root / self.files[index]).read_bytes(), "label": int(self.labels[index])}
+
+    def name_of(self, index: int) -> str:
+        """The file's path."""
+        return str(self.root / self.files[index])
+
+
+def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
+    """Opens one split of a class-per-folder tree.
+
+    The classes are the sorted folders of the training split, also for evaluation, so that a class without evaluation
+    images shifts no label. A slice takes a fixed pseudo-random share of the files, so "train[:90%]" and "train[90%:]" are
+    disjoint and hold every class. Hidden folders and files of other extensions are passed over.
+
+    Args:
+      data_dir: The root.
+      split: A folder below the root, with an optional slice; "train" is the root itself if no folder has that name.
+        "test" also takes a folder named "val", "validation" or "valid", and says so in the log.
+
+    Raises:
+      ConfigError: No root, no such split, no images, fewer than two classes, an empty class, or a class in the evaluation
+        split that the training split lacks.
+    """
+    if data_dir is None:
+        raise ConfigError('data.source="image_folder" needs data.data_dir, the folder that holds one folder per class')
+    root = pathlib.Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"data.data_dir={data_dir} {'is no folder' if root.exists() else 'does not exist'}")
+    train_folder = root / "train" if (root / "train").is_dir() else root
+    folder = _split_folder(root, split_name(split))
+    class_names = _class_folders(train_folder)
+    if len(class_names) < 2:
+        raise ConfigError(
+            f"{train_folder} has {_count(len(class_names), 'class folder')}; it needs one folder per class and at least 2 classes"
+        )
+    unknown = sorted(set(_class_folders(folder)) - set(class_names))
+    if unknown:
+        raise ConfigError(f'{folder} has a class "{unknown[0]}" that {train_folder} lacks; {near_misses(unknown[0], class_names)}')
+    files, labels, sizes = _scan(folder, class_names)
+    empty = [name for label, name in enumerate(class_names) if label not in set(labels)]
+    if not files or (folder == train_folder and empty):
+        raise ConfigError(f"{folder / empty[0] if files else folder} holds no image ({', '.join(sorted(EXTENSIONS))})")
+    order = _slice_order(files, split) if is_sliced(split) else np.arange(len(files))
+    return ImageFolderSource(
+        folder, [files[i] for i in order], np.array(labels, np.int32)[order], np.array(sizes, np.int64)[order], class_names
+    )
+
+
+def _split_folder(root: pathlib.Path, name: str) -> pathlib.Path:
+    if (root / name).is_dir():
+        return root / name
+    if name == "train" and not any((root / other).is_dir() for other in EVAL_FOLDERS):
+        return root
+    if name == "test":
+        for other in EVAL_FOLDERS:
+            if (root / other).is_dir():
+                logger.info('%s has no folder "test"; "%s" is used', root, other)
+                return root / other
+    if not (root / "train").is_dir():
+        raise ConfigError(
+            f'{root} has no folder "{name}"; make one, or set data.train_split="train[:90%]" and data.eval_split="train[90%:]"'
+        )
+    raise ConfigError(f'{root} has no folder "{name}"; {near_misses(name, _class_folders(root))}')
+
+
+def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__"))))
+
+
+def _scan(folder: pathlib.Path, class_names: Sequence[str]) -> tuple[list[str], list[int], list[int]]:
+    """Paths relative to `folder`, labels and sizes in bytes, class by class, each sorted by path."""
+    files, labels, sizes = [], [], []
+    for label, name in enumerate(class_names):
+        if (folder / name).is_dir():
+            found = sorted(_walk(str(folder / name), name))
+            files += [path for path, _ in found]
+            sizes += [size for _, size in found]
+            labels += [label] * len(found)
+    return files, labels, sizes
+
+
+def _walk(path: str, relative: str) -> Iterator[tuple[str, int]]:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{relative}/{entry.name}")
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
+                yield f"{relative}/{entry.name}", entry.stat().st_size
+
+
+def _slice_order(files: Sequence[str], split: str) -> np.ndarray:
+    """Sorted indices of the files in the slice, taken in the order of a hash of their paths."""
+    hashes = np.array([zlib.crc32(path.encode("utf-8", "surrogateescape")) for path in files])
+    return np.sort(np.argsort(hashes, kind="stable")[split_range(split, len(files))])
+
+
+def _channels(root: pathlib.Path, files: Sequence[str]) -> int:
+    """1 if the headers of a few files spread over the list are all grey, else 3."""
+    modes = []
+    for path in files[:: max(1, len(files) // _PROBES)]:
+        try:
+            with Image.open(root / path) as image:
+                modes.append(image.mode)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+    return 1 if modes and all(mode[0] in "1LIF" for mode in modes) else 3
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

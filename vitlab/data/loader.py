@@ -1,0 +1,151 @@
+"""The input pipeline: batches computed ahead of the step that needs them, on threads or in worker processes (Grain)."""
+
+import os
+from collections.abc import Iterator
+
+import grain
+from absl import flags
+
+from vitlab.config import AugmentConfig, DataConfig
+from vitlab.data.bad_images import BadImages
+from vitlab.data.batches import Batch, EvalBatch, Layout, Threads, TrainBatch
+from vitlab.data.source import Source
+
+_AHEAD = 2  # batches ready before they are asked for
+_LAST_STEP = 2**48  # of training: never reached
+
+
+class Batches(Iterator[Batch]):
+    """An iterator over batches to be closed (or used in a `with`); `bad` knows the images that were left out."""
+
+    def __init__(self, batches: Iterator[Batch], bad: BadImages, threads: Threads):
+        """`batches` is Grain's iterator."""
+        self._batches, self._threads, self.bad = batches, threads, bad
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+          BadImagesError: More images than allowed cannot be decoded.
+        """
+        batch = next(self._batches)
+        missing = batch.pop("bad")
+        for index in missing[missing >= 0]:
+            self.bad.add(int(index))
+        return batch
+
+    def close(self) -> None:
+        """Ends the threads and worker processes; may be called again."""
+        self._batches.close()  # type: ignore[attr-defined]
+        self._threads.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+
+def train_batches(  # noqa: PLR0913  the loader is where source, recipe and machine meet
+    source: Source,
+    *,
+    augment: AugmentConfig,
+    data: DataConfig,
+    image_size: tuple[int, int] | int,
+    channels: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Endless training batches from `start_step` on, shuffled anew in each epoch.
+
+    Batch = f(source, augment, size, batch_size, seed, step): the same for any number of threads, workers, processes and
+    restarts. Epochs run into each other: a batch may hold the end of one and the beginning of the next.
+
+    Args:
+      source: Of the training split.
+      augment: The recipe.
+      data: Threads, workers, and the share of bad images allowed.
+      image_size: Pixels, (height, width) or the side of a square.
+      channels: Of the batch: 1 or 3; grey images are repeated into RGB, RGB is reduced to its luma.
+      batch_size: Images per step, over all processes.
+      seed: Of order and augmentation, at least 0.
+      start_step: Of the first batch.
+      process_index: This process; it gets the rows [index * b, (index + 1) * b) with b = batch_size / process_count.
+      process_count: Processes of the run.
+
+    Returns:
+      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b]}, with `close()` and `bad`. An undecodable image is
+      replaced by the next decodable one of the source.
+
+    Raises:
+      ValueError: batch_size is no multiple of process_count, or another number is out of range.
+    """
+    layout = _layout(image_size, channels, batch_size, process_index, process_count)
+    threads = Threads(_threads_per_worker(data.num_threads, data.num_workers))
+    make = TrainBatch(source, augment, layout, seed, threads)
+    steps = grain.MapDataset.range(start_step, _LAST_STEP).map(make)
+    batches = steps.to_iter_dataset(_read_options(make.vectorised))
+    if data.num_workers > 0:
+        if not flags.FLAGS.is_parsed():  # Grain hands the flags to its workers; in a notebook there are none
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=1))
+    return Batches(iter(batches), BadImages(source, data.max_bad_fraction), threads)
+
+
+def eval_batches(  # noqa: PLR0913  as above
+    source: Source,
+    *,
+    data: DataConfig,
+    image_size: tuple[int, int] | int,
+    channels: int,
+    batch_size: int,
+    interpolation: str = "bicubic",
+    crop_fraction: float = 1.0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Every image of the source exactly once, in its order; the last batch is padded.
+
+    Works on threads only. Arguments are those of `train_batches`, and
+
+    Args:
+      source: Of the evaluation split.
+      data: Threads, and the share of bad images allowed.
+      image_size: Pixels, (height, width) or the side of a square.
+      channels: Of the batch, 1 or 3.
+      batch_size: Images per batch, over all processes; all processes get the same number of batches.
+      interpolation: "bicubic" or "bilinear", antialiased as Pillow does.
+      crop_fraction: Side of the central crop over side of the resized image, in (0, 1].
+      process_index: This process.
+      process_count: Processes of the run.
+
+    Returns:
+      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": bool [b]}, with `close()` and `bad`. The mask is
+      False where a row is padding or its image cannot be decoded.
+
+    Raises:
+      ValueError: A number is out of range, or batch_size is no multiple of process_count.
+    """
+    layout = _layout(image_size, channels, batch_size, process_index, process_count)
+    threads = Threads(_threads_per_worker(data.num_threads, 0))
+    make = EvalBatch(source, layout, interpolation, crop_fraction, threads)
+    steps = grain.MapDataset.range(len(make)).map(make)
+    batches = iter(steps.to_iter_dataset(_read_options(make.vectorised)))
+    return Batches(batches, BadImages(source, data.max_bad_fraction), threads)
+
+
+def _layout(image_size: tuple[int, int] | int, channels: int, batch_size: int, process_index: int, process_count: int) -> Layout:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return Layout(size=size, channels=channels, batch_size=batch_size, process_index=process_index, process_count=process_count)
+
+
+def _threads_per_worker(num_threads: int, num_workers: int) -> int:
+    return num_threads or max(1, len(os.sched_getaffinity(0)) // max(1, num_workers))
+
+
+def _read_options(vectorised: bool) -> grain.ReadOptions:
+    """One thread runs ahead of the step; a second begins the next batch while the pool ends the last."""
+    return grain.ReadOptions(num_threads=1 if vectorised else 2, prefetch_buffer_size=_AHEAD)

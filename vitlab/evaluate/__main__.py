@@ -1,0 +1,75 @@
+"""Evaluates a model on the evaluation split: python -m vitlab.evaluate --workdir=DIR.
+
+Or a checkpoint of others: --model=NAME --weights=FILE --config=configs/x.py. Prints one JSON object, and writes it to
+evaluation.json in the run folder. Exit codes: 0 done; 2 the command, run folder or data cannot be used; 42 stopped by a signal.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from vitlab import cli
+from vitlab.config import ConfigError, Experiment
+from vitlab.data import open_source
+from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
+from vitlab.evaluate.trained import Trained, from_run, from_weights
+from vitlab.train import folder
+from vitlab.train.mesh import check_divides, make_mesh
+from vitlab.train.records import write_atomically
+from vitlab.train.signals import EXIT_STOPPED, StopRequest
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.Parser(prog="python -m vitlab.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--workdir", type=pathlib.Path, help="the run folder of a model that was trained here")
+    parser.add_argument("--model", help="a model of the zoo")
+    parser.add_argument("--weights", help="its checkpoint: .safetensors, .pth or hf://owner/name")
+    parser.add_argument("--config", help="config file that names the data; of a run folder, its own if not given")
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    if (args.workdir is None) == (args.model is None) or (args.model is None) != (args.weights is None):
+        raise ConfigError("say either --workdir=DIR, or --model=NAME --weights=FILE --config=FILE")
+    if args.model and not args.config:
+        raise ConfigError("--model needs --config=FILE, which names the data")
+    cli.begin()
+    experiment = cli.load_experiment(args.config, overrides) if args.config else _own_experiment(args.workdir, overrides)
+    with StopRequest() as stop:
+        result = _evaluate(args, experiment, stop)
+    if result is None:
+        return EXIT_STOPPED
+    text = json.dumps(result)
+    print(text)
+    if args.workdir:
+        try:
+            write_atomically(args.workdir / "evaluation.json", text + "\n")
+        except OSError as error:
+            print(f"evaluation.json is not written: {error}", file=sys.stderr)
+    return 0
+
+
+def _own_experiment(workdir: pathlib.Path, overrides: Mapping[str, str]) -> Experiment:
+    experiment, _ = folder.read(workdir)
+    return cli.override(experiment, overrides)
+
+
+def _evaluate(args, experiment: Experiment, stop: StopRequest) -> dict | None:
+    mesh = make_mesh()
+    size = experiment.eval_batch_size or experiment.batch_size
+    check_divides("eval_batch_size", size, mesh)
+    source = open_source(experiment.data, train=False)
+    trained: Trained
+    if args.workdir:
+        trained = from_run(args.workdir, mesh, experiment)
+    else:
+        trained = from_weights(args.model, args.weights, experiment, tuple(source.class_names), mesh)
+    if trained.class_names != tuple(source.class_names):
+        raise ConfigError(f"the model knows {len(trained.class_names)} classes, the data has {len(source.class_names)} others")
+    batches = open_batches(trained.model, source, trained.experiment, channels=trained.channels, batch_size=size)
+    step = make_eval_step(trained.model, mesh)
+    result = evaluate(step, trained.weights, batches, mesh=mesh, should_stop=lambda: stop.requested)
+    return result and {**trained.origin, "split": experiment.data.eval_split, **result}
+
+
+if __name__ == "__main__":
+    cli.run(main)

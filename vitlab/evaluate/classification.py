@@ -1,0 +1,99 @@
+"""Top-1, top-5 and loss over exactly all images of a split."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from vitlab.config import Experiment
+from vitlab.data import Batches, Source, eval_batches
+from vitlab.train.functional import FunctionalModel, Weights
+from vitlab.train.losses import cross_entropy
+from vitlab.train.mesh import replicated, shard_batch
+
+EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
+
+
+def make_eval_step(model: FunctionalModel, mesh: Mesh) -> EvalStep:
+    """Sums over the images of a batch that are really there: {"images", "top1", "top5": int32, "loss": float32}.
+
+    Top-5 is top-n for n < 5 classes. An image counts when fewer than k logits are above its label's, or equal and of a
+    lower class; NaN counts for nothing.
+    """
+
+    def eval_step(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
+        logits, _ = model.apply(weights, batch["image"])
+        mask, labels = batch["mask"], batch["label"]
+        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        lower = jnp.arange(logits.shape[-1])[None] < labels[:, None]
+        rank = ((logits > own) | ((logits == own) & lower)).sum(-1)
+        valid = mask & jnp.isfinite(own[:, 0])
+        return {
+            "images": mask.sum(),
+            "top1": (valid & (rank < 1)).sum(),
+            "top5": (valid & (rank < min(5, logits.shape[-1]))).sum(),
+            "loss": jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
+        }
+
+    return jax.jit(eval_step, out_shardings=replicated(mesh))
+
+
+def evaluate(
+    eval_step: EvalStep, weights: Weights, batches: Batches, *, mesh: Mesh, should_stop: Callable[[], bool] = lambda: False
+) -> dict[str, float | int] | None:
+    """Runs over all batches; results are fetched one batch late.
+
+    Args:
+      eval_step: From `make_eval_step`.
+      weights: On the devices of `mesh`.
+      batches: From `eval_batches`; closed at the end.
+      mesh: Over which each batch is split.
+      should_stop: Asked between batches.
+
+    Returns:
+      {"top1", "top5" (shares), "loss" (mean, nats), "images", "images_per_second"}, or None when told to stop. The first
+      batch, which may compile, does not count for the speed, unless it is the only one.
+    """
+    totals = {"images": 0.0, "top1": 0.0, "top5": 0.0, "loss": 0.0}
+    begin, before, pending = time.perf_counter(), 0.0, None
+    with batches:
+        for index, batch in enumerate(batches):
+            if should_stop():
+                return None
+            sums = eval_step(weights, shard_batch(batch, mesh))
+            if pending is not None:
+                _add(totals, pending)
+            if index == 1:
+                begin, before = time.perf_counter(), totals["images"]
+            pending = sums
+        if pending is not None:
+            _add(totals, pending)
+    count = totals.pop("images")
+    speed = (count - before) / max(time.perf_counter() - begin, 1e-9)
+    return {k: v / max(count, 1) for k, v in totals.items()} | {"images": int(count), "images_per_second": speed}
+
+
+def open_batches(model: FunctionalModel, source: Source, experiment: Experiment, *, channels: int, batch_size: int) -> Batches:
+    """The images of a split as the model's evaluation wants them.
+
+    The centre crop is the model's where training sees parts of images (`random_resized`); otherwise the whole image is kept.
+    """
+    recipe = model.preprocessing
+    return eval_batches(
+        source,
+        data=experiment.data,
+        image_size=recipe.image_size,
+        channels=channels,
+        batch_size=batch_size,
+        interpolation=recipe.interpolation,
+        crop_fraction=recipe.crop_fraction if experiment.augment.crop == "random_resized" else 1.0,
+    )
+
+
+def _add(totals: dict[str, float], sums: dict[str, Any]) -> None:
+    for name, value in jax.device_get(sums).items():
+        totals[name] += float(value)

@@ -1,0 +1,89 @@
+"""A trained model from where it lies: a run folder, or a checkpoint of others."""
+
+import dataclasses
+import pathlib
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from vitlab.config import ConfigError, Experiment
+from vitlab.models.registry import create_model
+from vitlab.train import folder
+from vitlab.train.checkpoint import CheckpointError, Checkpoints
+from vitlab.train.functional import FunctionalModel, Weights, build, functional
+from vitlab.train.mesh import replicated
+from vitlab.train.state import abstract_state
+from vitlab.weights.load import load_weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Model, weights, and how its images are prepared."""
+
+    model: FunctionalModel
+    weights: Weights  # on the devices
+    experiment: Experiment
+    channels: int
+    class_names: tuple[str, ...]
+    origin: dict[str, str | int]  # for the result: model, and step or weights
+
+
+def from_run(workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = None) -> Trained:
+    """The newest whole checkpoint of a run; `experiment` replaces its own, to evaluate on other data.
+
+    Raises:
+      ConfigError: It is no run folder, has no checkpoint, or its checkpoints do not fit or are damaged.
+    """
+    own, data = folder.read(workdir)
+    channels = own.model.in_channels or data.channels
+    model, create = build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)
+    if not (workdir / "checkpoints").is_dir():
+        raise ConfigError(f"{workdir} has no checkpoint yet")
+    try:
+        with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+            restored = checkpoints.restore(abstract_state(create, replicated(mesh)))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    if restored is None:
+        raise ConfigError(f"{workdir} has no checkpoint yet")
+    step, weights = restored
+    return Trained(
+        model=model,
+        weights=weights,
+        experiment=experiment or own,
+        channels=channels,
+        class_names=data.class_names,
+        origin={"model": own.model.name, "step": step},
+    )
+
+
+def from_weights(name: str, path: str, experiment: Experiment, class_names: tuple[str, ...], mesh: Mesh) -> Trained:
+    """A variant of the zoo with a checkpoint of others; its classes are those of the data, in their order.
+
+    Raises:
+      ConfigError: No such model or file, or they do not fit.
+    """
+    config = experiment.model
+    try:
+        model = create_model(
+            name,
+            num_classes=config.num_classes or len(class_names),
+            image_size=config.image_size,
+            in_channels=config.in_channels or 3,
+            dtype=config.dtype,
+            rngs=nnx.Rngs(0),
+            **(config.fields if config.name == name else {}),
+        )
+        load_weights(model, path)
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    fn, weights = functional(model)
+    return Trained(
+        model=fn,
+        weights=jax.device_put(weights, replicated(mesh)),
+        experiment=experiment,
+        channels=config.in_channels or 3,
+        class_names=class_names,
+        origin={"model": name, "weights": path},
+    )

@@ -1,0 +1,46 @@
+"""Trains a model: python -m vitlab.train --config=configs/x.py:variant --workdir=DIR [--config.a.b=value].
+
+The same command again goes on with the run. Exit codes: 0 the run is done; 1 it failed; 2 the command, config or data cannot be
+used, and nothing was begun; 42 a signal stopped it, and the last step is saved.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from vitlab import cli
+from vitlab.config import smoke
+from vitlab.data import BadImagesError
+from vitlab.train.checkpoint import CheckpointError, NonFiniteError
+from vitlab.train.loop import train
+from vitlab.train.signals import EXIT_STOPPED, Stopped
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.Parser(prog="python -m vitlab.train", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--workdir", required=True, help="the run folder; made if need be")
+    parser.add_argument("--smoke", action="store_true", help="the same experiment shrunk to two steps")
+    parser.add_argument("--allow_changes", action="store_true", help="go on with a run whose model, data, seed, ... differ")
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    experiment = cli.load_experiment(args.config, overrides)
+    cli.begin()
+    try:
+        result = train(smoke(experiment) if args.smoke else experiment, args.workdir, allow_changes=args.allow_changes)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    except (NonFiniteError, CheckpointError, BadImagesError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"done: top-1 {result['eval_top1']:.2%} on {result['eval_images']:.0f} images after {result['step']} steps\n"
+        f"run folder: {args.workdir}\n"
+        f"next: python -m vitlab.evaluate --workdir={args.workdir}\n"
+        f"      python -m vitlab.predict --workdir={args.workdir} IMAGE..."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,166 @@
+"""Checkpoints that are checked: Orbax, plus a SHA-256 per leaf, fallback to an older step, and a strict comparison.
+
+Orbax restores a flipped bit without a word, casts dtypes silently and does not fall back when a file is damaged.
+"""
+
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vitlab.config import ConfigError
+from vitlab.train.paths import leaf_names
+
+logger = logging.getLogger(__name__)
+
+# Orbax item -> what it holds of the state; evaluation restores only the first.
+_ITEMS = {"weights": ("params", "model_state"), "training": ("opt_state", "step", "interval")}
+_MANIFEST = "manifest"  # item: {"leaves": {name: {shape, dtype, sha256}}, "sha256": of the leaves' JSON}
+
+
+class CheckpointError(RuntimeError):
+    """There are checkpoints, and none of them can be read."""
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or infinity where there must be none; nothing was saved."""
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints of a run, in a folder; writes in the background. To be used in a `with`."""
+
+    def __init__(self, folder: pathlib.Path, *, keep: int = 1, read_only: bool = False):
+        """Under `read_only` nothing is written or moved."""
+        self.folder, self.read_only = folder.absolute(), read_only
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep, create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
+        )
+        self._manager = self._open()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._manager.close()  # waits for the write under way
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Begins to write the state, which may be donated once this returns; a step that is saved already is left alone.
+
+        Raises:
+          NonFiniteError: A leaf is not finite.
+        """
+        if step in self._manager.all_steps():
+            return
+        leaves = {name: np.asarray(x) for name, x in _named(state).items()}
+        for name, leaf in leaves.items():
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+                raise NonFiniteError(f"step {step}: {name} is not finite; this state is not saved")
+        described = {name: _describe(leaf) | {"sha256": _sha256(leaf)} for name, leaf in leaves.items()}
+        manifest = {"leaves": described, "sha256": _json_sha256(described)}
+        items = {item: ocp.args.StandardSave({k: state[k] for k in keys}) for item, keys in _ITEMS.items()}
+        self._manager.save(step, args=ocp.args.Composite(**items, **{_MANIFEST: ocp.args.JsonSave(manifest)}))
+
+    def wait(self) -> None:
+        """Waits for the write under way, and raises what went wrong in it."""
+        self._manager.wait_until_finished()
+
+    def restore(self, target: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """Reads the newest checkpoint that is whole.
+
+        A damaged one is named in the log, and moved to the folder `damaged` beside this one once an older one has been read.
+
+        Args:
+          target: `jax.ShapeDtypeStruct` with sharding, in the tree that was saved, or its groups params and model_state.
+
+        Returns:
+          Its step and state, or None when there is no checkpoint.
+
+        Raises:
+          ConfigError: The checkpoint is of another model or optimizer; names the first differing tensors.
+          CheckpointError: Every checkpoint is damaged.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._read(step, target)
+            except ConfigError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise whatever they meet in a damaged file
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, reason)
+                damaged.append(step)
+                continue
+            if damaged:
+                logger.warning("going on from step %d, the newest that is whole", step)
+                self._set_aside(damaged)
+            return step, state
+        if damaged:
+            raise CheckpointError(f"all checkpoints in {self.folder} are damaged: steps {', '.join(map(str, sorted(damaged)))}")
+        return None
+
+    def _read(self, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
+        manifest = self._manager.restore(step, args=ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()}))[_MANIFEST]
+        if _json_sha256(manifest["leaves"]) != manifest["sha256"]:
+            raise ValueError("its manifest does not match its checksum")
+        _compare(manifest["leaves"], target)
+        items = {item: {k: target[k] for k in keys} for item, keys in _ITEMS.items() if keys[0] in target}
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in items.items()})
+        restored = self._manager.restore(step, args=args)
+        state = {k: v for item in items for k, v in restored[item].items()}
+        for name, leaf in _named(state).items():
+            if _sha256(np.asarray(leaf)) != manifest["leaves"][name]["sha256"]:
+                raise ValueError(f"{name} does not match its checksum")
+        return state
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if self.read_only:
+            return
+        aside = self.folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            shutil.rmtree(aside / str(step), ignore_errors=True)  # damaged at this step before
+            shutil.move(self.folder / str(step), aside / str(step))
+        self._manager.close()
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self.folder, options=self._options, item_names=(*_ITEMS, _MANIFEST))
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _describe(leaf: Any) -> dict[str, Any]:
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _sha256(leaf: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _json_sha256(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _compare(saved: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """Refuses another shape, dtype or set of tensors within the groups of `target`."""
+    wanted = {name: _describe(leaf) for name, leaf in _named(target).items()}
+    saved = {n: {k: v[k] for k in ("shape", "dtype")} for n, v in saved.items() if n.split("/")[0] in target}
+    differing = [n for n in dict.fromkeys([*wanted, *saved]) if wanted.get(n) != saved.get(n)]
+    differing.sort(key=lambda name: not name.startswith("params/"))  # the optimizer's state only follows
+    if differing:
+        first = "; ".join(f"{n}: checkpoint {_text(saved.get(n))}, model {_text(wanted.get(n))}" for n in differing[:3])
+        raise ConfigError(f"the checkpoint is of another model or optimizer; {len(differing)} tensors differ, first {first}")
+
+
+def _text(description: Mapping[str, Any] | None) -> str:
+    return "has none" if description is None else f"{description['dtype']}{description['shape']}"

@@ -1,0 +1,56 @@
+"""Where the time of a run goes."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Measures training without its pauses, the share of it spent waiting for data, and the time to the end."""
+
+    def __init__(self, *, step: int, total_steps: int, batch_size: int):
+        """Starts at `step`."""
+        self._first, self._total, self._batch_size = step, total_steps, batch_size
+        self._begin = time.perf_counter()
+        self._restart(step)
+
+    def waiting(self, fetch: Callable[[], T]) -> T:
+        """Calls `fetch` and counts its time as waiting for data."""
+        begin = time.perf_counter()
+        value = fetch()
+        self._waited += time.perf_counter() - begin
+        return value
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside (an evaluation, a save) is not training."""
+        begin = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - begin
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Ends an interval: {"images_per_second", "data_wait" (share), "eta" (seconds), "elapsed" (seconds)}."""
+        now = time.perf_counter()
+        seconds = max(now - self._lap_begin - self._paused, 1e-9)
+        elapsed = now - self._begin
+        values = {
+            "images_per_second": (step - self._lap_step) * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,
+            "eta": elapsed / max(step - self._first, 1) * (self._total - step),
+            "elapsed": elapsed,
+        }
+        self._restart(step)
+        return values
+
+    def _restart(self, step: int) -> None:
+        self._lap_step, self._lap_begin, self._waited, self._paused = step, time.perf_counter(), 0.0, 0.0
+
+
+def duration_text(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,83 @@
+"""A model as a pure function of its weights: what jit, optax and checkpoints see."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from vitlab.config import ConfigError, ModelConfig
+from vitlab.models.registry import Preprocessing, create_model
+
+Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionalModel:
+    """`apply` of fixed structure; holds no weights."""
+
+    graphdef: Any
+    constants: Any  # variables that are neither parameters nor statistics
+    preprocessing: Preprocessing
+
+    def apply(
+        self, weights: Weights, images: UInt8[Array, "b h w c"], rng: Array | None = None
+    ) -> tuple[Float[Array, "b classes"], dict[str, Any]]:
+        """Normalises and runs the model; with `rng` as in training (dropout, drop path, statistics of the batch).
+
+        Returns:
+          Logits, float32, and the new model_state.
+        """
+        model = nnx.merge(self.graphdef, weights["params"], weights["model_state"], self.constants, copy=True)
+        mean, std = (jnp.asarray(v, jnp.float32) for v in (self.preprocessing.mean, self.preprocessing.std))
+        pixels = (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
+        rngs = None if rng is None else nnx.Rngs(dropout=rng)
+        logits = model(pixels, train=rng is not None, rngs=rngs)
+        return logits.astype(jnp.float32), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def functional(model: Any) -> tuple[FunctionalModel, Weights]:
+    """Splits a model of the zoo into its function and its weights."""
+    graphdef, params, stats, constants = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    weights = {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(stats)}
+    return FunctionalModel(graphdef, constants, model.preprocessing), weights
+
+
+def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) -> tuple[FunctionalModel, Callable[[], Weights]]:
+    """The model of an experiment, and a function for its initial weights (to be called under jit).
+
+    Args:
+      config: Which model.
+      num_classes: Of the data, where the config leaves it open.
+      channels: Of the images, where the config leaves it open.
+      seed: Of the initial weights.
+
+    Raises:
+      ConfigError: There is no such model, or its fields cannot work together.
+    """
+    if config.num_classes is not None and config.num_classes < num_classes:
+        raise ConfigError(f"model.num_classes={config.num_classes} is fewer than the {num_classes} classes of the data")
+
+    def create() -> nnx.Module:
+        return create_model(
+            config.name,
+            num_classes=num_classes if config.num_classes is None else config.num_classes,
+            image_size=config.image_size,
+            in_channels=channels if config.in_channels is None else config.in_channels,
+            drop_path_rate=config.drop_path_rate,
+            dtype=config.dtype,
+            rngs=nnx.Rngs(seed),
+            **config.fields,
+        )
+
+    try:
+        abstract, _ = functional(nnx.eval_shape(create))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    constants = abstract.constants
+    if jax.tree.leaves(constants):
+        constants = jax.jit(lambda: functional(create())[0].constants)()
+    return dataclasses.replace(abstract, constants=constants), lambda: functional(create())[1]

@@ -1,0 +1,98 @@
+"""The training loop. Every run, however interrupted, goes through it step by step."""
+
+import contextlib
+import pathlib
+
+import jax
+
+from vitlab.config import Experiment
+from vitlab.train import folder
+from vitlab.train.checkpoint import Checkpoints
+from vitlab.train.clock import Clock
+from vitlab.train.mesh import shard_batch
+from vitlab.train.paths import leaf_names
+from vitlab.train.report import Report
+from vitlab.train.setup import Setup, set_up
+from vitlab.train.signals import Stopped, StopRequest
+from vitlab.train.state import State
+from vitlab.train.step import compile_step
+
+
+def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes: bool = False) -> dict[str, float | int]:
+    """Trains, or goes on with, the run in a folder.
+
+    The same call resumes at the newest checkpoint; the result is bit-equal to that of an uninterrupted run on the same
+    machine, number of devices and versions.
+
+    Args:
+      experiment: What to train.
+      workdir: The run folder, see `vitlab.train.folder`; made if need be.
+      allow_changes: Go on with a run of another config.
+
+    Returns:
+      The record of the last evaluation: {"step", "eval_top1", "eval_top5", "eval_loss", "eval_images"}.
+
+    Raises:
+      ConfigError: The experiment cannot be run here, or not in this folder.
+      Stopped: A signal came; the state of the last step is saved.
+      NonFiniteError: The loss or a gradient was not finite.
+      CheckpointError: Every checkpoint is damaged.
+    """
+    setup = set_up(experiment)
+    periods, workdir = setup.periods, pathlib.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        data = folder.DataInfo.of(setup.train_source)
+        stack.enter_context(folder.claim(workdir, experiment, data, allow_changes=allow_changes))
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=experiment.keep_checkpoints))
+        restored = checkpoints.restore(setup.abstract_state)
+        step, state = restored or (0, setup.initial_state())
+        folder.write(workdir, experiment, data)
+        train_step, compile_seconds = compile_step(setup.train_step)
+        batches = stack.enter_context(setup.open_train_batches(step))
+        clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size)
+        report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, leaves=leaf_names(state["params"])))
+        report.line(_beginning(setup, state, step, compile_seconds))
+
+        # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a
+        # step's evaluation before the next step; so a resumed run neither repeats nor drops a record.
+        _evaluate(setup, report, state, step, stop)
+        while step < periods.total and not stop.requested:
+            batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
+            state, metrics = train_step(state, batch)
+            step += 1
+            report.step(step, metrics)
+            if periods.evaluates_at(step) or periods.saves_at(step):
+                report.flush()
+                with clock.pause():
+                    _evaluate(setup, report, state, step, stop)
+                    if periods.saves_at(step):
+                        report.sync()
+                        checkpoints.save(step, state)
+        report.flush()
+        if stop.requested:
+            report.sync()
+            checkpoints.save(step, state)
+        checkpoints.wait()
+        if stop.requested:
+            raise Stopped(step)
+        return report.evaluation_at(step)
+
+
+def _evaluate(setup: Setup, report: Report, state: State, step: int, stop: StopRequest) -> None:
+    """Evaluates where it is due and not yet recorded, unless asked to stop, which leaves it to the resumed run."""
+    if not setup.periods.evaluates_at(step) or report.evaluation_at(step) or stop.requested:
+        return
+    result = setup.evaluate(state, lambda: stop.requested)
+    if result is not None:
+        report.evaluation(step, result)
+
+
+def _beginning(setup: Setup, state: State, step: int, compile_seconds: float) -> str:
+    count = sum(x.size for x in jax.tree.leaves(state["params"]))
+    devices = jax.local_devices()
+    return (
+        f"{setup.experiment.model.name}: {count:,} parameters, {len(setup.train_source):,} images, {setup.periods.total:,} steps of "
+        f"{setup.experiment.batch_size} on {len(devices)} x {devices[0].device_kind}; compiled in {compile_seconds:.1f} s"
+        + (f"; resumed at step {step}" if step else "")
+    )

@@ -1,0 +1,48 @@
+"""The durations of an experiment in steps."""
+
+import dataclasses
+
+from vitlab.config import ConfigError, Experiment, duration_in_steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Periods:
+    """Whole run, warm-up, and how often what happens; all in steps, the last three at least 1."""
+
+    total: int
+    warmup: int
+    log: int
+    evaluate: int
+    save: int
+
+    @classmethod
+    def of(cls, experiment: Experiment, *, examples_per_epoch: int) -> "Periods":
+        """Those of an experiment on this many images.
+
+        Raises:
+          ConfigError: The run is shorter than a step or than its warm-up.
+        """
+
+        def steps(text: str, total: int | None) -> int:
+            return duration_in_steps(text, batch_size=experiment.batch_size, examples_per_epoch=examples_per_epoch, total_steps=total)
+
+        total = steps(experiment.duration, None)
+        warmup = steps(experiment.optimizer.warmup, total)
+        if total < 1:
+            raise ConfigError(
+                f'duration="{experiment.duration}" is less than one step of batch_size={experiment.batch_size} '
+                f"on {examples_per_epoch} images"
+            )
+        if warmup > total:
+            raise ConfigError(f'optimizer.warmup="{experiment.optimizer.warmup}" is {warmup} steps, the whole run only {total}')
+        often = (max(steps(text, total), 1) for text in (experiment.log_every, experiment.eval_every, experiment.checkpoint_every))
+        log, evaluate, save = often
+        return cls(total=total, warmup=warmup, log=log, evaluate=evaluate, save=save)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation follows this step."""
+        return step > 0 and (step % self.evaluate == 0 or step == self.total)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint follows this step."""
+        return step % self.save == 0 or step == self.total

@@ -1,0 +1,118 @@
+"""What becomes of the metrics: checked, recorded, shown; one step late, so that the device never waits."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+from tensorboardX import SummaryWriter
+
+from vitlab.train.checkpoint import NonFiniteError
+from vitlab.train.clock import Clock, duration_text
+from vitlab.train.console import Console
+from vitlab.train.periods import Periods
+from vitlab.train.records import Records
+from vitlab.train.step import Metrics
+
+
+class Report:
+    """Takes each step's metrics and handles those of the step before. To be used in a `with`."""
+
+    def __init__(self, workdir: pathlib.Path, *, step: int, periods: Periods, clock: Clock, leaves: list[str]):
+        """Goes on after `step`; `leaves` are the names of the gradients."""
+        self.records = Records(workdir / "metrics.jsonl", step=step)
+        self.console = Console(total_steps=periods.total)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._timing = (workdir / "timing.jsonl").open("a")
+        self._total, self._log_every, self._clock, self._leaves = periods.total, periods.log, clock, leaves
+        self._pending: tuple[int, Metrics] | None = None
+
+    def __enter__(self) -> "Report":
+        self.console.__enter__()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.console.__exit__(*exc)
+        self._tensorboard.close()
+        self._timing.close()
+        self.records.close()
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """Keeps the metrics on the device and handles those of the step before.
+
+        Raises:
+          NonFiniteError: The loss or a gradient of the step before is not finite.
+        """
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Handles what is kept; waits for the device.
+
+        Raises:
+          NonFiniteError: The loss or a gradient is not finite; names step, learning rate, gradient norm and first leaf.
+        """
+        if self._pending is None:
+            return
+        (step, device), self._pending = self._pending, None
+        metrics = jax.device_get(device)
+        finite = metrics.pop("finite")
+        values = {f"train_{k}" if k in ("loss", "accuracy") else k: float(v) for k, v in metrics.items()}
+        if not finite.all():
+            raise NonFiniteError(_not_finite(step, values, finite, self._leaves))
+        self.console.at(step)
+        if step % self._log_every == 0 or step == self._total:
+            self._log(step, values)
+
+    def line(self, text: str) -> None:
+        """Shows a line of text."""
+        self.console.line(text)
+
+    def evaluation_at(self, step: int) -> dict[str, Any]:
+        """The record of the evaluation after a step; empty if there is none."""
+        return self.records.at(step, "eval_top1") or {}
+
+    def evaluation(self, step: int, result: Mapping[str, float | int]) -> None:
+        """Records and shows an evaluation; its speed goes with the timing."""
+        values = {f"eval_{k}": v for k, v in result.items() if k != "images_per_second"}
+        self._write(step, values)
+        self.console.line(f"step {step} evaluation: {describe(result)}")
+
+    def sync(self) -> None:
+        """Makes the records safe, before a checkpoint that relies on them."""
+        self.records.sync()
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        lap = self._clock.lap(step)
+        self._write(step, values)
+        self._timing.write(json.dumps({"step": step, **lap}) + "\n")
+        self._timing.flush()
+        self.console.line(
+            f"step {step}/{self._total}  loss {values['train_loss']:.4f}  accuracy {values['train_accuracy']:.1%}  lr {values['lr']:.2e}  "
+            f"{lap['images_per_second']:.0f} images/s  data wait {lap['data_wait']:.0%}  ETA {duration_text(lap['eta'])}"
+        )
+
+    def _write(self, step: int, values: Mapping[str, float | int]) -> None:
+        self.records.write(step, values)
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name.replace("_", "/", 1), value, step)
+
+
+def _not_finite(step: int, values: Mapping[str, float], finite: Bool[np.ndarray, " flags"], leaves: Sequence[str]) -> str:
+    what = ["the loss"] * (not finite[0])
+    if not finite[1:].all():
+        what.append(f"the gradient of {leaves[int(np.argmin(finite[1:]))]} (the first of {int((~finite[1:]).sum())})")
+    return (
+        f"step {step}: not finite: {' and '.join(what)}; learning rate {values['lr']:.3g}, gradient norm {values['grad_norm']:.3g}. "
+        "Training stops and saves nothing more; a lower optimizer.peak_lr, a longer optimizer.warmup or a smaller "
+        "optimizer.clip_norm may help"
+    )
+
+
+def describe(result: Mapping[str, float | int]) -> str:
+    """An evaluation as text."""
+    text = f"top-1 {result['top1']:.2%}  top-5 {result['top5']:.2%}  loss {result['loss']:.4f}  on {result['images']:.0f} images"
+    return text + (f"  {result['images_per_second']:.0f} images/s" if "images_per_second" in result else "")

@@ -1,0 +1,109 @@
+"""What a run is made of, built from its experiment; everything that can be refused is refused here, before the run folder."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from pallas_kernels.dispatch import UnsupportedError
+from vitlab.config import ConfigError, Experiment
+from vitlab.data import Batches, Source, open_source, train_batches
+from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
+from vitlab.train import mesh as meshes
+from vitlab.train.functional import FunctionalModel, build
+from vitlab.train.optimizer import make_optimizer
+from vitlab.train.periods import Periods
+from vitlab.train.schedule import warmup_cosine
+from vitlab.train.state import State, abstract_state, make_state
+from vitlab.train.step import make_train_step, trace_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The parts of a run; nothing in it changes."""
+
+    experiment: Experiment
+    mesh: Mesh
+    train_source: Source
+    eval_source: Source
+    model: FunctionalModel
+    periods: Periods
+    train_step: jax.stages.Traced  # not yet compiled
+    eval_step: EvalStep
+    create_state: Callable[[], State]  # the state before the first step
+    abstract_state: Any  # its shapes, dtypes and sharding
+    channels: int
+
+    def initial_state(self) -> State:
+        """The state before the first step, on all devices."""
+        return jax.jit(self.create_state, out_shardings=meshes.replicated(self.mesh))()
+
+    def open_train_batches(self, start_step: int) -> Batches:
+        """The endless training batches from a step on."""
+        experiment = self.experiment
+        return train_batches(
+            self.train_source,
+            augment=experiment.augment,
+            data=experiment.data,
+            image_size=self.model.preprocessing.image_size,
+            channels=self.channels,
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            start_step=start_step,
+        )
+
+    def evaluate(self, state: State, should_stop: Callable[[], bool]) -> dict[str, float | int] | None:
+        """Evaluates the state's weights on the evaluation split; None when told to stop."""
+        size = self.experiment.eval_batch_size or self.experiment.batch_size
+        batches = open_batches(self.model, self.eval_source, self.experiment, channels=self.channels, batch_size=size)
+        weights = {k: state[k] for k in ("params", "model_state")}
+        return evaluate(self.eval_step, weights, batches, mesh=self.mesh, should_stop=should_stop)
+
+
+def set_up(experiment: Experiment) -> Setup:
+    """Opens the data and traces the step; computes nothing.
+
+    Raises:
+      ConfigError: The experiment cannot be run here; one line.
+    """
+    mesh = meshes.make_mesh()
+    meshes.check_divides("batch_size", experiment.batch_size, mesh)
+    meshes.check_divides("eval_batch_size", experiment.eval_batch_size or experiment.batch_size, mesh)
+    train_source, eval_source = (open_source(experiment.data, train=train) for train in (True, False))
+    if train_source.class_names != eval_source.class_names:
+        raise ConfigError("the training and the evaluation split have different classes")
+    channels = experiment.model.in_channels or train_source.channels
+    model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
+    periods = Periods.of(experiment, examples_per_epoch=len(train_source))
+    settings = experiment.optimizer
+    schedule = warmup_cosine(peak_lr=settings.peak_lr, end_lr=settings.end_lr, warmup_steps=periods.warmup, total_steps=periods.total)
+    optimizer: optax.GradientTransformation = make_optimizer(settings, schedule)
+
+    def create_state() -> State:
+        return make_state(create_weights(), optimizer)
+
+    train_step = make_train_step(model, optimizer, schedule, loss=experiment.loss, seed=experiment.seed, log_every=periods.log)
+    state = abstract_state(create_state, meshes.replicated(mesh))
+    image = jax.ShapeDtypeStruct((experiment.batch_size, *model.preprocessing.image_size, channels), np.uint8)
+    batch = {"image": image, "label": jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)}
+    try:
+        traced = trace_step(train_step, state, batch, mesh)
+    except (ValueError, RuntimeError, UnsupportedError) as error:
+        raise ConfigError(f"{experiment.model.name} cannot be trained so: {error}") from error
+    return Setup(
+        experiment=experiment,
+        mesh=mesh,
+        train_source=train_source,
+        eval_source=eval_source,
+        model=model,
+        periods=periods,
+        train_step=traced,
+        eval_step=make_eval_step(model, mesh),
+        create_state=create_state,
+        abstract_state=state,
+        channels=channels,
+    )
