@@ -1,11 +1,29 @@
 """Leaf parts: one idea a file, explicit arguments, no config."""
 
 from vitlab.layers.attention import Attention
+from vitlab.layers.batch_norm import BatchNorm
+from vitlab.layers.conv import Conv
 from vitlab.layers.drop_path import DropPath, drop_path_rates
+from vitlab.layers.layer_scale import LayerScale
 from vitlab.layers.linear import Linear, normal_init
 from vitlab.layers.mlp import Mlp
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.patch_embed import PatchEmbed
 from vitlab.layers.patch_merging import PatchMerging
+from vitlab.layers.remat import run_block
 
-__all__ = ["Attention", "DropPath", "LayerNorm", "Linear", "Mlp", "PatchEmbed", "PatchMerging", "drop_path_rates", "normal_init"]
+__all__ = [
+    "Attention",
+    "BatchNorm",
+    "Conv",
+    "DropPath",
+    "LayerNorm",
+    "LayerScale",
+    "Linear",
+    "Mlp",
+    "PatchEmbed",
+    "PatchMerging",
+    "drop_path_rates",
+    "normal_init",
+    "run_block",
+]

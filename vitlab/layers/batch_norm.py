@@ -1,0 +1,40 @@
+"""Batch normalisation with torch's conventions, which the published networks were trained with."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class BatchNorm(nnx.Module):
+    """Normalises each channel (Ioffe and Szegedy, arXiv:1502.03167), in float32, returned in `dtype`.
+
+    With `train` by the batch's mean and variance, whose moving averages are kept in `mean` and `var` (of which
+    `momentum` is the share that is renewed, and the variance the unbiased one, as in torch); otherwise by these.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        del rngs  # nothing here is random
+        self.eps, self.momentum, self.dtype = eps, momentum, dtype
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+        self.mean = nnx.BatchStat(jnp.zeros(dim))
+        self.var = nnx.BatchStat(jnp.ones(dim))
+
+    def __call__(self, x: Float[Array, "*b dim"], *, train: bool) -> Float[Array, "*b dim"]:
+        x = x.astype(jnp.float32)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean, var = x.mean(axes), x.var(axes)
+            self._remember(mean, var, x.size // x.shape[-1])
+        else:
+            mean, var = self.mean[...], self.var[...]
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return (x * factor.reshape(shape) + (self.bias[...] - mean * factor).reshape(shape)).astype(self.dtype)
+
+    def _remember(self, mean: Array, var: Array, count: int) -> None:
+        unbiased = jax.lax.stop_gradient(var) * (count / max(1, count - 1))
+        self.mean[...] += self.momentum * (jax.lax.stop_gradient(mean) - self.mean[...])
+        self.var[...] += self.momentum * (unbiased - self.var[...])

@@ -1,0 +1,47 @@
+"""Convolution over maps, padded as torch pads it."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nnx.Conv):
+    """Convolution [b, h, w, in] -> [b, h', w', out]; `kernel` is [k, k, in / groups, out], `bias` [out].
+
+    Unlike Flax's "SAME", which pads more at the end, padding is the same at both ends, as in the published networks.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kernel_size: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] | None = None,  # zeros at both ends of each axis; None: dilation * (kernel_size - 1) // 2
+        dilation: int = 1,
+        groups: int = 1,  # in_dim: depthwise
+        use_bias: bool = True,
+        kernel_init: nnx.Initializer = he_normal,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if padding is None:
+            padding = (dilation * (size[0] - 1) // 2, dilation * (size[1] - 1) // 2)
+        pads = (padding, padding) if isinstance(padding, int) else padding
+        super().__init__(
+            in_dim,
+            out_dim,
+            size,
+            stride,
+            padding=[(p, p) for p in pads],
+            kernel_dilation=dilation,
+            feature_group_count=groups,
+            use_bias=use_bias,
+            kernel_init=kernel_init,
+            dtype=dtype,
+            rngs=rngs,
+        )

@@ -1,0 +1,15 @@
+"""A learned factor per channel on a residual branch (CaiT, Touvron et al., arXiv:2103.17239, eq. 1)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class LayerScale(nnx.Module):
+    """gamma * x, gamma initially `init` everywhere."""
+
+    def __init__(self, dim: int, *, init: float):
+        self.gamma = nnx.Param(jnp.full(dim, init, jnp.float32))
+
+    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+        return x * self.gamma[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
