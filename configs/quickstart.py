@@ -1,5 +1,7 @@
 """A small ViT on the bundled Fashion-MNIST subset: minutes on two CPU cores.
 
+Patches of 7 make 16 tokens, so that steps are cheap and many: on a CPU and on 10,000 images the number of steps decides.
+
 Here: see the README for the accuracy over three seeds.
 Run: python -m vitlab.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -14,17 +16,17 @@ def get_config(variant=None):
                 name="vit_tiny_patch16",
                 image_size=28,
                 drop_path_rate=0.05,
-                fields={"patch_size": 4, "dim": 64, "depth": 4, "num_heads": 2, "pool": "mean"},
+                fields={"patch_size": 7, "dim": 64, "depth": 4, "num_heads": 2, "pool": "mean"},
             ),
             data=DataConfig(source="bundled"),
-            augment=AugmentConfig(crop="pad", pad=2),
-            optimizer=OptimizerConfig(peak_lr=3e-3, warmup="1 epochs", weight_decay=0.05),
+            augment=AugmentConfig(crop="pad", pad=1),
+            optimizer=OptimizerConfig(peak_lr=2e-3, warmup="1 epochs", weight_decay=0.05),
             loss=LossConfig(label_smoothing=0.1),
-            batch_size=128,
-            duration="24 epochs",
-            log_every="39 steps",
-            eval_every="4 epochs",
+            batch_size=64,
+            duration="45 epochs",
+            log_every="1 epochs",
+            eval_every="5 epochs",
             eval_batch_size=500,
-            checkpoint_every="4 epochs",
+            checkpoint_every="5 epochs",
         )
     )

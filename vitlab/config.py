@@ -177,7 +177,7 @@ def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
     return convert(to_dict(experiment), ()).lock()
 
 
-def from_config_dict(config: Mapping[str, Any]) -> Experiment:
+def from_config_dict(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
     """The experiment of a `ConfigDict` or of `config.json`.
 
     Raises:
@@ -199,15 +199,13 @@ def difference(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
 
 
 def smoke(experiment: Experiment) -> Experiment:
-    """The same experiment shrunk to seconds: 2 steps of 4 images, float32, the bundled data where the real is not at hand."""
+    """The same experiment shrunk to seconds: 2 steps of 4 images of at most 64 pixels, float32, on the bundled data."""
     replace = dataclasses.replace
-    data = experiment.data
-    if data.source != "bundled":
-        data = replace(data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]")
+    data = replace(experiment.data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]")
     return replace(
         experiment,
-        model=replace(experiment.model, dtype="float32"),
-        data=replace(data, eval_split="test[:8]", num_workers=0, num_threads=1),
+        model=replace(experiment.model, dtype="float32", image_size=min(experiment.model.image_size or 64, 64)),
+        data=replace(data, num_workers=0, num_threads=1),
         optimizer=replace(experiment.optimizer, warmup="1 steps"),
         batch_size=4,
         eval_batch_size=4,

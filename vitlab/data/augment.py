@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitlab.config import AugmentConfig
 
-Pixels = UInt8[np.ndarray, "h w c"]
+Pixels = UInt8[np.ndarray, "_h _w c"]  # a function may change the size
 Batch = UInt8[np.ndarray, "b h w c"]
 Size = tuple[int, int]  # height, width
 

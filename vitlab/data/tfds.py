@@ -15,7 +15,7 @@ from vitlab.data.splits import split_name
 class TfdsSource:
     """One split, of encoded images. Reading many at once takes a tenth of the time of reading them one by one."""
 
-    records: Sequence[bytes]  # serialised examples, with `__getitems__`
+    records: Any  # ArrayRecordDataSource of serialised examples
     class_names: tuple[str, ...]
     channels: int
     fingerprint: str
@@ -29,7 +29,7 @@ class TfdsSource:
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The examples at `indices`."""
-        records = self.records.__getitems__(indices)  # type: ignore[attr-defined]
+        records = self.records.__getitems__(indices)
         return [dict(zip(("image", "label"), image_and_label(record), strict=True)) for record in records]
 
     def name_of(self, index: int) -> str:
