@@ -1,7 +1,9 @@
-"""The zoo as a table: python -m vitlab.models ['pattern']."""
+"""The zoo as a table: python -m vitlab.models ['pattern'] [--markdown]."""
 
 import argparse
+import importlib
 import sys
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
@@ -28,14 +30,39 @@ def row(name: str) -> tuple[str, ...]:
     )
 
 
+def markdown(names: Iterable[str]) -> str:
+    """The zoo of the README: a row a family, made of what is published of its variants (the tests count ours beside it)."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(family_of(name).model.__module__, []).append(name)
+    lines = ["| family | variants | parameters, M | GMACs | published top-1, % |", "|---|---|---|---|---|"]
+    for module, members in sorted(families.items()):
+        published = [family_of(name).published[name] for name in members]
+        title = (importlib.import_module(module).__doc__ or "").split("\n")[0].rstrip(".")
+        params = [p.params / 1e6 if p.params else p.params_m for p in published]
+        columns = (params, [p.gmacs for p in published], [p.top1 for p in published])
+        lines.append(f"| {title} | {', '.join(f'`{name}`' for name in members)} | {' | '.join(map(_range, columns))} |")
+    return "\n".join(lines)
+
+
+def _range(values: Iterable[float | None]) -> str:
+    known = sorted(v for v in values if v is not None)
+    ends = [f"{v:.1f}" for v in known[:: max(1, len(known) - 1)]]
+    return " to ".join(dict.fromkeys(ends)) or "-"
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vitlab.models", description="The zoo as a table.")
     parser.add_argument("pattern", nargs="?", default="*", help="wildcards, such as 'swin*'")
+    parser.add_argument("--markdown", action="store_true", help="a row a family, as in the README")
     args = parser.parse_args(argv)
     names = list_models(args.pattern)
     if not names:
         print(f'no model matches "{args.pattern}": {near_misses(args.pattern, list_models())}', file=sys.stderr)
         return 2
+    if args.markdown:
+        print(markdown(names))
+        return 0
     console = Console()
     if not console.is_terminal:
         console.width = 160
