@@ -1,1 +1,14 @@
 """Token mixers: one published mechanism a file, constructed from explicit arguments, (b, h, w, c) -> (b, h, w, c)."""
+
+from collections.abc import Callable, Mapping
+
+from flax import nnx
+
+from vitlab.mixers.global_attention import GlobalAttention
+from vitlab.mixers.window_attention import WindowAttention
+
+# What a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
+MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
+    "global": GlobalAttention,
+    "window": WindowAttention,
+}

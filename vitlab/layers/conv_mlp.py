@@ -1,0 +1,22 @@
+"""The perceptron of a transformer block with a depthwise convolution between its layers (PVT v2, arXiv:2106.13797, section 3.2)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.conv import Conv
+from vitlab.layers.linear import Linear
+from vitlab.layers.mlp import gelu
+
+
+class ConvMlp(nnx.Module):
+    """fc2(gelu(dwconv(fc1(x)))) over a map; the convolution tells positions apart, zero padding the border."""
+
+    def __init__(self, dim: int, *, mlp_dim: int, kernel_size: int = 3, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
+        self.dwconv = Conv(mlp_dim, mlp_dim, kernel_size=kernel_size, groups=mlp_dim, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return self.fc2(gelu(self.dwconv(self.fc1(x))))

@@ -1,0 +1,156 @@
+"""A hierarchical trunk whose stages name any token mixer (MetaFormer, Yu et al., arXiv:2111.11418, figure 2).
+
+Not a published network: depths and widths are PoolFormer's, but the mixers are chosen by the config,
+`--config.model.mixers=hilo,hilo,global,global`, so that mechanisms can be compared with everything else equal.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.config import near_misses
+from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, drop_path_rates, run_block
+from vitlab.mixers import MIXERS
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaFormerConfig:
+    depths: tuple[int, ...]  # blocks per stage
+    dims: tuple[int, ...]  # width per stage
+    num_heads: tuple[int, ...]  # per stage, of the mixers that have heads
+    mixers: tuple[str, ...] | str = "window,window,global,global"  # one a stage, or one for all
+    mixer_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # mixer -> further arguments of its constructor
+    stem_stride: int = 4  # pixels; a convolution of kernel 2 * stride - 1
+    mlp: Literal["mlp", "conv"] = "mlp"  # conv: a depthwise 3x3 between the two layers
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    norm_placement: Literal["pre", "res_post"] = "pre"  # res_post: after the branch, before it is added (Swin v2)
+    layer_scale_init: float | None = None  # None: no factor on the branches
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.num_heads):
+            raise ValueError(f"{self.depths=}, {self.dims=} and {self.num_heads=} must have one entry a stage")
+        if len(self.stage_mixers) != len(self.depths):
+            raise ValueError(f"{self.mixers=} must name one mixer a stage ({len(self.depths)}), or one for all")
+        for name in (*self.stage_mixers, *self.mixer_fields):
+            if name not in MIXERS:
+                raise ValueError(f'mixer "{name}" must be one of the zoo\'s: {near_misses(name, MIXERS)}')
+
+    @property
+    def stage_mixers(self) -> tuple[str, ...]:
+        """One name a stage."""
+        names = tuple(self.mixers.replace(" ", "").split(",")) if isinstance(self.mixers, str) else self.mixers
+        return names * len(self.depths) if len(names) == 1 else names
+
+
+# Depths and widths: PoolFormer, arXiv:2111.11418 table 1; nano is for the experiments on a CPU.
+VARIANTS = {
+    "metaformer_nano": MetaFormerConfig(depths=(1, 1, 2, 1), dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4), drop_path_rate=0.0),
+    "metaformer_s12": MetaFormerConfig(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16)),
+    "metaformer_s24": MetaFormerConfig(depths=(4, 4, 12, 4), dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16)),
+}
+PUBLISHED = dict.fromkeys(VARIANTS, Published(source="this project's own trunk: nothing is published of it"))
+
+
+class Block(nnx.Module):
+    """Two residual branches: the mixer, then the MLP."""
+
+    def __init__(self, config: MetaFormerConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype, name = config.dims[stage], config.dtype, config.stage_mixers[stage]
+        fields = config.mixer_fields.get(name, {})
+        self.pre = config.norm_placement == "pre"
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mixer = MIXERS[name](dim, num_heads=config.num_heads[stage], dtype=dtype, rngs=rngs, **fields)
+        self.mixer_trains = "train" in inspect.signature(type(self.mixer).__call__).parameters  # has BatchNorm
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        mlp = ConvMlp if config.mlp == "conv" else Mlp
+        self.mlp = mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        init = config.layer_scale_init
+        self.ls1, self.ls2 = (None if init is None else LayerScale(dim, init=init) for _ in range(2))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        options = {"train": train} if self.mixer_trains else {}
+        for norm, branch, scale in ((self.norm1, lambda y: self.mixer(y, **options), self.ls1), (self.norm2, self.mlp, self.ls2)):
+            y = branch(norm(x)) if self.pre else norm(branch(x))
+            x = x + self.drop_path(y if scale is None else scale(y), train=train, rngs=rngs)
+        return x
+
+
+class Stage(nnx.Module):
+    """A convolution that halves the map (the stem in the first stage), then the blocks."""
+
+    def __init__(self, config: MetaFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        stride = 2 if stage else config.stem_stride
+        in_dim = config.dims[stage - 1] if stage else config.in_channels
+        self.remat = config.remat
+        self.downsample = Conv(in_dim, config.dims[stage], kernel_size=2 * stride - 1, stride=stride, dtype=config.dtype, rngs=rngs)
+        self.norm = LayerNorm(config.dims[stage], eps=EPS, dtype=config.dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        x = self.norm(self.downsample(x))
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class MetaFormer(nnx.Module):
+    """Stages; norm, mean over the positions, linear head."""
+
+    def __init__(self, config: MetaFormerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        rates = drop_path_rates(config.drop_path_rate, sum(config.depths))
+        ends = [sum(config.depths[: i + 1]) for i in range(len(config.depths))]
+        self.stages = nnx.List(
+            [Stage(config, stage=i, rates=rates[e - n : e], rngs=rngs) for i, (n, e) in enumerate(zip(config.depths, ends, strict=True))]
+        )
+        self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=config.dtype, rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=self.config.stem_stride * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; the last one is not normalised."""
+        x = images.astype(self.config.dtype)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The mean over the normalised positions of the last map; float32."""
+        return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(MetaFormer, VARIANTS, PUBLISHED)
