@@ -14,6 +14,8 @@ from vitlab import create_model, load_weights
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 # Golden file -> the model here and the fields it was recorded with.
 CASES: dict[str, tuple[str, dict]] = {
+    "focalnet_tiny_srf": ("focalnet_tiny_srf", {}),
+    "davit_tiny": ("davit_tiny", {}),
     "swin_tiny_patch4_window7_224": ("swin_tiny", {}),
     "vit_tiny_patch16_224": ("vit_tiny_patch16", {}),
 }
@@ -55,9 +57,9 @@ def tanh_gelu(model):
 
 
 def small_epsilon(model):
-    for stage in model.layers:
-        for block in stage.blocks:
-            block.norm1.epsilon = 1e-6
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.LayerNorm):
+            module.epsilon = 1e-6
 
 
 @pytest.mark.parametrize("mistake", [tanh_gelu, small_epsilon])

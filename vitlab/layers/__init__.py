@@ -4,13 +4,14 @@ from vitlab.layers.attention import Attention
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv import Conv
 from vitlab.layers.conv_mlp import ConvMlp
-from vitlab.layers.drop_path import DropPath, drop_path_rates
+from vitlab.layers.drop_path import DropPath, drop_path_rates, stage_drop_path_rates
 from vitlab.layers.layer_scale import LayerScale
 from vitlab.layers.linear import Linear, normal_init
 from vitlab.layers.mlp import Mlp
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.patch_embed import PatchEmbed
 from vitlab.layers.patch_merging import PatchMerging
+from vitlab.layers.pos_conv import PosConv
 from vitlab.layers.remat import run_block
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "Mlp",
     "PatchEmbed",
     "PatchMerging",
+    "PosConv",
     "drop_path_rates",
     "normal_init",
     "run_block",
+    "stage_drop_path_rates",
 ]

@@ -12,6 +12,12 @@ def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
     return tuple(float(r) for r in np.linspace(0, rate, depth))
 
 
+def stage_drop_path_rates(rate: float, depths: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
+    """`drop_path_rates` over all blocks, cut into stages."""
+    rates, ends = drop_path_rates(rate, sum(depths)), np.cumsum(depths)
+    return tuple(rates[end - depth : end] for end, depth in zip(ends, depths, strict=True))
+
+
 class DropPath(nnx.Module):
     """Drops a residual branch for whole images, and scales the kept ones by 1 / (1 - rate).
 

@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
+from vitlab.mixers.channel_attention import ChannelAttention
+from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.window_attention import WindowAttention
 
 # What a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
 MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "global": GlobalAttention,
+    "channel": ChannelAttention,
+    "focal_modulation": FocalModulation,
     "window": WindowAttention,
 }

@@ -27,6 +27,7 @@ class WindowAttention(nnx.Module):
         window_size: int = 7,  # tokens per side
         shift: int = 0,  # tokens, to the top left; usually 0 or window_size // 2
         qkv_bias: bool = True,
+        rel_pos: bool = True,  # a trainable bias for each relative position
         implementation: str | None = None,  # of pallas_kernels.window_attention
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -40,7 +41,7 @@ class WindowAttention(nnx.Module):
         self.implementation = implementation
         self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
         side = 2 * window_size - 1
-        self.rel_pos_bias = nnx.Param(normal_init(rngs.params(), (num_heads, side, side)))  # at [head, query - key]
+        self.rel_pos_bias = nnx.Param(normal_init(rngs.params(), (num_heads, side, side))) if rel_pos else None  # at [head, query - key]
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -51,7 +52,7 @@ class WindowAttention(nnx.Module):
             qkv,
             window_size=self.window_size,
             shift=(self.shift if h > self.window_size else 0, self.shift if w > self.window_size else 0),
-            bias=self.rel_pos_bias[...],
+            bias=None if self.rel_pos_bias is None else self.rel_pos_bias[...],
             implementation=self.implementation,
         )
         return self.proj(out.reshape(x.shape)[:, :h, :w])

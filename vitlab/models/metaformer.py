@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.config import near_misses
-from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, drop_path_rates, run_block
+from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, run_block, stage_drop_path_rates
 from vitlab.mixers import MIXERS
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -114,11 +114,8 @@ class MetaFormer(nnx.Module):
 
     def __init__(self, config: MetaFormerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        rates = drop_path_rates(config.drop_path_rate, sum(config.depths))
-        ends = [sum(config.depths[: i + 1]) for i in range(len(config.depths))]
-        self.stages = nnx.List(
-            [Stage(config, stage=i, rates=rates[e - n : e], rngs=rngs) for i, (n, e) in enumerate(zip(config.depths, ends, strict=True))]
-        )
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=config.dtype, rngs=rngs)
         self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
 

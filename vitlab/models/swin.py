@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, drop_path_rates
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, run_block, stage_drop_path_rates
 from vitlab.mixers.window_attention import WindowAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -32,6 +32,7 @@ class SwinConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -88,6 +89,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: SwinConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         merge = PatchMerging(config.dims[stage - 1], eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
+        self.remat = config.remat
         self.downsample = merge
         self.blocks = nnx.List(
             [Block(config, stage=stage, shifted=i % 2 == 1, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)]
@@ -97,7 +99,7 @@ class Stage(nnx.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         for block in self.blocks:
-            x = block(x, train=train, rngs=rngs)
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
         return x
 
 
@@ -108,14 +110,8 @@ class Swin(nnx.Module):
         self.config = config
         dtype = config.dtype
         self.patch_embed = PatchEmbed(config.in_channels, config.dim, patch_size=config.patch_size, norm_eps=EPS, dtype=dtype, rngs=rngs)
-        rates = drop_path_rates(config.drop_path_rate, sum(config.depths))
-        ends = [sum(config.depths[: i + 1]) for i in range(len(config.depths))]
-        self.layers = nnx.List(
-            [
-                Stage(config, stage=i, rates=rates[end - n : end], rngs=rngs)
-                for i, (n, end) in enumerate(zip(config.depths, ends, strict=True))
-            ]
-        )
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
         self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
 

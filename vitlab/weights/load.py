@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -120,6 +121,8 @@ def _to_flax_layout(name: str, value: np.ndarray) -> np.ndarray:
 
 def _fit(name: str, value: np.ndarray, shape: tuple[int, ...], model: Any) -> tuple[jax.Array | None, str]:
     leaf = name.rpartition(".")[2]
+    if leaf == "kernel" and value.shape != shape and value.size == math.prod(shape) and value.shape[-2:] == shape[-2:]:
+        value = value.reshape(shape)  # a 1x1 convolution and a linear map are the same parameter
     if value.shape == shape:
         return jnp.asarray(value, jnp.float32), "loaded"
     if leaf == "pos_embed" and value.shape[-1] == shape[-1]:

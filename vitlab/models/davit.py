@@ -1,0 +1,191 @@
+"""Dual Attention Vision Transformers (Ding et al., arXiv:2204.03645).
+
+Follows the authors' code. Any image size: each map is padded to whole windows with zeros before the projection, and padded
+tokens are keys; maps of odd sides are padded before they are halved.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, drop_path_rates, run_block
+from vitlab.mixers.channel_attention import ChannelAttention
+from vitlab.mixers.window_attention import WindowAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-5  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DaViTConfig:
+    dims: tuple[int, ...]  # width per stage
+    depths: tuple[int, ...]  # pairs of a window block and a channel block per stage
+    num_heads: tuple[int, ...]  # of the windows, and groups of the channels
+    window_size: int = 7  # tokens per side
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    implementation: str | None = None  # of pallas_kernels.window_attention
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.num_heads):
+            raise ValueError(f"{self.dims=}, {self.depths=} and {self.num_heads=} must have one entry a stage")
+
+
+# arXiv:2204.03645 table 1 and appendix; drop path: the authors' train.py has 0.1, the paper 0.1, 0.2, 0.4 for tiny, small, base.
+VARIANTS = {
+    "davit_tiny": DaViTConfig(dims=(96, 192, 384, 768), depths=(1, 1, 3, 1), num_heads=(3, 6, 12, 24)),
+    "davit_small": DaViTConfig(dims=(96, 192, 384, 768), depths=(1, 1, 9, 1), num_heads=(3, 6, 12, 24), drop_path_rate=0.2),
+    "davit_base": DaViTConfig(dims=(128, 256, 512, 1024), depths=(1, 1, 9, 1), num_heads=(4, 8, 16, 32), drop_path_rate=0.4),
+    "davit_large": DaViTConfig(dims=(192, 384, 768, 1536), depths=(1, 1, 9, 1), num_heads=(6, 12, 24, 48)),
+    "davit_huge": DaViTConfig(dims=(256, 512, 1024, 2048), depths=(1, 1, 9, 1), num_heads=(8, 16, 32, 64)),
+    "davit_giant": DaViTConfig(dims=(384, 768, 1536, 3072), depths=(1, 1, 12, 3), num_heads=(12, 24, 48, 96)),
+}
+_SOURCE = "github.com/dingmyu/davit README"
+PUBLISHED = {
+    "davit_tiny": Published(params=28_360_168, gmacs=4.52, top1=82.8, source=_SOURCE),
+    "davit_small": Published(params_m=49.746, gmacs=8.77, top1=84.2, source=_SOURCE),
+    "davit_base": Published(params_m=87.954, gmacs=15.47, top1=84.6, source=_SOURCE),
+    "davit_large": Published(
+        params_m=196.81, source=_SOURCE + "; trained at 384 pixels with windows of 12 (103.0 GMACs), after ImageNet-22k"
+    ),
+    "davit_huge": Published(source="arXiv:2204.03645; no checkpoint, the paper's figures are of 512 pixels"),
+    "davit_giant": Published(source="arXiv:2204.03645; no checkpoint, the paper's figures are of 512 pixels"),
+}
+
+
+class Block(nnx.Module):
+    """Position encoding, attention (in windows or between channels), position encoding, MLP; pre-norm residual branches."""
+
+    def __init__(self, config: DaViTConfig, *, stage: int, spatial: bool, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, heads, dtype = config.dims[stage], config.num_heads[stage], config.dtype
+        self.cpe1 = PosConv(dim, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = (
+            WindowAttention(
+                dim,
+                num_heads=heads,
+                window_size=config.window_size,
+                rel_pos=False,
+                implementation=config.implementation,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            if spatial
+            else ChannelAttention(dim, num_heads=heads, dtype=dtype, rngs=rngs)
+        )
+        self.cpe2 = PosConv(dim, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = self.cpe1(x)
+        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
+        x = self.cpe2(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class Stem(nnx.Module):
+    """Convolution 7x7 of stride 4, then norm."""
+
+    def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = Conv(in_channels, dim, kernel_size=7, stride=4, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        _, h, w, _ = x.shape
+        return self.norm(self.conv(jnp.pad(x, ((0, 0), (0, -h % 4), (0, -w % 4), (0, 0)))))
+
+
+class Downsample(nnx.Module):
+    """Norm, then a convolution 2x2 of stride 2."""
+
+    def __init__(self, in_dim: int, dim: int, *, dtype, rngs: nnx.Rngs):
+        self.norm = LayerNorm(in_dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.conv = Conv(in_dim, dim, kernel_size=2, stride=2, padding=0, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        _, h, w, _ = x.shape
+        return self.conv(jnp.pad(self.norm(x), ((0, 0), (0, h % 2), (0, w % 2), (0, 0))))
+
+
+class Stage(nnx.Module):
+    """Downsampling (but in the first stage), then pairs of a window block and a channel block."""
+
+    def __init__(self, config: DaViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.downsample = Downsample(config.dims[stage - 1], config.dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
+        self.blocks = nnx.List(
+            [
+                nnx.List([Block(config, stage=stage, spatial=k == 0, drop_path_rate=rates[i + k], rngs=rngs) for k in range(2)])
+                for i in range(0, len(rates), 2)
+            ]
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for pair in self.blocks:
+            for block in pair:
+                x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class DaViT(nnx.Module):
+    """Stages; mean over the positions, norm, linear head. Each block has its own drop path rate, as in the authors' code."""
+
+    def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.stem = Stem(config.in_channels, config.dims[0], dtype=config.dtype, rngs=rngs)
+        rates = drop_path_rates(config.drop_path_rate, 2 * sum(config.depths))
+        starts = [2 * sum(config.depths[:i]) for i in range(len(config.depths))]
+        self.stages = nnx.List(
+            [
+                Stage(config, stage=i, rates=rates[start : start + 2 * depth], rngs=rngs)
+                for i, (start, depth) in enumerate(zip(starts, config.depths, strict=True))
+            ]
+        )
+        self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=jnp.float32, rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; none is normalised."""
+        x = self.stem(images.astype(self.config.dtype))
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The normalised mean over the positions of the last map; float32."""
+        return self.norm(features[-1].astype(jnp.float32).mean((1, 2)))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(DaViT, VARIANTS, PUBLISHED)
