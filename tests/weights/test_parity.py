@@ -16,6 +16,7 @@ GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 CASES: dict[str, tuple[str, dict]] = {
     "focalnet_tiny_srf": ("focalnet_tiny_srf", {}),
     "davit_tiny": ("davit_tiny", {}),
+    "litv2_s": ("litv2_small", {}),
     "swin_tiny_patch4_window7_224": ("swin_tiny", {}),
     "vit_tiny_patch16_224": ("vit_tiny_patch16", {}),
 }

@@ -7,6 +7,7 @@ from flax import nnx
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.global_attention import GlobalAttention
+from vitlab.mixers.hilo import HiLo
 from vitlab.mixers.window_attention import WindowAttention
 
 # What a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
@@ -14,5 +15,6 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "global": GlobalAttention,
     "channel": ChannelAttention,
     "focal_modulation": FocalModulation,
+    "hilo": HiLo,
     "window": WindowAttention,
 }

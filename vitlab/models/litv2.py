@@ -1,0 +1,155 @@
+"""LITv2 (Pan et al., arXiv:2205.13213): no attention early, HiLo attention late, deformable token merging between.
+
+Follows the authors' code. Any image size: the image is padded to whole patches, odd maps before they are merged, and maps to
+whole windows, as in their detection code. Their optimizer gives the offset convolutions (`conv_offset`) a hundredth of
+the learning rate.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, Linear, PatchEmbed, run_block, stage_drop_path_rates
+from vitlab.layers.deform_conv import DeformConv
+from vitlab.layers.mlp import gelu
+from vitlab.layers.pad import pad_to_multiple
+from vitlab.mixers.hilo import HiLo
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-5  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LITv2Config:
+    dim: int  # width of the first stage; each next stage doubles it
+    depths: tuple[int, ...]  # blocks per stage
+    num_heads: tuple[int, ...]
+    window_sizes: tuple[int, ...] = (0, 0, 2, 1)  # of HiLo per stage; 0: the stage has no attention
+    alpha: float = 0.9  # share of the heads for low frequencies
+    patch_size: int = 4  # pixels per side
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.num_heads) == len(self.window_sizes):
+            raise ValueError(f"{self.depths=}, {self.num_heads=} and {self.window_sizes=} must have one entry a stage")
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(self.dim * 2**i for i in range(len(self.depths)))
+
+
+# arXiv:2205.13213 table 7; drop path: the authors' classification/configs/*.yaml.
+VARIANTS = {
+    "litv2_small": LITv2Config(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.2),
+    "litv2_medium": LITv2Config(dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.3),
+    "litv2_base": LITv2Config(dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), drop_path_rate=0.5),
+}
+_SOURCE = "github.com/ziplab/LITv2 README"
+PUBLISHED = {
+    "litv2_small": Published(params=27_844_000, gmacs=3.72, top1=82.0, source=_SOURCE),
+    "litv2_medium": Published(params_m=48.83, gmacs=7.46, top1=83.3, source=_SOURCE),
+    "litv2_base": Published(params_m=86.52, gmacs=13.17, top1=83.6, source=_SOURCE),
+}
+
+
+class Block(nnx.Module):
+    """x + attn(norm1(x)) where the stage has attention, then x + mlp(norm2(x)); the MLP's convolution tells positions."""
+
+    def __init__(self, config: LITv2Config, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype, window = config.dims[stage], config.dtype, config.window_sizes[stage]
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs) if window else None
+        self.attn = (
+            HiLo(dim, num_heads=config.num_heads[stage], window_size=window, alpha=config.alpha, dtype=dtype, rngs=rngs) if window else None
+        )
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = ConvMlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        if self.attn is not None and self.norm1 is not None:
+            x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class DeformableTokenMerging(nnx.Module):
+    """A deformable 2x2 convolution of stride 2, batch norm, GELU (arXiv:2105.14217, section 3.3)."""
+
+    def __init__(self, dim: int, out_dim: int, *, dtype, rngs: nnx.Rngs):
+        self.dconv = DeformConv(dim, out_dim, kernel_size=2, stride=2, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(out_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
+        return gelu(self.norm(self.dconv(pad_to_multiple(x, 2)), train=train))
+
+
+class Stage(nnx.Module):
+    """Token merging (but in the first stage), then the blocks."""
+
+    def __init__(self, config: LITv2Config, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        self.remat = config.remat
+        dims = config.dims
+        self.downsample = DeformableTokenMerging(dims[stage - 1], dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
+        self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        if self.downsample is not None:
+            x = self.downsample(x, train=train)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class LITv2(nnx.Module):
+    """Stages; norm, mean over the positions, linear head."""
+
+    def __init__(self, config: LITv2Config, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = config.dtype
+        self.patch_embed = PatchEmbed(config.in_channels, config.dim, patch_size=config.patch_size, norm_eps=EPS, dtype=dtype, rngs=rngs)
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; the last one is not normalised."""
+        x = self.patch_embed(pad_to_multiple(images.astype(self.config.dtype), self.config.patch_size))
+        maps = []
+        for stage in self.layers:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The mean over the normalised positions of the last map; float32."""
+        return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(LITv2, VARIANTS, PUBLISHED)
