@@ -17,7 +17,9 @@ CASES: dict[str, tuple[str, dict]] = {
     "focalnet_tiny_srf": ("focalnet_tiny_srf", {}),
     "davit_tiny": ("davit_tiny", {}),
     "litv2_s": ("litv2_small", {}),
+    "svit_s": ("svit_small", {}),
     "swin_tiny_patch4_window7_224": ("swin_tiny", {}),
+    "van_b0": ("van_b0", {}),
     "vit_tiny_patch16_224": ("vit_tiny_patch16", {}),
 }
 

@@ -8,6 +8,8 @@ from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.hilo import HiLo
+from vitlab.mixers.large_kernel import LargeKernelAttention
+from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
 
 # What a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
@@ -16,5 +18,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "channel": ChannelAttention,
     "focal_modulation": FocalModulation,
     "hilo": HiLo,
+    "large_kernel": LargeKernelAttention,
+    "super_token": SuperTokenAttention,
     "window": WindowAttention,
 }

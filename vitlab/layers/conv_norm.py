@@ -1,0 +1,71 @@
+"""Convolution and batch norm, and how a norm disappears into the linear map beside it for deployment."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.batch_norm import BatchNorm
+from vitlab.layers.conv import Conv
+
+
+class ConvNorm(nnx.Module):
+    """norm(conv(x)); the convolution has no bias before it is fused."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,  # in_dim: depthwise
+        zero_init: bool = False,  # the norm's scale begins at 0, so that a residual branch begins as nothing
+        eps: float = 1e-5,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(in_dim, out_dim, kernel_size=kernel_size, stride=stride, groups=groups, use_bias=False, dtype=dtype, rngs=rngs)
+        self.norm: BatchNorm | None = nnx.data(BatchNorm(out_dim, eps=eps, dtype=dtype, rngs=rngs))
+        if zero_init:
+            self.norm.scale[...] = jnp.zeros(out_dim)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 c2"]:
+        x = self.conv(x)
+        return x if self.norm is None else self.norm(x, train=train)
+
+    def fuse(self) -> None:
+        """Folds the norm into the convolution, in place."""
+        if self.norm is not None:
+            fold_into_previous(self.norm, self.conv)
+            self.norm = None
+
+
+def affine_of(norm: BatchNorm) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+    """Factor and offset per channel of a batch norm in evaluation."""
+    factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.eps)
+    return factor, norm.bias[...] - norm.mean[...] * factor
+
+
+def fold_into_previous(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
+    """Makes linear(x) what norm(linear(x)) was in evaluation, in place."""
+    factor, offset = affine_of(norm)
+    bias = 0 if linear.bias is None else linear.bias[...] * factor
+    linear.kernel[...] = linear.kernel[...] * factor.reshape((1,) * (linear.kernel[...].ndim - 1) + (-1,))
+    linear.bias = nnx.data(nnx.Param(offset + bias))
+
+
+def fold_into_next(norm: BatchNorm, linear: nnx.Linear) -> None:
+    """Makes linear(x) what linear(norm(x)) was in evaluation, in place."""
+    factor, offset = affine_of(norm)
+    bias = jnp.zeros(linear.out_features) if linear.bias is None else linear.bias[...]
+    linear.bias = nnx.data(nnx.Param(bias + offset @ linear.kernel[...]))
+    linear.kernel[...] = factor[:, None] * linear.kernel[...]
+
+
+def fuse_conv_norms(model: nnx.Module) -> None:
+    """Folds the norm of every `ConvNorm` below, in place."""
+    for _, module in list(nnx.iter_modules(model)):
+        if isinstance(module, ConvNorm):
+            module.fuse()

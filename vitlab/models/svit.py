@@ -1,0 +1,173 @@
+"""SViT, Vision Transformer with Super Token Sampling (Huang et al., arXiv:2211.11167); its repository is named STViT.
+
+Follows the authors' code. Any image size: maps are padded to whole cells of super tokens.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, run_block, stage_drop_path_rates
+from vitlab.layers.mlp import gelu
+from vitlab.mixers.super_token import SuperTokenAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SViTConfig:
+    dims: tuple[int, ...]  # width per stage
+    depths: tuple[int, ...]  # blocks per stage
+    num_heads: tuple[int, ...]
+    cell_sizes: tuple[int, ...] = (8, 4, 1, 1)  # tokens per side of a super token's cell; 1: global attention
+    layer_scale_init: tuple[float | None, ...] = (None, None, None, None)  # per stage; None: no factor on the branches
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    head_dim: int = 1024  # width of the projection before pooling
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.num_heads) == len(self.cell_sizes) == len(self.layer_scale_init):
+            raise ValueError("dims, depths, num_heads, cell_sizes and layer_scale_init must have one entry a stage")
+
+
+_LATE = (None, None, 1e-6, 1e-6)
+# arXiv:2211.11167 table 1; drop path and layer scale: the authors' README and models/stvit.py.
+VARIANTS = {
+    "svit_small": SViTConfig(dims=(64, 128, 320, 512), depths=(3, 5, 9, 3), num_heads=(1, 2, 5, 8)),
+    "svit_base": SViTConfig(
+        dims=(96, 192, 384, 512), depths=(4, 6, 14, 6), num_heads=(2, 3, 6, 8), layer_scale_init=_LATE, drop_path_rate=0.4
+    ),
+    "svit_large": SViTConfig(
+        dims=(96, 192, 448, 640), depths=(4, 7, 19, 8), num_heads=(2, 3, 7, 10), layer_scale_init=_LATE, drop_path_rate=0.6
+    ),
+}
+# The authors' counts have 162 more a block: fixed one-hot kernels that their code holds as parameters.
+_SOURCE = "github.com/hhb072/STViT README; counts without the fixed one-hot kernels, 162 a block"
+PUBLISHED = {
+    "svit_small": Published(params=25_495_624, gmacs=4.35, top1=83.6, source=_SOURCE),
+    "svit_base": Published(params=51_691_288, gmacs=9.84, top1=84.8, source=_SOURCE),
+    "svit_large": Published(params=94_971_096, gmacs=15.56, top1=85.3, source=_SOURCE),
+}
+
+
+class ResidualConvMlp(nnx.Module):
+    """fc2(h + conv(h)) with h = gelu(fc1(x)), conv depthwise."""
+
+    def __init__(self, dim: int, *, mlp_dim: int, dtype, rngs: nnx.Rngs):
+        self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
+        self.conv = PosConv(mlp_dim, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return self.fc2(self.conv(gelu(self.fc1(x))))
+
+
+class Block(nnx.Module):
+    """Position encoding, then attention after LayerNorm and MLP after batch norm."""
+
+    def __init__(self, config: SViTConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype, init = config.dims[stage], config.dtype, config.layer_scale_init[stage]
+        self.pos_embed = PosConv(dim, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = SuperTokenAttention(dim, num_heads=config.num_heads[stage], cell_size=config.cell_sizes[stage], dtype=dtype, rngs=rngs)
+        self.norm2 = BatchNorm(dim, dtype=dtype, rngs=rngs)
+        self.mlp = ResidualConvMlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.ls1, self.ls2 = (None if init is None else LayerScale(dim, init=init) for _ in range(2))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = self.pos_embed(x)
+        y = self.attn(self.norm1(x))
+        x = x + self.drop_path(y if self.ls1 is None else self.ls1(y), train=train, rngs=rngs)
+        y = self.mlp(self.norm2(x, train=train))
+        return x + self.drop_path(y if self.ls2 is None else self.ls2(y), train=train, rngs=rngs)
+
+
+class Stem(nnx.Module):
+    """Four 3x3 convolutions of strides 2, 1, 2, 1, each followed by GELU and then by batch norm."""
+
+    def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
+        dims = (in_channels, dim // 2, dim // 2, dim, dim)
+        self.convs = nnx.List([Conv(dims[i], dims[i + 1], kernel_size=3, stride=2 - i % 2, dtype=dtype, rngs=rngs) for i in range(4)])
+        self.norms = nnx.List([BatchNorm(dim, dtype=dtype, rngs=rngs) for dim in dims[1:]])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(gelu(conv(x)), train=train)
+        return x
+
+
+class Stage(nnx.Module):
+    """A strided convolution and batch norm (but in the first stage), then the blocks."""
+
+    def __init__(self, config: SViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        dims, dtype = config.dims, config.dtype
+        self.remat = config.remat
+        self.downsample = Conv(dims[stage - 1], dims[stage], kernel_size=3, stride=2, dtype=dtype, rngs=rngs) if stage else None
+        self.norm = BatchNorm(dims[stage], dtype=dtype, rngs=rngs) if stage else None
+        self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        if self.downsample is not None and self.norm is not None:
+            x = self.norm(self.downsample(x), train=train)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class SViT(nnx.Module):
+    """Stages; projection, batch norm, swish, mean over the positions, linear head."""
+
+    def __init__(self, config: SViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = config.dtype
+        self.patch_embed = Stem(config.in_channels, config.dims[0], dtype=dtype, rngs=rngs)
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        self.proj = Linear(config.dims[-1], config.head_dim, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(config.head_dim, dtype=dtype, rngs=rngs)
+        self.head = Linear(config.head_dim, config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage."""
+        x = self.patch_embed(images.astype(self.config.dtype), train=train)
+        maps = []
+        for stage in self.layers:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+        """The mean over the projected positions of the last map; float32."""
+        return jax.nn.silu(self.norm(self.proj(features[-1]), train=train)).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(SViT, VARIANTS, PUBLISHED)
