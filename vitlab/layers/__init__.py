@@ -4,6 +4,7 @@ from vitlab.layers.attention import Attention
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv import Conv
 from vitlab.layers.conv_mlp import ConvMlp
+from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.drop_path import DropPath, drop_path_rates, stage_drop_path_rates
 from vitlab.layers.layer_scale import LayerScale
 from vitlab.layers.linear import Linear, normal_init
@@ -19,6 +20,7 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "ConvMlp",
+    "ConvNorm",
     "DropPath",
     "LayerNorm",
     "LayerScale",

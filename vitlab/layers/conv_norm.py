@@ -27,7 +27,7 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.conv = Conv(in_dim, out_dim, kernel_size=kernel_size, stride=stride, groups=groups, use_bias=False, dtype=dtype, rngs=rngs)
-        self.norm: BatchNorm | None = nnx.data(BatchNorm(out_dim, eps=eps, dtype=dtype, rngs=rngs))
+        self.norm: BatchNorm | None = BatchNorm(out_dim, eps=eps, dtype=dtype, rngs=rngs)
         if zero_init:
             self.norm.scale[...] = jnp.zeros(out_dim)
 
@@ -53,14 +53,14 @@ def fold_into_previous(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
     factor, offset = affine_of(norm)
     bias = 0 if linear.bias is None else linear.bias[...] * factor
     linear.kernel[...] = linear.kernel[...] * factor.reshape((1,) * (linear.kernel[...].ndim - 1) + (-1,))
-    linear.bias = nnx.data(nnx.Param(offset + bias))
+    linear.bias, linear.use_bias = nnx.Param(offset + bias), True
 
 
 def fold_into_next(norm: BatchNorm, linear: nnx.Linear) -> None:
     """Makes linear(x) what linear(norm(x)) was in evaluation, in place."""
     factor, offset = affine_of(norm)
     bias = jnp.zeros(linear.out_features) if linear.bias is None else linear.bias[...]
-    linear.bias = nnx.data(nnx.Param(bias + offset @ linear.kernel[...]))
+    linear.bias, linear.use_bias = nnx.Param(bias + offset @ linear.kernel[...]), True
     linear.kernel[...] = factor[:, None] * linear.kernel[...]
 
 

@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 from flax import nnx
 
 from vitlab.mixers.channel_attention import ChannelAttention
+from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.focal_modulation import FocalModulation
+from vitlab.mixers.gated_conv import GatedConv
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.hilo import HiLo
 from vitlab.mixers.large_kernel import LargeKernelAttention
+from vitlab.mixers.multi_head_conv import MultiHeadConv
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
 
@@ -20,5 +23,8 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "hilo": HiLo,
     "large_kernel": LargeKernelAttention,
     "super_token": SuperTokenAttention,
+    "efficient": EfficientAttention,
+    "gated_conv": GatedConv,
+    "multi_head_conv": MultiHeadConv,
     "window": WindowAttention,
 }

@@ -21,7 +21,7 @@ EPS = 1e-6  # of every LayerNorm
 class VANConfig:
     dims: tuple[int, ...]  # width per stage
     depths: tuple[int, ...]  # blocks per stage
-    mlp_ratios: tuple[float, ...] = (8, 8, 4, 4)  # MLP hidden width / dim, per stage
+    mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
     layer_scale_init: float = 1e-2
     image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
     in_channels: int = 3

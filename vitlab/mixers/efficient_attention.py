@@ -1,0 +1,45 @@
+"""Efficient multi-head self-attention (Next-ViT, Li et al., arXiv:2207.05501, section 3.3): keys and values are pooled."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.attention import head_dim_of
+from vitlab.layers.batch_norm import BatchNorm
+from vitlab.layers.linear import Linear
+
+
+class EfficientAttention(nnx.Module):
+    """Global attention to keys and values made of the means of every sr_ratio**2 tokens.
+
+    As in the authors' code the pooling is one-dimensional: it runs over the tokens in row-major order, and a rest of fewer
+    than sr_ratio**2 tokens is not seen. A batch norm follows it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        sr_ratio: int = 1,  # 1: every token is a key
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads, self.head_dim, self.sr_ratio = num_heads, head_dim_of(dim, num_heads), sr_ratio
+        self.q, self.k, self.v, self.proj = (Linear(dim, dim, dtype=dtype, rngs=rngs) for _ in range(4))
+        self.norm = BatchNorm(dim, dtype=dtype, rngs=rngs) if sr_ratio > 1 else None
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        tokens = keys = x.reshape(b, h * w, c)
+        if self.norm is not None:
+            size = self.sr_ratio**2
+            if h * w < size:
+                raise ValueError(f"a map of {h}x{w} tokens must have at least sr_ratio**2={size} of them")
+            keys = self.norm(tokens[:, : h * w // size * size].reshape(b, -1, size, c).mean(2), train=train)
+        q, k, v = (
+            linear(y).reshape(b, -1, self.num_heads, self.head_dim) for linear, y in ((self.q, tokens), (self.k, keys), (self.v, keys))
+        )
+        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c))

@@ -1,0 +1,37 @@
+"""The gated CNN block's mixing (MambaOut, Yu and Wang, arXiv:2405.07992, eq. 4): Mamba's block without the state space model."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.conv import Conv
+from vitlab.layers.linear import Linear, normal_init
+from vitlab.layers.mlp import gelu
+
+
+class GatedConv(nnx.Module):
+    """fc2(gelu(gate) * [identity, conv(c)]) of the split fc1(x); the convolution sees as many channels as there are in x."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int | None = None,
+        expansion_ratio: float = 8 / 3,  # hidden width / dim
+        kernel_size: int = 7,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del num_heads  # nothing here has heads
+        self.hidden = int(expansion_ratio * dim)
+        if self.hidden < dim:
+            raise ValueError(f"{expansion_ratio=} must be at least 1")
+        self.fc1 = Linear(dim, 2 * self.hidden, dtype=dtype, rngs=rngs)
+        self.conv = Conv(dim, dim, kernel_size=kernel_size, groups=dim, kernel_init=normal_init, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(self.hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        dim = x.shape[-1]
+        gate, identity, conv = jnp.split(self.fc1(x), (self.hidden, 2 * self.hidden - dim), axis=-1)
+        return self.fc2(gelu(gate) * jnp.concatenate((identity, self.conv(conv)), -1))

@@ -1,0 +1,236 @@
+"""Next-ViT (Li et al., arXiv:2207.05501): convolution blocks, and a transformer block at the end of each group.
+
+Follows the authors' code. Any image size whose maps have at least as many tokens as the attention pools into one.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, Mlp, drop_path_rates, run_block
+from vitlab.layers.conv_norm import fold_into_next, fuse_conv_norms
+from vitlab.layers.pool import average_pool_ceil
+from vitlab.mixers.efficient_attention import EfficientAttention
+from vitlab.mixers.multi_head_conv import MultiHeadConv
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+_GROUP = 5  # blocks of the third stage after which a transformer block comes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextViTConfig:
+    depths: tuple[int, ...]  # blocks per stage; the last one of stages 2 and 4, and every fifth of stage 3, has attention
+    stem_dims: tuple[int, int, int] = (64, 32, 64)
+    conv_dims: tuple[int, ...] = (96, 192, 384, 768)  # of the convolution blocks, per stage
+    attn_dims: tuple[int, ...] = (96, 256, 512, 1024)  # of the transformer blocks, per stage
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)  # pooling of keys and values, per stage
+    head_dim: int = 32
+    mix_ratio: float = 0.75  # share of a transformer block's channels that attend; the others are convolved
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
+
+    def __post_init__(self):
+        for dim in (*self.conv_dims, *self.attn_dims):
+            if dim % self.head_dim:
+                raise ValueError(f"{dim=} must be a multiple of {self.head_dim=}")
+
+
+# arXiv:2207.05501 table 3; drop path: the authors' README.
+VARIANTS = {
+    "nextvit_small": NextViTConfig(depths=(3, 4, 10, 3)),
+    "nextvit_base": NextViTConfig(depths=(3, 4, 20, 3), drop_path_rate=0.2),
+    "nextvit_large": NextViTConfig(depths=(3, 4, 30, 3), drop_path_rate=0.2),
+}
+_SOURCE = "github.com/bytedance/Next-ViT README"
+PUBLISHED = {
+    "nextvit_small": Published(params=31_763_368, gmacs=5.79, top1=82.5, source=_SOURCE),
+    "nextvit_base": Published(params_m=44.819, gmacs=8.27, top1=83.2, source=_SOURCE),
+    "nextvit_large": Published(params_m=57.874, gmacs=10.75, top1=83.6, source=_SOURCE),
+}
+
+
+class PatchEmbed(nnx.Module):
+    """Means over 2x2 where the map is halved, then a pointwise convolution where the width changes."""
+
+    def __init__(self, in_dim: int, dim: int, *, halve: bool, dtype, rngs: nnx.Rngs):
+        self.halve = halve
+        self.project = ConvNorm(in_dim, dim, dtype=dtype, rngs=rngs) if halve or in_dim != dim else None
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
+        if self.halve:
+            x = average_pool_ceil(x, 2)
+        return x if self.project is None else self.project(x, train=train)
+
+
+class ConvBlock(nnx.Module):
+    """Next convolution block: x + mhca(x), then x + mlp(norm(x))."""
+
+    def __init__(self, config: NextViTConfig, *, in_dim: int, dim: int, halve: bool, drop_path_rate: float, rngs: nnx.Rngs):
+        dtype = config.dtype
+        self.patch_embed = PatchEmbed(in_dim, dim, halve=halve, dtype=dtype, rngs=rngs)
+        self.mhca = MultiHeadConv(dim, num_heads=dim // config.head_dim, dtype=dtype, rngs=rngs)
+        self.norm: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=3 * dim, activation=jax.nn.relu, dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        x = self.patch_embed(x, train=train)
+        x = x + self.drop_path(self.mhca(x, train=train), train=train, rngs=rngs)
+        y = x if self.norm is None else self.norm(x, train=train)
+        return x + self.drop_path(self.mlp(y), train=train, rngs=rngs)
+
+    def fuse(self) -> None:
+        """Folds the norms into what stands beside them, in place."""
+        self.mhca.fuse()
+        if self.norm is not None:
+            fold_into_next(self.norm, self.mlp.fc1)
+            self.norm = None
+
+
+class TransformerBlock(nnx.Module):
+    """Next transformer block: attention on most channels, convolution on the others, one MLP for both."""
+
+    def __init__(self, config: NextViTConfig, *, in_dim: int, dim: int, sr_ratio: int, halve: bool, drop_path_rate: float, rngs: nnx.Rngs):
+        dtype, head_dim, mix = config.dtype, config.head_dim, config.mix_ratio
+        attn_dim = make_divisible(int(dim * mix), head_dim)
+        conv_dim = dim - attn_dim
+        self.patch_embed = PatchEmbed(in_dim, attn_dim, halve=halve, dtype=dtype, rngs=rngs)
+        self.norm1 = BatchNorm(attn_dim, dtype=dtype, rngs=rngs)
+        self.e_mhsa = EfficientAttention(attn_dim, num_heads=attn_dim // head_dim, sr_ratio=sr_ratio, dtype=dtype, rngs=rngs)
+        self.projection = ConvNorm(attn_dim, conv_dim, dtype=dtype, rngs=rngs)
+        self.mhca = MultiHeadConv(conv_dim, num_heads=conv_dim // head_dim, dtype=dtype, rngs=rngs)
+        self.norm2: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=2 * dim, activation=jax.nn.relu, dtype=dtype, rngs=rngs)
+        self.attn_drop_path, self.conv_drop_path = DropPath(drop_path_rate * mix), DropPath(drop_path_rate * (1 - mix))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        x = self.patch_embed(x, train=train)
+        x = x + self.attn_drop_path(self.e_mhsa(self.norm1(x, train=train), train=train), train=train, rngs=rngs)
+        y = self.projection(x, train=train)
+        y = y + self.conv_drop_path(self.mhca(y, train=train), train=train, rngs=rngs)
+        x = jnp.concatenate((x, y), -1)
+        y = x if self.norm2 is None else self.norm2(x, train=train)
+        return x + self.drop_path(self.mlp(y), train=train, rngs=rngs)
+
+    def fuse(self) -> None:
+        """As `ConvBlock.fuse`; the norm before the attention stays, because the pooled keys have one of their own behind it."""
+        self.mhca.fuse()
+        if self.norm2 is not None:
+            fold_into_next(self.norm2, self.mlp.fc1)
+            self.norm2 = None
+
+
+class Stage(nnx.Module):
+    """The blocks; the first one halves the map, but in the first stage."""
+
+    def __init__(self, config: NextViTConfig, *, stage: int, in_dim: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        self.remat = config.remat
+        blocks = []
+        for i, rate in enumerate(rates):
+            halve = stage > 0 and i == 0
+            if has_attention(config, stage, i):
+                dim = config.attn_dims[stage]
+                block = TransformerBlock(
+                    config, in_dim=in_dim, dim=dim, sr_ratio=config.sr_ratios[stage], halve=halve, drop_path_rate=rate, rngs=rngs
+                )
+            else:
+                dim = config.conv_dims[stage]
+                block = ConvBlock(config, in_dim=in_dim, dim=dim, halve=halve, drop_path_rate=rate, rngs=rngs)
+            blocks.append(block)
+            in_dim = dim
+        self.blocks = nnx.List(blocks)
+        self.dim = in_dim
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class NextViT(nnx.Module):
+    """Convolutional stem, stages, batch norm, mean over the positions, linear head."""
+
+    def __init__(self, config: NextViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dims = (config.in_channels, *config.stem_dims, config.stem_dims[-1])
+        self.stem = nnx.List(
+            [
+                ConvNorm(dims[i], dims[i + 1], kernel_size=3, stride=stride, dtype=config.dtype, rngs=rngs)
+                for i, stride in enumerate((2, 1, 1, 2))
+            ]
+        )
+        rates, stages, in_dim = drop_path_rates(config.drop_path_rate, sum(config.depths)), [], dims[-1]
+        for i, depth in enumerate(config.depths):
+            start = sum(config.depths[:i])
+            stages.append(Stage(config, stage=i, in_dim=in_dim, rates=rates[start : start + depth], rngs=rngs))
+            in_dim = stages[-1].dim
+        self.stages = nnx.List(stages)
+        self.norm = BatchNorm(in_dim, dtype=config.dtype, rngs=rngs)
+        self.head = Linear(in_dim, config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=stage.dim) for i, stage in enumerate(self.stages))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; the last one is not normalised."""
+        x = images.astype(self.config.dtype)
+        for conv in self.stem:
+            x = jax.nn.relu(conv(x, train=train))
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+        """The mean over the normalised positions of the last map; float32."""
+        return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
+        return x if self.head is None else self.head(x)
+
+    def fuse(self) -> "NextViT":
+        """The network for deployment: batch norms folded into the convolutions and linear maps beside them."""
+        model = nnx.clone(self)
+        fuse_conv_norms(model)
+        for stage in model.stages:
+            for block in stage.blocks:
+                block.fuse()
+        return model
+
+
+def has_attention(config: NextViTConfig, stage: int, block: int) -> bool:
+    """Whether a block is a transformer block; the first stage has none."""
+    if stage == 2:
+        return block % _GROUP == _GROUP - 1
+    return stage > 0 and block == config.depths[stage] - 1
+
+
+def make_divisible(value: int, divisor: int) -> int:
+    """The nearest multiple of the divisor that is not under nine tenths of the value."""
+    rounded = max(divisor, (value + divisor // 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+FAMILY = Family(NextViT, VARIANTS, PUBLISHED)
