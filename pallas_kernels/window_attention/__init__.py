@@ -1,18 +1,31 @@
 """Attention inside the windows of a map: Swin's shifted windows and MaxViT's grid, with a trainable bias."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.dispatch import Implementation, UnsupportedError, dispatch
+from pallas_kernels.sharding import varying_like
 from pallas_kernels.window_attention import reference, xla
 from pallas_kernels.window_attention.windows import expand_bias
 
-__all__ = ["IMPLEMENTATIONS", "UnsupportedError", "window_attention", "window_attention_qkv"]
+__all__ = ["IMPLEMENTATIONS", "QKV_IMPLEMENTATIONS", "UnsupportedError", "expand_bias", "window_attention", "window_attention_qkv"]
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "xla": Implementation(xla.window_attention, xla.unsupported_reason),  # any device, linear memory
     "reference": Implementation(reference.window_attention, reference.unsupported_reason),  # quadratic in the map: the definition
+}
+
+
+def _of_parts(fn: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda qkv, **options: fn(*(qkv[:, :, :, i] for i in range(3)), **options)
+
+
+# The same, fed with the fused projection.
+QKV_IMPLEMENTATIONS: Mapping[str, Implementation] = {
+    "xla": Implementation(_of_parts(xla.window_attention), xla.unsupported_reason),
+    "reference": Implementation(_of_parts(reference.window_attention), reference.unsupported_reason),
 }
 
 
@@ -61,7 +74,7 @@ def window_attention(
         raise ValueError(f"{query.shape=}, {key.shape=} and {value.shape=} must be one [b, h, w, heads, head_dim]")
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"{query.dtype=}, {key.dtype=} and {value.dtype=} must be one")
-    options = _canonical(query, window_size, shift, grid, bias, mask, scale)
+    options = canonical(query, window_size=window_size, shift=shift, grid=grid, bias=bias, mask=mask, scale=scale)
     return dispatch("window_attention", IMPLEMENTATIONS, implementation, query, key, value, **options)
 
 
@@ -79,15 +92,29 @@ def window_attention_qkv(
     """`window_attention` on the output of the fused projection: query, key and value side by side, without transposes."""
     if len(qkv.shape) != 6 or qkv.shape[3] != 3:
         raise ValueError(f"{qkv.shape=} must be [b, h, w, 3, heads, head_dim]")
-    query, key, value = (qkv[:, :, :, i] for i in range(3))
-    return window_attention(
-        query, key, value, window_size=window_size, shift=shift, grid=grid, bias=bias, mask=mask, scale=scale, implementation=implementation
-    )
+    options = canonical(qkv, window_size=window_size, shift=shift, grid=grid, bias=bias, mask=mask, scale=scale)
+    return dispatch("window_attention_qkv", QKV_IMPLEMENTATIONS, implementation, qkv, **options)
 
 
-def _canonical(query, window_size, shift, grid, bias, mask, scale) -> dict:
-    """The arguments every implementation takes: pairs, a bias per pair of slots, a number for the scale."""
-    b, h, w, heads, head_dim = query.shape
+def canonical(array: Array, *, window_size, shift=0, grid=False, bias=None, mask=None, scale=None) -> dict[str, Any]:
+    """The options every implementation takes: pairs, a bias per pair of slots, a number for the scale.
+
+    Args:
+      array: Query, [b, h, w, heads, head_dim], or the fused projection, [b, h, w, 3, heads, head_dim].
+      window_size: This and the rest: see the operator.
+      shift: See the operator.
+      grid: See the operator.
+      bias: See the operator.
+      mask: See the operator.
+      scale: See the operator.
+
+    Returns:
+      The keyword arguments of an implementation's `fn` and `unsupported_reason`.
+
+    Raises:
+      ValueError: Options that do not fit the array or each other.
+    """
+    b, h, w, *_, heads, head_dim = array.shape
     window_size, shift = _pair(window_size), _pair(shift)
     if min(window_size) < 1:
         raise ValueError(f"{window_size=} must be positive")
@@ -98,7 +125,7 @@ def _canonical(query, window_size, shift, grid, bias, mask, scale) -> dict:
     if mask is not None and (mask.shape != (b, h, w) or mask.dtype != bool):
         raise ValueError(f"{mask.shape=} of {mask.dtype=} must be bool {(b, h, w)}")
     if bias is not None:
-        bias = _full_bias(bias, heads, window_size)
+        bias = _full_bias(varying_like(bias, array), heads, window_size)
     scale = head_dim**-0.5 if scale is None else scale
     return {"window_size": window_size, "shift": shift, "grid": grid, "bias": bias, "mask": mask, "scale": scale}
 
