@@ -15,11 +15,13 @@ from vitlab import create_model, load_weights
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 # Golden file -> the model here and the fields it was recorded with.
 CASES: dict[str, tuple[str, dict]] = {
+    "efficientvit_m0": ("efficientvit_m0", {}),
     "focalnet_tiny_srf": ("focalnet_tiny_srf", {}),
     "davit_tiny": ("davit_tiny", {}),
     "litv2_s": ("litv2_small", {}),
     "mambaout_femto": ("mambaout_femto", {}),
     "nextvit_small": ("nextvit_small", {}),
+    "shvit_s1": ("shvit_s1", {}),
     "svit_s": ("svit_small", {}),
     "swin_tiny_patch4_window7_224": ("swin_tiny", {}),
     "van_b0": ("van_b0", {}),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
+from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.focal_modulation import FocalModulation
@@ -12,16 +13,19 @@ from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.hilo import HiLo
 from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
+from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
 
 # What a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
 MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "global": GlobalAttention,
+    "cascaded_group": CascadedGroupAttention,
     "channel": ChannelAttention,
     "focal_modulation": FocalModulation,
     "hilo": HiLo,
     "large_kernel": LargeKernelAttention,
+    "single_head": SingleHeadAttention,
     "super_token": SuperTokenAttention,
     "efficient": EfficientAttention,
     "gated_conv": GatedConv,

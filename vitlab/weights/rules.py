@@ -30,7 +30,7 @@ def rename(name: str, value: np.ndarray, rules: tuple[Rule, ...]) -> tuple[str, 
     """Applies the rules in order."""
     for rule in rules:
         new = re.sub(rule.pattern, rule.replacement, name)
-        if new != name and rule.transform is not None:
+        if rule.transform is not None and re.search(rule.pattern, name):
             value = rule.transform(value)
         name = new
     return name, value

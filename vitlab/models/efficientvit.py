@@ -1,0 +1,154 @@
+"""EfficientViT of Microsoft Research Asia (Liu et al., arXiv:2305.07027): memory-efficient sandwiches, cascaded group attention.
+
+Follows the authors' code. Any image size: where a map exceeds the window it is cut into windows. The table of distances has
+the size of the window at the configured `image_size`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import BatchNorm, Linear, run_block
+from vitlab.layers.conv_sandwich import ConvFfn, ConvStem16, ResidualDepthwise, SandwichDownsample, fuse_sandwiches
+from vitlab.mixers.cascaded_group import CascadedGroupAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EfficientViTConfig:
+    dims: tuple[int, ...]  # width per stage
+    depths: tuple[int, ...]  # blocks per stage
+    num_heads: tuple[int, ...]
+    kernel_sizes: tuple[int, ...]  # of the convolution on the query of each head
+    window_size: int = 7  # tokens per side
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.0  # the published recipe has none
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.num_heads):
+            raise ValueError(f"{self.dims=}, {self.depths=} and {self.num_heads=} must have one entry a stage")
+        if self.drop_path_rate:
+            raise ValueError(f"{self.drop_path_rate=} must be 0: the family has no drop path")
+
+    def window_of(self, stage: int) -> int:
+        """Tokens per side of a stage's window: the map's at the configured size, but at most `window_size`."""
+        return min(self.window_size, -(-max(self.image_size) // (16 * 2**stage)))
+
+
+_A, _B = (5, 5, 5, 5), (7, 5, 3, 3)
+# arXiv:2305.07027 table 2 and the authors' classification/model/build.py.
+VARIANTS = {
+    "efficientvit_m0": EfficientViTConfig(dims=(64, 128, 192), depths=(1, 2, 3), num_heads=(4, 4, 4), kernel_sizes=_A),
+    "efficientvit_m1": EfficientViTConfig(dims=(128, 144, 192), depths=(1, 2, 3), num_heads=(2, 3, 3), kernel_sizes=_B),
+    "efficientvit_m2": EfficientViTConfig(dims=(128, 192, 224), depths=(1, 2, 3), num_heads=(4, 3, 2), kernel_sizes=_B),
+    "efficientvit_m3": EfficientViTConfig(dims=(128, 240, 320), depths=(1, 2, 3), num_heads=(4, 3, 4), kernel_sizes=_A),
+    "efficientvit_m4": EfficientViTConfig(dims=(128, 256, 384), depths=(1, 2, 3), num_heads=(4, 4, 4), kernel_sizes=_B),
+    "efficientvit_m5": EfficientViTConfig(dims=(192, 288, 384), depths=(1, 3, 4), num_heads=(3, 3, 4), kernel_sizes=_B),
+}
+_SOURCE = "github.com/microsoft/Cream EfficientViT README"
+PUBLISHED = {
+    "efficientvit_m0": Published(params=2_349_436, gmacs=0.079, top1=63.2, source=_SOURCE),
+    "efficientvit_m1": Published(params_m=2.981, gmacs=0.167, top1=68.4, source=_SOURCE),
+    "efficientvit_m2": Published(params_m=4.188, gmacs=0.201, top1=70.8, source=_SOURCE),
+    "efficientvit_m3": Published(params_m=6.901, gmacs=0.263, top1=73.4, source=_SOURCE),
+    "efficientvit_m4": Published(params_m=8.804, gmacs=0.299, top1=74.3, source=_SOURCE),
+    "efficientvit_m5": Published(params_m=12.474, gmacs=0.522, top1=77.1, source=_SOURCE),
+}
+
+
+class Block(nnx.Module):
+    """Depthwise convolution, feed-forward, attention, depthwise convolution, feed-forward; each beside its identity."""
+
+    def __init__(self, config: EfficientViTConfig, *, stage: int, rngs: nnx.Rngs):
+        dim, dtype = config.dims[stage], config.dtype
+        self.dw0 = ResidualDepthwise(dim, dtype=dtype, rngs=rngs)
+        self.ffn0 = ConvFfn(dim, dtype=dtype, rngs=rngs)
+        self.mixer = CascadedGroupAttention(
+            dim,
+            num_heads=config.num_heads[stage],
+            window_size=config.window_of(stage),
+            kernel_sizes=config.kernel_sizes,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.dw1 = ResidualDepthwise(dim, dtype=dtype, rngs=rngs)
+        self.ffn1 = ConvFfn(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = self.ffn0(self.dw0(x, train=train), train=train)
+        x = x + self.mixer(x, train=train)
+        return self.ffn1(self.dw1(x, train=train), train=train)
+
+
+class Stage(nnx.Module):
+    """Downsampling (but in the first stage), then the blocks."""
+
+    def __init__(self, config: EfficientViTConfig, *, stage: int, rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.downsample = SandwichDownsample(config.dims[stage - 1], config.dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
+        self.blocks = nnx.List([Block(config, stage=stage, rngs=rngs) for _ in range(config.depths[stage])])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        if self.downsample is not None:
+            x = self.downsample(x, train=train)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class EfficientViT(nnx.Module):
+    """Stem to a sixteenth, stages; mean over the positions, batch norm, linear head."""
+
+    def __init__(self, config: EfficientViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embed = ConvStem16(config.in_channels, config.dims[0], dtype=config.dtype, rngs=rngs)
+        self.stages = nnx.List([Stage(config, stage=i, rngs=rngs) for i in range(len(config.depths))])
+        self.norm = BatchNorm(config.dims[-1], rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=16 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage."""
+        x = self.patch_embed(images.astype(self.config.dtype), train=train)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+        """The normalised mean over the positions of the last map; float32."""
+        return self.norm(features[-1].astype(jnp.float32).mean((1, 2)), train=train)
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
+        return x if self.head is None else self.head(x)
+
+    def fuse(self) -> "EfficientViT":
+        """The network for deployment: norms and depthwise identities folded into the convolutions."""
+        model = nnx.clone(self)
+        fuse_sandwiches(model)
+        return model
+
+
+FAMILY = Family(EfficientViT, VARIANTS, PUBLISHED)

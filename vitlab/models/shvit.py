@@ -1,0 +1,134 @@
+"""SHViT (Yun and Ro, arXiv:2401.16456): large patches, and one attention head on a part of the channels.
+
+Follows the authors' code. Any image size.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import BatchNorm, Linear, run_block
+from vitlab.layers.conv_sandwich import ConvFfn, ConvStem16, ResidualDepthwise, SandwichDownsample, fuse_sandwiches
+from vitlab.mixers.single_head import SingleHeadAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SHViTConfig:
+    dims: tuple[int, ...]  # width per stage
+    depths: tuple[int, ...]  # blocks per stage
+    partial_dims: tuple[int, ...]  # channels that attend, per stage; 0: the stage has no attention
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.0  # the published recipe has none
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.partial_dims):
+            raise ValueError(f"{self.dims=}, {self.depths=} and {self.partial_dims=} must have one entry a stage")
+        if self.drop_path_rate:
+            raise ValueError(f"{self.drop_path_rate=} must be 0: the family has no drop path")
+
+
+# arXiv:2401.16456 table 2 and the authors' model/build.py (whose partial dims of the first stage are not used).
+VARIANTS = {
+    "shvit_s1": SHViTConfig(dims=(128, 224, 320), depths=(2, 4, 5), partial_dims=(0, 48, 68)),
+    "shvit_s2": SHViTConfig(dims=(128, 308, 448), depths=(2, 4, 5), partial_dims=(0, 66, 96)),
+    "shvit_s3": SHViTConfig(dims=(192, 352, 448), depths=(3, 5, 5), partial_dims=(0, 75, 96)),
+    "shvit_s4": SHViTConfig(dims=(224, 336, 448), depths=(4, 7, 6), partial_dims=(0, 72, 96), image_size=(256, 256)),
+}
+_SOURCE = "github.com/ysj9909/SHViT README"
+PUBLISHED = {
+    "shvit_s1": Published(params=6_330_808, gmacs=0.241, top1=72.8, source=_SOURCE),
+    "shvit_s2": Published(params_m=11.483, gmacs=0.365, top1=75.2, source=_SOURCE),
+    "shvit_s3": Published(params_m=14.245, gmacs=0.601, top1=77.4, source=_SOURCE),
+    "shvit_s4": Published(params_m=16.588, gmacs=0.986, top1=79.4, source=_SOURCE),
+}
+
+
+class Block(nnx.Module):
+    """Depthwise convolution, attention where the stage has it, feed-forward; each beside its identity."""
+
+    def __init__(self, config: SHViTConfig, *, stage: int, rngs: nnx.Rngs):
+        dim, partial_dim, dtype = config.dims[stage], config.partial_dims[stage], config.dtype
+        self.conv = ResidualDepthwise(dim, dtype=dtype, rngs=rngs)
+        self.mixer = SingleHeadAttention(dim, partial_dim=partial_dim, dtype=dtype, rngs=rngs) if partial_dim else None
+        self.ffn = ConvFfn(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = self.conv(x, train=train)
+        if self.mixer is not None:
+            x = x + self.mixer(x, train=train)
+        return self.ffn(x, train=train)
+
+
+class Stage(nnx.Module):
+    """Downsampling (but in the first stage), then the blocks."""
+
+    def __init__(self, config: SHViTConfig, *, stage: int, rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.downsample = SandwichDownsample(config.dims[stage - 1], config.dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
+        self.blocks = nnx.List([Block(config, stage=stage, rngs=rngs) for _ in range(config.depths[stage])])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        if self.downsample is not None:
+            x = self.downsample(x, train=train)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class SHViT(nnx.Module):
+    """Stem to a sixteenth, stages; mean over the positions, batch norm, linear head."""
+
+    def __init__(self, config: SHViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embed = ConvStem16(config.in_channels, config.dims[0], dtype=config.dtype, rngs=rngs)
+        self.stages = nnx.List([Stage(config, stage=i, rngs=rngs) for i in range(len(config.depths))])
+        self.norm = BatchNorm(config.dims[-1], rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=16 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage."""
+        x = self.patch_embed(images.astype(self.config.dtype), train=train)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+        """The normalised mean over the positions of the last map; float32."""
+        return self.norm(features[-1].astype(jnp.float32).mean((1, 2)), train=train)
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
+        return x if self.head is None else self.head(x)
+
+    def fuse(self) -> "SHViT":
+        """The network for deployment: norms and depthwise identities folded into the convolutions."""
+        model = nnx.clone(self)
+        fuse_sandwiches(model)
+        return model
+
+
+FAMILY = Family(SHViT, VARIANTS, PUBLISHED)
