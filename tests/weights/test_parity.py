@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "shvit_s1": ("shvit_s1", {}),
     "svit_s": ("svit_small", {}),
     "swin_tiny_patch4_window7_224": ("swin_tiny", {}),
+    "swinv2_tiny_window8_256": ("swinv2_tiny_window8_256", {}),
     "van_b0": ("van_b0", {}),
     "vit_tiny_patch16_224": ("vit_tiny_patch16", {}),
 }

@@ -6,6 +6,7 @@ from flax import nnx
 
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
+from vitlab.mixers.cosine_window import CosineWindowAttention
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.gated_conv import GatedConv
@@ -27,6 +28,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "large_kernel": LargeKernelAttention,
     "single_head": SingleHeadAttention,
     "super_token": SuperTokenAttention,
+    "cosine_window": CosineWindowAttention,
     "efficient": EfficientAttention,
     "gated_conv": GatedConv,
     "multi_head_conv": MultiHeadConv,

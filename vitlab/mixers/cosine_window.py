@@ -1,0 +1,81 @@
+"""Scaled cosine window attention with a log-spaced continuous bias (Swin v2, Liu et al., arXiv:2111.09883, section 3)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pallas_kernels.window_attention import window_attention
+from vitlab.layers.attention import head_dim_of
+from vitlab.layers.linear import Linear
+from vitlab.layers.pad import pad_to_multiple
+
+_MAX_LOG_SCALE = float(np.log(100.0))
+_MLP_DIM = 512
+
+
+class CosineWindowAttention(nnx.Module):
+    """As `WindowAttention`, but logits are cosines with a learned scale, and a small MLP makes the bias of the offsets.
+
+    The bias is 16 * sigmoid(mlp(sign(d) log2(1 + 8 |d|) / 3)), d the offset over the window's side less one (of the window
+    that it was pre-trained with, where that is given). Keys have no projection bias.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        window_size: int = 8,  # tokens per side
+        shift: int = 0,  # tokens, to the top left
+        pretrained_window_size: int | None = None,  # that the offsets are measured by; None: window_size
+        implementation: str | None = None,  # of pallas_kernels.window_attention
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if not 0 <= shift < window_size:
+            raise ValueError(f"{shift=} must be in [0, {window_size=})")
+        self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
+        self.window_size, self.shift, self.implementation = window_size, shift, implementation
+        self.measure = pretrained_window_size or window_size
+        self.qkv = Linear(dim, 3 * dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.q_bias, self.v_bias = nnx.Param(jnp.zeros(dim)), nnx.Param(jnp.zeros(dim))
+        self.logit_scale = nnx.Param(jnp.full(num_heads, np.log(10.0), jnp.float32))
+        self.cpb_fc1 = Linear(2, _MLP_DIM, rngs=rngs)
+        self.cpb_fc2 = Linear(_MLP_DIM, num_heads, use_bias=False, rngs=rngs)
+        self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _, h, w, c = x.shape
+        x = pad_to_multiple(x, self.window_size)
+        qkv = self.qkv(x)
+        qkv = qkv + jnp.concatenate((self.q_bias[...], jnp.zeros(c), self.v_bias[...])).astype(qkv.dtype)[None, None, None]
+        query, key, value = (part.reshape(*x.shape[:3], self.num_heads, self.head_dim) for part in jnp.split(qkv, 3, -1))
+        scale = jnp.exp(jnp.minimum(self.logit_scale[...], _MAX_LOG_SCALE))
+        out = window_attention(
+            (_normalize(query) * scale[None, None, None, :, None]).astype(value.dtype),
+            _normalize(key).astype(value.dtype),
+            value,
+            window_size=self.window_size,
+            shift=(self.shift if h > self.window_size else 0, self.shift if w > self.window_size else 0),
+            bias=self.bias_table(),
+            scale=1.0,
+            implementation=self.implementation,
+        )
+        return self.proj(out.reshape(x.shape)[:, :h, :w])
+
+    def bias_table(self) -> Float[Array, "heads rows cols"]:
+        """The bias of each offset, at [head, query - key + window_size - 1]."""
+        offset = np.arange(1 - self.window_size, self.window_size, dtype=np.float32) * 8 / max(1, self.measure - 1)
+        offset = np.sign(offset) * np.log2(np.abs(offset) + 1) / np.log2(8)
+        coordinates = jnp.asarray(np.stack(np.meshgrid(offset, offset, indexing="ij"), -1))
+        table = self.cpb_fc2(jax.nn.relu(self.cpb_fc1(coordinates)))
+        return 16 * jax.nn.sigmoid(table).transpose(2, 0, 1)
+
+
+def _normalize(x: Float[Array, "b h w heads head_dim"]) -> Float[Array, "b h w heads head_dim"]:
+    """To unit length, in float32; zero stays zero."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

@@ -1,0 +1,181 @@
+"""Swin Transformer V2 (Liu et al., arXiv:2111.09883).
+
+Follows the authors' code. Any image size, as in Swin. Windows have at most the side of the stage's map at the configured
+`image_size`, which also sets the scale of the continuous bias.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, run_block, stage_drop_path_rates
+from vitlab.layers.patch_merging import PatchMerging
+from vitlab.mixers.cosine_window import CosineWindowAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-5  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwinV2Config:
+    dim: int  # width of the first stage; each next stage doubles it
+    depths: tuple[int, ...]  # blocks per stage
+    num_heads: tuple[int, ...]
+    patch_size: int = 4  # pixels per side
+    window_size: int = 8  # tokens per side
+    pretrained_window_sizes: tuple[int, ...] | None = None  # per stage, of the checkpoint that is fine-tuned
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    implementation: str | None = None  # of pallas_kernels.window_attention
+    image_size: tuple[int, int] = (256, 256)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.2
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(f"{self.depths=} and {self.num_heads=} must have one entry a stage")
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(self.dim * 2**i for i in range(len(self.depths)))
+
+    def window_of(self, stage: int) -> int:
+        """Tokens per side of a stage's window."""
+        return min(self.window_size, -(-max(self.image_size) // (self.patch_size * 2**stage)))
+
+
+_TINY, _SMALL = (
+    {"dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    {"dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+)
+_BASE = {"dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
+_LARGE = {"dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
+_FROM_192 = {"pretrained_window_sizes": (12, 12, 12, 6)}
+# arXiv:2111.09883 section 4.1 and the authors' configs/swinv2/*.yaml.
+VARIANTS = {
+    "swinv2_tiny_window8_256": SwinV2Config(**_TINY),
+    "swinv2_tiny_window16_256": SwinV2Config(**_TINY, window_size=16),
+    "swinv2_small_window8_256": SwinV2Config(**_SMALL, drop_path_rate=0.3),
+    "swinv2_small_window16_256": SwinV2Config(**_SMALL, window_size=16, drop_path_rate=0.3),
+    "swinv2_base_window8_256": SwinV2Config(**_BASE),
+    "swinv2_base_window16_256": SwinV2Config(**_BASE, window_size=16),
+    "swinv2_base_window12_192": SwinV2Config(**_BASE, window_size=12, image_size=(192, 192)),
+    "swinv2_base_window12to16_192to256": SwinV2Config(**_BASE, window_size=16, **_FROM_192),
+    "swinv2_base_window12to24_192to384": SwinV2Config(**_BASE, window_size=24, image_size=(384, 384), **_FROM_192),
+    "swinv2_large_window12_192": SwinV2Config(**_LARGE, window_size=12, image_size=(192, 192)),
+    "swinv2_large_window12to16_192to256": SwinV2Config(**_LARGE, window_size=16, **_FROM_192),
+    "swinv2_large_window12to24_192to384": SwinV2Config(**_LARGE, window_size=24, image_size=(384, 384), **_FROM_192),
+}
+_SOURCE = "github.com/microsoft/Swin-Transformer README; counts: timm 1.0.31"
+PUBLISHED = {
+    "swinv2_tiny_window8_256": Published(params_m=28.35, top1=81.8, source=_SOURCE),
+    "swinv2_tiny_window16_256": Published(params_m=28.35, top1=82.8, source=_SOURCE),
+    "swinv2_small_window8_256": Published(params_m=49.73, top1=83.7, source=_SOURCE),
+    "swinv2_small_window16_256": Published(params_m=49.73, top1=84.1, source=_SOURCE),
+    "swinv2_base_window8_256": Published(params_m=87.92, gmacs=20.325, top1=84.2, source=_SOURCE),
+    "swinv2_base_window16_256": Published(params_m=87.92, top1=84.6, source=_SOURCE),
+    "swinv2_base_window12_192": Published(source=_SOURCE + "; published with an ImageNet-22k head only"),
+    "swinv2_base_window12to16_192to256": Published(params_m=87.92, top1=86.2, source=_SOURCE + "; top-1 after ImageNet-22k"),
+    "swinv2_base_window12to24_192to384": Published(params_m=87.92, top1=87.1, source=_SOURCE + "; top-1 after ImageNet-22k"),
+    "swinv2_large_window12_192": Published(source=_SOURCE + "; published with an ImageNet-22k head only"),
+    "swinv2_large_window12to16_192to256": Published(params_m=196.74, top1=86.9, source=_SOURCE + "; top-1 after ImageNet-22k"),
+    "swinv2_large_window12to24_192to384": Published(params_m=196.74, top1=87.6, source=_SOURCE + "; top-1 after ImageNet-22k"),
+}
+
+
+class Block(nnx.Module):
+    """Res-post-norm block: x + norm1(attn(x)), then x + norm2(mlp(x)); every second block shifts its windows."""
+
+    def __init__(self, config: SwinV2Config, *, stage: int, shifted: bool, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype, window = config.dims[stage], config.dtype, config.window_of(stage)
+        self.attn = CosineWindowAttention(
+            dim,
+            num_heads=config.num_heads[stage],
+            window_size=window,
+            shift=window // 2 if shifted else 0,
+            pretrained_window_size=config.pretrained_window_sizes and config.pretrained_window_sizes[stage],
+            implementation=config.implementation,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = x + self.drop_path(self.norm1(self.attn(x)), train=train, rngs=rngs)
+        return x + self.drop_path(self.norm2(self.mlp(x)), train=train, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Patch merging (but in the first stage), then the blocks."""
+
+    def __init__(self, config: SwinV2Config, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        merge = PatchMerging(config.dims[stage - 1], norm_last=True, eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
+        self.remat = config.remat
+        self.downsample = merge
+        self.blocks = nnx.List(
+            [Block(config, stage=stage, shifted=i % 2 == 1, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)]
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class SwinV2(nnx.Module):
+    """Four stages of shifted-window blocks; norm, mean over the tokens, linear head."""
+
+    def __init__(self, config: SwinV2Config, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = config.dtype
+        self.patch_embed = PatchEmbed(config.in_channels, config.dim, patch_size=config.patch_size, norm_eps=EPS, dtype=dtype, rngs=rngs)
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; the last one is not normalised."""
+        _, height, width, _ = images.shape
+        p = self.config.patch_size
+        x = self.patch_embed(jnp.pad(images.astype(self.config.dtype), ((0, 0), (0, -height % p), (0, -width % p), (0, 0))))
+        maps = []
+        for stage in self.layers:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The mean over the normalised tokens of the last map; float32."""
+        return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(SwinV2, VARIANTS, PUBLISHED)
