@@ -20,6 +20,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "davit_tiny": ("davit_tiny", {}),
     "litv2_s": ("litv2_small", {}),
     "mambaout_femto": ("mambaout_femto", {}),
+    "maxvit_tiny_tf_224": ("maxvit_tiny", {}),
     "nextvit_small": ("nextvit_small", {}),
     "shvit_s1": ("shvit_s1", {}),
     "svit_s": ("svit_small", {}),

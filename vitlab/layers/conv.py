@@ -1,5 +1,7 @@
 """Convolution over maps, padded as torch pads it."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -10,7 +12,7 @@ he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Conv(nnx.Conv):
     """Convolution [b, h, w, in] -> [b, h', w', out]; `kernel` is [k, k, in / groups, out], `bias` [out].
 
-    Unlike Flax's "SAME", which pads more at the end, padding is the same at both ends, as in the published networks.
+    Zeros are padded at both ends of each axis alike, as in torch; "same" pads as TensorFlow, more at the end.
     """
 
     def __init__(
@@ -20,7 +22,7 @@ class Conv(nnx.Conv):
         *,
         kernel_size: int | tuple[int, int],
         stride: int = 1,
-        padding: int | tuple[int, int] | None = None,  # zeros at both ends of each axis; None: dilation * (kernel_size - 1) // 2
+        padding: int | tuple[int, int] | Literal["same"] | None = None,  # None: dilation * (kernel_size - 1) // 2
         dilation: int = 1,
         groups: int = 1,  # in_dim: depthwise
         use_bias: bool = True,
@@ -37,7 +39,7 @@ class Conv(nnx.Conv):
             out_dim,
             size,
             stride,
-            padding=[(p, p) for p in pads],
+            padding="SAME" if pads == "same" else [(int(p), int(p)) for p in pads],
             kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=use_bias,

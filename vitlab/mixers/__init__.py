@@ -13,6 +13,7 @@ from vitlab.mixers.gated_conv import GatedConv
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.hilo import HiLo
 from vitlab.mixers.large_kernel import LargeKernelAttention
+from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
 from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.mixers.super_token import SuperTokenAttention
@@ -31,6 +32,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "cosine_window": CosineWindowAttention,
     "efficient": EfficientAttention,
     "gated_conv": GatedConv,
+    "multi_axis": MultiAxisAttention,
     "multi_head_conv": MultiHeadConv,
     "window": WindowAttention,
 }
