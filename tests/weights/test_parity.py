@@ -17,11 +17,13 @@ GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 CASES: dict[str, tuple[str, dict]] = {
     "efficientvit_m0": ("efficientvit_m0", {}),
     "focalnet_tiny_srf": ("focalnet_tiny_srf", {}),
+    "crossformer_t": ("crossformer_tiny", {}),
     "davit_tiny": ("davit_tiny", {}),
     "litv2_s": ("litv2_small", {}),
     "mambaout_femto": ("mambaout_femto", {}),
     "maxvit_tiny_tf_224": ("maxvit_tiny", {}),
     "nextvit_small": ("nextvit_small", {}),
+    "ravlt_t": ("ravlt_tiny", {}),
     "shvit_s1": ("shvit_s1", {}),
     "svit_s": ("svit_small", {}),
     "swin_tiny_patch4_window7_224": ("swin_tiny", {}),

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.linear import Linear
+from vitlab.layers.pos_conv import PosConv
 
 gelu = partial(jax.nn.gelu, approximate=False)  # torch's default, by erf
 
@@ -32,3 +33,15 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
         return self.fc2(self.activation(self.fc1(x)))
+
+
+class ResidualConvMlp(nnx.Module):
+    """fc2(h + conv(h)) with h = gelu(fc1(x)), conv depthwise."""
+
+    def __init__(self, dim: int, *, mlp_dim: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
+        self.conv = PosConv(mlp_dim, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return self.fc2(self.conv(gelu(self.fc1(x))))

@@ -13,8 +13,10 @@ from vitlab.mixers.gated_conv import GatedConv
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.hilo import HiLo
 from vitlab.mixers.large_kernel import LargeKernelAttention
+from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
+from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
 from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
@@ -27,11 +29,13 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "focal_modulation": FocalModulation,
     "hilo": HiLo,
     "large_kernel": LargeKernelAttention,
+    "rank_augmented_linear": RankAugmentedLinearAttention,
     "single_head": SingleHeadAttention,
     "super_token": SuperTokenAttention,
     "cosine_window": CosineWindowAttention,
     "efficient": EfficientAttention,
     "gated_conv": GatedConv,
+    "long_short": LongShortAttention,
     "multi_axis": MultiAxisAttention,
     "multi_head_conv": MultiHeadConv,
     "window": WindowAttention,

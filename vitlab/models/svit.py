@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, run_block, stage_drop_path_rates
-from vitlab.layers.mlp import gelu
+from vitlab.layers.mlp import ResidualConvMlp, gelu
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -59,18 +59,6 @@ PUBLISHED = {
     "svit_base": Published(params=51_691_288, gmacs=9.84, top1=84.8, source=_SOURCE),
     "svit_large": Published(params=94_971_096, gmacs=15.56, top1=85.3, source=_SOURCE),
 }
-
-
-class ResidualConvMlp(nnx.Module):
-    """fc2(h + conv(h)) with h = gelu(fc1(x)), conv depthwise."""
-
-    def __init__(self, dim: int, *, mlp_dim: int, dtype, rngs: nnx.Rngs):
-        self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
-        self.conv = PosConv(mlp_dim, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return self.fc2(self.conv(gelu(self.fc1(x))))
 
 
 class Block(nnx.Module):

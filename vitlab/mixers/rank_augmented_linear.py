@@ -1,0 +1,67 @@
+"""Rank-augmented linear attention (RAVLT, Fan et al., arXiv:2411.07635, section 3), and its softmax counterpart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.attention import head_dim_of
+from vitlab.layers.conv import Conv
+from vitlab.layers.linear import Linear
+
+
+class RankAugmentedLinearAttention(nnx.Module):
+    """Linear attention whose keys are weighted by their importance and whose output is modulated by a linear map of the input.
+
+    Queries and keys are elu(.) + 1, turned by 2-D rotary positions; the normaliser uses them unturned. A depthwise 5x5
+    convolution of the values is added. With `softmax` the same parameters make ordinary attention (the late stages). As
+    in the authors' code the modulating branch has no activation.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, softmax: bool = False, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.num_heads, self.head_dim, self.softmax = num_heads, head_dim_of(dim, num_heads), softmax
+        if self.head_dim % 4:
+            raise ValueError(f"{self.head_dim=} must be a multiple of 4, for rotary positions of two axes")
+        self.qkvo = Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
+        self.lepe = Conv(dim, dim, kernel_size=5, groups=dim, dtype=dtype, rngs=rngs)
+        self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        q, k, v, o = jnp.split(self.qkvo(x), 4, -1)
+        lepe = self.lepe(v)
+        q, k, v = (y.reshape(b, h * w, self.num_heads, self.head_dim) for y in (q, k, v))
+        angles = rotary_angles(h, w, self.head_dim)
+        y = _softmax(q, k, v, angles) if self.softmax else _linear(q, k, v, angles)
+        return self.proj((y.reshape(b, h, w, c) + lepe) * o)
+
+
+def _softmax(q, k, v, angles) -> Float[Array, "b n heads head_dim"]:
+    return jax.nn.dot_product_attention(rotate(q, angles), rotate(k, angles), v)
+
+
+def _linear(q, k, v, angles) -> Float[Array, "b n heads head_dim"]:
+    dtype, n, scale = v.dtype, q.shape[1], q.shape[-1] ** -0.5
+    q, k = (jax.nn.elu(y.astype(jnp.float32)) + 1 for y in (q, k))
+    importance = jax.nn.softmax(jnp.einsum("bhd,bnhd->bnh", q.mean(1), k) * scale, axis=1)
+    k = k * importance[..., None] * n
+    context = jnp.einsum("bnhk,bnhv->bhkv", rotate(k, angles) * n**-0.5, v.astype(jnp.float32) * n**-0.5)
+    normaliser = 1 / (jnp.einsum("bnhd,bhd->bnh", q, k.mean(1)) + 1e-6)
+    return (jnp.einsum("bnhk,bhkv->bnhv", rotate(q, angles), context) * normaliser[..., None]).astype(dtype)
+
+
+def rotary_angles(h: int, w: int, head_dim: int) -> Float[np.ndarray, "n half"]:
+    """The angle of each pair of channels at each position: rows for the first half of the pairs, columns for the second."""
+    frequency = 1 / 10000 ** np.linspace(0, 1, head_dim // 4, dtype=np.float32)
+    rows, cols = (np.arange(side, dtype=np.float32)[:, None] * frequency for side in (h, w))
+    angles = np.concatenate((np.repeat(rows[:, None], w, 1), np.repeat(cols[None], h, 0)), -1)
+    return angles.reshape(h * w, -1)
+
+
+def rotate(x: Float[Array, "b n heads head_dim"], angles: Float[np.ndarray, "n half"]) -> Float[Array, "b n heads head_dim"]:
+    """Turns each pair of neighbouring channels by its angle (RoFormer, arXiv:2104.09864, eq. 34)."""
+    sin, cos = (jnp.asarray(f(angles), x.dtype)[None, :, None] for f in (np.sin, np.cos))
+    even, odd = x[..., ::2], x[..., 1::2]
+    return jnp.stack((even * cos - odd * sin, odd * cos + even * sin), -1).reshape(x.shape)
