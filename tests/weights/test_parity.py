@@ -17,8 +17,10 @@ GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 CASES: dict[str, tuple[str, dict]] = {
     "efficientvit_m0": ("efficientvit_m0", {}),
     "focalnet_tiny_srf": ("focalnet_tiny_srf", {}),
+    "biformer_t": ("biformer_tiny", {}),
     "crossformer_t": ("crossformer_tiny", {}),
     "davit_tiny": ("davit_tiny", {}),
+    "glnet_4g": ("glnet_4g", {}),
     "litv2_s": ("litv2_small", {}),
     "mambaout_femto": ("mambaout_femto", {}),
     "maxvit_tiny_tf_224": ("maxvit_tiny", {}),

@@ -13,10 +13,21 @@ from vitlab.layers.mlp import gelu
 class ConvMlp(nnx.Module):
     """fc2(gelu(dwconv(fc1(x)))) over a map; the convolution tells positions apart, zero padding the border."""
 
-    def __init__(self, dim: int, *, mlp_dim: int, kernel_size: int = 3, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mlp_dim: int,
+        kernel_size: int = 3,
+        residual: bool = False,  # h + dwconv(h) inside the activation
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.residual = residual
         self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
         self.dwconv = Conv(mlp_dim, mlp_dim, kernel_size=kernel_size, groups=mlp_dim, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return self.fc2(gelu(self.dwconv(self.fc1(x))))
+        x = self.fc1(x)
+        return self.fc2(gelu(x + self.dwconv(x) if self.residual else self.dwconv(x)))

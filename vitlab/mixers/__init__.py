@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
+from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.cosine_window import CosineWindowAttention
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.gated_conv import GatedConv
+from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.hilo import HiLo
 from vitlab.mixers.large_kernel import LargeKernelAttention
@@ -23,7 +25,9 @@ from vitlab.mixers.window_attention import WindowAttention
 
 # What a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
 MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
+    "glmix": GLMix,
     "global": GlobalAttention,
+    "bi_level_routing": BiLevelRoutingAttention,
     "cascaded_group": CascadedGroupAttention,
     "channel": ChannelAttention,
     "focal_modulation": FocalModulation,

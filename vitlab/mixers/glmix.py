@@ -1,0 +1,63 @@
+"""GLMix (Zhu et al., arXiv:2411.11288, section 3.2): a few slots for what is global beside convolutions for what is local."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.attention import Attention
+from vitlab.layers.conv import Conv
+from vitlab.layers.linear import Linear, normal_init
+from vitlab.layers.pool import adaptive_average_pool
+
+
+class GLMix(nnx.Module):
+    """Tokens are softly clustered into slots, the slots attend to each other, and are handed back; plus a depthwise branch.
+
+    The same logits, a learned scale times cosines, make both softmaxes: over the tokens to gather, over the slots to give
+    back. Slots begin as the means of a grid over `source` (the block's input before its norm; the map itself where none is
+    given), or are parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        num_slots: int = 64,  # a square number, unless they are parameters
+        learned_slots: bool = False,
+        kernel_size: int = 5,  # of the local branch
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.pool_size = math.isqrt(num_slots)
+        if not learned_slots and self.pool_size**2 != num_slots:
+            raise ValueError(f"{num_slots=} must be a square number")
+        self.init_slots = nnx.Param(normal_init(rngs.params(), (1, num_slots, dim))) if learned_slots else None
+        self.slot_scale = nnx.Param(jnp.asarray(dim**-0.5, jnp.float32))
+        self.relation_mha = Attention(dim, num_heads=num_heads, dtype=dtype, rngs=rngs)
+        self.local_in = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.local_conv = Conv(dim, dim, kernel_size=kernel_size, groups=dim, dtype=dtype, rngs=rngs)
+        self.local_out = Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], source: Float[Array, "b h w c"] | None = None) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        if self.init_slots is None:
+            slots = adaptive_average_pool(x if source is None else source, (self.pool_size, self.pool_size)).reshape(b, -1, c)
+        else:
+            slots = self.init_slots[...]
+        tokens = x.reshape(b, h * w, c)
+        logits = self.slot_scale[...] * jnp.einsum("bsc,bnc->bsn", jnp.broadcast_to(_unit(slots), (b, *slots.shape[1:])), _unit(tokens))
+        slots = jnp.einsum("bsn,bnc->bsc", jax.nn.softmax(logits, axis=2).astype(x.dtype), tokens)
+        slots = self.relation_mha(slots)
+        out = jnp.einsum("bsn,bsc->bnc", jax.nn.softmax(logits, axis=1).astype(x.dtype), slots)
+        return out.reshape(b, h, w, c) + self.local_out(self.local_conv(self.local_in(x)))
+
+
+def _unit(x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    """To unit length, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

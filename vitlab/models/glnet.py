@@ -1,0 +1,172 @@
+"""GLNet (Zhu et al., arXiv:2411.11288): slots for what is global beside convolutions for what is local.
+
+Follows the authors' code. Any image size. Their token-labelling variants have the same network with one more head.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, PosConv, run_block, stage_drop_path_rates
+from vitlab.layers.transitions import DeepStem, Transition
+from vitlab.mixers.glmix import GLMix
+from vitlab.mixers.global_attention import GlobalAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GLNetConfig:
+    dims: tuple[int, ...]  # width per stage
+    depths: tuple[int, ...]  # blocks per stage
+    mixers: tuple[Literal["glmix", "alternating", "global"], ...] = ("glmix", "glmix", "alternating", "global")  # per stage
+    learned_slots: bool = False  # slots are parameters instead of means of the map
+    head_dim: int = 32
+    mlp_ratio: float = 3.0  # MLP hidden width / dim
+    layer_scale_init: float | None = None  # None: no factor on the branches
+    swin_layout: bool = False  # patches and merging as in Swin, no convolution at the start of a block and in the MLP
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.mixers):
+            raise ValueError(f"{self.dims=}, {self.depths=} and {self.mixers=} must have one entry a stage")
+
+    def is_global(self, stage: int, block: int) -> bool:
+        """Whether a block has global attention; stages that alternate begin with GLMix."""
+        return self.mixers[stage] == "global" or (self.mixers[stage] == "alternating" and block % 2 == 1)
+
+
+_STL = {
+    "dims": (96, 192, 384, 768),
+    "depths": (2, 2, 6, 2),
+    "mixers": ("glmix", "glmix", "glmix", "global"),
+    "mlp_ratio": 4.0,
+    "swin_layout": True,
+}
+# The authors' models/glnet.py; drop path: configs/main_cx2.yaml.
+VARIANTS = {
+    "glnet_4g": GLNetConfig(dims=(64, 128, 256, 512), depths=(4, 4, 18, 4), drop_path_rate=0.15),
+    "glnet_9g": GLNetConfig(dims=(96, 192, 384, 768), depths=(4, 4, 18, 4), drop_path_rate=0.3),
+    "glnet_16g": GLNetConfig(dims=(128, 256, 512, 1024), depths=(4, 4, 18, 4), layer_scale_init=1e-4, drop_path_rate=0.4),
+    "glnet_stl": GLNetConfig(**_STL),
+    "glnet_stl_paramslot": GLNetConfig(**_STL, learned_slots=True),
+}
+_SOURCE = "github.com/rayleizhu/GLMix README; parameters counted on the authors' code"
+PUBLISHED = {
+    "glnet_4g": Published(params_m=27.002, top1=83.7, source=_SOURCE),
+    "glnet_9g": Published(params_m=60.011, top1=84.5, source=_SOURCE),
+    "glnet_16g": Published(params_m=106.055, top1=85.0, source=_SOURCE),
+    "glnet_stl": Published(params_m=30.297, top1=82.5, source=_SOURCE),
+    "glnet_stl_paramslot": Published(params_m=30.481, top1=82.1, source=_SOURCE),
+}
+
+
+class Block(nnx.Module):
+    """Position convolution (not in the Swin layout), then mixer and MLP, pre-norm; slots come from the block's raw input."""
+
+    def __init__(self, config: GLNetConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype, init = config.dims[stage], config.dtype, config.layer_scale_init
+        heads, mlp_dim = dim // config.head_dim, int(dim * config.mlp_ratio)
+        self.is_global = config.is_global(stage, index)
+        self.pos_conv = None if config.swin_layout else PosConv(dim, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mixer = (
+            GlobalAttention(dim, num_heads=heads, dtype=dtype, rngs=rngs)
+            if self.is_global
+            else GLMix(dim, num_heads=heads, learned_slots=config.learned_slots, dtype=dtype, rngs=rngs)
+        )
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = (
+            Mlp(dim, mlp_dim=mlp_dim, dtype=dtype, rngs=rngs)
+            if config.swin_layout
+            else ConvMlp(dim, mlp_dim=mlp_dim, residual=True, dtype=dtype, rngs=rngs)
+        )
+        self.ls1, self.ls2 = (None if init is None else LayerScale(dim, init=init) for _ in range(2))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        source = x
+        if self.pos_conv is not None:
+            x = self.pos_conv(x)
+        y = self.mixer(self.norm1(x)) if self.is_global else self.mixer(self.norm1(x), source)
+        x = x + self.drop_path(y if self.ls1 is None else self.ls1(y), train=train, rngs=rngs)
+        y = self.mlp(self.norm2(x))
+        return x + self.drop_path(y if self.ls2 is None else self.ls2(y), train=train, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Stem or transition, then the blocks."""
+
+    def __init__(self, config: GLNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.downsample = _downsample(config, stage, rngs)
+        self.blocks = nnx.List([Block(config, stage=stage, index=i, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        x = self.downsample(x, train=train)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class GLNet(nnx.Module):
+    """Stages; batch norm, mean over the positions, linear head."""
+
+    def __init__(self, config: GLNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        self.norm = BatchNorm(config.dims[-1], dtype=config.dtype, rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; the last one is not normalised."""
+        x = images.astype(self.config.dtype)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+        """The mean over the normalised positions of the last map; float32."""
+        return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
+        return x if self.head is None else self.head(x)
+
+
+def _downsample(config: GLNetConfig, stage: int, rngs: nnx.Rngs) -> DeepStem | Transition:
+    in_dim, dim, dtype = (config.dims[stage - 1] if stage else config.in_channels), config.dims[stage], config.dtype
+    if config.swin_layout:
+        return Transition(
+            in_dim, dim, kernel_size=2 if stage else 4, stride=2 if stage else 4, norm_first=stage > 0, dtype=dtype, rngs=rngs
+        )
+    return Transition(in_dim, dim, dtype=dtype, rngs=rngs) if stage else DeepStem(in_dim, dim, dtype=dtype, rngs=rngs)
+
+
+FAMILY = Family(GLNet, VARIANTS, PUBLISHED)
