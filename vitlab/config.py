@@ -199,12 +199,12 @@ def difference(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
 
 
 def smoke(experiment: Experiment) -> Experiment:
-    """The same experiment shrunk to seconds: 2 steps of 4 images of at most 64 pixels, float32, on the bundled data."""
+    """The same experiment shrunk to seconds: 2 steps of 4 images of at most 48 pixels, float32, on the bundled data."""
     replace = dataclasses.replace
     data = replace(experiment.data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]")
     return replace(
         experiment,
-        model=replace(experiment.model, dtype="float32", image_size=min(experiment.model.image_size or 64, 64)),
+        model=replace(experiment.model, dtype="float32", image_size=min(experiment.model.image_size or 48, 48)),
         data=replace(data, num_workers=0, num_threads=1),
         optimizer=replace(experiment.optimizer, warmup="1 steps"),
         batch_size=4,

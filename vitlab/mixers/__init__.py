@@ -19,6 +19,7 @@ from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
+from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
@@ -34,6 +35,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "hilo": HiLo,
     "large_kernel": LargeKernelAttention,
     "rank_augmented_linear": RankAugmentedLinearAttention,
+    "scale_aware_modulation": ScaleAwareModulation,
     "single_head": SingleHeadAttention,
     "super_token": SuperTokenAttention,
     "cosine_window": CosineWindowAttention,

@@ -1,0 +1,44 @@
+"""Resizing as torch's interpolate does it, which differs from `jax.image.resize`: no antialiasing, other cubic weights."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+_A = -0.75  # torch's cubic; jax.image.resize has -0.5
+Taps = list[tuple[np.ndarray, np.ndarray]]  # for each tap: the old position [new] and its weight [new]
+
+
+def bicubic_taps(size: int, new_size: int) -> Taps:
+    """Four taps around the half-pixel centre, the border repeated."""
+    source = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    first = np.floor(source).astype(int)
+    taps = []
+    for tap in (-1, 0, 1, 2):
+        x = np.abs(source - first - tap)
+        near, far = ((_A + 2) * x - (_A + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * _A
+        taps.append((np.clip(first + tap, 0, size - 1), np.where(x <= 1, near, np.where(x < 2, far, 0))))
+    return taps
+
+
+def bilinear_taps(size: int, new_size: int) -> Taps:
+    """Two taps (align_corners=False)."""
+    source = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, None)
+    first = np.floor(source).astype(int)
+    share = source - first
+    return [(np.clip(first, 0, size - 1), 1 - share), (np.clip(first + 1, 0, size - 1), share)]
+
+
+def resize_bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Bicubic, not antialiased."""
+    return _apply(_apply(x, 1, bicubic_taps(x.shape[1], size[0])), 2, bicubic_taps(x.shape[2], size[1]))
+
+
+def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Bilinear, not antialiased."""
+    return _apply(_apply(x, 1, bilinear_taps(x.shape[1], size[0])), 2, bilinear_taps(x.shape[2], size[1]))
+
+
+def _apply(x: Array, axis: int, taps: Taps) -> Array:
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return sum(jnp.take(x, position, axis) * jnp.asarray(weight, x.dtype).reshape(shape) for position, weight in taps)  # type: ignore[return-value]

@@ -1,0 +1,282 @@
+"""CrossViT (Chen et al., arXiv:2103.14899): two branches of small and large patches, whose class tokens visit each other.
+
+Follows the authors' code: the fused class token replaces the branch's, both directions use what the branches were before,
+and the second branch sees the image resized by torch's bicubic. Sides must be multiples of the small patch; the second
+branch's image is the nearest multiple of the large patch.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
+from vitlab.layers.attention import head_dim_of
+from vitlab.layers.mlp import gelu
+from vitlab.layers.pos_embed import resample
+from vitlab.layers.resize import resize_bicubic
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of every LayerNorm
+ENCODERS = 3  # each ends in a fusion
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossViTConfig:
+    dims: tuple[int, int]  # width of the branch of small patches, and of large ones
+    depths: tuple[int, int]  # blocks per encoder of each branch
+    num_heads: int
+    mlp_ratio: float  # MLP hidden width / dim
+    patch_sizes: tuple[int, int] = (12, 16)  # pixels per side
+    scale: float = 224 / 240  # side of the second branch's image / the first's
+    conv_stem: bool = False  # three convolutions instead of one per patch (dagger)
+    image_size: tuple[int, int] = (240, 240)  # pixels, height and width
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
+
+    def __post_init__(self):
+        self.branch_sizes(self.image_size)
+
+    def branch_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size in pixels of each branch's image."""
+        small, large = self.patch_sizes
+        if size[0] % small or size[1] % small:
+            raise ValueError(f"image of {size[0]}x{size[1]} pixels: both sides must be multiples of patch_size={small}")
+        height, width = (max(1, round(side * self.scale / large)) * large for side in size)
+        return size, (height, width)
+
+    def grid(self, branch: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Patches of a branch for an image, rows and columns."""
+        height, width = self.branch_sizes(size)[branch]
+        return height // self.patch_sizes[branch], width // self.patch_sizes[branch]
+
+
+_AT_408 = {"image_size": (408, 408), "scale": 384 / 408}
+# arXiv:2103.14899 table 1; at 408 pixels: the authors' models/crossvit.py.
+VARIANTS = {
+    "crossvit_tiny": CrossViTConfig(dims=(96, 192), depths=(1, 4), num_heads=3, mlp_ratio=4.0),
+    "crossvit_small": CrossViTConfig(dims=(192, 384), depths=(1, 4), num_heads=6, mlp_ratio=4.0),
+    "crossvit_base": CrossViTConfig(dims=(384, 768), depths=(1, 4), num_heads=12, mlp_ratio=4.0),
+    "crossvit_9": CrossViTConfig(dims=(128, 256), depths=(1, 3), num_heads=4, mlp_ratio=3.0),
+    "crossvit_15": CrossViTConfig(dims=(192, 384), depths=(1, 5), num_heads=6, mlp_ratio=3.0),
+    "crossvit_18": CrossViTConfig(dims=(224, 448), depths=(1, 6), num_heads=7, mlp_ratio=3.0),
+    "crossvit_9_dagger": CrossViTConfig(dims=(128, 256), depths=(1, 3), num_heads=4, mlp_ratio=3.0, conv_stem=True),
+    "crossvit_15_dagger": CrossViTConfig(dims=(192, 384), depths=(1, 5), num_heads=6, mlp_ratio=3.0, conv_stem=True),
+    "crossvit_18_dagger": CrossViTConfig(dims=(224, 448), depths=(1, 6), num_heads=7, mlp_ratio=3.0, conv_stem=True),
+    "crossvit_15_dagger_408": CrossViTConfig(dims=(192, 384), depths=(1, 5), num_heads=6, mlp_ratio=3.0, conv_stem=True, **_AT_408),
+    "crossvit_18_dagger_408": CrossViTConfig(dims=(224, 448), depths=(1, 6), num_heads=7, mlp_ratio=3.0, conv_stem=True, **_AT_408),
+}
+_SOURCE = "timm results-imagenet.csv, the authors' checkpoints"
+PUBLISHED = {
+    "crossvit_tiny": Published(params=7_014_800, gmacs=1.56, top1=73.35, source=_SOURCE),
+    "crossvit_small": Published(params_m=26.856, gmacs=5.62, top1=81.04, source=_SOURCE),
+    "crossvit_base": Published(params_m=105.025, gmacs=21.19, top1=82.21, source=_SOURCE),
+    "crossvit_9": Published(params_m=8.553, gmacs=1.84, top1=73.99, source=_SOURCE),
+    "crossvit_15": Published(params_m=27.528, gmacs=5.79, top1=81.52, source=_SOURCE),
+    "crossvit_18": Published(params_m=43.271, gmacs=9.03, top1=82.39, source=_SOURCE),
+    "crossvit_9_dagger": Published(params_m=8.777, gmacs=1.98, top1=76.99, source=_SOURCE),
+    "crossvit_15_dagger": Published(params_m=28.209, gmacs=6.11, top1=82.3, source=_SOURCE),
+    "crossvit_18_dagger": Published(params_m=44.267, gmacs=9.47, top1=82.49, source=_SOURCE),
+    "crossvit_15_dagger_408": Published(params_m=28.5, top1=83.84, source=_SOURCE),
+    "crossvit_18_dagger_408": Published(params_m=44.61, top1=84.2, source=_SOURCE),
+}
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: CrossViTConfig, *, dim: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dtype = config.dtype
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = Attention(dim, num_heads=config.num_heads, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class CrossAttention(nnx.Module):
+    """The first token attends to all; only it is returned."""
+
+    def __init__(self, dim: int, *, num_heads: int, dtype, rngs: nnx.Rngs):
+        self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
+        self.wq, self.wk, self.wv, self.proj = (Linear(dim, dim, dtype=dtype, rngs=rngs) for _ in range(4))
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b 1 d"]:
+        b, _, d = x.shape
+        q, k, v = (
+            linear(y).reshape(b, -1, self.num_heads, self.head_dim) for linear, y in ((self.wq, x[:, :1]), (self.wk, x), (self.wv, x))
+        )
+        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, 1, d))
+
+
+class NormLinear(nnx.Module):
+    """linear(gelu(norm(x)))."""
+
+    def __init__(self, dim: int, out_dim: int, *, dtype, rngs: nnx.Rngs):
+        self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.linear = Linear(dim, out_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d2"]:
+        return self.linear(gelu(self.norm(x)))
+
+
+class Fusion(nnx.Module):
+    """A branch's class token, in the other branch's width, attends to the other's patches and comes back."""
+
+    def __init__(self, config: CrossViTConfig, *, dim: int, other_dim: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dtype = config.dtype
+        self.project = NormLinear(dim, other_dim, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(other_dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = CrossAttention(other_dim, num_heads=config.num_heads, dtype=dtype, rngs=rngs)
+        self.revert = NormLinear(other_dim, dim, dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], other: Float[Array, "b m d2"], *, train: bool, rngs: nnx.Rngs | None
+    ) -> Float[Array, "b n d"]:
+        cls_token = self.project(x[:, :1])
+        attended = self.attn(self.norm1(jnp.concatenate((cls_token, other[:, 1:]), 1)))
+        cls_token = cls_token + self.drop_path(attended, train=train, rngs=rngs)
+        return jnp.concatenate((self.revert(cls_token), x[:, 1:]), 1)
+
+
+class Encoder(nnx.Module):
+    """The blocks of both branches, then both fusions at once."""
+
+    def __init__(self, config: CrossViTConfig, *, rates: tuple[float, ...], rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.blocks = nnx.List(
+            [
+                nnx.List([Block(config, dim=dim, drop_path_rate=rates[i], rngs=rngs) for i in range(depth)])
+                for dim, depth in zip(config.dims, config.depths, strict=True)
+            ]
+        )
+        pairs = (config.dims, config.dims[::-1])
+        self.fusions = nnx.List([Fusion(config, dim=dim, other_dim=other, drop_path_rate=rates[-1], rngs=rngs) for dim, other in pairs])
+
+    def __call__(self, small, large, *, train: bool, rngs: nnx.Rngs | None) -> tuple[Float[Array, "b n d"], Float[Array, "b m d2"]]:
+        branches = []
+        for blocks, x in zip(self.blocks, (small, large), strict=True):
+            for block in blocks:
+                x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+            branches.append(x)
+        small, large = branches
+        return (
+            self.fusions[0](small, large, train=train, rngs=rngs),
+            self.fusions[1](large, small, train=train, rngs=rngs),
+        )
+
+
+class ConvStem(nnx.Module):
+    """Three convolutions to a twelfth or a sixteenth of the image, ReLU between."""
+
+    def __init__(self, in_channels: int, dim: int, *, patch_size: int, dtype, rngs: nnx.Rngs):
+        last = {12: ((3, 0), (1, 1)), 16: ((2, 1), (2, 1))}  # stride and padding of the second and third
+        if patch_size not in last:
+            raise ValueError(f"{patch_size=} of a convolutional stem must be 12 or 16")
+        shapes = ((in_channels, dim // 4, 7, 4, 3), *((dim // 4 * (i + 1), dim // 2 * (i + 1), 3, *last[patch_size][i]) for i in range(2)))
+        self.convs = nnx.List(
+            [Conv(a, b, kernel_size=k, stride=stride, padding=padding, dtype=dtype, rngs=rngs) for a, b, k, stride, padding in shapes]
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        for i, conv in enumerate(self.convs):
+            x = conv(jax.nn.relu(x) if i else x)
+        return x
+
+
+class Embedding(nnx.Module):
+    """The tokens of one branch: class token and patches with their positions."""
+
+    def __init__(self, config: CrossViTConfig, *, branch: int, rngs: nnx.Rngs):
+        dim, patch_size = config.dims[branch], config.patch_sizes[branch]
+        embed = ConvStem if config.conv_stem else PatchEmbed
+        self.patch_embed = embed(config.in_channels, dim, patch_size=patch_size, dtype=config.dtype, rngs=rngs)
+        self.grid = config.grid(branch, config.image_size)
+        normal = nnx.initializers.normal(0.02)
+        self.cls_token = nnx.Param(jnp.zeros((1, 1, dim)))
+        self.pos_embed = nnx.Param(normal(rngs.params(), (1, 1 + self.grid[0] * self.grid[1], dim)))
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        patches = self.patch_embed(images)
+        b, h, w, d = patches.shape
+        x = jnp.concatenate((jnp.broadcast_to(self.cls_token[...], (b, 1, d)).astype(patches.dtype), patches.reshape(b, h * w, d)), 1)
+        return x + resample(self.pos_embed[...], self.grid, (h, w), num_prefix=1).astype(x.dtype)
+
+
+class Head(nnx.Module):
+    """A linear map per branch; their mean."""
+
+    def __init__(self, dims: tuple[int, int], num_classes: int, *, rngs: nnx.Rngs):
+        self.small, self.large = (Linear(dim, num_classes, rngs=rngs) for dim in dims)
+        self.split = dims[0]
+
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b k"]:
+        return (self.small(x[:, : self.split]) + self.large(x[:, self.split :])) / 2
+
+
+class CrossViT(nnx.Module):
+    """Two branches, three encoders that fuse them; norms, both class tokens, a head for each."""
+
+    def __init__(self, config: CrossViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = nnx.List([Embedding(config, branch=i, rngs=rngs) for i in range(2)])
+        depth = max(config.depths)
+        rates = drop_path_rates(config.drop_path_rate, ENCODERS * depth)
+        self.encoders = nnx.List([Encoder(config, rates=rates[i * depth : (i + 1) * depth], rngs=rngs) for i in range(ENCODERS)])
+        self.norms = nnx.List([LayerNorm(dim, eps=EPS, dtype=config.dtype, rngs=rngs) for dim in config.dims])
+        self.head = Head(config.dims, config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=patch, dim=dim) for patch, dim in zip(self.config.patch_sizes, self.config.dims, strict=True))
+
+    def tokens(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _n _d"], ...]:
+        """The normalised tokens of each branch, class token first."""
+        images = images.astype(self.config.dtype)
+        _, size = self.config.branch_sizes((images.shape[1], images.shape[2]))
+        small, large = self.embeddings[0](images), self.embeddings[1](resize_bicubic(images, size))
+        for encoder in self.encoders:
+            small, large = encoder(small, large, train=train, rngs=rngs)
+        return self.norms[0](small), self.norms[1](large)
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The patches' map of each branch, normalised; that of the second is of the resized image."""
+        size = (images.shape[1], images.shape[2])
+        maps = []
+        for branch, x in enumerate(self.tokens(images, train=train, rngs=rngs)):
+            maps.append(x[:, 1:].reshape(x.shape[0], *self.config.grid(branch, size), -1))
+        return tuple(maps)
+
+    def pool(self, tokens: tuple[Float[Array, "b _n _d"], ...]) -> Float[Array, "b d"]:
+        """The class tokens of both branches, one after the other; float32."""
+        return jnp.concatenate([x[:, 0].astype(jnp.float32) for x in tokens], -1)
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.tokens(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(CrossViT, VARIANTS, PUBLISHED)
