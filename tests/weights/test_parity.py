@@ -15,6 +15,7 @@ from vitlab import create_model, load_weights
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 # Golden file -> the model here and the fields it was recorded with.
 CASES: dict[str, tuple[str, dict]] = {
+    "dinat_mini": ("dinat_mini", {}),
     "efficientvit_m0": ("efficientvit_m0", {}),
     "focalnet_tiny_srf": ("focalnet_tiny_srf", {}),
     "biformer_t": ("biformer_tiny", {}),
@@ -25,6 +26,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "litv2_s": ("litv2_small", {}),
     "mambaout_femto": ("mambaout_femto", {}),
     "maxvit_tiny_tf_224": ("maxvit_tiny", {}),
+    "nat_mini": ("nat_mini", {}),
     "nextvit_small": ("nextvit_small", {}),
     "ravlt_t": ("ravlt_tiny", {}),
     "shvit_s1": ("shvit_s1", {}),

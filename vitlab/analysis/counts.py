@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates, counted without allocating or computing anything."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
+from pallas_kernels.neighborhood_attention import macs as neighborhood_macs
 from vitlab.models.registry import create_model
 
 
@@ -35,13 +37,18 @@ def count_macs(model: Any, image_size: tuple[int, int] | None = None) -> int:
 
 
 def macs_of(fn: Callable[..., Any], *args: Any) -> int:
-    """Multiply-accumulates of a function at these shapes; a loop of unknown length counts once."""
+    """Multiply-accumulates of a function at these shapes; a loop of unknown length counts once.
+
+    Neighborhood attention counts what its definition needs, not the masked products that an implementation adds.
+    """
     return sum(times * _macs(eqn) for eqn, times in _equations(jax.make_jaxpr(fn)(*args).jaxpr, 1))
 
 
 def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, int]]:
     for eqn in jaxpr.eqns:
         yield eqn, times
+        if _kernel_of(eqn) is not None:
+            continue
         inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
         for sub in _sub_jaxprs(eqn):
             yield from _equations(sub, inner)
@@ -55,12 +62,20 @@ def _sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
             yield value
 
 
+def _kernel_of(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
+    """The window of an equation that is a neighborhood attention as a whole."""
+    match = re.fullmatch(r"neighborhood_attention_([\dx]+)", str(eqn.params.get("name", "")))
+    return tuple(map(int, match[1].split("x"))) if match else None
+
+
 def _shape(var: Any) -> tuple[int, ...]:
     return var.aval.shape
 
 
 def _macs(eqn: core.JaxprEqn) -> int:
     name = eqn.primitive.name
+    if (kernel := _kernel_of(eqn)) is not None:
+        return neighborhood_macs(_shape(eqn.invars[0]), kernel, _shape(eqn.invars[2])[-1])
     if name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
         left = _shape(eqn.invars[0])

@@ -18,6 +18,7 @@ from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
+from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.mixers.single_head import SingleHeadAttention
@@ -34,6 +35,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "focal_modulation": FocalModulation,
     "hilo": HiLo,
     "large_kernel": LargeKernelAttention,
+    "neighborhood": NeighborhoodAttention,
     "rank_augmented_linear": RankAugmentedLinearAttention,
     "scale_aware_modulation": ScaleAwareModulation,
     "single_head": SingleHeadAttention,

@@ -1,0 +1,130 @@
+"""Neighborhood attention over one, two or three axes, with a trainable relative position bias."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.dispatch import Implementation, UnsupportedError, dispatch
+from pallas_kernels.neighborhood_attention import reference, xla
+from pallas_kernels.neighborhood_attention.neighborhoods import Axis
+
+__all__ = ["IMPLEMENTATIONS", "UnsupportedError", "neighborhood_attention"]
+
+IMPLEMENTATIONS: Mapping[str, Implementation] = {
+    "xla": Implementation(xla.neighborhood_attention, xla.unsupported_reason),  # any device, linear memory
+    "reference": Implementation(reference.neighborhood_attention, reference.unsupported_reason),  # quadratic: the definition
+}
+PerAxis = int | tuple[int, ...]
+
+
+def neighborhood_attention(
+    query: Float[Array, "b *spatial heads head_dim"],
+    key: Float[Array, "b *spatial kv_heads head_dim"],
+    value: Float[Array, "b *spatial kv_heads value_dim"],
+    *,
+    kernel_size: PerAxis,
+    dilation: PerAxis = 1,
+    stride: PerAxis = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+    bias: Float[Array, "heads ..."] | None = None,
+    scale: float | None = None,
+    extra_key: Float[Array, "b extra kv_heads head_dim"] | None = None,
+    extra_value: Float[Array, "b extra kv_heads value_dim"] | None = None,
+    return_logsumexp: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "b *spatial heads value_dim"] | tuple[Array, Array]:
+    """Attends from each token to the window of tokens nearest to it.
+
+    Neighborhood attention (Hassani et al., arXiv:2204.07143, eq. 2), dilated (arXiv:2209.15001) and strided
+    (arXiv:2504.16922). At the border the window is shifted inside the map, not padded, so every token sees kernel_size keys
+    per axis. Under dilation tokens meet only tokens of their residue class. Semantics are NATTEN's, exactly, and those of
+    the bias those of NATTEN before 0.20.
+
+    Args:
+      query: What asks, at every position of a map of one, two or three axes.
+      key: What is asked; its heads may be fewer by a whole factor.
+      value: What is attended to.
+      kernel_size: Keys per axis, one number or one an axis; kernel_size * dilation is at most the axis.
+      dilation: Distance of neighbouring keys, per axis.
+      stride: So many queries share the window of the one in their middle (causal: the last), per axis; at most kernel_size.
+      is_causal: No key after the query, per axis.
+      bias: Added to the logits before softmax, [heads, 2 kernel_size - 1, ...] at [key - query + kernel_size - 1], counted
+        in steps of the dilation; without stride.
+      scale: Factor on query . key; head_dim ** -0.5 by default.
+      extra_key: Tokens (class, register, text) that every query sees too, without bias.
+      extra_value: Their values.
+      return_logsumexp: Also return the logarithm of the softmax's denominator, float32 [b, *spatial, heads].
+      implementation: A key of IMPLEMENTATIONS, or None for the fastest that applies.
+
+    Returns:
+      The attended values, in the dtype of value. Logits and softmax are float32.
+
+    Raises:
+      ValueError: Shapes that do not fit, a window that does not fit the map, or a bias under stride.
+      UnsupportedError: The named implementation cannot run these arguments.
+    """
+    axes = _axes(query, key, value, kernel_size, dilation, stride, is_causal)
+    _check_extra(query, key, value, extra_key, extra_value)
+    if bias is not None:
+        table = (query.shape[-2], *(2 * axis.kernel - 1 for axis in axes))
+        if bias.shape != table:
+            raise ValueError(f"{bias.shape=} must be {table}, [heads, 2 * kernel_size - 1, ...]")
+        if any(axis.stride > 1 for axis in axes):
+            raise ValueError(f"a bias must go without {stride=}: under stride the offsets leave its table")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+
+    def run(query, key, value, bias, extra_key, extra_value):
+        options = {"axes": axes, "bias": bias, "scale": scale, "extra_key": extra_key, "extra_value": extra_value}
+        out, logsumexp = dispatch("neighborhood_attention", IMPLEMENTATIONS, implementation, query, key, value, **options)
+        return (out.astype(value.dtype), logsumexp) if return_logsumexp else out.astype(value.dtype)
+
+    run.__name__ = "neighborhood_attention_" + "x".join(str(axis.kernel) for axis in axes)  # profiles and counts read it
+    return jax.jit(run)(query, key, value, bias, extra_key, extra_value)
+
+
+def macs(query_shape: tuple[int, ...], kernel_size: tuple[int, ...], value_dim: int) -> int:
+    """Multiply-accumulates that the definition needs: each query meets prod(kernel_size) keys."""
+    return math.prod(query_shape[:-1]) * math.prod(kernel_size) * (query_shape[-1] + value_dim)
+
+
+def _axes(query, key, value, kernel_size, dilation, stride, is_causal) -> tuple[Axis, ...]:
+    _, *spatial, heads, head_dim = query.shape
+    if not 1 <= len(spatial) <= 3:
+        raise ValueError(f"{query.shape=} must be [b, *spatial, heads, head_dim] with one, two or three spatial axes")
+    if key.shape[:-2] != query.shape[:-2] or value.shape[:-1] != key.shape[:-1] or key.shape[-1] != head_dim:
+        raise ValueError(f"{key.shape=} and {value.shape=} must have the map of {query.shape=}, its head_dim (key), and equal heads")
+    if heads % key.shape[-2]:
+        raise ValueError(f"{heads=} of query must be a multiple of the {key.shape[-2]} of key")
+    if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):
+        raise ValueError(f"{query.dtype=}, {key.dtype=} and {value.dtype=} must be one floating type")
+    options = {"kernel_size": kernel_size, "dilation": dilation, "stride": stride, "is_causal": is_causal}
+    per_axis = {name: _per_axis(name, x, len(spatial)) for name, x in options.items()}
+    axes = tuple(Axis(*axis) for axis in zip(spatial, *per_axis.values(), strict=True))
+    for i, axis in enumerate(axes):
+        if axis.kernel < 1 or axis.dilation < 1:
+            raise ValueError(f"kernel_size={axis.kernel} and dilation={axis.dilation} of axis {i} must be positive")
+        if axis.kernel * axis.dilation > axis.size:
+            raise ValueError(f"kernel_size={axis.kernel} times dilation={axis.dilation} of axis {i} must be at most its size {axis.size}")
+        if not 1 <= axis.stride <= axis.kernel:
+            raise ValueError(f"stride={axis.stride} of axis {i} must be in [1, kernel_size={axis.kernel}]")
+    return axes
+
+
+def _per_axis(name: str, x, num_axes: int) -> tuple:
+    values = tuple(x) if isinstance(x, (tuple, list)) else (x,) * num_axes
+    if len(values) != num_axes:
+        raise ValueError(f"{name}={x} must be one value, or one for each of {num_axes} axes")
+    return values
+
+
+def _check_extra(query, key, value, extra_key, extra_value) -> None:
+    if (extra_key is None) != (extra_value is None):
+        raise ValueError("extra_key and extra_value must be given together")
+    if extra_key is None:
+        return
+    expected = [(query.shape[0], extra_key.shape[1], *x.shape[-2:]) for x in (key, value)]
+    if [extra_key.shape, extra_value.shape] != expected:
+        raise ValueError(f"{extra_key.shape=} and {extra_value.shape=} must be {expected[0]} and {expected[1]}")

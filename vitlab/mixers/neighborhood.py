@@ -1,0 +1,51 @@
+"""Neighborhood attention (NAT, Hassani et al., arXiv:2204.07143; dilated: DiNAT, arXiv:2209.15001)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pallas_kernels.neighborhood_attention import neighborhood_attention
+from vitlab.layers.attention import head_dim_of
+from vitlab.layers.linear import Linear, normal_init
+
+
+class NeighborhoodAttention(nnx.Module):
+    """Every token attends to the kernel_size**2 tokens nearest to it, with a bias for each relative position.
+
+    As in the authors' code a map smaller than the window (kernel_size * dilation) is padded with zeros at the bottom and
+    right before the projection, and the padding is seen.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        kernel_size: int = 7,  # tokens per side
+        dilation: int = 1,
+        rel_pos: bool = True,  # a trainable bias for each relative position
+        implementation: str | None = None,  # of pallas_kernels.neighborhood_attention
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
+        self.kernel_size, self.dilation, self.implementation = kernel_size, dilation, implementation
+        self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        side = 2 * kernel_size - 1
+        self.rpb = nnx.Param(normal_init(rngs.params(), (num_heads, side, side))) if rel_pos else None  # at [head, key - query]
+        self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _, h, w, _ = x.shape
+        window = self.kernel_size * self.dilation
+        x = jnp.pad(x, ((0, 0), (0, max(0, window - h)), (0, max(0, window - w)), (0, 0)))
+        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, self.head_dim)
+        out = neighborhood_attention(
+            *(qkv[:, :, :, i] for i in range(3)),
+            kernel_size=self.kernel_size,
+            dilation=self.dilation,
+            bias=None if self.rpb is None else self.rpb[...],
+            implementation=self.implementation,
+        )
+        return self.proj(out.reshape(x.shape)[:, :h, :w])
