@@ -53,7 +53,7 @@ def _forward(query, key, value, bias, mask, windows: Windows, scale: float):
 def _backward(windows: Windows, scale: float, residuals, d_out):
     query, key, value, bias, mask = residuals
     q, k, v, seen = _partition_all(query, key, value, mask, windows)
-    d_out = _partition(d_out, windows)
+    d_out = partition(d_out, windows)
     weights, total = _weights(q, k, bias, seen, windows, scale)
     weights /= total
     d_weights = _product("...qd,...kd->...qk", d_out, v)
@@ -96,11 +96,11 @@ def _partition_all(query, key, value, mask, windows: Windows) -> tuple[Array, Ar
     seen = None
     if mask is not None:  # what nobody sees may be anything, NaN too
         key, value = (jnp.where(mask[..., None, None], x, 0) for x in (key, value))
-        seen = _partition(mask[..., None, None], windows)[..., 0][:, :, :, None, :]
-    return _partition(query, windows), _partition(key, windows), _partition(value, windows), seen
+        seen = partition(mask[..., None, None], windows)[..., 0][:, :, :, None, :]
+    return partition(query, windows), partition(key, windows), partition(value, windows), seen
 
 
-def _partition(x: Array, windows: Windows) -> Array:
+def partition(x: Array, windows: Windows) -> Array:
     """[b, h, w, heads, d] to [b, windows, heads, slots, d]; padding is zero."""
     b, _, _, heads, d = x.shape
     rows, cols = windows.rows, windows.cols

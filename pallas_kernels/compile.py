@@ -1,0 +1,278 @@
+"""Compiles an operator's kernels for devices that are not here, and tells what the compilers say of them.
+
+python -m pallas_kernels.compile v5e window_attention [--shapes NAME ...] [--dtypes bfloat16 ...] prints one line of JSON
+for each shape, dtype and pass. For TPUs (extra `tpu`) it counts the cycles of the compiler's schedule: the instruction
+bundles of each loop's body times its trips, one bundle a cycle. That knows nothing of waiting for memory: a kernel takes at
+least the larger of it and its bytes over the bandwidth. For an H100 (extra `cuda13`) it gives what ptxas says: registers a
+thread and bytes spilled. Nothing runs: these figures are counted, not measured.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import glob
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A device to compile for."""
+
+    platform: str
+    implementation: str  # that is compiled for it
+    topology: str
+    package: str  # that brings its compiler
+    bytes_per_second: float  # of its memory
+    flops_per_second: float  # bfloat16
+    cycles_per_second: float  # of the core, or 0 where it is not published
+
+
+# Google's documentation of TPU v5e, v5p and v6e (HBM and peak; a core of v5e has 4 matrix units of 128 x 128, so 197e12 / 2**17 Hz);
+# H100 SXM: NVIDIA's data sheet.
+TARGETS: Mapping[str, Target] = {
+    "v5e": Target("tpu", "pallas_tpu", "v5e:2x2", "libtpu", 819e9, 197e12, 1.5e9),
+    "v5p": Target("tpu", "pallas_tpu", "v5p:2x2x1", "libtpu", 2765e9, 459e12, 0),
+    "v6e": Target("tpu", "pallas_tpu", "v6e:2x2", "libtpu", 1640e9, 918e12, 0),
+    "h100": Target("gpu", "pallas_gpu", "1x1x1", "jax_cuda13_plugin", 3352e9, 989e12, 0),
+}
+
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84978434048
+  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 patch: 0 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def missing(target: str) -> str | None:
+    """Why nothing can be compiled for a target here, or None."""
+    package = TARGETS[target].package
+    return None if importlib.util.find_spec(package) else f"compiling for {target} needs {package}, which is not installed"
+
+
+def compile_all(target: str, op: str, shapes: Sequence[str] = (), dtypes: Sequence[str] = ("bfloat16", "float32")) -> list[dict[str, Any]]:
+    """Compiles in a process of its own, since compilers read their flags once.
+
+    Args:
+      target: A key of TARGETS.
+      op: A package of `pallas_kernels`.
+      shapes: Names in its `shapes`; all models by default.
+      dtypes: Of query, key and value.
+
+    Returns:
+      For each shape, dtype and pass, "error" or the counted figures.
+
+    Raises:
+      RuntimeError: The process failed, or `missing` has a reason.
+    """
+    if reason := missing(target):
+        raise RuntimeError(reason)
+    with tempfile.TemporaryDirectory() as dump:
+        flags = {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened, so processes do not exclude each other
+            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
+            "XLA_FLAGS": f"--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false --xla_dump_to={dump}",
+        }
+        if TARGETS[target].platform == "tpu":
+            del flags["XLA_FLAGS"]
+        command = [sys.executable, "-m", "pallas_kernels.compile", target, op, "--dump", dump, "--dtypes", *dtypes]
+        env = {
+            name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
+        } | flags  # a cached kernel dumps nothing
+        done = subprocess.run([*command, *(["--shapes", *shapes] if shapes else [])], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise RuntimeError(f"compiling {op} for {target} failed:\n{done.stderr[-4000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def abstract_arguments(shape, dtype) -> tuple[tuple, dict[str, Any], dict[str, Any]]:
+    """A shape's arrays, without values; its options that are arrays; its other options."""
+    static = {}
+
+    def arrays():
+        args, options = shape.arguments(dtype)
+        dynamic = {name: x for name, x in options.items() if isinstance(x, jax.Array)}
+        static.update({name: x for name, x in options.items() if name not in dynamic})
+        return args, dynamic
+
+    args, dynamic = jax.eval_shape(arrays)
+    return args, dynamic, static
+
+
+def passes(op, shape, dtype, implementation: str) -> dict[str, tuple[Any, tuple]]:
+    """The forward and the backward pass as functions, with their abstract arguments.
+
+    Arrays come and go with heads and channels merged, as projections give and take them: XLA lays out a last axis of 32
+    in registers of 128 lanes, and would copy.
+    """
+    args, dynamic, static = abstract_arguments(shape, dtype)
+    trainable = {name: x for name, x in dynamic.items() if np.issubdtype(x.dtype, np.floating)}
+    rest = {name: x for name, x in dynamic.items() if name not in trainable}
+    merged = tuple(jax.ShapeDtypeStruct((*x.shape[:-2], x.shape[-2] * x.shape[-1]), x.dtype) for x in args)
+
+    def forward(arrays, trainable, rest):
+        arrays = (x.reshape(arg.shape) for x, arg in zip(arrays, args, strict=True))
+        out = op(*arrays, **trainable, **rest, **static, implementation=implementation)
+        return out.reshape(*out.shape[:-2], -1)
+
+    def backward(arrays, trainable, rest, d_out):
+        return jax.vjp(lambda arrays, trainable: forward(arrays, trainable, rest), arrays, trainable)[1](d_out)
+
+    return {"forward": (forward, (merged, trainable, rest)), "backward": (backward, (merged, trainable, rest, merged[0]))}
+
+
+def _topology(target: Target):
+    if target.platform == "tpu":
+        return topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
+    return topologies.get_topology_desc(platform="cuda", topology_name=target.topology, topology=target.topology, target_config=H100)
+
+
+def _count(target: Target, device, dump: str, fn, args) -> dict[str, Any]:
+    """Compiles one function and reads what was dumped."""
+    for file in glob.glob(f"{dump}/*"):
+        os.remove(file)
+    sharding = NamedSharding(Mesh(np.array([device]), ("data",)), PartitionSpec())
+
+    def row_major(x):  # XLA likes to put the batch last where it has the choice, and then copies for the kernel
+        return Format(Layout(tuple(range(x.ndim))), sharding)
+
+    abstract = AbstractDevice(device_kind=device.device_kind, num_cores=1, platform=target.platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=abstract)):
+        results = jax.eval_shape(fn, *args)
+        jitted = jax.jit(fn, in_shardings=jax.tree.map(row_major, args), out_shardings=jax.tree.map(row_major, results))
+        compiled = jitted.lower(*args).compile()
+    read = tpu_cycles if target.platform == "tpu" else ptxas_facts
+    return {"temp_bytes": compiled.memory_analysis().temp_size_in_bytes, **read(dump, compiled.as_text() or "")}
+
+
+def tpu_cycles(dump: str, program: str) -> dict[str, Any]:
+    """Cycles of each Pallas kernel's schedule, and those that XLA estimates for all else."""
+    kernels = set(re.findall(r"%(\w+)[.\d]* = [^\n]*custom_call_target=\"tpu_custom_call\"", program))
+    files = glob.glob(f"{dump}/*-final_bundles.txt")
+    cycles = {}
+    for kernel in sorted(kernels):
+        texts = [pathlib.Path(f).read_text() for f in files if re.search(rf"\d-{kernel}[.\d]*-\d+-final_bundles", f)]
+        name = re.sub(r"^(?:transpose_|jvp_|vmap_)+|_+$", "", kernel)  # what transformations wrote around it
+        cycles[name] = sum(count_bundles(text) for text in texts)
+    return {"cycles": cycles, "xla_cycles": sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', program)))}
+
+
+BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+\s+(?:[A-Z]{2})?:\s*(>*)\s*\{(.*)$")
+EXIT_TEST = re.compile(r"scmp\.\w+\.s32\.totalorder %\w+, (\d+) /\* loop exit test")
+PIPELINE_STAGES = 2  # steps that the loop over the grid takes besides those that compute
+
+
+def count_bundles(text: str) -> int:
+    """Bundles of a schedule, those of loops times their trips; both sides of a branch count.
+
+    Each line shows by ">" how many loops it is in, and one bundle of a loop tests for its last trip. A loop ends when the
+    lines leave it after that test; what follows the jump back still counts as the loop's.
+    """
+    bundles, trips = [0], [1]  # of the loops that are open, outermost first; no trips yet: 0
+    depth = 0
+    for line in text.splitlines():
+        if not (match := BUNDLE.match(line)):
+            continue
+        if not match[2].strip().startswith("}"):  # an empty bundle shows no depth
+            depth = len(match[1])
+        while len(bundles) - 1 < depth:
+            bundles.append(0)
+            trips.append(0)
+        while len(bundles) - 1 > depth and trips[-1]:
+            inner = bundles.pop() * trips.pop()
+            bundles[-1] += inner
+        bundles[depth] += 1
+        if depth and (test := EXIT_TEST.search(line)):
+            trips[depth] = int(test[1]) - (PIPELINE_STAGES if depth == 1 else 0)
+    while len(bundles) > 1:
+        inner = bundles.pop() * max(1, trips.pop())
+        bundles[-1] += inner
+    return bundles[0]
+
+
+def ptxas_facts(dump: str, _: str) -> dict[str, Any]:
+    """Registers a thread and bytes of spills of each Pallas kernel."""
+    facts = {}
+    for file in glob.glob(f"{dump}/*.ptx"):
+        if "pallas" in (text := pathlib.Path(file).read_text()) or re.search(r"\.entry \w+_(forward|backward)\w*\(", text):
+            said = subprocess.run(
+                [_ptxas(), "-v", "-arch=sm_90a", file, "-o", "/dev/null"], capture_output=True, text=True, check=True
+            ).stderr
+            for kernel, about in re.findall(r"entry function '(\w+)'(.*?)(?=entry function|$)", said, re.DOTALL):
+                numbers = {name: re.search(rf"{pattern}", about) for name, pattern in PTXAS.items()}
+                facts[kernel] = {name: int(found[1]) for name, found in numbers.items() if found}
+    return {"ptxas": facts}
+
+
+PTXAS = {"registers": r"Used (\d+) registers", "spilled_bytes": r"(\d+) bytes spill stores"}
+
+
+def _ptxas() -> str:
+    spec = importlib.util.find_spec("nvidia")
+    found = [path for folder in (spec.submodule_search_locations if spec else []) or [] for path in glob.glob(f"{folder}/*/bin/ptxas")]
+    return found[0] if found else "ptxas"
+
+
+def _figures(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    target = TARGETS[arguments.target]
+    device = _topology(target).devices[0]
+    package = importlib.import_module(f"pallas_kernels.{arguments.op}")
+    shapes = importlib.import_module(f"pallas_kernels.{arguments.op}.shapes")
+    known = {**shapes.MODELS, **getattr(shapes, "NASTY", {})}
+    for name in arguments.shapes or shapes.MODELS:
+        for dtype in arguments.dtypes:
+            for which, (fn, args) in passes(getattr(package, arguments.op), known[name], dtype, target.implementation).items():
+                figures = {"target": arguments.target, "op": arguments.op, "shape": name, "dtype": dtype, "pass": which}
+                with contextlib.suppress(BrokenPipeError):
+                    try:
+                        yield figures | _count(target, device, arguments.dump, fn, args)
+                    except ValueError as error:  # UnsupportedError and what the compilers refuse
+                        yield figures | {"error": f"{type(error).__name__}: {error}"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; `compile_all` calls it with the flags that it needs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("op")
+    parser.add_argument("--shapes", nargs="+", default=())
+    parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"))
+    parser.add_argument("--dump", help="where the compilers were told to write; given by `compile_all`")
+    arguments = parser.parse_args(argv)
+    lines = _figures(arguments) if arguments.dump else compile_all(arguments.target, arguments.op, arguments.shapes, arguments.dtypes)
+    for line in lines:
+        print(json.dumps(line), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
