@@ -15,6 +15,7 @@ from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.hilo import HiLo
 from vitlab.mixers.large_kernel import LargeKernelAttention
+from vitlab.mixers.light_attention import LightAttention
 from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
@@ -43,6 +44,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "cosine_window": CosineWindowAttention,
     "efficient": EfficientAttention,
     "gated_conv": GatedConv,
+    "light": LightAttention,
     "long_short": LongShortAttention,
     "multi_axis": MultiAxisAttention,
     "multi_head_conv": MultiHeadConv,

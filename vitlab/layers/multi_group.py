@@ -1,0 +1,45 @@
+"""A pointwise convolution that is several grouped ones in training (the multi-group reparameterisation of FMViT, arXiv:2311.05707)."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.conv_norm import ConvNorm
+from vitlab.layers.linear import Linear
+
+
+class MultiGroupLinear(nnx.Module):
+    """The sum over group counts of a normalised grouped pointwise convolution; fused, one linear map with bias."""
+
+    def __init__(self, dim: int, out_dim: int, *, groups: tuple[int, ...] = (1, 2, 4), dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        for count in groups:
+            if dim % count or out_dim % count:
+                raise ValueError(f"{dim=} and {out_dim=} must be multiples of each of {groups=}")
+        self.groups, self.dtype = groups, dtype
+        self.branches = nnx.List([ConvNorm(dim, out_dim, groups=count, dtype=dtype, rngs=rngs) for count in groups])
+        self.fused = nnx.List([])  # of one linear map, once fused
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c2"]:
+        if self.fused:
+            return self.fused[0](x)
+        first, *others = (branch(x, train=train) for branch in self.branches)
+        return sum(others, start=first)
+
+    def fuse(self) -> None:
+        """Folds norms and groups into one kernel, in place."""
+        if self.fused:
+            return
+        dim, out_dim = self.branches[0].conv.in_features, self.branches[0].conv.out_features
+        kernel, bias = np.zeros((dim, out_dim), np.float32), np.zeros(out_dim, np.float32)
+        for count, branch in zip(self.groups, self.branches, strict=True):
+            branch.fuse()
+            part = np.asarray(branch.conv.kernel[...])[0, 0]  # dim / count, out_dim
+            for i in range(count):
+                cols = slice(i * out_dim // count, (i + 1) * out_dim // count)
+                kernel[i * dim // count : (i + 1) * dim // count, cols] += part[:, cols]
+            bias += np.asarray(branch.conv.bias[...])
+        linear = Linear(dim, out_dim, dtype=self.dtype, rngs=nnx.Rngs(0))
+        linear.kernel[...], linear.bias[...] = jnp.asarray(kernel), jnp.asarray(bias)
+        self.branches, self.fused = nnx.List([]), nnx.List([linear])

@@ -1,0 +1,28 @@
+"""Light multi-head self-attention for deployment (FMViT, arXiv:2311.05707; reconstructed: the authors published no code)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.layers.attention import head_dim_of
+from vitlab.layers.conv_norm import ConvNorm
+from vitlab.layers.pool import average_pool_ceil
+
+
+class LightAttention(nnx.Module):
+    """Global attention to keys and values of the map averaged over pool_rate x pool_rate cells; normalised projections, which fuse."""
+
+    def __init__(self, dim: int, *, num_heads: int, pool_rate: int = 1, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.num_heads, self.head_dim, self.pool_rate = num_heads, head_dim_of(dim, num_heads), pool_rate
+        self.q, self.k, self.v, self.proj = (ConvNorm(dim, dim, dtype=dtype, rngs=rngs) for _ in range(4))
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        pooled = average_pool_ceil(x, self.pool_rate) if self.pool_rate > 1 else x
+        q, k, v = (
+            layer(y, train=train).reshape(b, -1, self.num_heads, self.head_dim)
+            for layer, y in ((self.q, x), (self.k, pooled), (self.v, pooled))
+        )
+        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c), train=train)

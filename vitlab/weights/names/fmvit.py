@@ -1,0 +1,4 @@
+"""FMViT has no published checkpoint: names are this project's own."""
+
+RULES = ()
+IGNORED = ()
