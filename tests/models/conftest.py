@@ -31,6 +31,11 @@ def small(name: str, **fields):
     return create_model(name, **({"num_classes": 10} | shrink | fields))
 
 
+def size_of(name: str) -> int:
+    """Pixels per side that are enough for every family's smallest map, and whole patches."""
+    return 96 if name.startswith("crossvit") else 64
+
+
 def apply(model, images, **kwargs):
     """The model under jit, from the functional form."""
     graphdef, state = nnx.split(model)

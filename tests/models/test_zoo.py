@@ -1,6 +1,7 @@
 """Every family of the zoo keeps the same contract; a new model is tested by existing."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,34 +9,36 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.conftest import apply, small
+from tests.models.conftest import apply, size_of, small
 from vitlab.analysis.counts import abstract_model, count_macs, count_params
 from vitlab.models.registry import family_of, list_models, model_config
 
-SIZE = 64  # pixels, enough for every family's smallest map
+
+def images(size, *, width=None, channels=3):
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.standard_normal((2, size, width or size, channels)), jnp.float32)
 
 
-def images(batch=2, height=SIZE, width=SIZE, channels=3):
-    return jnp.asarray(np.random.default_rng(0).standard_normal((batch, height, width, channels)), jnp.float32)
+def tiny(name, **fields):
+    return small(name, **({"image_size": size_of(name)} | fields))
+
+
+@functools.cache
+def float32_logits(name):
+    return apply(tiny(name), images(size_of(name)))
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_parameters_equal_the_published_count(name):
-    published = family_of(name).published[name]
-    count = count_params(abstract_model(name))
+def test_parameters_and_macs_are_the_published(name):
+    published, model = family_of(name).published[name], abstract_model(name)
+    count = count_params(model)
     if published.params is not None:
         assert count == published.params
     elif published.params_m is not None:
         digits = 0 if published.params_m.is_integer() else len(str(published.params_m).partition(".")[2])
         assert round(count / 1e6, digits) == published.params_m
-    else:
-        assert published.source, "a variant without a published number says why"
-
-
-@pytest.mark.parametrize("name", [n for n in list_models() if (family_of(n).published[n].gmacs or 99) < 20])
-def test_macs_are_within_2_percent_of_the_published(name):
-    gmacs = count_macs(abstract_model(name)) / 1e9
-    assert gmacs == pytest.approx(family_of(name).published[name].gmacs, rel=0.02)
+    if published.gmacs is not None and published.gmacs < 20:  # the larger ones are the same code, slower to trace
+        assert count_macs(model) / 1e9 == pytest.approx(published.gmacs, rel=0.02)
 
 
 def test_every_variant_is_published_or_says_why():
@@ -45,14 +48,14 @@ def test_every_variant_is_published_or_says_why():
 
 
 def test_logits_have_the_shape_and_are_finite(representative):
-    logits = apply(small(representative, image_size=SIZE), images())
+    logits = float32_logits(representative)
     assert logits.shape == (2, 10)
     assert np.isfinite(logits).all()
     assert np.abs(logits[0] - logits[1]).max() > 0
 
 
 def test_every_parameter_gets_a_gradient(representative):
-    model = small(representative, image_size=SIZE, drop_path_rate=0.0)
+    model = tiny(representative, drop_path_rate=0.0)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     # At initialisation many a branch is near zero by design: give every parameter a value of its own.
     leaves, tree = jax.tree.flatten(params)
@@ -61,7 +64,7 @@ def test_every_parameter_gets_a_gradient(representative):
 
     def loss(params):
         model = nnx.merge(graphdef, params, rest, copy=True)
-        return jnp.sum(jnp.sin(model(images(), train=True, rngs=nnx.Rngs(dropout=0))) ** 2)
+        return jnp.sum(jnp.sin(model(images(size_of(representative)), train=True, rngs=nnx.Rngs(dropout=0))) ** 2)
 
     grads = nnx.to_flat_state(jax.jit(jax.grad(loss))(params))
     dead = [".".join(map(str, path)) for path, g in grads if not (np.isfinite(g[...]).all() and np.abs(g[...]).max() > 0)]
@@ -69,40 +72,38 @@ def test_every_parameter_gets_a_gradient(representative):
 
 
 def test_features_keep_their_contract(representative):
-    model = small(representative, image_size=SIZE)
-    maps = jax.eval_shape(lambda: model.features(images()))
+    model, size = tiny(representative), size_of(representative)
+    maps = jax.eval_shape(lambda: model.features(images(size)))
     assert len(maps) == len(model.feature_info)
     for fmap, info in zip(maps, model.feature_info, strict=True):
-        assert fmap.shape == (2, SIZE // info.stride, SIZE // info.stride, info.dim)
+        assert fmap.shape == (2, size // info.stride, size // info.stride, info.dim)
 
 
 def test_without_classes_gives_the_pooled_features(representative):
-    model = small(representative, image_size=SIZE, num_classes=0)
-    out = jax.eval_shape(lambda: model(images()))
-    assert out.ndim == 2 and out.shape[0] == 2
-    assert out.shape[1] == jax.eval_shape(lambda: small(representative, image_size=SIZE)(images())).shape[1] or out.shape[1] > 10
+    model = tiny(representative, num_classes=0)
+    out = jax.eval_shape(lambda: model(images(size_of(representative))))
+    assert out.ndim == 2 and out.shape[0] == 2 and out.shape[1] > 10
 
 
 def test_takes_a_rectangular_image_of_another_size_or_refuses_with_the_rule(representative):
-    model = small(representative, image_size=SIZE)
+    model = tiny(representative)
     try:
-        out = apply(model, images(height=96, width=128))
+        out = jax.eval_shape(lambda: model(images(96, width=128)))
     except ValueError as error:
         assert "must" in str(error)
     else:
-        assert out.shape == (2, 10) and np.isfinite(out).all()
+        assert out.shape == (2, 10)
 
 
 def test_takes_other_channels(representative):
-    model = small(representative, image_size=SIZE, in_channels=1)
+    model = tiny(representative, in_channels=1)
     assert len(model.preprocessing.mean) == 1
-    assert apply(model, images(channels=1)).shape == (2, 10)
+    assert jax.eval_shape(lambda: model(images(size_of(representative), channels=1))).shape == (2, 10)
 
 
 def test_bfloat16_follows_float32(representative):
-    x = images()
-    full = apply(small(representative, image_size=SIZE), x)
-    half = apply(small(representative, image_size=SIZE, dtype="bfloat16"), x)
+    full = float32_logits(representative)
+    half = apply(tiny(representative, dtype="bfloat16"), images(size_of(representative)))
     # bfloat16 has 8 bits: 2^-8 relative an operation, a few dozen operations deep.
     assert np.abs(half - full).max() < 0.15 * np.abs(full).max() + 0.02
 
@@ -112,12 +113,19 @@ def test_parameters_stay_float32_in_bfloat16(representative):
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
 
 
-def test_drop_path_needs_random_numbers_and_is_off_in_evaluation(representative):
-    model = small(representative, image_size=SIZE, drop_path_rate=0.5)
-    x = images()
-    assert np.array_equal(apply(model, x), apply(model, x))
-    with pytest.raises(ValueError, match="rngs"):
-        apply(model, x, train=True)
+def test_drop_path_needs_random_numbers_or_is_refused(representative):
+    with pytest.raises(ValueError, match=r"rngs|no drop path"):
+        model = tiny(representative, drop_path_rate=0.5)
+        jax.eval_shape(lambda: model(images(size_of(representative)), train=True))
+
+
+def test_remat_recomputes_the_blocks(representative):
+    def primitives(**fields):
+        model = tiny(representative, **fields)
+        jaxpr = jax.make_jaxpr(lambda: model(images(size_of(representative))))()
+        return sum(eqn.primitive.name in ("remat2", "checkpoint") for eqn in jaxpr.jaxpr.eqns)
+
+    assert primitives(remat=True) >= len(tiny(representative).feature_info) > primitives()
 
 
 def test_remakes_itself_from_its_config(representative):

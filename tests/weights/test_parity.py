@@ -31,6 +31,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "ravlt_t": ("ravlt_tiny", {}),
     "shvit_s1": ("shvit_s1", {}),
     "smt_t": ("smt_tiny", {}),
+    "spectformer_h_s": ("spectformerh_small", {}),
+    "spectformer_xs": ("spectformer_xs", {}),
     "svit_s": ("svit_small", {}),
     "swin_tiny_patch4_window7_224": ("swin_tiny", {}),
     "swinv2_tiny_window8_256": ("swinv2_tiny_window8_256", {}),

@@ -23,6 +23,7 @@ from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.mixers.single_head import SingleHeadAttention
+from vitlab.mixers.spectral import SpectralGating
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
 
@@ -40,6 +41,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "rank_augmented_linear": RankAugmentedLinearAttention,
     "scale_aware_modulation": ScaleAwareModulation,
     "single_head": SingleHeadAttention,
+    "spectral": SpectralGating,
     "super_token": SuperTokenAttention,
     "cosine_window": CosineWindowAttention,
     "efficient": EfficientAttention,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates
+from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
 from vitlab.layers.pos_embed import resample, sincos_2d
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -38,6 +38,7 @@ class ViTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -161,7 +162,7 @@ class ViT(nnx.Module):
         """All tokens after the final norm: class tokens, registers, patches in row-major order."""
         x = self._embed(images)
         for block in self.blocks:
-            x = block(x, train=train, rngs=rngs)
+            x = run_block(block, x, remat=self.config.remat, train=train, rngs=rngs)
         return self.norm(x)
 
     def features(self, images: Float[Array, "b height width c"]) -> tuple[Float[Array, "b _h _w _d"], ...]:

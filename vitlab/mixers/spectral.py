@@ -1,0 +1,37 @@
+"""Spectral gating (GFNet, Rao et al., arXiv:2107.00645, section 3.2; SpectFormer, arXiv:2304.06446): a filter in the Fourier domain."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class SpectralGating(nnx.Module):
+    """A learned complex factor for each frequency of each channel, in float32; a circular convolution of the whole map.
+
+    The filter is kept for maps of `grid`; for others it is resampled (bicubic).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int | None = None,
+        grid: tuple[int, int] = (14, 14),  # rows and columns of the map that the filter is kept for
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del num_heads  # nothing here has heads
+        self.dtype = dtype
+        shape = (grid[0], grid[1] // 2 + 1, dim, 2)  # real and imaginary part
+        self.complex_weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _, h, w, c = x.shape
+        weight = self.complex_weight[...]
+        if weight.shape[:2] != (h, w // 2 + 1):
+            weight = jax.image.resize(weight, (h, w // 2 + 1, c, 2), "cubic")
+        spectrum = jnp.fft.rfft2(x.astype(jnp.float32), axes=(1, 2), norm="ortho")
+        spectrum *= jax.lax.complex(weight[..., 0], weight[..., 1])[None]
+        return jnp.fft.irfft2(spectrum, s=(h, w), axes=(1, 2), norm="ortho").astype(self.dtype)

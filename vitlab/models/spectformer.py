@@ -1,0 +1,160 @@
+"""SpectFormer (Patro et al., arXiv:2304.06446), vanilla, and GFNet (Rao et al., arXiv:2107.00645), which is spectral throughout.
+
+Follows the authors' code: a spectral block has one residual around filter and MLP together. Any image of whole patches;
+positions and filters are resampled. The hierarchical SpectFormer is `spectformer_h`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
+from vitlab.layers.pos_embed import resample
+from vitlab.mixers.global_attention import GlobalAttention
+from vitlab.mixers.spectral import SpectralGating
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectFormerConfig:
+    dim: int
+    depth: int  # number of blocks
+    num_spectral: int = 4  # of them at the start; the others attend
+    num_heads: int = 1  # of the blocks that attend
+    patch_size: int = 16  # pixels per side
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other of whole patches works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if any(side % self.patch_size for side in self.image_size):
+            raise ValueError(f"{self.image_size=} must be multiples of {self.patch_size=}")
+        if self.dim % self.num_heads:
+            raise ValueError(f"{self.dim=} must be a multiple of {self.num_heads=}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches, rows and columns."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_class_tokens(self) -> int:
+        """The position embedding begins with the patches."""
+        return 0
+
+
+# arXiv:2304.06446 table 1 and the authors' vanilla_architecture/main_spectformer.py; the heads of base are not stated in it
+# (its comment's 12 does not divide 512). GFNet: arXiv:2107.00645 table 1.
+VARIANTS = {
+    "spectformer_tiny": SpectFormerConfig(dim=256, depth=12, num_heads=4),
+    "spectformer_xs": SpectFormerConfig(dim=384, depth=12, num_heads=6),
+    "spectformer_small": SpectFormerConfig(dim=384, depth=19, num_heads=6, drop_path_rate=0.15),
+    "spectformer_base": SpectFormerConfig(dim=512, depth=19, num_heads=8, drop_path_rate=0.25),
+    "gfnet_tiny": SpectFormerConfig(dim=256, depth=12, num_spectral=12),
+    "gfnet_xs": SpectFormerConfig(dim=384, depth=12, num_spectral=12),
+    "gfnet_small": SpectFormerConfig(dim=384, depth=19, num_spectral=19, drop_path_rate=0.15),
+    "gfnet_base": SpectFormerConfig(dim=512, depth=19, num_spectral=19, drop_path_rate=0.25),
+}
+_SOURCE = "github.com/badripatro/SpectFormers README; counts: on the authors' code"
+_GFNET = "arXiv:2107.00645; no count or accuracy was checked against a source"
+PUBLISHED = {
+    "spectformer_tiny": Published(params_m=9.158, top1=76.9, source=_SOURCE),
+    "spectformer_xs": Published(params=20_028_520, gmacs=3.99, top1=80.2, source=_SOURCE + " (README: 22 M)"),
+    "spectformer_small": Published(params_m=32.45, gmacs=6.63, top1=81.7, source=_SOURCE),
+    "spectformer_base": Published(params_m=57.16, top1=82.1, source=_SOURCE),
+    "gfnet_tiny": Published(source=_GFNET),
+    "gfnet_xs": Published(source=_GFNET),
+    "gfnet_small": Published(source=_GFNET),
+    "gfnet_base": Published(source=_GFNET),
+}
+
+
+class SpectralBlock(nnx.Module):
+    """x + mlp(norm2(filter(norm1(x))))."""
+
+    def __init__(self, config: SpectFormerConfig, *, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype = config.dim, config.dtype
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.filter = SpectralGating(dim, grid=config.grid, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        return x + self.drop_path(self.mlp(self.norm2(self.filter(self.norm1(x)))), train=train, rngs=rngs)
+
+
+class AttentionBlock(nnx.Module):
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: SpectFormerConfig, *, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype = config.dim, config.dtype
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = GlobalAttention(dim, num_heads=config.num_heads, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class SpectFormer(nnx.Module):
+    """Patches with positions, spectral blocks, attention blocks; norm, mean over the patches, linear head."""
+
+    def __init__(self, config: SpectFormerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dim, dtype = config.dim, config.dtype
+        self.patch_embed = PatchEmbed(config.in_channels, dim, patch_size=config.patch_size, dtype=dtype, rngs=rngs)
+        normal = nnx.initializers.normal(0.02)
+        self.pos_embed = nnx.Param(normal(rngs.params(), (1, config.grid[0] * config.grid[1], dim)))
+        rates = drop_path_rates(config.drop_path_rate, config.depth)
+        kinds = [SpectralBlock if i < config.num_spectral else AttentionBlock for i in range(config.depth)]
+        self.blocks = nnx.List([kind(config, drop_path_rate=rate, rngs=rngs) for kind, rate in zip(kinds, rates, strict=True)])
+        self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.head = Linear(dim, config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return (FeatureInfo(stride=self.config.patch_size, dim=self.config.dim),)
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map after the last block, not normalised."""
+        x = self.patch_embed(images.astype(self.config.dtype))
+        _, h, w, c = x.shape
+        position = resample(self.pos_embed[...], self.config.grid, (h, w))
+        x = x + position.reshape(1, h, w, c).astype(x.dtype)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.config.remat, train=train, rngs=rngs)
+        return (x,)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The mean over the normalised patches; float32."""
+        return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(SpectFormer, VARIANTS, PUBLISHED)

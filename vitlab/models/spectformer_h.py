@@ -1,0 +1,208 @@
+"""Hierarchical SpectFormer (Patro et al., arXiv:2304.06446): spectral gating early, attention late, a class token at the end.
+
+Follows the authors' code, whose networks were trained with token labels: the logits are those of the class token plus half
+the largest that the auxiliary head gives any patch. Any image size; filters are resampled. The published accuracies need the
+labels of the tokens, which the recipe here lacks.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, run_block, stage_drop_path_rates
+from vitlab.layers.attention import head_dim_of
+from vitlab.mixers.spectral import SpectralGating
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of the LayerNorms of blocks and stages
+EMBED_EPS = 1e-5  # of the LayerNorms of the stem and the transitions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectFormerHConfig:
+    dims: tuple[int, ...]  # width per stage
+    depths: tuple[int, ...]  # blocks per stage
+    num_heads: tuple[int, ...]  # per stage; 0: spectral gating instead of attention
+    mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
+    stem_dim: int = 64
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.num_heads) == len(self.mlp_ratios):
+            raise ValueError("dims, depths, num_heads and mlp_ratios must have one entry a stage")
+
+    def grid(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of a stage's map at the configured size."""
+        stride = 4 * 2**stage
+        return -(-self.image_size[0] // stride), -(-self.image_size[1] // stride)
+
+
+# arXiv:2304.06446 table 1 and the authors' hierarchical_architecture/spectformer.py.
+VARIANTS = {
+    "spectformerh_small": SpectFormerHConfig(dims=(64, 128, 320, 448), depths=(3, 4, 6, 3), num_heads=(0, 0, 10, 14), stem_dim=32),
+    "spectformerh_base": SpectFormerHConfig(dims=(64, 128, 320, 512), depths=(3, 4, 12, 3), num_heads=(0, 0, 10, 16)),
+    "spectformerh_large": SpectFormerHConfig(dims=(96, 192, 384, 512), depths=(3, 6, 18, 3), num_heads=(0, 0, 12, 16), drop_path_rate=0.3),
+}
+_SOURCE = "github.com/badripatro/SpectFormers README; counts: on the authors' code, with the auxiliary head"
+PUBLISHED = {
+    "spectformerh_small": Published(params=22_226_928, gmacs=4.04, top1=84.3, source=_SOURCE),
+    "spectformerh_base": Published(params_m=33.05, gmacs=6.59, top1=85.0, source=_SOURCE),
+    "spectformerh_large": Published(params_m=54.68, gmacs=13.2, top1=85.7, source=_SOURCE),
+}
+
+
+class SplitAttention(nnx.Module):
+    """Global attention with separate projections of the queries and of keys and values; with `only_first` only it asks."""
+
+    def __init__(self, dim: int, *, num_heads: int, only_first: bool = False, dtype, rngs: nnx.Rngs):
+        self.num_heads, self.head_dim, self.only_first = num_heads, head_dim_of(dim, num_heads), only_first
+        self.q = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.kv = Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
+        self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
+        b, _, d = x.shape
+        asking = x[:, :1] if self.only_first else x
+        q, k, v = (y.reshape(b, -1, self.num_heads, self.head_dim) for y in (self.q(asking), *jnp.split(self.kv(x), 2, -1)))
+        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, -1, d))
+
+
+class Block(nnx.Module):
+    """x + attn(norm1(x)), then x + mlp(norm2(x)); attn is a spectral gate early."""
+
+    def __init__(self, config: SpectFormerHConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, heads, dtype = config.dims[stage], config.num_heads[stage], config.dtype
+        self.spectral = not heads
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = (
+            SpectralGating(dim, grid=config.grid(stage), dtype=dtype, rngs=rngs)
+            if self.spectral
+            else SplitAttention(dim, num_heads=heads, dtype=dtype, rngs=rngs)
+        )
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = ConvMlp(dim, mlp_dim=int(dim * config.mlp_ratios[stage]), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        y = self.norm1(x)
+        y = self.attn(y) if self.spectral else self.attn(y.reshape(x.shape[0], -1, x.shape[-1])).reshape(x.shape)
+        x = x + self.drop_path(y, train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class ClassBlock(nnx.Module):
+    """Only the first token is changed: it attends to all, then its MLP."""
+
+    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: float, dtype, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = SplitAttention(dim, num_heads=num_heads, only_first=True, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        first = x[:, :1] + self.attn(self.norm1(x))
+        first = first + self.mlp(self.norm2(first))
+        return jnp.concatenate((first, x[:, 1:]), 1)
+
+
+class Stem(nnx.Module):
+    """Three normalised convolutions, the first strided."""
+
+    def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
+        self.convs = nnx.List(
+            [
+                Conv(in_channels if not i else dim, dim, kernel_size=k, stride=s, use_bias=False, dtype=dtype, rngs=rngs)
+                for i, (k, s) in enumerate(((7, 2), (3, 1), (3, 1)))
+            ]
+        )
+        self.norms = nnx.List([BatchNorm(dim, dtype=dtype, rngs=rngs) for _ in range(3)])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.relu(norm(conv(x), train=train))
+        return x
+
+
+class Stage(nnx.Module):
+    """Strided convolution, norm, blocks, and a norm after all but the last stage."""
+
+    def __init__(self, config: SpectFormerHConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        dim, dtype = config.dims[stage], config.dtype
+        in_dim = config.dims[stage - 1] if stage else config.stem_dim
+        self.remat = config.remat
+        self.proj = Conv(in_dim, dim, kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
+        self.embed_norm = LayerNorm(dim, eps=EMBED_EPS, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
+        last = stage == len(config.dims) - 1
+        self.norm = None if last else LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        x = self.embed_norm(self.proj(x))
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x if self.norm is None else self.norm(x)
+
+
+class SpectFormerH(nnx.Module):
+    """Stem, stages, a class block on the mean token; norm, a head for it and one for the patches."""
+
+    def __init__(self, config: SpectFormerHConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dim, dtype = config.dims[-1], config.dtype
+        self.stem = Stem(config.in_channels, config.stem_dim, dtype=dtype, rngs=rngs)
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        self.class_block = ClassBlock(dim, num_heads=config.num_heads[-1], mlp_ratio=config.mlp_ratios[-1], dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.head = Linear(dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.aux_head = Linear(dim, config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; the last one is not normalised."""
+        x = self.stem(images.astype(self.config.dtype), train=train)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def tokens(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b n d"]:
+        """The normalised class token and patches."""
+        patches = features[-1].reshape(features[-1].shape[0], -1, features[-1].shape[-1])
+        return self.norm(self.class_block(jnp.concatenate((patches.mean(1, keepdims=True), patches), 1)))
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The class token; float32."""
+        return self.tokens(features)[:, 0].astype(jnp.float32)
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        tokens = self.tokens(self.features(images, train=train, rngs=rngs)).astype(jnp.float32)
+        if self.head is None or self.aux_head is None:
+            return tokens[:, 0]
+        return self.head(tokens[:, 0]) + 0.5 * self.aux_head(tokens[:, 1:]).max(1)
+
+
+FAMILY = Family(SpectFormerH, VARIANTS, PUBLISHED)
