@@ -1,5 +1,6 @@
 """Neighborhood attention over one, two or three axes, with a trainable relative position bias."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.dispatch import Implementation, UnsupportedError, dispatch
 from pallas_kernels.neighborhood_attention import reference, xla
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
+from pallas_kernels.sharding import varying_like
 
 __all__ = ["IMPLEMENTATIONS", "UnsupportedError", "neighborhood_attention"]
 
@@ -76,13 +78,20 @@ def neighborhood_attention(
             raise ValueError(f"a bias must go without {stride=}: under stride the offsets leave its table")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
+    if bias is not None:
+        bias = varying_like(bias, query)
+    return _compiled(axes, float(scale), return_logsumexp, implementation)(query, key, value, bias, extra_key, extra_value)
+
+
+@functools.lru_cache(maxsize=1024)  # one program for one set of options, so that calls outside of jit do not trace again
+def _compiled(axes: tuple[Axis, ...], scale: float, return_logsumexp: bool, implementation: str | None):
     def run(query, key, value, bias, extra_key, extra_value):
         options = {"axes": axes, "bias": bias, "scale": scale, "extra_key": extra_key, "extra_value": extra_value}
         out, logsumexp = dispatch("neighborhood_attention", IMPLEMENTATIONS, implementation, query, key, value, **options)
         return (out.astype(value.dtype), logsumexp) if return_logsumexp else out.astype(value.dtype)
 
     run.__name__ = "neighborhood_attention_" + "x".join(str(axis.kernel) for axis in axes)  # profiles and counts read it
-    return jax.jit(run)(query, key, value, bias, extra_key, extra_value)
+    return jax.jit(run)
 
 
 def macs(query_shape: tuple[int, ...], kernel_size: tuple[int, ...], value_dim: int) -> int:

@@ -85,6 +85,18 @@ class Tiles:
         width = int((stop.max((0, 2)) - first).max())
         return np.minimum(first[:, None] + np.arange(width), self.axis.positions - 1)
 
+    def places(self) -> np.ndarray:
+        """Where each position is in `keys`, flat, int [times, positions]; past the end where it is there less often.
+
+        A repetition beyond the end of the axis does not count.
+        """
+        tile, key = np.nonzero(self.keys == self._windows[0].min((0, 2))[:, None] + np.arange(self.keys.shape[1]))
+        found = [[] for _ in range(self.axis.positions)]
+        for place, position in zip(tile * self.keys.shape[1] + key, self.keys[tile, key], strict=True):
+            found[position].append(place)
+        times = max(map(len, found))
+        return np.array([places + [self.keys.size] * (times - len(places)) for places in found]).T
+
     def seen(self) -> np.ndarray:
         """Whether a query of a tile sees a key of the tile, bool [dilation, count, size, keys]."""
         start, stop = (x[..., None] for x in self._windows)

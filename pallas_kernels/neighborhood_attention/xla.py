@@ -4,6 +4,7 @@ A strip is recomputed in the backward pass, so that no more than one strip's log
 which CPUs and unknown devices do well; of the keys in a tile's block about a quarter is used by each query.
 """
 
+import functools
 import math
 
 import jax
@@ -77,17 +78,34 @@ def _split(x, tiles: tuple[Tiles, ...], *, queries: bool):
     for i, tile in enumerate(tiles):  # of each axis now: positions and classes
         at = 1 + 3 * i
         x = x.reshape(*x.shape[:at], -1, tile.axis.dilation, *x.shape[at + 1 :])
-        if queries:
-            x = x.reshape(*x.shape[:at], tile.count, tile.size, *x.shape[at + 1 :])
-        elif tile.count > 1:
-            x = jnp.take(x, tile.keys, axis=at)
-        else:
-            x = jnp.take(x, tile.keys[0], axis=at)[(slice(None),) * at + (None,)]
+        x = x.reshape(*x.shape[:at], tile.count, tile.size, *x.shape[at + 1 :]) if queries else _blocks(x, at, tile)
     counts, sizes, classes = ([1 + 3 * i + k for i in range(d)] for k in range(3))
     x = x.transpose(counts[0], 0, *classes, *counts[1:], 3 * d + 1, *sizes, 3 * d + 2)
     groups = math.prod(tile.axis.dilation for tile in tiles)
     others = math.prod(tile.count for tile in tiles[1:])
     return x.reshape(tiles[0].count, b, groups, others, heads, -1, dim)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _blocks(x, at: int, tile: Tiles):
+    """The keys of every tile, an axis of positions as two, [count, keys].
+
+    A rule of its own, since autodiff would add up the gradients of a key that several tiles see by a scatter, which on GPUs
+    is atomic: slow, and different from run to run. Instead each key gathers them.
+    """
+    return jnp.take(x, tile.keys, axis=at)
+
+
+def _blocks_forward(x, at: int, tile: Tiles):
+    return _blocks(x, at, tile), None
+
+
+def _blocks_backward(at: int, tile: Tiles, _, d_blocks):
+    d_blocks = d_blocks.reshape(*d_blocks.shape[:at], -1, *d_blocks.shape[at + 2 :])
+    return (sum(jnp.take(d_blocks, place, axis=at, mode="fill", fill_value=0) for place in tile.places()),)
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
 def _join(x, shape: tuple[int, ...], tiles: tuple[Tiles, ...]):

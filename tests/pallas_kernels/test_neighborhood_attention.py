@@ -173,6 +173,23 @@ def test_no_more_than_a_strip_of_logits_exists():
     assert compiled.memory_analysis().temp_size_in_bytes < dense / 10
 
 
+def primitives(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for sub in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            if hasattr(sub, "eqns") or hasattr(sub, "jaxpr"):
+                yield from primitives(getattr(sub, "jaxpr", sub))
+
+
+def test_the_gradient_of_xla_scatters_nothing():
+    """A scatter is atomic on GPUs: another sum in another run."""
+    q, bias = jnp.zeros((1, 20, 23, 2, 8)), jnp.zeros((2, 9, 5))
+    run = lambda *args: neighborhood_attention(*args[:3], bias=args[3], kernel_size=(5, 3), implementation="xla").sum()  # noqa: E731
+    names = set(primitives(jax.make_jaxpr(jax.grad(run, (0, 1, 2, 3)))(q, q, q, bias).jaxpr))
+    assert "dot_general" in names
+    assert not [name for name in names if name.startswith("scatter")]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
