@@ -8,12 +8,12 @@ thread and bytes spilled. Nothing runs: these figures are counted, not measured.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import glob
 import importlib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -29,6 +29,8 @@ from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from pallas_kernels.dispatch import UnsupportedError
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -40,16 +42,16 @@ class Target:
     package: str  # that brings its compiler
     bytes_per_second: float  # of its memory
     flops_per_second: float  # bfloat16
-    cycles_per_second: float  # of the core, or 0 where it is not published
+    cycles_per_second: float | None = None  # of the core, where it follows from what is published
 
 
 # Google's documentation of TPU v5e, v5p and v6e (HBM and peak; a core of v5e has 4 matrix units of 128 x 128, so 197e12 / 2**17 Hz);
 # H100 SXM: NVIDIA's data sheet.
 TARGETS: Mapping[str, Target] = {
     "v5e": Target("tpu", "pallas_tpu", "v5e:2x2", "libtpu", 819e9, 197e12, 1.5e9),
-    "v5p": Target("tpu", "pallas_tpu", "v5p:2x2x1", "libtpu", 2765e9, 459e12, 0),
-    "v6e": Target("tpu", "pallas_tpu", "v6e:2x2", "libtpu", 1640e9, 918e12, 0),
-    "h100": Target("gpu", "pallas_gpu", "1x1x1", "jax_cuda13_plugin", 3352e9, 989e12, 0),
+    "v5p": Target("tpu", "pallas_tpu", "v5p:2x2x1", "libtpu", 2765e9, 459e12),
+    "v6e": Target("tpu", "pallas_tpu", "v6e:2x2", "libtpu", 1640e9, 918e12),
+    "h100": Target("gpu", "pallas_gpu", "1x1x1", "jax_cuda13_plugin", 3352e9, 989e12),
 }
 
 H100 = """
@@ -74,7 +76,15 @@ def missing(target: str) -> str | None:
     return None if importlib.util.find_spec(package) else f"compiling for {target} needs {package}, which is not installed"
 
 
-def compile_all(target: str, op: str, shapes: Sequence[str] = (), dtypes: Sequence[str] = ("bfloat16", "float32")) -> list[dict[str, Any]]:
+def compile_all(
+    target: str,
+    op: str,
+    shapes: Sequence[str] = (),
+    dtypes: Sequence[str] = ("bfloat16", "float32"),
+    *,
+    fused: bool = False,
+    count: bool = True,
+) -> list[dict[str, Any]]:
     """Compiles in a process of its own, since compilers read their flags once.
 
     Args:
@@ -82,6 +92,8 @@ def compile_all(target: str, op: str, shapes: Sequence[str] = (), dtypes: Sequen
       op: A package of `pallas_kernels`.
       shapes: Names in its `shapes`; all models by default.
       dtypes: Of query, key and value.
+      fused: Compile `<op>_qkv`, which takes the projection to query, key and value.
+      count: Have the compilers write what is counted, which takes most of the time; else kernels are only named.
 
     Returns:
       For each shape, dtype and pass, "error" or the counted figures.
@@ -99,12 +111,25 @@ def compile_all(target: str, op: str, shapes: Sequence[str] = (), dtypes: Sequen
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
             "TPU_WORKER_HOSTNAMES": "localhost",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened, so processes do not exclude each other
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
-            "XLA_FLAGS": f"--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false --xla_dump_to={dump}",
         }
-        if TARGETS[target].platform == "tpu":
-            del flags["XLA_FLAGS"]
-        command = [sys.executable, "-m", "pallas_kernels.compile", target, op, "--dump", dump, "--dtypes", *dtypes]
+        if TARGETS[target].platform == "gpu":
+            flags["XLA_FLAGS"] = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false" + (
+                f" --xla_dump_to={dump}" if count else ""
+            )
+        elif count:
+            flags["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+        command = [
+            sys.executable,
+            "-m",
+            "pallas_kernels.compile",
+            target,
+            op,
+            "--dump",
+            dump,
+            "--dtypes",
+            *dtypes,
+            *(["--fused"] if fused else []),
+        ]
         env = {
             name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
         } | flags  # a cached kernel dumps nothing
@@ -128,8 +153,8 @@ def abstract_arguments(shape, dtype) -> tuple[tuple, dict[str, Any], dict[str, A
     return args, dynamic, static
 
 
-def passes(op, shape, dtype, implementation: str) -> dict[str, tuple[Any, tuple]]:
-    """The forward and the backward pass as functions, with their abstract arguments.
+def passes(op, shape, dtype, implementation: str, *, fused: bool = False) -> dict[str, tuple[Any, tuple]]:
+    """The forward and the backward pass as functions, with their abstract arguments; `fused` ones take one projection.
 
     Arrays come and go with heads and channels merged, as projections give and take them: XLA lays out a last axis of 32
     in registers of 128 lanes, and would copy.
@@ -137,7 +162,10 @@ def passes(op, shape, dtype, implementation: str) -> dict[str, tuple[Any, tuple]
     args, dynamic, static = abstract_arguments(shape, dtype)
     trainable = {name: x for name, x in dynamic.items() if np.issubdtype(x.dtype, np.floating)}
     rest = {name: x for name, x in dynamic.items() if name not in trainable}
-    merged = tuple(jax.ShapeDtypeStruct((*x.shape[:-2], x.shape[-2] * x.shape[-1]), x.dtype) for x in args)
+    result = args[0]
+    if fused:
+        args = (jax.ShapeDtypeStruct((*result.shape[:-2], 3, *result.shape[-2:]), result.dtype),)
+    merged = tuple(_merged(x, 3 if fused else 2) for x in args)
 
     def forward(arrays, trainable, rest):
         arrays = (x.reshape(arg.shape) for x, arg in zip(arrays, args, strict=True))
@@ -147,7 +175,12 @@ def passes(op, shape, dtype, implementation: str) -> dict[str, tuple[Any, tuple]
     def backward(arrays, trainable, rest, d_out):
         return jax.vjp(lambda arrays, trainable: forward(arrays, trainable, rest), arrays, trainable)[1](d_out)
 
-    return {"forward": (forward, (merged, trainable, rest)), "backward": (backward, (merged, trainable, rest, merged[0]))}
+    return {"forward": (forward, (merged, trainable, rest)), "backward": (backward, (merged, trainable, rest, _merged(result, 2)))}
+
+
+def _merged(x, axes: int) -> jax.ShapeDtypeStruct:
+    """The last axes as one."""
+    return jax.ShapeDtypeStruct((*x.shape[:-axes], math.prod(x.shape[-axes:])), x.dtype)
 
 
 def _topology(target: Target):
@@ -170,19 +203,23 @@ def _count(target: Target, device, dump: str, fn, args) -> dict[str, Any]:
         results = jax.eval_shape(fn, *args)
         jitted = jax.jit(fn, in_shardings=jax.tree.map(row_major, args), out_shardings=jax.tree.map(row_major, results))
         compiled = jitted.lower(*args).compile()
+    program = compiled.as_text() or ""
     read = tpu_cycles if target.platform == "tpu" else ptxas_facts
-    return {"temp_bytes": compiled.memory_analysis().temp_size_in_bytes, **read(dump, compiled.as_text() or "")}
+    kernels = sorted(set(KERNEL.findall(program)))
+    return {"temp_bytes": compiled.memory_analysis().temp_size_in_bytes, "kernels": kernels, **read(dump, program)}
+
+
+# A Pallas kernel in a compiled program, and its name.
+KERNEL = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)"[^\n]*?op_name="[^"]*?(\w+)\)*/pallas_call')
 
 
 def tpu_cycles(dump: str, program: str) -> dict[str, Any]:
     """Cycles of each Pallas kernel's schedule, and those that XLA estimates for all else."""
-    kernels = set(re.findall(r"%(\w+)[.\d]* = [^\n]*custom_call_target=\"tpu_custom_call\"", program))
     files = glob.glob(f"{dump}/*-final_bundles.txt")
     cycles = {}
-    for kernel in sorted(kernels):
-        texts = [pathlib.Path(f).read_text() for f in files if re.search(rf"\d-{kernel}[.\d]*-\d+-final_bundles", f)]
-        name = re.sub(r"^(?:transpose_|jvp_|vmap_)+|_+$", "", kernel)  # what transformations wrote around it
-        cycles[name] = sum(count_bundles(text) for text in texts)
+    for kernel in sorted(set(KERNEL.findall(program))):
+        texts = [pathlib.Path(f).read_text() for f in files if re.search(rf"{kernel}_*[.\d]*-\d+-final_bundles", f)]
+        cycles |= {kernel: sum(map(count_bundles, texts))} if texts else {}
     return {"cycles": cycles, "xla_cycles": sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', program)))}
 
 
@@ -223,7 +260,7 @@ def ptxas_facts(dump: str, _: str) -> dict[str, Any]:
     """Registers a thread and bytes of spills of each Pallas kernel."""
     facts = {}
     for file in glob.glob(f"{dump}/*.ptx"):
-        if "pallas" in (text := pathlib.Path(file).read_text()) or re.search(r"\.entry \w+_(forward|backward)\w*\(", text):
+        if re.search(r"\.entry \w*attention_(forward|backward)\w*\(", pathlib.Path(file).read_text()):
             said = subprocess.run(
                 [_ptxas(), "-v", "-arch=sm_90a", file, "-o", "/dev/null"], capture_output=True, text=True, check=True
             ).stderr
@@ -246,17 +283,17 @@ def _figures(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     target = TARGETS[arguments.target]
     device = _topology(target).devices[0]
     package = importlib.import_module(f"pallas_kernels.{arguments.op}")
+    op = getattr(package, arguments.op + ("_qkv" if arguments.fused else ""))
     shapes = importlib.import_module(f"pallas_kernels.{arguments.op}.shapes")
     known = {**shapes.MODELS, **getattr(shapes, "NASTY", {})}
     for name in arguments.shapes or shapes.MODELS:
         for dtype in arguments.dtypes:
-            for which, (fn, args) in passes(getattr(package, arguments.op), known[name], dtype, target.implementation).items():
-                figures = {"target": arguments.target, "op": arguments.op, "shape": name, "dtype": dtype, "pass": which}
-                with contextlib.suppress(BrokenPipeError):
-                    try:
-                        yield figures | _count(target, device, arguments.dump, fn, args)
-                    except ValueError as error:  # UnsupportedError and what the compilers refuse
-                        yield figures | {"error": f"{type(error).__name__}: {error}"}
+            for which, (fn, args) in passes(op, known[name], dtype, target.implementation, fused=arguments.fused).items():
+                figures = {"target": arguments.target, "op": op.__name__, "shape": name, "dtype": dtype, "pass": which}
+                try:
+                    yield figures | _count(target, device, arguments.dump, fn, args)
+                except UnsupportedError as error:
+                    yield figures | {"error": str(error)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -266,9 +303,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("op")
     parser.add_argument("--shapes", nargs="+", default=())
     parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"))
+    parser.add_argument("--fused", action="store_true", help="the operator that takes the fused projection")
     parser.add_argument("--dump", help="where the compilers were told to write; given by `compile_all`")
     arguments = parser.parse_args(argv)
-    lines = _figures(arguments) if arguments.dump else compile_all(arguments.target, arguments.op, arguments.shapes, arguments.dtypes)
+    lines = (
+        _figures(arguments)
+        if arguments.dump
+        else compile_all(arguments.target, arguments.op, arguments.shapes, arguments.dtypes, fused=arguments.fused)
+    )
     for line in lines:
         print(json.dumps(line), flush=True)
     return 0

@@ -25,6 +25,11 @@ class Shape:
     def windows(self) -> tuple[int, int]:
         return (self.window_size, self.window_size) if isinstance(self.window_size, int) else self.window_size
 
+    @property
+    def windowed(self) -> tuple[int, int, int]:
+        """Slots, heads and head_dim of a window."""
+        return (math.prod(self.windows), *self.size[3:])
+
     def arguments(self, dtype: DTypeLike = jnp.float32, seed: int = 0) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
         """Random query, key and value, and the keyword arguments; about one token in eight is masked."""
         keys = jax.random.split(jax.random.key(seed), 5)
@@ -43,6 +48,10 @@ class Shape:
     def bytes(self, dtype: DTypeLike, *, backward: bool = False) -> int:
         """The least traffic: query, key, value, result; backward three gradients more. The bias is not counted."""
         return (7 if backward else 4) * math.prod(self.size) * jnp.dtype(dtype).itemsize
+
+    def batched(self, batch: int) -> "Shape":
+        """The same with so many images."""
+        return dataclasses.replace(self, size=(batch, *self.size[1:]))
 
     def downsized(self) -> "Shape":
         """At most two images, three heads and three windows per axis, the last one as incomplete as it was."""

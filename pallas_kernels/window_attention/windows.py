@@ -107,18 +107,17 @@ class Windows:
 
 
 def expand_bias(table: Float[Array, "heads rows cols"], window_size: tuple[int, int]) -> Float[Array, "heads slots slots"]:
-    """The bias of each pair of slots from the table of relative positions, query - key + window - 1."""
-    table = _toeplitz(table, 2, window_size[1])  # heads, 2 rows - 1, query col, key col
-    table = _toeplitz(table, 1, window_size[0])  # heads, query row, key row, query col, key col
+    """The bias of each pair of slots from the table of relative positions, query - key + window - 1.
+
+    Two small products with zeros and ones: exact, and their gradient is a plain sum in a fixed order.
+    """
+    rows, cols = (jnp.asarray(_distances(n), table.dtype) for n in window_size)
+    bias = jnp.einsum("hrc,qkr,xyc->hqxky", table, rows, cols, precision="highest")
     num_slots = math.prod(window_size)
-    return table.transpose(0, 1, 3, 2, 4).reshape(table.shape[0], num_slots, num_slots)
+    return bias.reshape(table.shape[0], num_slots, num_slots)
 
 
-def _toeplitz(x: Array, axis: int, n: int) -> Array:
-    """Turns an axis of 2n - 1 values into two, [query, key] = x[query - key + n - 1], by copies alone: its gradient is a plain sum."""
-    x = jnp.moveaxis(x, axis, -1)
-    period = 2 * n - 1
-    x = jnp.roll(jnp.flip(x, -1), -(n - 1), -1)  # at distance key - query, modulo the period
-    x = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], n, period)).reshape(*x.shape[:-1], n * period)
-    x = x[..., : n * (period - 1)].reshape(*x.shape[:-1], n, period - 1)[..., :n] if n > 1 else x[..., None]
-    return jnp.moveaxis(x, (-2, -1), (axis, axis + 1))
+def _distances(n: int) -> np.ndarray:
+    """Ones at [query, key, query - key + n - 1]."""
+    at = np.arange(n)
+    return (at[:, None] - at[None, :] + n - 1)[..., None] == np.arange(2 * n - 1)

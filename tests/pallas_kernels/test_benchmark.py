@@ -1,0 +1,94 @@
+"""The benchmark finds operators by their packages, runs or explains every implementation, and never calls a count a measurement."""
+
+import csv
+
+import jax
+import pytest
+
+from pallas_kernels import benchmark
+from pallas_kernels.compile import TARGETS
+from pallas_kernels.window_attention import IMPLEMENTATIONS, window_attention
+from pallas_kernels.window_attention.opponents import OPPONENTS, roll_and_partition
+from pallas_kernels.window_attention.shapes import MODELS
+
+
+@pytest.fixture(autouse=True)
+def one_repeat(monkeypatch):
+    monkeypatch.setattr(benchmark, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(benchmark, "MIN_REPEATS", 1)
+
+
+def test_finds_the_operators_that_have_shapes():
+    assert "window_attention" in benchmark.operators()
+
+
+def test_times_what_runs_here_and_says_why_the_rest_does_not(tmp_path, capsys):
+    path = tmp_path / "deep" / "results.csv"
+    command = ["window_attention", "--shapes", "swin_tiny_stage4", "--batch", "1", "--targets", "--output", str(path)]
+    assert benchmark.main(command) == 0
+    lines = list(csv.DictReader(path.open()))
+    assert [line["implementation"] for line in lines] == [*IMPLEMENTATIONS, *OPPONENTS] * 2
+    for line in lines:
+        measured = line["kind"] == "measured"
+        assert measured == bool(line["microseconds"]) == bool(line["ratio"])
+        if line["implementation"] in ("xla", "reference"):
+            assert measured, line
+        if line["implementation"] == "pallas_tpu":
+            assert "it needs a TPU, not cpu" in line["kind"]
+        assert (line["device"], line["batch"]) == ("cpu", "1")
+        assert f"jax {jax.__version__}" in line["versions"]
+    assert min(float(line["ratio"]) for line in lines if line["ratio"]) == 1.0
+    assert "swin_tiny_stage4 x1" in capsys.readouterr().out
+    assert benchmark.main(command) == 0
+    assert len(list(csv.DictReader(path.open()))) == 2 * len(lines)  # added, under one head
+
+
+def counted(monkeypatch, target, **figures):
+    result = {"op": "window_attention", "shape": "swin_tiny_stage1", "dtype": "bfloat16", "pass": "forward", "temp_bytes": 0}
+    monkeypatch.setattr(benchmark, "missing", lambda _: None)
+    monkeypatch.setattr(benchmark, "compile_all", lambda *_: [result | figures])
+    (line,) = benchmark.count(target, "window_attention", (), ())
+    return line
+
+
+def test_counted_time_is_the_larger_of_cycles_and_traffic(monkeypatch):
+    line = counted(monkeypatch, "v5e", cycles={"window_attention_forward": 1_400_000}, xla_cycles=100_000)
+    assert (line.kind, line.microseconds) == ("counted", 1000.0)
+    assert line.roofline == pytest.approx(MODELS["swin_tiny_stage1"].bytes("bfloat16") / 819e9 / 1e-3, abs=1e-3)
+    line = counted(monkeypatch, "v5e", cycles={"window_attention_forward": 100}, xla_cycles=0)
+    assert line.roofline == 1.0
+
+
+def test_a_gpu_that_is_not_here_gets_its_compiler_s_facts_and_no_time(monkeypatch):
+    line = counted(monkeypatch, "h100", ptxas={"window_attention_forward": {"registers": 145, "spilled_bytes": 0}})
+    assert (line.kind, line.microseconds, line.note) == ("counted", None, "145 registers, 0 bytes spilled")
+
+
+def test_a_missing_compiler_is_said(monkeypatch):
+    monkeypatch.setattr(benchmark, "missing", lambda target: f"no compiler for {target}")
+    (line,) = benchmark.count("h100", "window_attention", (), ())
+    assert (line.kind, line.microseconds) == ("no compiler for h100", None)
+
+
+def test_the_definition_is_not_run_where_its_scores_do_not_fit():
+    with pytest.raises(ValueError, match="the scores of all pairs are 100 GiB"):
+        benchmark._ours(None, MODELS["swin_tiny_detection"], "float32", "reference", "forward")
+
+
+def test_unknown_names_are_answered_with_the_near_ones(capsys):
+    for command, message in ((["windows"], "is not one of"), (["window_attention", "--shapes", "swin_tiny"], "swin_tiny_stage1")):
+        with pytest.raises(SystemExit):
+            benchmark.main(command)
+        assert message in capsys.readouterr().err
+
+
+def test_every_target_names_an_implementation():
+    assert {target.implementation for target in TARGETS.values()} <= set(IMPLEMENTATIONS)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_stage3_shifted", "maxvit_tiny_stage3_grid"])
+def test_the_opponent_computes_the_same(name):
+    shape = MODELS[name].batched(1)
+    arrays, options = shape.arguments()
+    theirs, ours = roll_and_partition(shape, "float32", "forward")(), window_attention(*arrays, **options)
+    assert abs(theirs - ours).max() < 1e-5  # float32, values of a few units
