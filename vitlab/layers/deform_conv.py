@@ -41,6 +41,7 @@ class DeformConv(nnx.Module):
         samples = sample_bilinear(x, y.reshape(b, -1), x_at.reshape(b, -1)).reshape(b, h, w, -1)  # taps, then channels
         kernel = self.conv.kernel[...].astype(self.dtype)
         out = samples.astype(self.dtype) @ kernel.reshape(-1, kernel.shape[-1])
+        assert self.conv.bias is not None
         return out + self.conv.bias[...].astype(self.dtype)[None, None, None]
 
 

@@ -39,7 +39,8 @@ class MultiGroupLinear(nnx.Module):
             for i in range(count):
                 cols = slice(i * out_dim // count, (i + 1) * out_dim // count)
                 kernel[i * dim // count : (i + 1) * dim // count, cols] += part[:, cols]
+            assert branch.conv.bias is not None
             bias += np.asarray(branch.conv.bias[...])
         linear = Linear(dim, out_dim, dtype=self.dtype, rngs=nnx.Rngs(0))
-        linear.kernel[...], linear.bias[...] = jnp.asarray(kernel), jnp.asarray(bias)
+        linear.kernel[...], linear.bias = jnp.asarray(kernel), nnx.Param(jnp.asarray(bias))
         self.branches, self.fused = nnx.List([]), nnx.List([linear])

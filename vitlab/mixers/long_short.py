@@ -52,7 +52,7 @@ class LongShortAttention(nnx.Module):
     ):
         self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
         self.group_size, self.interval, self.long, self.implementation = group_size, interval, long, implementation
-        self.pos = DynamicPositionBias(max(1, dim // 16), num_heads, rngs=rngs)
+        self.pos = DynamicPositionBias(max(4, dim // 16), num_heads, rngs=rngs)
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 

@@ -6,7 +6,7 @@ maps to whole groups, where the padding is not seen.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -48,7 +48,7 @@ class CrossFormerConfig:
         return tuple(self.dim * 2**i for i in range(len(self.depths)))
 
 
-_PP = {"group_sizes": (4, 4, 14, 7), "intervals": (4, 2, 1, 1), "cooling": True}
+_PP: dict[str, Any] = {"group_sizes": (4, 4, 14, 7), "intervals": (4, 2, 1, 1), "cooling": True}
 # arXiv:2108.00154 table 1, arXiv:2303.06908 table 1, and the authors' configs/crossformer*/*.yaml.
 VARIANTS = {
     "crossformer_tiny": CrossFormerConfig(dim=64, depths=(1, 1, 8, 6), num_heads=(2, 4, 8, 16)),

@@ -6,7 +6,7 @@ branch's image is the nearest multiple of the large patch.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class CrossViTConfig:
         return height // self.patch_sizes[branch], width // self.patch_sizes[branch]
 
 
-_AT_408 = {"image_size": (408, 408), "scale": 384 / 408}
+_AT_408: dict[str, Any] = {"image_size": (408, 408), "scale": 384 / 408}
 # arXiv:2103.14899 table 1; at 408 pixels: the authors' models/crossvit.py.
 VARIANTS = {
     "crossvit_tiny": CrossViTConfig(dims=(96, 192), depths=(1, 4), num_heads=3, mlp_ratio=4.0),

@@ -4,7 +4,7 @@ Follows the authors' code. Any image of at least one patch: what exceeds whole p
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -46,10 +46,11 @@ class FocalNetConfig:
         return tuple(self.dim * 2**i for i in range(len(self.depths)))
 
 
-_TINY, _SMALL = {"dim": 96, "depths": (2, 2, 6, 2)}, {"dim": 96, "depths": (2, 2, 18, 2)}
-_BASE = {"dim": 128, "depths": (2, 2, 18, 2)}
-_BIG = {"depths": (2, 2, 18, 2), "overlapping": True, "post_norm": True, "layer_scale_init": 1e-4, "drop_path_rate": 0.5}
-_ISO = {"depths": (12,), "patch_size": 16, "levels": 3, "drop_path_rate": 0.2}
+_TINY: dict[str, Any] = {"dim": 96, "depths": (2, 2, 6, 2)}
+_SMALL: dict[str, Any] = {"dim": 96, "depths": (2, 2, 18, 2)}
+_BASE: dict[str, Any] = {"dim": 128, "depths": (2, 2, 18, 2)}
+_BIG: dict[str, Any] = {"depths": (2, 2, 18, 2), "overlapping": True, "post_norm": True, "layer_scale_init": 1e-4, "drop_path_rate": 0.5}
+_ISO: dict[str, Any] = {"depths": (12,), "patch_size": 16, "levels": 3, "drop_path_rate": 0.2}
 # The authors' classification/focalnet.py and configs; srf: arXiv:2203.11926 table 1, iso: table 8, large and wider: section 4.
 VARIANTS = {
     "focalnet_tiny_srf": FocalNetConfig(**_TINY, drop_path_rate=0.2),

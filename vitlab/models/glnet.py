@@ -77,12 +77,11 @@ class Block(nnx.Module):
     def __init__(self, config: GLNetConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, init = config.dims[stage], config.dtype, config.layer_scale_init
         heads, mlp_dim = dim // config.head_dim, int(dim * config.mlp_ratio)
-        self.is_global = config.is_global(stage, index)
         self.pos_conv = None if config.swin_layout else PosConv(dim, dtype=dtype, rngs=rngs)
         self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
         self.mixer = (
             GlobalAttention(dim, num_heads=heads, dtype=dtype, rngs=rngs)
-            if self.is_global
+            if config.is_global(stage, index)
             else GLMix(dim, num_heads=heads, learned_slots=config.learned_slots, dtype=dtype, rngs=rngs)
         )
         self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
@@ -98,7 +97,7 @@ class Block(nnx.Module):
         source = x
         if self.pos_conv is not None:
             x = self.pos_conv(x)
-        y = self.mixer(self.norm1(x)) if self.is_global else self.mixer(self.norm1(x), source)
+        y = self.mixer(self.norm1(x), source) if isinstance(self.mixer, GLMix) else self.mixer(self.norm1(x))
         x = x + self.drop_path(y if self.ls1 is None else self.ls1(y), train=train, rngs=rngs)
         y = self.mlp(self.norm2(x))
         return x + self.drop_path(y if self.ls2 is None else self.ls2(y), train=train, rngs=rngs)

@@ -5,7 +5,7 @@ window is padded as in `NeighborhoodAttention`. DiNAT_s has Swin's patches and m
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -50,20 +50,20 @@ class NATConfig:
         return tuple(self.dim * 2**i for i in range(len(self.depths)))
 
 
-_MINI = {"dim": 64, "depths": (3, 4, 6, 5), "num_heads": (2, 4, 8, 16)}
-_TINY = {"dim": 64, "depths": (3, 4, 18, 5), "num_heads": (2, 4, 8, 16)}
-_SMALL = {"dim": 96, "depths": (3, 4, 18, 5), "num_heads": (3, 6, 12, 24), "mlp_ratio": 2.0, "drop_path_rate": 0.3}
-_BASE = {"dim": 128, "depths": (3, 4, 18, 5), "num_heads": (4, 8, 16, 32), "mlp_ratio": 2.0, "drop_path_rate": 0.5}
-_LARGE = {"dim": 192, "depths": (3, 4, 18, 5), "num_heads": (6, 12, 24, 48), "mlp_ratio": 2.0, "drop_path_rate": 0.35}
-_DILATED = {"dilations": (8, 4, 2, 1)}
-_AT_384 = {"dilations": (13, 6, 3, 1), "image_size": (384, 384)}
-_S_TINY = {"dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "mlp_ratio": 4.0, "embedding": "patch"}
-_S_SMALL = {**_S_TINY, "depths": (2, 2, 18, 2), "drop_path_rate": 0.3}
-_S_BASE = {**_S_SMALL, "dim": 128, "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
-_S_LARGE = {**_S_BASE, "dim": 192, "drop_path_rate": 0.35}  # 4 heads at 192: the authors' code
-_ISO = {"depths": (12,), "mlp_ratio": 4.0, "embedding": "patch", "patch_size": 16}
-_ISO_SMALL = {**_ISO, "dim": 384, "num_heads": (12,), "drop_path_rate": 0.1}
-_ISO_BASE = {**_ISO, "dim": 768, "num_heads": (24,), "drop_path_rate": 0.4}
+_MINI: dict[str, Any] = {"dim": 64, "depths": (3, 4, 6, 5), "num_heads": (2, 4, 8, 16)}
+_TINY: dict[str, Any] = {"dim": 64, "depths": (3, 4, 18, 5), "num_heads": (2, 4, 8, 16)}
+_SMALL: dict[str, Any] = {"dim": 96, "depths": (3, 4, 18, 5), "num_heads": (3, 6, 12, 24), "mlp_ratio": 2.0, "drop_path_rate": 0.3}
+_BASE: dict[str, Any] = {"dim": 128, "depths": (3, 4, 18, 5), "num_heads": (4, 8, 16, 32), "mlp_ratio": 2.0, "drop_path_rate": 0.5}
+_LARGE: dict[str, Any] = {"dim": 192, "depths": (3, 4, 18, 5), "num_heads": (6, 12, 24, 48), "mlp_ratio": 2.0, "drop_path_rate": 0.35}
+_DILATED: dict[str, Any] = {"dilations": (8, 4, 2, 1)}
+_AT_384: dict[str, Any] = {"dilations": (13, 6, 3, 1), "image_size": (384, 384)}
+_S_TINY: dict[str, Any] = {"dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "mlp_ratio": 4.0, "embedding": "patch"}
+_S_SMALL: dict[str, Any] = {**_S_TINY, "depths": (2, 2, 18, 2), "drop_path_rate": 0.3}
+_S_BASE: dict[str, Any] = {**_S_SMALL, "dim": 128, "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
+_S_LARGE: dict[str, Any] = {**_S_BASE, "dim": 192, "drop_path_rate": 0.35}  # 4 heads at 192: the authors' code
+_ISO: dict[str, Any] = {"depths": (12,), "mlp_ratio": 4.0, "embedding": "patch", "patch_size": 16}
+_ISO_SMALL: dict[str, Any] = {**_ISO, "dim": 384, "num_heads": (12,), "drop_path_rate": 0.1}
+_ISO_BASE: dict[str, Any] = {**_ISO, "dim": 768, "num_heads": (24,), "drop_path_rate": 0.4}
 # arXiv:2204.07143 table 2, arXiv:2209.15001 tables 1 and 4, and the authors' classification/{nat,dinat,dinats,isotropic}.py.
 VARIANTS = {
     "nat_mini": NATConfig(**_MINI),

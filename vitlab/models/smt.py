@@ -90,11 +90,10 @@ class Block(nnx.Module):
 
     def __init__(self, config: SMTConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, init = config.dims[stage], config.dtype, config.layer_scale_init
-        self.attends = config.attends(stage, index)
         self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
         self.attn = (
             ConvolvedAttention(dim, num_heads=config.attention_heads[stage], dtype=dtype, rngs=rngs)
-            if self.attends
+            if config.attends(stage, index)
             else ScaleAwareModulation(dim, num_heads=config.modulation_heads, dtype=dtype, rngs=rngs)
         )
         self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
@@ -103,7 +102,7 @@ class Block(nnx.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
-        y = self.attn(self.norm1(x)) if self.attends else self.attn(self.norm1(x), train=train)
+        y = self.attn(self.norm1(x), train=train) if isinstance(self.attn, ScaleAwareModulation) else self.attn(self.norm1(x))
         x = x + self.drop_path(y if self.ls1 is None else self.ls1(y), train=train, rngs=rngs)
         y = self.mlp(self.norm2(x))
         return x + self.drop_path(y if self.ls2 is None else self.ls2(y), train=train, rngs=rngs)

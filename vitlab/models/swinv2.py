@@ -5,7 +5,7 @@ Follows the authors' code. Any image size, as in Swin. Windows have at most the 
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -50,13 +50,11 @@ class SwinV2Config:
         return min(self.window_size, -(-max(self.image_size) // (self.patch_size * 2**stage)))
 
 
-_TINY, _SMALL = (
-    {"dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
-    {"dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
-)
-_BASE = {"dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
-_LARGE = {"dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
-_FROM_192 = {"pretrained_window_sizes": (12, 12, 12, 6)}
+_TINY: dict[str, Any] = {"dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+_SMALL: dict[str, Any] = {"dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+_BASE: dict[str, Any] = {"dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
+_LARGE: dict[str, Any] = {"dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
+_FROM_192: dict[str, Any] = {"pretrained_window_sizes": (12, 12, 12, 6)}
 # arXiv:2111.09883 section 4.1 and the authors' configs/swinv2/*.yaml.
 VARIANTS = {
     "swinv2_tiny_window8_256": SwinV2Config(**_TINY),
@@ -99,7 +97,7 @@ class Block(nnx.Module):
             num_heads=config.num_heads[stage],
             window_size=window,
             shift=window // 2 if shifted else 0,
-            pretrained_window_size=config.pretrained_window_sizes and config.pretrained_window_sizes[stage],
+            pretrained_window_size=None if config.pretrained_window_sizes is None else config.pretrained_window_sizes[stage],
             implementation=config.implementation,
             dtype=dtype,
             rngs=rngs,

@@ -1,0 +1,321 @@
+"""What each mechanism must be equal to in a limit that is easy to write down, and a few oracles in numpy."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vitlab.layers import Attention
+from vitlab.mixers import MIXERS
+from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
+from vitlab.mixers.cascaded_group import CascadedGroupAttention
+from vitlab.mixers.channel_attention import ChannelAttention
+from vitlab.mixers.cosine_window import CosineWindowAttention
+from vitlab.mixers.efficient_attention import EfficientAttention
+from vitlab.mixers.focal_modulation import FocalModulation
+from vitlab.mixers.gated_conv import GatedConv
+from vitlab.mixers.glmix import GLMix
+from vitlab.mixers.hilo import HiLo
+from vitlab.mixers.large_kernel import LargeKernelAttention
+from vitlab.mixers.light_attention import LightAttention
+from vitlab.mixers.long_short import LongShortAttention
+from vitlab.mixers.multi_axis import PartitionAttention
+from vitlab.mixers.neighborhood import NeighborhoodAttention
+from vitlab.mixers.rank_augmented_linear import rotary_angles, rotate
+from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
+from vitlab.mixers.single_head import SingleHeadAttention
+from vitlab.mixers.spectral import SpectralGating
+from vitlab.mixers.super_token import SuperTokenAttention
+
+TOLERANCE = 2e-5  # float32 sums of a few hundred terms of order one, taken in another order
+gelu = lambda x: np.asarray(jax.nn.gelu(jnp.asarray(x), approximate=False))  # noqa: E731
+
+
+def noise(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def build(cls, dim, **options):
+    mixer = cls(dim, rngs=nnx.Rngs(0), **options)
+    graphdef, state = nnx.split(mixer)
+    rng = np.random.default_rng(1)
+    state = jax.tree.map(lambda x: x + jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype), state)
+    return nnx.merge(graphdef, state)
+
+
+def same(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(np.asarray(expected)).max())))
+
+
+def linear(layer, x):
+    bias = 0 if layer.bias is None else np.asarray(layer.bias[...])
+    return np.asarray(x) @ np.asarray(layer.kernel[...]).reshape(x.shape[-1], -1) + bias
+
+
+def attend(q, k, v, scale=None):
+    """[tokens, dim] of one head."""
+    logits = q @ k.T * (q.shape[-1] ** -0.5 if scale is None else scale)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+def heads_of(x, heads):
+    return np.asarray(x).reshape(-1, heads, x.shape[-1] // heads).swapaxes(0, 1)
+
+
+def dense(q, k, v, heads, scale=None):
+    return np.concatenate([attend(*parts, scale) for parts in zip(*(heads_of(y, heads) for y in (q, k, v)), strict=True)], -1)
+
+
+def depthwise(conv, x):
+    """A depthwise convolution of a map [h, w, c], tap by tap."""
+    kernel, dilation = (
+        np.asarray(conv.kernel[...]),
+        conv.kernel_dilation if isinstance(conv.kernel_dilation, int) else conv.kernel_dilation[0],
+    )
+    side = kernel.shape[0]
+    pad = dilation * (side - 1) // 2
+    padded = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+    out = 0 if conv.bias is None else np.asarray(conv.bias[...])
+    for i in range(side):
+        for j in range(side):
+            out = out + padded[i * dilation :, j * dilation :][: x.shape[0], : x.shape[1]] * kernel[i, j, 0]
+    return out
+
+
+X = noise((1, 6, 6, 8))
+FLAT = np.asarray(X)[0].reshape(36, 8)
+
+
+def test_hilo_with_a_window_of_one_token_is_global_attention():
+    mixer = build(HiLo, 8, num_heads=2, window_size=1)
+    kv = linear(mixer.l_kv, FLAT)
+    same(mixer(X)[0].reshape(36, 8), linear(mixer.l_proj, dense(linear(mixer.l_q, FLAT), kv[:, :8], kv[:, 8:], 2)))
+
+
+def test_hilo_is_window_attention_beside_attention_to_the_means():
+    mixer = build(HiLo, 8, num_heads=2, window_size=2, alpha=0.5)
+    out = np.asarray(mixer(X))[0]
+    window = np.asarray(X)[0, 2:4, 4:6].reshape(4, 8)
+    qkv = linear(mixer.h_qkv, window)
+    same(out[2:4, 4:6, :4].reshape(4, 4), linear(mixer.h_proj, dense(qkv[:, :4], qkv[:, 4:8], qkv[:, 8:], 1)))
+    means = np.asarray(X)[0].reshape(3, 2, 3, 2, 8).mean((1, 3)).reshape(9, 8)
+    kv = linear(mixer.l_kv, means)
+    same(out[..., 4:].reshape(36, 4), linear(mixer.l_proj, dense(linear(mixer.l_q, FLAT), kv[:, :4], kv[:, 4:], 1)))
+
+
+def test_super_tokens_of_one_token_are_global_attention_with_heads_outermost():
+    mixer = build(SuperTokenAttention, 8, num_heads=2, cell_size=1)
+    qkv = linear(mixer.stoken_refine.qkv, FLAT).reshape(36, 2, 3, 4)
+    same(mixer(X)[0].reshape(36, 8), linear(mixer.stoken_refine.proj, dense(*(qkv[:, :, i].reshape(36, 8) for i in range(3)), 2)))
+
+
+def test_super_tokens_follow_the_equations_on_one_cell():
+    mixer = build(SuperTokenAttention, 8, num_heads=1, cell_size=6)
+    logits = np.zeros((36, 9))  # the neighbours of the only cell are zeros
+    logits[:, 4] = FLAT @ FLAT.mean(0) * 8**-0.5
+    share = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[:, 4]
+    token = share @ FLAT / share.sum()
+    qkv = linear(mixer.stoken_refine.qkv, token[None])
+    refined = linear(mixer.stoken_refine.proj, qkv[:, 16:])  # one token attends to itself
+    same(mixer(X)[0].reshape(36, 8), share[:, None] * refined)
+
+
+def test_routing_to_all_regions_is_global_attention_with_the_scale_of_the_whole_width():
+    mixer = build(BiLevelRoutingAttention, 8, num_heads=2, num_regions=3, topk=9)
+    q, k, v = np.split(linear(mixer.qkv, FLAT), 3, -1)
+    lepe = depthwise(mixer.lepe, v.reshape(6, 6, 8)).reshape(36, 8)
+    same(mixer(X)[0].reshape(36, 8), linear(mixer.wo, dense(q, k, v, 2, scale=8**-0.5) + lepe))
+
+
+def test_routing_to_one_region_takes_the_nearest():
+    mixer = build(BiLevelRoutingAttention, 8, num_heads=1, num_regions=3, topk=1)
+    q, k, v = (y.reshape(3, 2, 3, 2, 8).swapaxes(1, 2).reshape(9, 4, 8) for y in np.split(linear(mixer.qkv, FLAT), 3, -1))
+    best = (q.mean(1) @ k.mean(1).T).argmax(1)
+    expected = np.stack([attend(q[r], k[best[r]], v[best[r]]) for r in range(9)]).reshape(3, 3, 2, 2, 8).swapaxes(1, 2).reshape(6, 6, 8)
+    lepe = depthwise(mixer.lepe, np.split(linear(mixer.qkv, FLAT), 3, -1)[2].reshape(6, 6, 8))
+    same(mixer(X)[0], linear(mixer.wo, expected + lepe))
+
+
+def test_channel_attention_weighs_queries_by_keys_and_values():
+    mixer = build(ChannelAttention, 8, num_heads=2)
+    q, k, v = (heads_of(y, 2) for y in np.split(linear(mixer.qkv, FLAT), 3, -1))
+    groups = []
+    for g in range(2):
+        logits = k[g].T @ v[g] * 4**-0.5
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        groups.append(q[g] @ (weights / weights.sum(-1, keepdims=True)).T)
+    same(mixer(X)[0].reshape(36, 8), linear(mixer.proj, np.concatenate(groups, -1)))
+
+
+def test_focal_modulation_chains_its_contexts():
+    mixer = build(FocalModulation, 8, levels=2)
+    q, context, gates = np.split(linear(mixer.f, np.asarray(X)[0]), (8, 16), -1)
+    total = 0
+    for level, conv in enumerate(mixer.focal_layers):
+        context = gelu(depthwise(conv, context))
+        total = total + context * gates[..., level, None]
+    total = total + gelu(context.mean((0, 1))) * gates[..., 2, None]
+    same(mixer(X)[0], linear(mixer.proj, q * linear(mixer.h, total)))
+
+
+def test_gated_conv_convolves_the_last_channels():
+    mixer = build(GatedConv, 8, expansion_ratio=1.5, kernel_size=3)
+    gate, identity, conv = np.split(linear(mixer.fc1, np.asarray(X)[0]), (12, 16), -1)
+    same(mixer(X)[0], linear(mixer.fc2, gelu(gate) * np.concatenate((identity, depthwise(mixer.conv, conv)), -1)))
+
+
+def test_large_kernel_attention_is_a_gate_of_three_convolutions():
+    mixer = build(LargeKernelAttention, 8)
+    u = gelu(linear(mixer.proj_1, np.asarray(X)[0]))
+    unit = mixer.spatial_gating_unit
+    gate = linear(unit.conv1, depthwise(unit.conv_spatial, depthwise(unit.conv0, u)))
+    same(mixer(X)[0], np.asarray(X)[0] + linear(mixer.proj_2, u * gate))
+
+
+def test_spectral_gating_is_a_circular_convolution():
+    mixer = build(SpectralGating, 8, grid=(6, 6))
+    shifted = SpectralGating(8, grid=(6, 6), rngs=nnx.Rngs(0))
+    row, col = np.arange(6)[:, None, None], np.arange(4)[None, :, None]
+    phase = np.broadcast_to(np.exp(-2j * np.pi * (row / 6 + 2 * col / 6)), (6, 4, 8))  # delay by one row and two columns
+    shifted.complex_weight[...] = jnp.stack((jnp.asarray(phase.real), jnp.asarray(phase.imag)), -1).astype(jnp.float32)
+    same(shifted(X)[0], np.roll(np.asarray(X)[0], (1, 2), (0, 1)))
+    same(mixer(jnp.roll(X, 2, 1)), jnp.roll(mixer(X), 2, 1))
+
+
+def test_neighborhood_attention_as_large_as_the_map_is_global_attention():
+    mixer = build(NeighborhoodAttention, 8, num_heads=2, kernel_size=6, rel_pos=False)
+    same(mixer(X), _as_attention(mixer)(X.reshape(1, 36, 8)).reshape(X.shape))
+
+
+def test_groups_as_large_as_the_map_are_global_attention_and_the_bias_moves_it():
+    mixer = build(LongShortAttention, 8, num_heads=2, group_size=7)
+    plain = _as_attention(mixer)(X.reshape(1, 36, 8)).reshape(X.shape)
+    assert float(jnp.abs(mixer(X) - plain).max()) > 1e-3
+    mixer.pos.layers[2].kernel[...] = jnp.zeros((4, 2))
+    mixer.pos.layers[2].bias[...] = jnp.zeros(2)
+    same(mixer(X), plain)
+
+
+def test_long_distance_groups_hold_every_other_token():
+    mixer = build(LongShortAttention, 8, num_heads=2, group_size=3, interval=2, long=True)
+    short = build(LongShortAttention, 8, num_heads=2, group_size=3, interval=2)
+    out, every_other = np.asarray(mixer(X)), np.asarray(short(X[:, 1::2, ::2]))
+    same(out[:, 1::2, ::2], every_other)
+
+
+def test_grid_attention_holds_every_other_token():
+    grid, block = (build(PartitionAttention, 8, num_heads=2, window_size=3, grid=g) for g in (True, False))
+    same(np.asarray(grid(X))[:, ::2, 1::2], block(X[:, ::2, 1::2]))
+
+
+def test_cosine_attention_does_not_see_the_length_of_keys():
+    mixer = build(CosineWindowAttention, 8, num_heads=2, window_size=3)
+    before = mixer(X)
+    kernel = mixer.qkv.kernel[...]
+    mixer.qkv.kernel[...] = kernel.at[:, 8:16].multiply(3.0)
+    same(mixer(X), before)
+    table = np.asarray(mixer.bias_table())
+    assert table.shape == (2, 5, 5) and (table > 0).all() and (table < 16).all()
+
+
+def test_efficient_attention_pools_tokens_in_row_major_order():
+    mixer = build(EfficientAttention, 8, num_heads=2, sr_ratio=2)
+    keys = np.asarray(mixer.norm(jnp.asarray(FLAT.reshape(9, 4, 8).mean(1))[None], train=False))[0]
+    expected = dense(linear(mixer.q, FLAT), linear(mixer.k, keys), linear(mixer.v, keys), 2)
+    same(mixer(X)[0].reshape(36, 8), linear(mixer.proj, expected))
+
+
+def test_light_attention_pools_cells():
+    mixer = build(LightAttention, 8, num_heads=1, pool_rate=3)
+    cells = X.reshape(1, 2, 3, 2, 3, 8).mean((2, 4))
+    q, k, v = (np.asarray(layer(y)).reshape(-1, 8) for layer, y in ((mixer.q, X), (mixer.k, cells), (mixer.v, cells)))
+    same(mixer(X), mixer.proj(jnp.asarray(attend(q, k, v)).reshape(X.shape)))
+
+
+def test_single_head_attention_leaves_the_other_channels_to_the_projection():
+    mixer = build(SingleHeadAttention, 8, partial_dim=3, key_dim=4)
+    qkv = np.asarray(mixer.qkv(mixer.pre_norm(X[..., :3]))).reshape(36, 11)
+    mixed = np.concatenate((attend(qkv[:, :4], qkv[:, 4:8], qkv[:, 8:]), FLAT[:, 3:]), -1)
+    same(mixer(X), mixer.proj(jax.nn.relu(jnp.asarray(mixed).reshape(X.shape))))
+
+
+def test_cascaded_groups_hand_their_output_on():
+    mixer = build(CascadedGroupAttention, 8, num_heads=2, window_size=6, key_dim=4, kernel_sizes=(3, 3))
+    bias = np.asarray(mixer.attention_biases[...])
+    y, x = np.divmod(np.arange(36), 6)
+    outs = []
+    for i in range(2):
+        part = X[..., 4 * i : 4 * i + 4] + (outs[-1] if outs else 0)
+        q, k, v = jnp.split(mixer.qkvs[i](part), (4, 8), -1)
+        q, k, v = (np.asarray(z).reshape(36, -1) for z in (mixer.dws[i](q), k, v))
+        logits = q @ k.T * 4**-0.5 + bias[i][abs(y[:, None] - y), abs(x[:, None] - x)]
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        outs.append(jnp.asarray(weights / weights.sum(1, keepdims=True) @ v).reshape(1, 6, 6, 4))
+    same(mixer(X), mixer.proj(jax.nn.relu(jnp.concatenate(outs, -1))))
+
+
+def test_scale_aware_modulation_interleaves_its_heads():
+    mixer = build(ScaleAwareModulation, 8, num_heads=2)
+    s = linear(mixer.s, np.asarray(X)[0])
+    heads = [depthwise(mixer.local_convs[i], s[..., 4 * i : 4 * i + 4]) for i in range(2)]
+    mixed = np.stack(heads, -1).reshape(6, 6, 8)  # channel = position * heads + head
+    kernel = np.asarray(mixer.proj0.kernel[...])[0, 0]  # two inputs of each of four groups
+    grouped = np.concatenate([mixed[..., 2 * g : 2 * g + 2] @ kernel[:, 4 * g : 4 * g + 4] for g in range(4)], -1)
+    grouped = grouped + np.asarray(mixer.proj0.bias[...])
+    modulator = linear(mixer.proj1, gelu(mixer.bn(jnp.asarray(grouped), train=False)))
+    same(mixer(X)[0], linear(mixer.proj, modulator * linear(mixer.v, np.asarray(X)[0])))
+
+
+def test_glmix_gathers_and_gives_back_by_the_same_logits():
+    mixer = build(GLMix, 8, num_heads=2, num_slots=4, kernel_size=3)
+    slots = np.asarray(X)[0].reshape(2, 3, 2, 3, 8).mean((1, 3)).reshape(4, 8)
+    unit = lambda z: z / np.linalg.norm(z, axis=-1, keepdims=True)  # noqa: E731
+    logits = float(mixer.slot_scale[...]) * unit(slots) @ unit(FLAT).T
+    gathered = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) @ FLAT
+    gathered = np.asarray(mixer.relation_mha(jnp.asarray(gathered)[None]))[0]
+    back = (np.exp(logits) / np.exp(logits).sum(0)).T @ gathered
+    local = linear(mixer.local_out, depthwise(mixer.local_conv, linear(mixer.local_in, np.asarray(X)[0])))
+    same(mixer(X)[0], back.reshape(6, 6, 8) + local)
+
+
+def test_rotary_positions_leave_products_to_the_offset():
+    angles = rotary_angles(5, 4, 8)
+    q, k = (noise((1, 1, 1, 8), seed) for seed in (3, 4))
+    turned = [np.asarray(rotate(jnp.broadcast_to(y, (1, 20, 1, 8)), angles))[0, :, 0] for y in (q, k)]
+    products = turned[0] @ turned[1].T
+    at = lambda row, col: row * 4 + col  # noqa: E731
+    same(products[at(3, 2), at(2, 0)], products[at(1, 3), at(0, 1)])
+
+
+def _as_attention(mixer) -> Attention:
+    """Global attention with the mixer's projections."""
+    attention = Attention(8, num_heads=2, rngs=nnx.Rngs(0))
+    for layer in ("qkv", "proj"):
+        getattr(attention, layer).kernel[...] = getattr(mixer, layer).kernel[...]
+        getattr(attention, layer).bias[...] = getattr(mixer, layer).bias[...]
+    return attention
+
+
+@pytest.mark.parametrize("name", sorted(MIXERS))
+def test_every_parameter_gets_a_gradient_and_bfloat16_follows(name):
+    x = noise((1, 8, 8, 16), 5)
+    outs = []
+    for dtype in ("float32", "bfloat16"):
+        graphdef, params, rest = nnx.split(build(MIXERS[name], 16, num_heads=2, dtype=jnp.dtype(dtype)), nnx.Param, ...)
+
+        def run(params, x, graphdef=graphdef, rest=rest):
+            mixer = nnx.merge(graphdef, params, rest, copy=True)
+            options = {"train": False} if "train" in inspect.signature(type(mixer).__call__).parameters else {}
+            return mixer(x, **options)
+
+        outs.append(np.asarray(jax.jit(run)(params, x.astype(dtype)), np.float32))
+        if dtype == "float32":
+            grads = jax.jit(jax.grad(lambda params, x, run=run: jnp.sum(jnp.sin(run(params, x)) ** 2)))(params, x)
+            dead = [".".join(map(str, path)) for path, g in nnx.to_flat_state(grads) if not np.abs(g[...]).max() > 0]
+            assert not dead
+    # 2^-8 relative an operation, and a routing may choose another region at a near tie.
+    assert np.median(np.abs(outs[1] - outs[0])) < 0.05 * np.abs(outs[0]).max()
