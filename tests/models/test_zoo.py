@@ -11,7 +11,7 @@ from flax import nnx
 
 from tests.models.conftest import apply, size_of, small
 from vitlab.analysis.counts import abstract_model, count_macs, count_params
-from vitlab.models.registry import family_of, list_models, model_config
+from vitlab.models.registry import InitRngs, create_model, family_of, list_models, model_config
 
 
 def images(size, *, width=None, channels=3):
@@ -138,3 +138,10 @@ def test_unknown_names_and_fields_are_refused_with_near_misses():
         small("swin_tny")
     with pytest.raises(ValueError, match="did you mean window_size"):
         small("swin_tiny", window_sise=7)
+
+
+def test_initial_parameters_are_those_of_nnx_rngs():
+    fields = {"num_classes": 10, "depth": 1}
+    one, other = (create_model("vit_tiny_patch16", **fields, rngs=rngs) for rngs in (InitRngs(7), nnx.Rngs(7)))
+    for a, b in zip(jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(other)), strict=True):
+        np.testing.assert_array_equal(a, b)

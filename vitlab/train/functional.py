@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vitlab.config import ConfigError, ModelConfig
-from vitlab.models.registry import Preprocessing, create_model
+from vitlab.models.registry import InitRngs, Preprocessing, create_model
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
 
@@ -69,7 +69,7 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
             in_channels=channels if config.in_channels is None else config.in_channels,
             drop_path_rate=config.drop_path_rate,
             dtype=config.dtype,
-            rngs=nnx.Rngs(seed),
+            rngs=InitRngs(seed),
             **config.fields,
         )
 
