@@ -76,11 +76,10 @@ def neighborhood_attention(
             raise ValueError(f"{bias.shape=} must be {table}, [heads, 2 * kernel_size - 1, ...]")
         if any(axis.stride > 1 for axis in axes):
             raise ValueError(f"a bias must go without {stride=}: under stride the offsets leave its table")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-
+    factor = float(query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         bias = varying_like(bias, query)
-    return _compiled(axes, float(scale), return_logsumexp, implementation)(query, key, value, bias, extra_key, extra_value)
+    return _compiled(axes, factor, return_logsumexp, implementation)(query, key, value, bias, extra_key, extra_value)
 
 
 @functools.lru_cache(maxsize=1024)  # one program for one set of options, so that calls outside of jit do not trace again

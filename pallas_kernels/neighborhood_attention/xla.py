@@ -78,7 +78,7 @@ def _split(x, tiles: tuple[Tiles, ...], *, queries: bool):
     for i, tile in enumerate(tiles):  # of each axis now: positions and classes
         at = 1 + 3 * i
         x = x.reshape(*x.shape[:at], -1, tile.axis.dilation, *x.shape[at + 1 :])
-        x = x.reshape(*x.shape[:at], tile.count, tile.size, *x.shape[at + 1 :]) if queries else _blocks(x, at, tile)
+        x = x.reshape(*x.shape[:at], tile.count, tile.size, *x.shape[at + 1 :]) if queries else jnp.asarray(_blocks(x, at, tile))
     counts, sizes, classes = ([1 + 3 * i + k for i in range(d)] for k in range(3))
     x = x.transpose(counts[0], 0, *classes, *counts[1:], 3 * d + 1, *sizes, 3 * d + 2)
     groups = math.prod(tile.axis.dilation for tile in tiles)
