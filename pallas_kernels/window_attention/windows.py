@@ -1,6 +1,7 @@
 """Where windows lie: which token of the map is which slot of which window, and what a slot may see."""
 
 import dataclasses
+import functools
 import math
 from typing import TypeVar
 
@@ -106,6 +107,7 @@ class Windows:
         return np.where(kinds[:, None, :] < 0, NO_KEY, offset).astype(np.float32), kind.reshape(-1)
 
 
+@functools.partial(jax.jit, static_argnames="window_size")  # counts.py knows it by name: no part of a model's products
 def expand_bias(table: Float[Array, "heads rows cols"], window_size: tuple[int, int]) -> Float[Array, "heads slots slots"]:
     """The bias of each pair of slots from the table of relative positions, query - key + window - 1.
 
