@@ -1,7 +1,6 @@
 """A pointwise convolution that is several grouped ones in training (the multi-group reparameterisation of FMViT, arXiv:2311.05707)."""
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -32,15 +31,15 @@ class MultiGroupLinear(nnx.Module):
         if self.fused:
             return
         dim, out_dim = self.branches[0].conv.in_features, self.branches[0].conv.out_features
-        kernel, bias = np.zeros((dim, out_dim), np.float32), np.zeros(out_dim, np.float32)
+        kernel, bias = jnp.zeros((dim, out_dim)), jnp.zeros(out_dim)
         for count, branch in zip(self.groups, self.branches, strict=True):
             branch.fuse()
-            part = np.asarray(branch.conv.kernel[...])[0, 0]  # dim / count, out_dim
+            part = branch.conv.kernel[...][0, 0]  # dim / count, out_dim
             for i in range(count):
                 cols = slice(i * out_dim // count, (i + 1) * out_dim // count)
-                kernel[i * dim // count : (i + 1) * dim // count, cols] += part[:, cols]
+                kernel = kernel.at[i * dim // count : (i + 1) * dim // count, cols].add(part[:, cols])
             assert branch.conv.bias is not None
-            bias += np.asarray(branch.conv.bias[...])
+            bias += branch.conv.bias[...]
         linear = Linear(dim, out_dim, dtype=self.dtype, rngs=nnx.Rngs(0))
-        linear.kernel[...], linear.bias = jnp.asarray(kernel), nnx.Param(jnp.asarray(bias))
+        linear.kernel[...], linear.bias = kernel, nnx.Param(bias)
         self.branches, self.fused = nnx.List([]), nnx.List([linear])
