@@ -194,7 +194,7 @@ def test_neighborhood_attention_as_large_as_the_map_is_global_attention():
 def test_groups_as_large_as_the_map_are_global_attention_and_the_bias_moves_it():
     mixer = build(LongShortAttention, 8, num_heads=2, group_size=7)
     plain = _as_attention(mixer)(X.reshape(1, 36, 8)).reshape(X.shape)
-    assert float(jnp.abs(mixer(X) - plain).max()) > 1e-3
+    assert float(jnp.abs(mixer(X) - plain).max()) > 1e-5  # measured 1.5e-4; without the bias 3e-8
     mixer.pos.layers[2].kernel[...] = jnp.zeros((4, 2))
     mixer.pos.layers[2].bias[...] = jnp.zeros(2)
     same(mixer(X), plain)

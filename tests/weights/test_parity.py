@@ -95,23 +95,23 @@ def test_agrees_with_the_authors(file):
     assert off.grad_norm <= gate
 
 
-def tanh_gelu(model):
+def test_the_gate_sees_a_wrong_gelu():
+    model = create_model("swin_tiny")
     for stage in model.layers:
         for block in stage.blocks:
-            block.mlp.activation = jax.nn.gelu
+            block.mlp.activation = jax.nn.gelu  # the tanh approximation
+    assert deviation("swin_tiny_patch4_window7_224", model).logits > 2e-5
 
 
-def small_epsilon(model):
+def test_the_gate_sees_a_wrong_epsilon():
+    # 1e-5 for 1e-6. In SpectFormer, whose first norms see small variances, it moves the logits by 3.9e-2; in Swin, where the
+    # variances of the recorded state are about one, by 1.2e-5, which no gate above float32 noise can tell.
+    model = create_model("spectformer_xs")
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.LayerNorm):
-            module.epsilon = 1e-6
-
-
-@pytest.mark.parametrize("mistake", [tanh_gelu, small_epsilon])
-def test_the_gate_sees_a_wrong(mistake):
-    model = create_model("swin_tiny")
-    mistake(model)
-    assert deviation("swin_tiny_patch4_window7_224", model).logits > 2e-5
+            assert module.epsilon == 1e-6
+            module.epsilon = 1e-5
+    assert deviation("spectformer_xs", model).logits > 2e-5
 
 
 def test_the_gate_sees_a_transposed_bias_table(monkeypatch):
