@@ -15,14 +15,14 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
 def shallow(experiment: Experiment) -> Experiment:
-    """At most two blocks a stage: the recipe is what is tried, the networks have their own tests."""
+    """One block a stage, for the time that compiling takes: the recipe is what is tried, the networks have their own tests."""
     model = experiment.model
     config = model_config(model.name, **model.fields)
     fields = {}
     if hasattr(config, "depths"):
-        fields["depths"] = tuple(min(2, depth) for depth in config.depths)
+        fields["depths"] = tuple(min(1, depth) for depth in config.depths)
     elif hasattr(config, "depth"):
-        fields["depth"] = min(2, config.depth)
+        fields["depth"] = 1
     return dataclasses.replace(experiment, model=dataclasses.replace(model, fields={**model.fields, **fields}))
 
 

@@ -33,7 +33,7 @@ def small(name: str, **fields):
 
 def size_of(name: str) -> int:
     """Pixels per side that are enough for every family's smallest map, and whole patches."""
-    return 96 if name.startswith("crossvit") else 64
+    return {"crossvit": 96, "efficientvit": 128}.get(name.split("_")[0], 64)
 
 
 def apply(model, images, **kwargs):

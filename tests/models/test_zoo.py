@@ -23,6 +23,12 @@ def tiny(name, **fields):
     return small(name, **({"image_size": size_of(name)} | fields))
 
 
+def trace(model, x, **options):
+    """The jaxpr of the functional form."""
+    graphdef, state = nnx.split(model)
+    return jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state, copy=True)(x, **options))(state, x).jaxpr
+
+
 @functools.cache
 def float32_logits(name):
     return apply(tiny(name), images(size_of(name)))
@@ -115,15 +121,13 @@ def test_parameters_stay_float32_in_bfloat16(representative):
 
 def test_drop_path_needs_random_numbers_or_is_refused(representative):
     with pytest.raises(ValueError, match=r"rngs|no drop path"):
-        model = tiny(representative, drop_path_rate=0.5)
-        jax.eval_shape(lambda: model(images(size_of(representative)), train=True))
+        trace(tiny(representative, drop_path_rate=0.5), images(size_of(representative)), train=True)
 
 
 def test_remat_recomputes_the_blocks(representative):
     def primitives(**fields):
-        model = tiny(representative, **fields)
-        jaxpr = jax.make_jaxpr(lambda: model(images(size_of(representative))))()
-        return sum(eqn.primitive.name in ("remat2", "checkpoint") for eqn in jaxpr.jaxpr.eqns)
+        jaxpr = trace(tiny(representative, **fields), images(size_of(representative)))
+        return sum(eqn.primitive.name in ("remat2", "checkpoint") for eqn in jaxpr.eqns)
 
     assert primitives(remat=True) >= len(tiny(representative).feature_info) > primitives()
 
