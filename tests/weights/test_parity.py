@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "crossvit_tiny_240": ("crossvit_tiny", {}),
     "davit_tiny": ("davit_tiny", {}),
     "glnet_4g": ("glnet_4g", {}),
+    "halonet_h1": ("halonet_h1", {}),
     "litv2_s": ("litv2_small", {}),
     "mambaout_femto": ("mambaout_femto", {}),
     "maxvit_tiny_tf_224": ("maxvit_tiny", {}),

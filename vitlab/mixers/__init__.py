@@ -13,6 +13,7 @@ from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.gated_conv import GatedConv
 from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.global_attention import GlobalAttention
+from vitlab.mixers.halo import HaloAttention
 from vitlab.mixers.hilo import HiLo
 from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.mixers.light_attention import LightAttention
@@ -35,6 +36,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "cascaded_group": CascadedGroupAttention,
     "channel": ChannelAttention,
     "focal_modulation": FocalModulation,
+    "halo": HaloAttention,
     "hilo": HiLo,
     "large_kernel": LargeKernelAttention,
     "neighborhood": NeighborhoodAttention,
