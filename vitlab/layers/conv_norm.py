@@ -56,12 +56,17 @@ def fold_into_previous(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
     linear.bias, linear.use_bias = nnx.Param(offset + bias), True
 
 
-def fold_into_next(norm: BatchNorm, linear: nnx.Linear) -> None:
-    """Makes linear(x) what linear(norm(x)) was in evaluation, in place."""
+def fold_into_next(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
+    """Makes linear(x) what linear(norm(x)) was in evaluation, in place; a convolution must be pointwise and not grouped."""
     factor, offset = affine_of(norm)
-    bias = jnp.zeros(linear.out_features) if linear.bias is None else linear.bias[...]
-    linear.bias, linear.use_bias = nnx.Param(bias + offset @ linear.kernel[...]), True
-    linear.kernel[...] = factor[:, None] * linear.kernel[...]
+    kernel = linear.kernel[...]
+    if kernel.size != factor.size * kernel.shape[-1]:
+        raise ValueError(
+            f"a kernel of shape {kernel.shape} must be pointwise and not grouped: a norm of {factor.size} channels stands before it"
+        )
+    bias = jnp.zeros(kernel.shape[-1]) if linear.bias is None else linear.bias[...]
+    linear.bias, linear.use_bias = nnx.Param(bias + offset @ kernel.reshape(factor.size, -1)), True
+    linear.kernel[...] = factor[:, None].reshape((1,) * (kernel.ndim - 2) + (-1, 1)) * kernel
 
 
 def fuse_conv_norms(model: nnx.Module) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.batch_norm import BatchNorm
+from vitlab.layers.conv_norm import fold_into_next
 from vitlab.layers.linear import Linear
 
 
@@ -29,17 +30,31 @@ class EfficientAttention(nnx.Module):
     ):
         self.num_heads, self.head_dim, self.sr_ratio = num_heads, head_dim_of(dim, num_heads), sr_ratio
         self.q, self.k, self.v, self.proj = (Linear(dim, dim, dtype=dtype, rngs=rngs) for _ in range(4))
-        self.norm = BatchNorm(dim, dtype=dtype, rngs=rngs) if sr_ratio > 1 else None
+        self.norm: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs) if sr_ratio > 1 else None
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         tokens = keys = x.reshape(b, h * w, c)
-        if self.norm is not None:
+        if self.sr_ratio > 1:
             size = self.sr_ratio**2
             if h * w < size:
                 raise ValueError(f"a map of {h}x{w} tokens must have at least sr_ratio**2={size} of them")
-            keys = self.norm(tokens[:, : h * w // size * size].reshape(b, -1, size, c).mean(2), train=train)
+            keys = tokens[:, : h * w // size * size].reshape(b, -1, size, c).mean(2)
+            if self.norm is not None:
+                keys = self.norm(keys, train=train)
         q, k, v = (
             linear(y).reshape(b, -1, self.num_heads, self.head_dim) for linear, y in ((self.q, tokens), (self.k, keys), (self.v, keys))
         )
         return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c))
+
+    def fuse(self, before: BatchNorm) -> None:
+        """Folds the norm of the pooled keys, and the one that stands before this module, into the projections, in place.
+
+        Means of tokens and an affine map of each channel commute.
+        """
+        if self.norm is not None:
+            for linear in (self.k, self.v):
+                fold_into_next(self.norm, linear)
+            self.norm = None
+        for linear in (self.q, self.k, self.v):
+            fold_into_next(before, linear)

@@ -7,7 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.attention import head_dim_of
-from vitlab.layers.conv_norm import ConvNorm
+from vitlab.layers.batch_norm import BatchNorm
+from vitlab.layers.conv_norm import ConvNorm, fold_into_next
 from vitlab.layers.pool import average_pool_ceil
 
 
@@ -26,3 +27,10 @@ class LightAttention(nnx.Module):
             for layer, y in ((self.q, x), (self.k, pooled), (self.v, pooled))
         )
         return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c), train=train)
+
+    def fuse(self, before: BatchNorm) -> None:
+        """Folds its norms, and the one that stands before this module, into the projections, in place."""
+        for layer in (self.q, self.k, self.v, self.proj):
+            layer.fuse()
+        for layer in (self.q, self.k, self.v):
+            fold_into_next(before, layer.conv)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, Linear, drop_path_rates, run_block
-from vitlab.layers.conv_norm import fold_into_previous, fuse_conv_norms
+from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.multi_group import MultiGroupLinear
 from vitlab.layers.pool import average_pool_ceil
 from vitlab.mixers.light_attention import LightAttention
@@ -102,23 +102,32 @@ class FusionConv(nnx.Module):
         return self.proj(jax.nn.relu(x if self.norm is None else self.norm(x, train=train)), train=train)
 
     def fuse(self) -> None:
-        """Folds the norm into the convolution, in place."""
+        """Folds the norm into the convolution and makes the gMLP one linear map, in place."""
         if self.norm is not None:
             fold_into_previous(self.norm, self.conv)
             self.norm = None
+        self.proj.fuse()
 
 
 class GroupMlp(nnx.Module):
     """gMLP after gMLP, ReLU between."""
 
     def __init__(self, dim: int, *, ratio: int, dtype, rngs: nnx.Rngs):
-        self.norm = BatchNorm(dim, dtype=dtype, rngs=rngs)
+        self.norm: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs)
         self.fc1 = MultiGroupLinear(dim, ratio * dim, dtype=dtype, rngs=rngs)
         self.fc2 = MultiGroupLinear(ratio * dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
-        x = self.fc1(self.norm(x, train=train), train=train)
+        x = self.fc1(x if self.norm is None else self.norm(x, train=train), train=train)
         return self.fc2(jax.nn.relu(x), train=train)
+
+    def fuse(self) -> None:
+        """Makes each gMLP one linear map and folds the norm into the first, in place."""
+        self.fc1.fuse()
+        self.fc2.fuse()
+        if self.norm is not None:
+            fold_into_next(self.norm, self.fc1.fused[0])
+            self.norm = None
 
 
 class FusionBlock(nnx.Module):
@@ -145,7 +154,7 @@ class FrequencyBlock(nnx.Module):
         low_dim = max(HEAD_DIM, min(round(dim * config.low_ratio / HEAD_DIM) * HEAD_DIM, dim - HEAD_DIM))
         high_dim = dim - low_dim
         self.patch_embed = PatchEmbed(in_dim, low_dim, halve=halve, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(low_dim, dtype=dtype, rngs=rngs)
+        self.norm: BatchNorm | None = BatchNorm(low_dim, dtype=dtype, rngs=rngs)
         self.attn = LightAttention(low_dim, num_heads=low_dim // HEAD_DIM, pool_rate=pool_rate, dtype=dtype, rngs=rngs)
         self.split = ConvNorm(low_dim, high_dim, dtype=dtype, rngs=rngs)
         self.conv = FusionConv(high_dim, dtype=dtype, rngs=rngs)
@@ -154,11 +163,18 @@ class FrequencyBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         low = self.patch_embed(x, train=train)
-        low = low + self.drop_path(self.attn(self.norm(low, train=train), train=train), train=train, rngs=rngs)
+        y = low if self.norm is None else self.norm(low, train=train)
+        low = low + self.drop_path(self.attn(y, train=train), train=train, rngs=rngs)
         high = self.split(low, train=train)
         high = high + self.drop_path(self.conv(high, train=train), train=train, rngs=rngs)
         x = jnp.concatenate((low, high), -1)
         return x + self.drop_path(self.mlp(x, train=train), train=train, rngs=rngs)
+
+    def fuse(self) -> None:
+        """Folds the norm before the attention into its projections, in place."""
+        if self.norm is not None:
+            self.attn.fuse(self.norm)
+            self.norm = None
 
 
 class Stage(nnx.Module):
@@ -240,13 +256,12 @@ class FMViT(nnx.Module):
         return x if self.head is None else self.head(x)
 
     def fuse(self) -> "FMViT":
-        """The network for deployment: each gMLP one linear map, batch norms folded into the convolutions before them."""
+        """The network for deployment: each gMLP one linear map, batch norms but the last folded into what stands beside them."""
         model = nnx.clone(self)
-        for kind in (MultiGroupLinear, FusionConv):
-            for _, module in list(nnx.iter_modules(model)):
-                if isinstance(module, kind):
-                    module.fuse()
         fuse_conv_norms(model)
+        for _, module in list(nnx.iter_modules(model)):
+            if isinstance(module, FusionConv | GroupMlp | FrequencyBlock):
+                module.fuse()
         return model
 
 

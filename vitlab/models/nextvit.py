@@ -1,6 +1,7 @@
 """Next-ViT (Li et al., arXiv:2207.05501): convolution blocks, and a transformer block at the end of each group.
 
-Follows the authors' code. Any image size whose maps have at least as many tokens as the attention pools into one.
+Follows the authors' code, but that convolutions begin with He's normal, not with a normal of 0.02. Any image size whose maps have
+at least as many tokens as the attention pools into one.
 """
 
 import dataclasses
@@ -104,7 +105,7 @@ class TransformerBlock(nnx.Module):
         attn_dim = make_divisible(int(dim * mix), head_dim)
         conv_dim = dim - attn_dim
         self.patch_embed = PatchEmbed(in_dim, attn_dim, halve=halve, dtype=dtype, rngs=rngs)
-        self.norm1 = BatchNorm(attn_dim, dtype=dtype, rngs=rngs)
+        self.norm1: BatchNorm | None = BatchNorm(attn_dim, dtype=dtype, rngs=rngs)
         self.e_mhsa = EfficientAttention(attn_dim, num_heads=attn_dim // head_dim, sr_ratio=sr_ratio, dtype=dtype, rngs=rngs)
         self.projection = ConvNorm(attn_dim, conv_dim, dtype=dtype, rngs=rngs)
         self.mhca = MultiHeadConv(conv_dim, num_heads=conv_dim // head_dim, dtype=dtype, rngs=rngs)
@@ -115,7 +116,8 @@ class TransformerBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         x = self.patch_embed(x, train=train)
-        x = x + self.attn_drop_path(self.e_mhsa(self.norm1(x, train=train), train=train), train=train, rngs=rngs)
+        y = x if self.norm1 is None else self.norm1(x, train=train)
+        x = x + self.attn_drop_path(self.e_mhsa(y, train=train), train=train, rngs=rngs)
         y = self.projection(x, train=train)
         y = y + self.conv_drop_path(self.mhca(y, train=train), train=train, rngs=rngs)
         x = jnp.concatenate((x, y), -1)
@@ -123,8 +125,11 @@ class TransformerBlock(nnx.Module):
         return x + self.drop_path(self.mlp(y), train=train, rngs=rngs)
 
     def fuse(self) -> None:
-        """As `ConvBlock.fuse`; the norm before the attention stays, because the pooled keys have one of their own behind it."""
+        """As `ConvBlock.fuse`."""
         self.mhca.fuse()
+        if self.norm1 is not None:
+            self.e_mhsa.fuse(self.norm1)
+            self.norm1 = None
         if self.norm2 is not None:
             fold_into_next(self.norm2, self.mlp.fc1)
             self.norm2 = None
