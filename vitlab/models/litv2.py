@@ -2,7 +2,7 @@
 
 Follows the authors' code. Any image size: the image is padded to whole patches, odd maps before they are merged, and maps to
 whole windows, as in their detection code. Their optimizer gives the offset convolutions (`conv_offset`) a hundredth of
-the learning rate.
+the learning rate. Convolutions begin with He's normal instead of torch's uniform default.
 """
 
 import dataclasses

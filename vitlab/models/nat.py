@@ -2,6 +2,8 @@
 
 Follows the authors' code. Any image size; DiNAT's dilations are those of the published size, and a map smaller than a dilated
 window is padded as in `NeighborhoodAttention`. DiNAT_s has Swin's patches and merging, the isotropic networks one stage.
+The authors' ViT with relative positions (vitrpb), a baseline of theirs, is left out. Convolutions begin with He's normal instead of
+torch's uniform default.
 """
 
 import dataclasses
@@ -60,11 +62,12 @@ _AT_384: dict[str, Any] = {"dilations": (13, 6, 3, 1), "image_size": (384, 384)}
 _S_TINY: dict[str, Any] = {"dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "mlp_ratio": 4.0, "embedding": "patch"}
 _S_SMALL: dict[str, Any] = {**_S_TINY, "depths": (2, 2, 18, 2), "drop_path_rate": 0.3}
 _S_BASE: dict[str, Any] = {**_S_SMALL, "dim": 128, "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
-_S_LARGE: dict[str, Any] = {**_S_BASE, "dim": 192, "drop_path_rate": 0.35}  # 4 heads at 192: the authors' code
+_S_LARGE: dict[str, Any] = {**_S_SMALL, "dim": 192, "num_heads": (6, 12, 24, 48), "drop_path_rate": 0.35}
 _ISO: dict[str, Any] = {"depths": (12,), "mlp_ratio": 4.0, "embedding": "patch", "patch_size": 16}
 _ISO_SMALL: dict[str, Any] = {**_ISO, "dim": 384, "num_heads": (12,), "drop_path_rate": 0.1}
 _ISO_BASE: dict[str, Any] = {**_ISO, "dim": 768, "num_heads": (24,), "drop_path_rate": 0.4}
-# arXiv:2204.07143 table 2, arXiv:2209.15001 tables 1 and 4, and the authors' classification/{nat,dinat,dinats,isotropic}.py.
+# arXiv:2204.07143 table 2, arXiv:2209.15001 tables 1 and 4, and the authors' classification/{nat,dinat,dinats,isotropic}.py, which
+# gave DiNAT_s-Large 4, 8, 16, 32 heads before their commit 4a39ab6 mended it.
 VARIANTS = {
     "nat_mini": NATConfig(**_MINI),
     "nat_tiny": NATConfig(**_TINY),
@@ -78,6 +81,7 @@ VARIANTS = {
     "dinat_base": NATConfig(**_BASE, **_DILATED, layer_scale_init=1e-5),
     "dinat_large": NATConfig(**_LARGE, **_DILATED),
     "dinat_large_384": NATConfig(**_LARGE, **_AT_384),
+    "dinat_large_384_11x11": NATConfig(**_LARGE, **_DILATED, kernel_size=11, image_size=(384, 384)),
     "dinat_s_tiny": NATConfig(**_S_TINY, **_DILATED),
     "dinat_s_small": NATConfig(**_S_SMALL, **_DILATED),
     "dinat_s_base": NATConfig(**_S_BASE, **_DILATED),
@@ -93,21 +97,22 @@ PUBLISHED = {
     "nat_tiny": Published(params_m=27.9, gmacs=4.3, top1=83.2, source=_SOURCE),
     "nat_small": Published(params_m=50.74, gmacs=7.8, top1=83.7, source=_SOURCE),
     "nat_base": Published(params_m=89.77, gmacs=13.7, top1=84.3, source=_SOURCE),
-    "nat_isotropic_small": Published(params_m=22.0, top1=80.0, source=_SOURCE),
-    "nat_isotropic_base": Published(params=86_465_800, top1=81.6, source=_SOURCE + " (README: 86 M, cut off)"),
+    "nat_isotropic_small": Published(params_m=22.0, gmacs=4.3, top1=80.0, source=_SOURCE),
+    "nat_isotropic_base": Published(params=86_465_800, gmacs=16.9, top1=81.6, source=_SOURCE + " (README: 86 M, cut off)"),
     "dinat_mini": Published(params=19_984_174, gmacs=2.7, top1=81.8, source=_SOURCE),
     "dinat_tiny": Published(params_m=27.9, gmacs=4.3, top1=82.7, source=_SOURCE),
     "dinat_small": Published(params_m=50.72, gmacs=7.8, top1=83.8, source=_SOURCE),
     "dinat_base": Published(params_m=89.77, gmacs=13.7, top1=84.4, source=_SOURCE),
     "dinat_large": Published(params_m=200.94, gmacs=30.6, top1=86.6, source=_IN22K),
     "dinat_large_384": Published(params_m=200.94, gmacs=89.7, top1=87.4, source=_IN22K),
+    "dinat_large_384_11x11": Published(gmacs=92.4, top1=87.5, source=_IN22K + " (README: 200 M, which is the smaller kernel's)"),
     "dinat_s_tiny": Published(params_m=28.29, gmacs=4.5, top1=81.8, source=_SOURCE),
     "dinat_s_small": Published(params_m=49.61, gmacs=8.7, top1=83.5, source=_SOURCE),
     "dinat_s_base": Published(params_m=87.77, gmacs=15.4, top1=83.8, source=_SOURCE),
     "dinat_s_large": Published(params_m=196.5, gmacs=34.5, top1=86.5, source=_IN22K),
-    "dinat_s_large_384": Published(params_m=196.5, source=_IN22K),
-    "dinat_isotropic_small": Published(params_m=22.0, top1=80.8, source=_SOURCE),
-    "dinat_isotropic_base": Published(params=86_465_800, top1=82.1, source=_SOURCE + " (README: 86 M, cut off)"),
+    "dinat_s_large_384": Published(params_m=196.5, gmacs=101.5, top1=87.4, source=_IN22K),
+    "dinat_isotropic_small": Published(params_m=22.0, gmacs=4.3, top1=80.8, source=_SOURCE),
+    "dinat_isotropic_base": Published(params=86_465_800, gmacs=16.9, top1=82.1, source=_SOURCE + " (README: 86 M, cut off)"),
 }
 
 

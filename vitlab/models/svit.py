@@ -1,6 +1,7 @@
 """SViT, Vision Transformer with Super Token Sampling (Huang et al., arXiv:2211.11167); its repository is named STViT.
 
-Follows the authors' code. Any image size: maps are padded to whole cells of super tokens.
+Follows the authors' code. Any image size: maps are padded to whole cells of super tokens. Convolutions begin with He's normal and
+pointwise ones with a normal of 0.02, instead of torch's uniform default.
 """
 
 import dataclasses
