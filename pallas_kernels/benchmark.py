@@ -217,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--targets", nargs="*", default=("v5e", "h100"), choices=TARGETS, help="to count for, where there is no accelerator"
     )
+    parser.add_argument("--only", choices=("measured", "counted"), help="leave the other out")
     parser.add_argument("--output", type=pathlib.Path, help="CSV file to add to")
     arguments = parser.parse_args(argv)
     on_cpu = jax.default_backend() == "cpu"
@@ -227,11 +228,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown := [name for name in arguments.shapes if name not in known]:
             near = {name: difflib.get_close_matches(name, known) for name in unknown}
             parser.error(f"{op} has no shapes {unknown}; near: {near}; all: {list(known)}")
-        for name in arguments.shapes or known:
+        for name in () if arguments.only == "counted" else arguments.shapes or known:
             batch = arguments.batch or (min(CPU_BATCH, known[name].size[0]) if on_cpu else known[name].size[0])
             for dtype in arguments.dtypes or (["float32"] if on_cpu else ["bfloat16"]):
                 _report(measure(op, name, dtype, batch), arguments.output)
-        for target in arguments.targets if on_cpu else ():
+        for target in arguments.targets if on_cpu and arguments.only != "measured" else ():
             _report(list(count(target, op, arguments.shapes, arguments.dtypes or ["bfloat16"])), arguments.output)
     return 0
 

@@ -3,19 +3,22 @@
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Implementation, UnsupportedError, dispatch
-from pallas_kernels.neighborhood_attention import reference, xla
+from pallas_kernels.neighborhood_attention import pallas_gpu, pallas_tpu, reference, xla
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 from pallas_kernels.sharding import varying_like
 
 __all__ = ["IMPLEMENTATIONS", "UnsupportedError", "neighborhood_attention"]
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
+    "pallas_tpu": Implementation(pallas_tpu.neighborhood_attention, pallas_tpu.unsupported_reason),  # logits stay on chip
+    "pallas_gpu": Implementation(pallas_gpu.neighborhood_attention, pallas_gpu.unsupported_reason),  # no copies, on chip too
     "xla": Implementation(xla.neighborhood_attention, xla.unsupported_reason),  # any device, linear memory
     "reference": Implementation(reference.neighborhood_attention, reference.unsupported_reason),  # quadratic: the definition
 }
@@ -68,6 +71,61 @@ def neighborhood_attention(
       ValueError: Shapes that do not fit, a window that does not fit the map, or a bias under stride.
       UnsupportedError: The named implementation cannot run these arguments.
     """
+    options = canonical(
+        query,
+        key,
+        value,
+        kernel_size=kernel_size,
+        dilation=dilation,
+        stride=stride,
+        is_causal=is_causal,
+        bias=bias,
+        scale=scale,
+        extra_key=extra_key,
+        extra_value=extra_value,
+        return_logsumexp=return_logsumexp,
+    )
+    static = tuple((name, options.pop(name)) for name in ("axes", "scale", "return_logsumexp"))
+    return _compiled(static, implementation)(query, key, value, options)
+
+
+def canonical(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    kernel_size: PerAxis,
+    dilation: PerAxis = 1,
+    stride: PerAxis = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+    bias: Array | None = None,
+    scale: float | None = None,
+    extra_key: Array | None = None,
+    extra_value: Array | None = None,
+    return_logsumexp: bool = False,
+) -> dict[str, Any]:
+    """The options every implementation takes: one `Axis` for each axis, a number for the scale.
+
+    Args:
+      query: This and the rest: see the operator.
+      key: See the operator.
+      value: See the operator.
+      kernel_size: See the operator.
+      dilation: See the operator.
+      stride: See the operator.
+      is_causal: See the operator.
+      bias: See the operator.
+      scale: See the operator.
+      extra_key: See the operator.
+      extra_value: See the operator.
+      return_logsumexp: See the operator.
+
+    Returns:
+      The keyword arguments of an implementation's `fn` and `unsupported_reason`.
+
+    Raises:
+      ValueError: Options that do not fit the arrays or each other.
+    """
     axes = _axes(query, key, value, kernel_size, dilation, stride, is_causal)
     _check_extra(query, key, value, extra_key, extra_value)
     if bias is not None:
@@ -76,20 +134,22 @@ def neighborhood_attention(
             raise ValueError(f"{bias.shape=} must be {table}, [heads, 2 * kernel_size - 1, ...]")
         if any(axis.stride > 1 for axis in axes):
             raise ValueError(f"a bias must go without {stride=}: under stride the offsets leave its table")
-    factor = float(query.shape[-1] ** -0.5 if scale is None else scale)
-    if bias is not None:
         bias = varying_like(bias, query)
-    return _compiled(axes, factor, return_logsumexp, implementation)(query, key, value, bias, extra_key, extra_value)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    options = {"bias": bias, "extra_key": extra_key, "extra_value": extra_value}
+    return {"axes": axes, "scale": scale, "return_logsumexp": return_logsumexp, **options}
 
 
 @functools.lru_cache(maxsize=1024)  # one program for one set of options, so that calls outside of jit do not trace again
-def _compiled(axes: tuple[Axis, ...], scale: float, return_logsumexp: bool, implementation: str | None):
-    def run(query, key, value, bias, extra_key, extra_value):
-        options = {"axes": axes, "bias": bias, "scale": scale, "extra_key": extra_key, "extra_value": extra_value}
-        out, logsumexp = dispatch("neighborhood_attention", IMPLEMENTATIONS, implementation, query, key, value, **options)
-        return (out.astype(value.dtype), logsumexp) if return_logsumexp else out.astype(value.dtype)
+def _compiled(static: tuple[tuple[str, Any], ...], implementation: str | None):
+    options = dict(static)
 
-    run.__name__ = "neighborhood_attention_" + "x".join(str(axis.kernel) for axis in axes)  # profiles and counts read it
+    def run(query, key, value, arrays):
+        results = dispatch("neighborhood_attention", IMPLEMENTATIONS, implementation, query, key, value, **options, **arrays)
+        out = results[0].astype(value.dtype)
+        return (out, results[1]) if options["return_logsumexp"] else out
+
+    run.__name__ = "neighborhood_attention_" + "x".join(str(axis.kernel) for axis in options["axes"])  # profiles and counts read it
     return jax.jit(run)
 
 

@@ -1,5 +1,7 @@
 """The definition: dense attention under a mask, softmax in float32."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,16 @@ import numpy as np
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 
 NO_KEY = -1e30
+MAX_TOKENS = 2**14  # 1 GiB of scores for each image and head
 
 
-def unsupported_reason(query, key, value, **options) -> None:
-    """It runs everything."""
-    del query, key, value, options
+def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], **_) -> str | None:
+    """Runs everywhere, on maps whose pairs of tokens fit in memory."""
+    tokens = math.prod(axis.size for axis in axes)
+    return None if tokens <= MAX_TOKENS else f"it holds the scores of all pairs, and a map of {tokens} tokens is above {MAX_TOKENS}"
 
 
-def neighborhood_attention(query, key, value, *, axes: tuple[Axis, ...], bias, scale, extra_key, extra_value):
+def neighborhood_attention(query, key, value, *, axes: tuple[Axis, ...], bias, scale, extra_key, extra_value, return_logsumexp=True):
     """See the operator for the arguments, canonical here. Returns the attended values and logsumexp, float32."""
     b, *spatial, heads, _ = query.shape
     n, shared = int(np.prod(spatial)), heads // key.shape[-2]

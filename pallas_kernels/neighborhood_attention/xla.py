@@ -20,7 +20,7 @@ def unsupported_reason(query, key, value, **options) -> None:
     del query, key, value, options
 
 
-def neighborhood_attention(query, key, value, *, axes: tuple[Axis, ...], bias, scale, extra_key, extra_value):
+def neighborhood_attention(query, key, value, *, axes: tuple[Axis, ...], bias, scale, extra_key, extra_value, return_logsumexp=True):
     """See the operator for the arguments, canonical here. Returns the attended values and logsumexp, float32."""
     shared = query.shape[-2] // key.shape[-2]
     key, value = (jnp.repeat(x, shared, -2) if shared > 1 else x for x in (key, value))

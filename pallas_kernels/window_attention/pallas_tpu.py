@@ -26,8 +26,16 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.sharding import result_like
-from pallas_kernels.target import platform
-from pallas_kernels.window_attention.tiles import BACKWARD_ARRAYS, LANES, REGISTERS, SUBLANES, TPU_VMEM_BYTES, TpuLayout
+from pallas_kernels.target import device_kind, platform
+from pallas_kernels.window_attention.tiles import (
+    BACKWARD_ARRAYS,
+    LANES,
+    REGISTERS,
+    SUBLANES,
+    TPU_VMEM_BYTES,
+    TPU_VMEM_BYTES_ELSEWHERE,
+    TpuLayout,
+)
 from pallas_kernels.window_attention.windows import NO_KEY, Axis, Windows
 from pallas_kernels.window_attention.xla import partition
 
@@ -57,8 +65,9 @@ def unsupported_reason(*arrays: Array, window_size, shift, grid, interpret: bool
     if (head_dim := arrays[0].shape[-1]) not in HEAD_DIMS:
         return f"{head_dim=} is not one of {', '.join(map(str, HEAD_DIMS))}"
     layout = _layout(arrays, window_size, shift, grid)
-    if (needed := layout.vmem_bytes(BACKWARD_ARRAYS, len(layout.windows.offsets()[0]))) > TPU_VMEM_BYTES:
-        return f"the backward pass of so large a map needs {needed >> 20} MiB of VMEM, above {TPU_VMEM_BYTES >> 20}"
+    usable = TPU_VMEM_BYTES.get(device_kind(), TPU_VMEM_BYTES_ELSEWHERE)
+    if (needed := layout.vmem_bytes(BACKWARD_ARRAYS, len(layout.windows.offsets()[0]))) > usable:
+        return f"the backward pass of so large a map needs {needed >> 20} MiB of VMEM, above {usable >> 20}"
     return None
 
 

@@ -6,6 +6,8 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.window_attention.windows import NO_KEY, SHIFT_PENALTY, Windows
 
+MAX_TOKENS = 2**14  # 1 GiB of scores for each image and head
+
 
 def window_attention(
     query: Float[Array, "b h w heads head_dim"],
@@ -43,9 +45,10 @@ def window_attention(
     return out.reshape(query.shape).astype(value.dtype)
 
 
-def unsupported_reason(*_, **__) -> str | None:
-    """Runs everywhere."""
-    return None
+def unsupported_reason(*arrays: Array, **_) -> str | None:
+    """Runs everywhere, on maps whose pairs of tokens fit in memory."""
+    h, w = arrays[0].shape[1:3]
+    return None if h * w <= MAX_TOKENS else f"it holds the scores of all pairs, and a map of {h * w} tokens is above {MAX_TOKENS}"
 
 
 def _equal(x: np.ndarray) -> np.ndarray:

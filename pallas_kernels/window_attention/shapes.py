@@ -94,3 +94,17 @@ NASTY: Mapping[str, Shape] = {
     "five_heads": Shape(size=(1, 4, 8, 5, 32), window_size=4),
     "seventeen_images": Shape(size=(17, 4, 4, 1, 32), window_size=4),
 }
+
+_PLAIN = Shape(size=(1, 16, 16, 2, 32), window_size=8)
+# What the table in the README asks of every implementation, with a dtype.
+PROBES: Mapping[str, tuple[Shape, str]] = {
+    **{dtype: (_PLAIN, dtype) for dtype in ("float32", "bfloat16", "float16")},
+    **{f"head_dim {d}": (dataclasses.replace(_PLAIN, size=(1, 16, 16, 2, d)), "bfloat16") for d in (16, 24, 32, 64, 128, 256)},
+    **{f"{n} x {n} windows": (dataclasses.replace(_PLAIN, window_size=n), "bfloat16") for n in (7, 8, 12, 16)},
+    "shift": (dataclasses.replace(_PLAIN, shift=4), "bfloat16"),
+    "grid": (dataclasses.replace(_PLAIN, grid=True), "bfloat16"),
+    "mask": (dataclasses.replace(_PLAIN, mask=True), "bfloat16"),
+    "no bias": (dataclasses.replace(_PLAIN, bias=None), "bfloat16"),
+    "bias for each pair of slots": (dataclasses.replace(_PLAIN, bias="full"), "bfloat16"),
+    "map 200 x 334, 96 channels": (MODELS["swin_tiny_detection"], "bfloat16"),
+}

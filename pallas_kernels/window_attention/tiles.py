@@ -35,7 +35,8 @@ def gpu_tiles(num_windows: int, heads: int, itemsize: int, *, backward: bool) ->
 
 LANES, SUBLANES = 128, 8
 TPU_BLOCK_BYTES = 2**20  # of the images of one program, at least, so that a step of the grid is worth its overhead
-TPU_VMEM_BYTES = 96 * 2**20  # of the 128 MiB of v5e and v6e and of the 128 MiB that a v5p core sees
+TPU_VMEM_BYTES = {"TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**20}  # usable, of 128 MiB
+TPU_VMEM_BYTES_ELSEWHERE = 56 * 2**20  # of the 64 MiB of v5p, as its compiler says
 REGISTERS = 112  # of logits in flight; more than there are, since spilling some is cheaper than waiting (counted: 56 is 15 % slower)
 BACKWARD_ARRAYS = 7  # as large as the map: query, key, value, their gradients, that of the result
 

@@ -1,0 +1,348 @@
+"""How the kernels cut the map, by what the arguments look like."""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import numpy as np
+from jax.experimental import pallas as pl
+
+from pallas_kernels.neighborhood_attention.neighborhoods import Axis
+
+LANES, SUBLANES = 128, 8
+HALF_TILE, FULL_TILE = 8, 16  # columns; a key block starts at a multiple of the first, which in bfloat16 is half a register
+TPU_VMEM_BYTES = {"TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**20}  # usable, of 128 MiB
+TPU_VMEM_BYTES_ELSEWHERE = 56 * 2**20  # of the 64 MiB of v5p, as its compiler says
+TPU_BLOCK_BYTES = 2**20  # of the images of one program, at least, so that a step of the grid is worth its overhead
+WEIGHTS_COST, LOGITS_COST = 10.0, 4.5  # cycles that 128 keys cost in themselves, and for each register of their logits (counted)
+REGISTERS = 64  # of logits in flight
+UNROLLED = 16  # tiles of columns that are unrolled; more are a loop
+
+
+def padded(n: int, multiple: int) -> int:
+    """The next multiple."""
+    return pl.cdiv(n, multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuAxis:
+    """An axis cut into tiles of queries, each with a block of keys of one width in a buffer that may begin before the map."""
+
+    axis: Axis
+    tile: int  # queries
+    columns: bool = False  # that lie in the sublanes of a register: key blocks are aligned
+    extra: int = 0  # keys by which the width is enlarged
+
+    @property
+    def count(self) -> int:
+        return pl.cdiv(self.axis.positions, self.tile)
+
+    @functools.cached_property
+    def windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the queries of each tile, [dilation, count, tile]; queries beyond the end repeat the last."""
+        padding = ((0, 0), (0, self.count * self.tile - self.axis.positions))
+        start, stop = (np.pad(x, padding, "edge").reshape(-1, self.count, self.tile) for x in self.axis.windows())
+        return start, stop
+
+    @functools.cached_property
+    def _blocks(self) -> tuple[int, np.ndarray, int]:
+        """Where in the buffer the map begins, where the key block of each tile does, [count], and the width."""
+        first, last = self.windows[0].min((0, 2)), self.windows[1].max((0, 2))
+        if not self.columns:
+            return 0, first, int((last - first).max())
+        choices = []
+        for origin in range(HALF_TILE):
+            start = (first + origin) // HALF_TILE * HALF_TILE
+            choices.append((padded(int((last + origin - start).max()), FULL_TILE), origin, start))
+        width, origin, start = min(choices, key=lambda choice: choice[:2])
+        return origin, start, width
+
+    @property
+    def origin(self) -> int:
+        return self._blocks[0]
+
+    @property
+    def starts(self) -> np.ndarray:
+        return self._blocks[1]
+
+    @property
+    def width(self) -> int:
+        return self._blocks[2] + self.extra
+
+    @property
+    def queries(self) -> int:
+        """Of all tiles."""
+        return self.count * self.tile
+
+    @property
+    def buffer(self) -> int:
+        """Positions that the key blocks reach."""
+        return max(self.origin + self.axis.positions, int(self.starts.max()) + self.width)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Of each kind, bool [kinds, tile, width]."""
+        return self._kinds[0] >= 0
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where the bias of each kind is, key - query + kernel - 1 in positions, int [kinds, tile, width]; -1 where masked."""
+        return self._kinds[0]
+
+    @property
+    def kind(self) -> np.ndarray:
+        """Of each residue class and tile, [dilation, count]."""
+        return self._kinds[1]
+
+    @functools.cached_property
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The few distinct sights of the tiles."""
+        start, stop = (x[..., None] for x in self.windows)
+        key = (self.starts - self.origin)[:, None, None] + np.arange(self.width)  # count 1 width
+        seen = (key >= start) & (key < stop)
+        offset = key - np.arange(self.queries).reshape(self.count, self.tile, 1) + self.axis.kernel - 1
+        offset = np.where(seen, offset, -1)  # what is not seen has none
+        kinds, kind = np.unique(offset.reshape(-1, self.tile, self.width), axis=0, return_inverse=True)
+        return kinds, kind.reshape(-1, self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuPlan:
+    """How a TPU kernel goes through a map of slices (or rows), rows and columns."""
+
+    axes: tuple[Axis, Axis, Axis]
+    batch: int
+    heads: int
+    head_dim: int
+    itemsize: int  # bytes of a value
+    vmem: int  # bytes of VMEM that a program may use
+
+    @property
+    def width(self) -> int:
+        """Channels of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def fold(self) -> int:
+        """Images whose channels lie side by side in the lanes, where those of one leave room."""
+        return max(f for f in range(1, max(1, LANES // self.width) + 1) if self.batch % f == 0)
+
+    @property
+    def chunks(self) -> int:
+        """Groups of heads that share the lanes of a register; each is a program."""
+        return pl.cdiv(self.width, LANES)
+
+    @property
+    def channels(self) -> int:
+        """Of one image in a program."""
+        return min(self.width, LANES)
+
+    @property
+    def pack(self) -> int:
+        """Heads, of all folded images, whose queries lie one under the other."""
+        return self.fold * self.channels // self.head_dim
+
+    @functools.cached_property
+    def tiles(self) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
+        """The cheapest cut: small tiles see fewer keys in vain, large ones load keys into the matrix unit less often."""
+        sides = ([1], [1, 2, 4, 8], [8, 16, 32, 64, 128])
+        if self.axes[1].size > 1:
+            sides = ([1, 2, 4], [1, 2, 4], [8, 16, 32])
+        elif self.axes[0].size > 1:
+            sides = ([1, 2, 4, 8, 16], [1], [8, 16, 32])
+        best = None
+        for sizes in itertools.product(*sides):
+            rows = self.pack * math.prod(sizes)
+            if rows % FULL_TILE or rows > 2 * LANES:
+                continue
+            tiles = self._cut(sizes)
+            keys = math.prod(tile.width for tile in tiles)
+            cost = math.prod(tile.count for tile in tiles) * keys / LANES * (WEIGHTS_COST + LOGITS_COST * rows / SUBLANES)
+            if best is None or cost < best[0]:
+                best = cost, tiles
+        assert best is not None
+        return best[1]
+
+    def _cut(self, sizes: tuple[int, ...]) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
+        """Tiles of these sizes; slices of keys are added until the lanes are full."""
+        first, rows, cols = (TpuAxis(axis, size, columns=i == 2) for i, (axis, size) in enumerate(zip(self.axes, sizes, strict=True)))
+        step = LANES // math.gcd(LANES, rows.width * cols.width)
+        return dataclasses.replace(first, extra=padded(first.width, step) - first.width), rows, cols
+
+    @property
+    def queries(self) -> int:
+        """Of one head in a tile."""
+        return math.prod(tile.tile for tile in self.tiles)
+
+    @property
+    def keys(self) -> int:
+        """In the block of a tile."""
+        return math.prod(tile.width for tile in self.tiles)
+
+    @property
+    def num_kinds(self) -> int:
+        return math.prod(len(tile.seen) for tile in self.tiles)
+
+    @property
+    def groups(self) -> int:
+        """Residue classes."""
+        return math.prod(axis.dilation for axis in self.axes)
+
+    @property
+    def copies(self) -> int:
+        """Of keys and values in VMEM: in bfloat16 half the key blocks would begin within a register."""
+        return FULL_TILE // HALF_TILE if self.itemsize < 4 else 1
+
+    @property
+    def tile_sizes(self) -> tuple[int, int, int]:
+        slices, rows, cols = (tile.tile for tile in self.tiles)
+        return slices, rows, cols
+
+    @property
+    def block_sizes(self) -> tuple[int, int, int]:
+        """Of the keys of a tile."""
+        slices, rows, cols = (tile.width for tile in self.tiles)
+        return slices, rows, cols
+
+    @property
+    def tiles_together(self) -> int:
+        """Tiles whose logits are in flight."""
+        return max(1, REGISTERS * SUBLANES * LANES // (self.pack * self.queries * self.keys))
+
+    def buffers(self, strips: "Strips") -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of what holds the queries and the keys of a strip, [slices, rows, columns, channels]."""
+        _, rows, cols = self.tiles
+        lanes = self.fold * self.channels
+        query_slices = min(strips.tiles_per_strip, self.tiles[0].count) * self.tiles[0].tile
+        return (
+            (query_slices, rows.queries, cols.queries, lanes),
+            (strips.buffer, rows.buffer, padded(cols.buffer, FULL_TILE), lanes),
+        )
+
+    def folds(self, *, backward: bool) -> int:
+        """Folds of images per program."""
+        arrays = 7 if backward else 4
+        block = arrays * self.fold * self._map_bytes(self.axes[0].positions, self.itemsize)
+        fit = max(1, TPU_BLOCK_BYTES // block)
+        folds = self.batch // self.fold
+        return max(d for d in range(1, folds + 1) if folds % d == 0 and d <= fit)
+
+    def strips(self, *, backward: bool) -> "Strips":
+        """As few as fit."""
+        count = self.tiles[0].count
+        cuts = dict.fromkeys(Strips(self.tiles[0], pl.cdiv(count, n)) for n in range(1, count + 1))
+        return next((strips for strips in cuts if self.vmem_bytes(strips, backward=backward) <= self.vmem), list(cuts)[-1])
+
+    def _map_bytes(self, slices: int, itemsize: int) -> int:
+        """Of the channels of one program in VMEM, where the last two axes fill whole registers."""
+        return slices * self.axes[1].positions * padded(self.axes[2].positions, 4 * SUBLANES // itemsize) * LANES * itemsize
+
+    def vmem_bytes(self, strips: "Strips", *, backward: bool) -> int:
+        """Two buffers of every array; queries, results, keys and values of one fold of images; tables of logits."""
+        images = self.fold * (self.folds(backward=backward) if strips.count == 1 else 1)
+        blocks = (3 if backward else 2) * self._map_bytes(strips.queries, self.itemsize)
+        blocks += 2 * self._map_bytes(strips.keys, self.itemsize)
+        if backward:
+            blocks += 2 * self._map_bytes(strips.keys, self.itemsize if strips.count == 1 else 4)
+        query_rows, key_rows = (math.prod(shape[:-1]) * LANES for shape in self.buffers(strips))
+        scratch = (3 if backward else 2) * query_rows * 4 + 2 * self.copies * key_rows * self.itemsize + backward * 2 * key_rows * 4
+        tables = self.num_kinds * self.pack * self.queries * self.keys * 4
+        return 2 * images * blocks + scratch + (4 if backward else 2) * tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Strips:
+    """The slices of a map cut into strips, one a program, each with the slices of keys around it."""
+
+    tiles: TpuAxis
+    tiles_per_strip: int
+
+    @property
+    def count(self) -> int:
+        return pl.cdiv(self.tiles.count, self.tiles_per_strip)
+
+    @property
+    def queries(self) -> int:
+        return min(self.tiles_per_strip * self.tiles.tile, self.tiles.queries)
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """First slice of keys of each strip, [count]."""
+        first = [self.tiles.starts[i : i + self.tiles_per_strip].min() for i in range(0, self.tiles.count, self.tiles_per_strip)]
+        return np.minimum(first, self.tiles.axis.positions - self.keys)
+
+    @functools.cached_property
+    def keys(self) -> int:
+        """Slices of keys of a strip, within the map."""
+        if self.count == 1:
+            return self.tiles.axis.positions
+        start, stop = self.tiles.starts, np.minimum(self.tiles.starts + self.tiles.width, self.tiles.axis.positions)
+        cuts = range(0, self.tiles.count, self.tiles_per_strip)
+        return int(max(stop[i : i + self.tiles_per_strip].max() - start[i : i + self.tiles_per_strip].min() for i in cuts))
+
+    @property
+    def tile_starts(self) -> np.ndarray:
+        """Where the key block of each tile begins within its strip, [count of tiles]."""
+        return self.tiles.starts - self.starts[np.arange(self.tiles.count) // self.tiles_per_strip]
+
+    @property
+    def buffer(self) -> int:
+        """Slices that the key blocks of a strip reach."""
+        return max(self.keys, int(self.tile_starts.max()) + self.tiles.width)
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuTiles:
+    """How a GPU kernel cuts the work: powers of two along slices, rows and columns, of at least 16 slots together."""
+
+    queries: tuple[int, int, int]  # of a program; of keys in the kernel for their gradients
+    keys: tuple[int, int, int]  # that it loads at a time
+    num_warps: int
+    num_stages: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasTiles:
+    """How the kernel for the bias gradient does: each program adds up one block of keys beside every splits-th tile."""
+
+    queries: tuple[int, int, int]
+    keys: tuple[int, int, int]
+    first_key: tuple[int, int, int]  # of the first block, counted from the first query of a tile
+    blocks: tuple[int, int, int]
+    total: int  # tiles of all images
+    splits: int
+
+
+GPU_PROGRAMS = 8 * 132  # at least, for eight on each multiprocessor of an H100
+
+
+def gpu_tiles(axes: tuple[Axis, Axis, Axis], itemsize: int, *, backward: bool) -> GpuTiles:
+    """A heuristic, not measured: 64 queries as square as can be, and 64 keys in rows that a window's halo fills."""
+    del backward
+    warps = 8 if itemsize == 4 else 4
+    if axes[1].size > 1:
+        return GpuTiles((4, 4, 4), (2, 4, 8), warps)
+    if axes[0].size > 1:
+        return GpuTiles((8, 1, 8), (4, 1, 16) if axes[2].positions > 8 else (8, 1, 8), warps)
+    return GpuTiles((1, 1, 64), (1, 1, 64), warps)
+
+
+def bias_tiles(axes: tuple[Axis, Axis, Axis], batch: int, heads: int) -> BiasTiles:
+    """A heuristic, not measured: 16 queries, so that the sum over a block of 128 keys fits the registers of four warps."""
+    if axes[1].size > 1:
+        queries, keys = (2, 2, 4), (4, 4, 8)
+    elif axes[0].size > 1:
+        queries, keys = (4, 1, 4), (8, 1, 16)
+    else:
+        queries, keys = (1, 1, 16), (1, 1, 128)
+    tiles = [TpuAxis(axis, size) for axis, size in zip(axes, queries, strict=True)]
+    first, blocks = [], []
+    for tile, size in zip(tiles, keys, strict=True):
+        origin = np.arange(tile.count) * tile.tile
+        start, stop = tile.windows[0].min((0, 2)) - origin, tile.windows[1].max((0, 2)) - origin
+        first.append(int(start.min()))
+        blocks.append(pl.cdiv(int(stop.max()) - first[-1], size))
+    total = batch * math.prod(axis.dilation * tile.count for axis, tile in zip(axes, tiles, strict=True))
+    splits = max(1, min(total, pl.cdiv(GPU_PROGRAMS, heads * math.prod(blocks))))
+    return BiasTiles(queries, keys, (first[0], first[1], first[2]), (blocks[0], blocks[1], blocks[2]), total, splits)

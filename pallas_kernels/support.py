@@ -1,0 +1,51 @@
+"""What each implementation of an operator supports, from the predicates that choose it: python -m pallas_kernels.support OP."""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from pallas_kernels.compile import abstract_arguments
+from pallas_kernels.dispatch import UnsupportedError
+
+DEVICES = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_gpu": ("gpu", "NVIDIA H100 80GB HBM3")}  # others run anywhere
+
+
+def reason(op: str, implementation: str, shape, dtype) -> str | None:
+    """Why an implementation cannot run a shape on the device it is for, or None if it can."""
+    package = importlib.import_module(f"pallas_kernels.{op}")
+    args, dynamic, static = abstract_arguments(shape, dtype)
+    platform, kind = DEVICES.get(implementation, ("cpu", "cpu"))
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+        try:
+            jax.eval_shape(
+                lambda args, dynamic: getattr(package, op)(*args, **dynamic, **static, implementation=implementation), args, dynamic
+            )
+        except UnsupportedError as error:
+            return str(error).partition(" cannot run here: ")[2]
+    return None
+
+
+def markdown(op: str) -> str:
+    """A row for each probe of the operator's shapes, a column for each implementation."""
+    names = list(importlib.import_module(f"pallas_kernels.{op}").IMPLEMENTATIONS)
+    lines = ["| arguments | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    for probe, (shape, dtype) in importlib.import_module(f"pallas_kernels.{op}.shapes").PROBES.items():
+        cells = ["yes" if (why := reason(op, name, shape, dtype)) is None else f"no: {why}" for name in names]
+        lines.append(f"| {probe} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("op")
+    print(markdown(parser.parse_args(argv).op))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
