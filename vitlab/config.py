@@ -27,6 +27,40 @@ class ConfigError(ValueError):
     """The experiment asks for something that cannot be; the message names the rule and the remedy."""
 
 
+def parse_duration(text: str) -> tuple[float, str]:
+    """Splits "90 epochs" into (90.0, "epochs").
+
+    Raises:
+      ConfigError: The text is not a positive number and one of steps, epochs, examples, percent.
+    """
+    match = _DURATION.fullmatch(text)
+    if not match or match[2] not in _UNITS or float(match[1]) < 0:
+        raise ConfigError(f'duration "{text}" must be a number and a unit: "90 epochs", "500 steps", "1e6 examples", "5 percent"')
+    unit = match[2].rstrip("s") if match[2] != "%" else "percent"
+    return float(match[1]), unit
+
+
+def duration_in_steps(text: str, *, batch_size: int, examples_per_epoch: int, total_steps: int | None = None) -> int:
+    """Counts the steps of a duration, rounded to the nearest.
+
+    Args:
+      text: A number and a unit, see the module.
+      batch_size: Images per step.
+      examples_per_epoch: Images in the training split.
+      total_steps: Steps of the whole run; needed for percent.
+
+    Raises:
+      ConfigError: The text is malformed, or percent is asked where the whole run is what is being defined.
+    """
+    value, unit = parse_duration(text)
+    if unit == "percent":
+        if total_steps is None:
+            raise ConfigError(f'duration "{text}" is a share of the whole run; say the whole run in steps, epochs or examples')
+        return round(value / 100 * total_steps)
+    examples = {"step": batch_size, "epoch": examples_per_epoch, "example": 1}[unit]
+    return round(value * examples / batch_size)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What `vitlab.create_model` is called with; further keys in the file are fields of the model's family."""
@@ -68,23 +102,72 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW behind a linear warm-up and a cosine; biases, norms and position embeddings do not decay."""
+    """The optimizer, its schedule behind a linear warm-up, and what sets parameters apart.
 
+    Biases, norms, tokens and position embeddings do not decay. See `vitlab.train.optimizer`, `schedule` and `groups`.
+    """
+
+    name: Literal["adamw", "lamb", "lion", "sgd", "adafactor", "muon", "schedule_free_adamw"] = "adamw"
+    schedule: Literal["cosine", "linear", "step", "constant", "rsqrt", "wsd"] = "cosine"
     peak_lr: float = 1e-3  # at the end of the warm-up, for the whole batch
-    end_lr: float = 0.0  # at the end of the run
+    end_lr: float = 0.0  # at the end of the run; step and constant do not end there
     warmup: str = "5 epochs"
+    cooldown: str = "0 steps"  # wsd and rsqrt: the line down to end_lr, at the end of the run
+    decay_every: str = "30 epochs"  # step: between two drops; rsqrt: the timescale
+    decay_factor: float = 0.1  # step: of a drop
     weight_decay: float = 0.05  # decoupled: multiplied by the learning rate
-    beta1: float = 0.9
+    beta1: float = 0.9  # sgd: the momentum
     beta2: float = 0.999
+    momentum: float = 0.95  # muon's, for matrices
     eps: float = 1e-8
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
     clip_norm: float | None = 1.0  # global norm of the gradient; None: no clipping
+    layer_decay: float = 1.0  # of the learning rate, for each block below the head; 1: none
+    groups: tuple[str, ...] = ()  # "REGEX [lr=FACTOR] [decay=on|off] [frozen]"; each parameter in exactly one; (): no groups
+
+    def __post_init__(self):
+        for name in ("warmup", "cooldown", "decay_every"):
+            parse_duration(getattr(self, name))
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optimizer.layer_decay={self.layer_decay} must be in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Images of a batch mixed with each other, on the device (timm's `Mixup`); see `vitlab.train.mix`."""
+
+    mixup_alpha: float = 0.0  # of the Beta distribution of the share; 0: no mixup
+    cutmix_alpha: float = 0.0  # 0: no cutmix
+    prob: float = 1.0  # that a batch (or image, or pair) is mixed at all
+    switch_prob: float = 0.5  # that it is cutmix, where both are on
+    mode: Literal["batch", "pair", "elem"] = "batch"  # what draws its own share: the batch, each pair of images, each image
+
+    def __post_init__(self):
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"mix.{name}={getattr(self, name)} must be at least 0")
+        for name in ("prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"mix.{name}={getattr(self, name)} must be in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Cross-entropy of the logits."""
+    """Of the logits; targets are labels after smoothing and mixing."""
 
+    kind: Literal["softmax", "sigmoid"] = "softmax"  # cross-entropy, or binary cross-entropy for each class
     label_smoothing: float = 0.0  # mass moved from the label to all classes evenly
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"loss.label_smoothing={self.label_smoothing} must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the devices are laid out; those that `fsdp` leaves hold copies, each of its own part of the batch."""
+
+    fsdp: int = 1  # devices among which large parameters and their optimizer state are split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,10 +178,14 @@ class Experiment:
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    mix: MixConfig = MixConfig()
     loss: LossConfig = LossConfig()
+    mesh: MeshConfig = MeshConfig()
     batch_size: int = 1024  # images per step, over all devices
     duration: str = "90 epochs"  # of the whole run
-    seed: int = 0  # of the parameters, the order of the images, augmentation, dropout and drop path
+    accumulation: int = 1  # parts of a batch that go through the model one after the other, to save memory
+    ema_decay: float | None = None  # of an average of the weights that is evaluated beside them; None: there is none
+    seed: int = 0  # of the parameters, the order of the images, augmentation, mixing, dropout and drop path
     log_every: str = "50 steps"
     eval_every: str = "1 epochs"
     eval_batch_size: int | None = None  # None: batch_size
@@ -108,46 +195,16 @@ class Experiment:
     def __post_init__(self):
         for name in ("duration", "log_every", "eval_every", "checkpoint_every"):
             parse_duration(getattr(self, name))
-        parse_duration(self.optimizer.warmup)
-        for name in ("batch_size", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.loss.label_smoothing < 1:
-            raise ConfigError(f"loss.label_smoothing={self.loss.label_smoothing} must be in [0, 1)")
-
-
-def parse_duration(text: str) -> tuple[float, str]:
-    """Splits "90 epochs" into (90.0, "epochs").
-
-    Raises:
-      ConfigError: The text is not a positive number and one of steps, epochs, examples, percent.
-    """
-    match = _DURATION.fullmatch(text)
-    if not match or match[2] not in _UNITS or float(match[1]) < 0:
-        raise ConfigError(f'duration "{text}" must be a number and a unit: "90 epochs", "500 steps", "1e6 examples", "5 percent"')
-    unit = match[2].rstrip("s") if match[2] != "%" else "percent"
-    return float(match[1]), unit
-
-
-def duration_in_steps(text: str, *, batch_size: int, examples_per_epoch: int, total_steps: int | None = None) -> int:
-    """Counts the steps of a duration, rounded to the nearest.
-
-    Args:
-      text: A number and a unit, see the module.
-      batch_size: Images per step.
-      examples_per_epoch: Images in the training split.
-      total_steps: Steps of the whole run; needed for percent.
-
-    Raises:
-      ConfigError: The text is malformed, or percent is asked where the whole run is what is being defined.
-    """
-    value, unit = parse_duration(text)
-    if unit == "percent":
-        if total_steps is None:
-            raise ConfigError(f'duration "{text}" is a share of the whole run; say the whole run in steps, epochs or examples')
-        return round(value / 100 * total_steps)
-    examples = {"step": batch_size, "epoch": examples_per_epoch, "example": 1}[unit]
-    return round(value * examples / batch_size)
+        for name, value in (("batch_size", self.batch_size), ("keep_checkpoints", self.keep_checkpoints), ("mesh.fsdp", self.mesh.fsdp)):
+            if value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+        if self.accumulation < 1 or self.batch_size % self.accumulation:
+            raise ConfigError(f"accumulation={self.accumulation} must be at least 1 and divide batch_size={self.batch_size}")
+        if self.ema_decay is not None:
+            if not 0 < self.ema_decay < 1:
+                raise ConfigError(f"ema_decay={self.ema_decay} must be in (0, 1), or None")
+            if self.optimizer.name == "schedule_free_adamw":
+                raise ConfigError('optimizer.name="schedule_free_adamw" averages the weights itself: set ema_decay=None')
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -206,8 +263,10 @@ def smoke(experiment: Experiment) -> Experiment:
         experiment,
         model=replace(experiment.model, dtype="float32", image_size=min(experiment.model.image_size or 48, 48)),
         data=replace(data, num_workers=0, num_threads=1),
-        optimizer=replace(experiment.optimizer, warmup="1 steps"),
+        optimizer=replace(experiment.optimizer, warmup="1 steps", cooldown="0 steps"),
+        mesh=MeshConfig(),
         batch_size=4,
+        accumulation=min(experiment.accumulation, 2),
         eval_batch_size=4,
         duration="2 steps",
         log_every="1 steps",
@@ -247,7 +306,7 @@ def _build(cls: type, tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def _typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
-    """`value` as `hint` (a scalar, Literal, X | None or tuple of scalars) or a ConfigError that names the key."""
+    """`value` as `hint` (a scalar, Literal, X | None or a tuple of such) or a ConfigError that names the key."""
     wrong = ConfigError(f"{'.'.join(path)}={value!r} must be {_type_name(hint)}")
     if get_origin(hint) in (typing.Union, types.UnionType):
         if value is None:
@@ -258,9 +317,10 @@ def _typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
             raise wrong
         return value
     if get_origin(hint) is tuple:
-        if not isinstance(value, (tuple, list)) or len(value) != len(get_args(hint)):
+        hints = _hints_of_entries(hint, value)
+        if hints is None:
             raise wrong
-        return tuple(_typed(v, h, path) for v, h in zip(value, get_args(hint), strict=True))
+        return tuple(_typed(v, h, path) for v, h in zip(value, hints, strict=True))
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise wrong
@@ -268,6 +328,16 @@ def _typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise wrong
     return value
+
+
+def _hints_of_entries(hint: Any, value: Any) -> tuple[Any, ...] | None:
+    """The type of each entry of a tuple, `tuple[X, ...]` or `tuple[X, Y]`; None if it is no sequence or has another length."""
+    hints = get_args(hint)
+    if not isinstance(value, (tuple, list)):
+        return None
+    if hints[1:] == (...,):
+        return (hints[0],) * len(value)
+    return hints if len(value) == len(hints) else None
 
 
 def _leaf_types(cls: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

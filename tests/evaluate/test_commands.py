@@ -10,6 +10,7 @@ from vitlab import predict
 from vitlab.data import open_source
 from vitlab.evaluate import __main__ as evaluate
 from vitlab.evaluate.trained import from_run
+from vitlab.train.loop import train
 from vitlab.train.mesh import make_mesh
 from vitlab.train.paths import leaf_names
 
@@ -26,6 +27,18 @@ def test_a_run_folder_is_evaluated_as_training_did(uninterrupted, capsys):
 def test_other_data_and_batch_sizes_can_be_given(uninterrupted, capsys):
     assert evaluate.main([f"--workdir={uninterrupted}", "--config.data.eval_split=test[:30]", "--config.eval_batch_size=7"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 30
+
+
+def test_of_a_run_that_averages_its_weights_the_average_is_evaluated_unless_told_otherwise(tmp_path, capsys):
+    train(tiny_experiment(ema_decay=0.8, duration="8 steps", eval_every="8 steps"), tmp_path / "run")
+    recorded = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert recorded["eval_loss"] != recorded["eval_average_loss"]
+    capsys.readouterr()
+    for arguments, prefix in (([], "eval_average_"), (["--raw"], "eval_")):
+        assert evaluate.main([f"--workdir={tmp_path}/run", *arguments]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["loss"] == pytest.approx(recorded[prefix + "loss"], rel=1e-6)
+        assert ("weights" in result) == (not arguments)
 
 
 def timm_tensors(params):

@@ -8,7 +8,7 @@ import pytest
 
 from vitlab.config import ConfigError
 from vitlab.train.checkpoint import CheckpointError, Checkpoints, NonFiniteError
-from vitlab.train.mesh import make_mesh, replicated
+from vitlab.train.mesh import make_mesh
 from vitlab.train.state import abstract_state
 
 
@@ -20,7 +20,7 @@ def make(value: float = 0.0):
     return {"params": params, "model_state": {}, "opt_state": (params,), "step": zero, "interval": {"loss": zero}}
 
 
-TARGET = abstract_state(make, replicated(make_mesh()))
+TARGET = abstract_state(make, make_mesh())
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
 
 
 def test_another_dtype_is_refused_not_cast(saved):
-    target = abstract_state(lambda: {**make(), "step": jnp.zeros((), jnp.float32)}, replicated(make_mesh()))
+    target = abstract_state(lambda: {**make(), "step": jnp.zeros((), jnp.float32)}, make_mesh())
     with pytest.raises(ConfigError, match=r"1 tensors differ, first step: checkpoint int32\[\], model float32\[\]"):
         restore(saved, target)
 

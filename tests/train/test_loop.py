@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.train.conftest import config_file, start, tiny_experiment
-from vitlab.config import ConfigError
+from vitlab.config import ConfigError, MeshConfig
 from vitlab.train.checkpoint import NonFiniteError
 from vitlab.train.loop import train
 
@@ -50,6 +50,39 @@ def test_four_devices_follow_the_loss_of_one(tmp_path):
     one, four = (list(records(tmp_path / n, "train_loss").values()) for n in ("one", "four"))
     assert len(one) == 50
     np.testing.assert_allclose(four, one, rtol=0, atol=DEVICES_TOLERANCE)
+
+
+def test_four_devices_that_split_parameters_and_a_resumed_run_on_other_axes_follow_the_loss_of_one(tmp_path):
+    optimizer = dataclasses.replace(tiny_experiment().optimizer, schedule="constant")  # so that the end may move
+    wide = dataclasses.replace(tiny_experiment().model, fields={"patch_size": 14, "dim": 128, "depth": 1, "num_heads": 2})
+    experiment = tiny_experiment(
+        model=wide,
+        optimizer=optimizer,
+        duration="20 steps",
+        log_every="1 steps",
+        eval_every="20 steps",
+        eval_batch_size=20,
+        ema_decay=0.9,
+        accumulation=2,
+    )
+    split = dataclasses.replace(experiment, mesh=MeshConfig(fsdp=4), duration="12 steps")
+    process = start(config_file(tmp_path, split), tmp_path / "run", num_devices=4)
+    train(experiment, tmp_path / "one")
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    manifest = json.loads((tmp_path / "run" / "checkpoints" / "12" / "manifest" / "metadata").read_text())["leaves"]
+    assert manifest["params/blocks/0/mlp/fc1/kernel"]["shape"] == [128, 512]  # above the floor, so it was split
+    train(experiment, tmp_path / "run", allow_changes=True)
+    one, run = ({name: records(tmp_path / n, name) for name in ("train_loss", "eval_average_loss")} for n in ("one", "run"))
+    assert len(run["train_loss"]) == 20
+    for name in one:
+        common = sorted(one[name].keys() & run[name].keys())
+        np.testing.assert_allclose([run[name][s] for s in common], [one[name][s] for s in common], rtol=0, atol=DEVICES_TOLERANCE)
+
+
+def test_devices_that_cannot_be_split_so_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"mesh.fsdp=3 must divide the 1 devices"):
+        train(tiny_experiment(mesh=MeshConfig(fsdp=3)), tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_after(tmp_path):

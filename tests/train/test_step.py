@@ -4,7 +4,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vitlab.config import LossConfig
+from vitlab.config import Experiment, MixConfig
 from vitlab.models.registry import Preprocessing
 from vitlab.train.functional import functional
 from vitlab.train.mesh import make_mesh, replicated, shard_batch
@@ -25,14 +25,27 @@ class NormedModel(nnx.Module):
         return self.head(nnx.relu(self.norm(self.conv(images), use_running_average=not train)).mean((1, 2)))
 
 
-def run(num_steps, log_every=2, donate=True):
-    model, weights = functional(NormedModel(nnx.Rngs(0)))
+class PlainModel(nnx.Module):
+    """No statistics: an image's logits are its own."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 4, (3, 3), strides=2, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+        self.preprocessing = Preprocessing(mean=(0.5,), std=(0.25,), image_size=(8, 8))
+
+    def __call__(self, images, *, train=False, rngs=None):
+        return self.head(nnx.gelu(self.conv(images)).mean((1, 2)))
+
+
+def run(num_steps, log_every=2, kind=NormedModel, **fields):
+    model, weights = functional(kind(nnx.Rngs(0)))
     optimizer = optax.sgd(0.1)
-    step = make_train_step(model, optimizer, lambda s: jnp.float32(0.1), loss=LossConfig(), seed=0, log_every=log_every)
+    experiment = Experiment(batch_size=4, **fields)
+    step = make_train_step(model, optimizer, lambda s: jnp.float32(0.1), experiment=experiment, num_classes=3, log_every=log_every)
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8), "label": np.array([0, 1, 2, 0], np.int32)}
     mesh = make_mesh()
-    state = jax.device_put(make_state(weights, optimizer), replicated(mesh))
+    state = jax.device_put(make_state(weights, optimizer, experiment), replicated(mesh))
     compiled, _ = compile_step(trace_step(step, state, batch, mesh))
     history = []
     for _ in range(num_steps):
@@ -65,3 +78,28 @@ def test_the_gradient_norm_and_the_finite_flags_cover_every_leaf():
     assert history[0]["grad_norm"] > 0
     assert history[0]["finite"].shape == (1 + len(jax.tree.leaves(state["params"])),) and history[0]["finite"].all()
     assert state["step"] == 1
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch():
+    mix = MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, mode="elem")
+    whole, parts = (run(3, kind=PlainModel, mix=mix, accumulation=n) for n in (1, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), whole[1], parts[1])
+    np.testing.assert_allclose(whole[2][-1]["grad_norm"], parts[2][-1]["grad_norm"], rtol=1e-5)
+
+
+def test_statistics_go_from_part_to_part():
+    _, whole, _, _ = run(1)
+    _, parts, _, _ = run(1, accumulation=2)
+    assert not np.allclose(whole["model_state"]["norm"]["mean"], parts["model_state"]["norm"]["mean"])  # updated twice
+    assert np.abs(parts["model_state"]["norm"]["mean"]).max() > 0
+
+
+def test_the_average_follows_the_weights_with_a_decay_that_grows():
+    trajectory = [run(n, ema_decay=0.5)[1] for n in range(4)]
+    expected = trajectory[0]["params"]
+    for t, state in enumerate(trajectory[1:], 1):
+        keep = min(0.5, (1 + t) / (10 + t))
+        expected = jax.tree.map(lambda a, x: keep * a + (1 - keep) * x, expected, state["params"])  # noqa: B023
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), trajectory[3]["average"]["params"], expected)
+    mean = trajectory[3]["average"]["model_state"]["norm"]["mean"]
+    assert not np.allclose(mean, trajectory[3]["model_state"]["norm"]["mean"]) and np.abs(mean).max() > 0

@@ -23,6 +23,7 @@ from vitlab.train.signals import EXIT_STOPPED, StopRequest
 def main(argv: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m vitlab.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--workdir", type=pathlib.Path, help="the run folder of a model that was trained here")
+    parser.add_argument("--raw", action="store_true", help="of a run that averages its weights, the weights themselves")
     parser.add_argument("--model", help="a model of the zoo")
     parser.add_argument("--weights", help="its checkpoint: .safetensors, .pth or hf://owner/name")
     parser.add_argument("--config", help="config file that names the data; of a run folder, its own if not given")
@@ -60,7 +61,7 @@ def _evaluate(args, experiment: Experiment, stop: StopRequest) -> dict | None:
     source = open_source(experiment.data, train=False)
     trained: Trained
     if args.workdir:
-        trained = from_run(args.workdir, mesh, experiment)
+        trained = from_run(args.workdir, mesh, experiment, raw=args.raw)
     else:
         trained = from_weights(args.model, args.weights, experiment, tuple(source.class_names), mesh)
     if trained.class_names != tuple(source.class_names):

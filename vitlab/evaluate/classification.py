@@ -21,11 +21,13 @@ EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 def make_eval_step(model: FunctionalModel, mesh: Mesh) -> EvalStep:
     """Sums over the images of a batch that are really there: {"images", "top1", "top5": int32, "loss": float32}.
 
+    Where the weights have an "average" beside them, its sums are "average_top1" and so on.
+
     Top-5 is top-n for n < 5 classes. An image counts when fewer than k logits are above its label's, or equal and of a
     lower class; NaN counts for nothing.
     """
 
-    def eval_step(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
+    def sums(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
         logits, _ = model.apply(weights, batch["image"])
         mask, labels = batch["mask"], batch["label"]
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
@@ -38,6 +40,12 @@ def make_eval_step(model: FunctionalModel, mesh: Mesh) -> EvalStep:
             "top5": (valid & (rank < min(5, logits.shape[-1]))).sum(),
             "loss": jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
         }
+
+    def eval_step(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
+        out = sums(weights, batch)
+        if "average" in weights:
+            out |= {f"average_{name}": value for name, value in sums(weights["average"], batch).items() if name != "images"}
+        return out
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))
 
@@ -55,10 +63,10 @@ def evaluate(
       should_stop: Asked between batches.
 
     Returns:
-      {"top1", "top5" (shares), "loss" (mean, nats), "images", "images_per_second"}, or None when told to stop. The first
-      batch, which may compile, does not count for the speed, unless it is the only one.
+      {"top1", "top5" (shares), "loss" (mean, nats), "images", "images_per_second"}, or None when told to stop; of averaged
+      weights "average_top1" and so on. The first batch, which may compile, does not count for the speed, unless it is the only one.
     """
-    totals = {"images": 0.0, "top1": 0.0, "top5": 0.0, "loss": 0.0}
+    totals = {"images": 0.0, "top1": 0.0, "top5": 0.0, "loss": 0.0}  # even of no image
     begin, before, pending = time.perf_counter(), 0.0, None
     with batches:
         for index, batch in enumerate(batches):
@@ -96,4 +104,4 @@ def open_batches(model: FunctionalModel, source: Source, experiment: Experiment,
 
 def _add(totals: dict[str, float], sums: dict[str, Any]) -> None:
     for name, value in jax.device_get(sums).items():
-        totals[name] += float(value)
+        totals[name] = totals.get(name, 0.0) + float(value)

@@ -13,7 +13,7 @@ from vitlab.train import folder
 from vitlab.train.checkpoint import CheckpointError, Checkpoints
 from vitlab.train.functional import FunctionalModel, Weights, build, functional
 from vitlab.train.mesh import replicated
-from vitlab.train.state import abstract_state
+from vitlab.train.state import abstract_state, averages
 from vitlab.weights.load import load_weights
 
 
@@ -29,8 +29,10 @@ class Trained:
     origin: dict[str, str | int]  # for the result: model, and step or weights
 
 
-def from_run(workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = None) -> Trained:
-    """The newest whole checkpoint of a run; `experiment` replaces its own, to evaluate on other data.
+def from_run(workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = None, *, raw: bool = False) -> Trained:
+    """The newest whole checkpoint of a run: its averaged weights, where it averages them and not `raw` is asked for.
+
+    `experiment` replaces its own, to evaluate on other data.
 
     Raises:
       ConfigError: It is no run folder, has no checkpoint, or its checkpoints do not fit or are damaged.
@@ -40,21 +42,23 @@ def from_run(workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = 
     model, create = build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"{workdir} has no checkpoint yet")
+    averaged = averages(own) and not raw
     try:
         with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-            restored = checkpoints.restore(abstract_state(create, replicated(mesh)))
+            weights = abstract_state(create, mesh)
+            restored = checkpoints.restore({"average": weights} if averaged else weights)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if restored is None:
         raise ConfigError(f"{workdir} has no checkpoint yet")
-    step, weights = restored
+    step, state = restored
     return Trained(
         model=model,
-        weights=weights,
+        weights=state["average"] if averaged else state,
         experiment=experiment or own,
         channels=channels,
         class_names=data.class_names,
-        origin={"model": own.model.name, "step": step},
+        origin={"model": own.model.name, "step": step, **({"weights": "averaged"} if averaged else {})},
     )
 
 

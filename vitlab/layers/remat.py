@@ -1,13 +1,26 @@
-"""Rematerialisation: a block's activations are recomputed in the backward pass instead of kept."""
+"""What every block goes through: rematerialisation, and where its result lies when parameters are split over devices."""
 
 from collections.abc import Callable
 
+import jax
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 
 def run_block(block: Callable[..., Array], x: Array, *, remat: bool, train: bool, rngs: nnx.Rngs | None) -> Array:
-    """block(x, train=train, rngs=rngs); with `remat` only its input is kept for the backward pass."""
+    """block(x, train=train, rngs=rngs); with `remat` only its input is kept for the backward pass.
+
+    Under a mesh with an axis `fsdp` the result stays split over the batch as the images are, so that the compiler gathers
+    parameters and not activations.
+    """
     if not remat:
-        return block(x, train=train, rngs=rngs)
-    return nnx.remat(lambda block, x, rngs: block(x, train=train, rngs=rngs))(block, x, rngs)
+        return _split_over_batch(block(x, train=train, rngs=rngs))
+    return _split_over_batch(nnx.remat(lambda block, x, rngs: block(x, train=train, rngs=rngs))(block, x, rngs))
+
+
+def _split_over_batch(x: Array) -> Array:
+    mesh = jax.sharding.get_abstract_mesh()
+    if "fsdp" not in mesh.axis_names or mesh.shape["fsdp"] == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))

@@ -21,8 +21,8 @@ from vitlab.train.paths import leaf_names
 
 logger = logging.getLogger(__name__)
 
-# Orbax item -> what it holds of the state; evaluation restores only the first.
-_ITEMS = {"weights": ("params", "model_state"), "training": ("opt_state", "step", "interval")}
+# Orbax item -> what it holds of the state; evaluation restores one of the first two; there may be no average.
+_ITEMS = {"weights": ("params", "model_state"), "average": ("average",), "training": ("opt_state", "step", "interval")}
 _MANIFEST = "manifest"  # item: {"leaves": {name: {shape, dtype, sha256}}, "sha256": of the leaves' JSON}
 
 
@@ -65,7 +65,7 @@ class Checkpoints:
                 raise NonFiniteError(f"step {step}: {name} is not finite; this state is not saved")
         described = {name: _describe(leaf) | {"sha256": _sha256(leaf)} for name, leaf in leaves.items()}
         manifest = {"leaves": described, "sha256": _json_sha256(described)}
-        items = {item: ocp.args.StandardSave({k: state[k] for k in keys}) for item, keys in _ITEMS.items()}
+        items = {item: ocp.args.StandardSave({k: state[k] for k in keys}) for item, keys in _ITEMS.items() if keys[0] in state}
         self._manager.save(step, args=ocp.args.Composite(**items, **{_MANIFEST: ocp.args.JsonSave(manifest)}))
 
     def wait(self) -> None:
@@ -78,7 +78,7 @@ class Checkpoints:
         A damaged one is named in the log, and moved to the folder `damaged` beside this one once an older one has been read.
 
         Args:
-          target: `jax.ShapeDtypeStruct` with sharding, in the tree that was saved, or its groups params and model_state.
+          target: `jax.ShapeDtypeStruct` with sharding, in the tree that was saved, or its groups params and model_state, or average.
 
         Returns:
           Its step and state, or None when there is no checkpoint.

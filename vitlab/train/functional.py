@@ -24,9 +24,9 @@ class FunctionalModel:
     preprocessing: Preprocessing
 
     def apply(
-        self, weights: Weights, images: UInt8[Array, "b h w c"], rng: Array | None = None
+        self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], rng: Array | None = None
     ) -> tuple[Float[Array, "b classes"], dict[str, Any]]:
-        """Normalises and runs the model; with `rng` as in training (dropout, drop path, statistics of the batch).
+        """Normalises pixels in [0, 255] and runs the model; with `rng` as in training (dropout, drop path, statistics of the batch).
 
         Returns:
           Logits, float32, and the new model_state.

@@ -1,4 +1,4 @@
-"""All devices of this process as one mesh with the axis `data`, over which a batch is split."""
+"""All devices of this process as one mesh: a batch is split over its axes `data` and `fsdp`, large parameters over `fsdp`."""
 
 from typing import Any
 
@@ -7,11 +7,37 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vitlab.config import ConfigError
 
+FSDP_FLOOR = 2**16  # elements; a smaller array costs more to gather than to keep everywhere
 
-def make_mesh() -> Mesh:
-    """One axis, `data`, over all local devices."""
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """Axes `data` and `fsdp` over all local devices.
+
+    Raises:
+      ConfigError: The devices are not a multiple of `fsdp`.
+    """
     devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    if len(devices) % fsdp:
+        raise ConfigError(f"mesh.fsdp={fsdp} must divide the {len(devices)} devices")
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Each array of at least `FSDP_FLOOR` elements is split along its longest dimension that `fsdp` divides; others are everywhere.
+
+    Optimizer state follows its parameters, whose shapes it has.
+    """
+
+    def sharding(x: Any) -> NamedSharding:
+        count = mesh.shape["fsdp"]
+        fitting = [i for i, n in enumerate(x.shape) if n % count == 0]
+        if count == 1 or x.size < FSDP_FLOOR or not fitting:
+            return replicated(mesh)
+        longest = max(fitting, key=lambda i: x.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
+
+    return jax.tree.map(sharding, state)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -21,7 +47,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first dimension is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,27 +1,131 @@
-"""AdamW, and which parameters decay."""
+"""Optimizers by name: optax's, composed so that decay, layer-wise rates and freezing mean the same for each."""
 
-import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from vitlab.config import OptimizerConfig
-from vitlab.train.paths import leaf_names
+from vitlab.train.groups import Groups, groups_of
 from vitlab.train.schedule import Schedule
 
-# Beside these, nothing with one dimension or none decays: biases, scales of norms and of layer scale.
-_NO_DECAY = re.compile(r"(^|/)(\w*pos_embed|\w+_token|register_tokens|rel_pos_bias|\w*bias_table|bias)$")
+# Not a matrix between features of the network, so left to Adam by Muon.
+_NOT_MUON = ("head", "head_dist", "aux_head", "patch_embed", "stem", "embeddings")
+_MUON_RMS = 0.2  # of an update, as Adam's is, so that Muon takes Adam's learning rate (arXiv:2502.16982, eq. 4)
 
 
-def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: matrices and convolution kernels, not positions, tokens, biases or norms."""
-    leaves, treedef = jax.tree.flatten(params)
-    decays = [leaf.ndim > 1 and not _NO_DECAY.search(name) for name, leaf in zip(leaf_names(params), leaves, strict=True)]
-    return jax.tree.unflatten(treedef, decays)
+def make_optimizer(config: OptimizerConfig, schedule: Schedule, params: Any) -> optax.GradientTransformation:
+    """The optimizer of these parameters (arrays or their shapes).
+
+    Update = -rate * (direction + weight_decay * parameter), the rate being the schedule's times the group's. AdamW
+    (arXiv:1711.05101), LAMB (arXiv:1904.00962), Lion (arXiv:2302.06675), Adafactor as in big_vision (arXiv:2106.04560, 3.4),
+    schedule-free AdamW (arXiv:2405.15682), and Muon on matrices and full convolutions with Nesterov's Adam for the rest, as optax
+    has it. SGD has Nesterov's momentum `beta1`, and its decay joins the gradient before the momentum, as in torch. Before all
+    that, gradients are clipped by their global norm.
+
+    Raises:
+      ConfigError: The groups do not fit the parameters.
+    """
+    groups = groups_of(params, config)
+    free = config.name == "schedule_free_adamw"
+    steps = [
+        _where_trained(groups),
+        *([] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]),
+        *_DIRECTIONS[config.name](config, groups),
+        optax.scale_by_learning_rate(schedule),
+        _scale(groups),
+    ]
+    optimizer = optax.chain(*steps)
+    return contrib.schedule_free(optimizer, learning_rate=schedule, b1=config.beta1) if free else optimizer
 
 
-def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW (Loshchilov and Hutter, arXiv:1711.05101)."""
-    adamw = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask)
-    return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+def averaged_params(config: OptimizerConfig, opt_state: Any, params: Any) -> Any:
+    """What schedule-free training evaluates in place of its parameters."""
+    assert config.name == "schedule_free_adamw"
+    return contrib.schedule_free_eval_params(opt_state, params)
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=jnp.dtype(config.moment_dtype))
+
+
+def _decay(config: OptimizerConfig, groups: Groups) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(config.weight_decay, groups.decays)
+
+
+def _adamw(config: OptimizerConfig, groups: Groups) -> list[optax.GradientTransformation]:
+    return [_adam(config), _decay(config, groups)]
+
+
+def _lamb(config: OptimizerConfig, groups: Groups) -> list[optax.GradientTransformation]:
+    return [*_adamw(config, groups), optax.scale_by_trust_ratio()]
+
+
+def _lion(config: OptimizerConfig, groups: Groups) -> list[optax.GradientTransformation]:
+    return [optax.scale_by_lion(config.beta1, config.beta2, mu_dtype=jnp.dtype(config.moment_dtype)), _decay(config, groups)]
+
+
+def _sgd(config: OptimizerConfig, groups: Groups) -> list[optax.GradientTransformation]:
+    return [_decay(config, groups), optax.trace(config.beta1, nesterov=True, accumulator_dtype=jnp.dtype(config.moment_dtype))]
+
+
+def _adafactor(config: OptimizerConfig, groups: Groups) -> list[optax.GradientTransformation]:
+    return [
+        optax.scale_by_factored_rms(min_dim_size_to_factor=32),
+        optax.clip_by_block_rms(1.0),
+        optax.ema(config.beta1, debias=False, accumulator_dtype=jnp.dtype(config.moment_dtype)),
+        _decay(config, groups),
+    ]
+
+
+def _muon(config: OptimizerConfig, groups: Groups) -> list[optax.GradientTransformation]:
+    muon = contrib.muon(
+        1.0,
+        beta=config.momentum,
+        eps=config.eps,
+        mu_dtype=jnp.dtype(config.moment_dtype),
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        muon_weight_dimension_numbers=_muon_dimensions,
+        consistent_rms=_MUON_RMS,
+    )
+    return [muon, optax.scale(-1.0), _decay(config, groups)]
+
+
+def _schedule_free(config: OptimizerConfig, groups: Groups) -> list[optax.GradientTransformation]:
+    return [optax.scale_by_rms(config.beta2, config.eps, eps_in_sqrt=False, bias_correction=True), _decay(config, groups)]
+
+
+_DIRECTIONS: dict[str, Callable[[OptimizerConfig, Groups], list[optax.GradientTransformation]]] = {
+    "adamw": _adamw,
+    "lamb": _lamb,
+    "lion": _lion,
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+    "muon": _muon,
+    "schedule_free_adamw": _schedule_free,
+}
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """Which dimensions of a kernel are inputs, which outputs; None where Adam takes over: not a matrix, at an end, or depthwise."""
+
+    def dimensions(path, leaf):
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if names[0] in _NOT_MUON or names[-1] != "kernel" or leaf.ndim not in (2, 4) or min(leaf.shape[-2:]) == 1:
+            return None
+        return contrib.MuonDimensionNumbers(reduction_axis=tuple(range(leaf.ndim - 1)), output_axis=leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def _where_trained(groups: Groups) -> optax.GradientTransformation:
+    """Zeroes the gradients of what is frozen, so that clipping does not count them."""
+    return optax.stateless(lambda grads, _: jax.tree.map(lambda g, scale: g if scale else jnp.zeros_like(g), grads, groups.scales))
+
+
+def _scale(groups: Groups) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, scale: u if scale == 1 else u * scale, updates, groups.scales))

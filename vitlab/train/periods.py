@@ -7,10 +7,12 @@ from vitlab.config import ConfigError, Experiment, duration_in_steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Periods:
-    """Whole run, warm-up, and how often what happens; all in steps, the last three at least 1."""
+    """Whole run, warm-up and other parts of the schedule, and how often what happens; all in steps, the last three at least 1."""
 
     total: int
     warmup: int
+    cooldown: int
+    decay_every: int
     log: int
     evaluate: int
     save: int
@@ -33,11 +35,15 @@ class Periods:
                 f'duration="{experiment.duration}" is less than one step of batch_size={experiment.batch_size} '
                 f"on {examples_per_epoch} images"
             )
-        if warmup > total:
-            raise ConfigError(f'optimizer.warmup="{experiment.optimizer.warmup}" is {warmup} steps, the whole run only {total}')
+        cooldown, decay_every = (steps(text, total) for text in (experiment.optimizer.cooldown, experiment.optimizer.decay_every))
+        if warmup + cooldown > total:
+            raise ConfigError(
+                f'optimizer.warmup="{experiment.optimizer.warmup}" and cooldown="{experiment.optimizer.cooldown}" are '
+                f"{warmup + cooldown} steps, the whole run only {total}"
+            )
         often = (max(steps(text, total), 1) for text in (experiment.log_every, experiment.eval_every, experiment.checkpoint_every))
         log, evaluate, save = often
-        return cls(total=total, warmup=warmup, log=log, evaluate=evaluate, save=save)
+        return cls(total=total, warmup=warmup, cooldown=cooldown, decay_every=decay_every, log=log, evaluate=evaluate, save=save)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows this step."""

@@ -17,7 +17,7 @@ from vitlab.train import mesh as meshes
 from vitlab.train.functional import FunctionalModel, build
 from vitlab.train.optimizer import make_optimizer
 from vitlab.train.periods import Periods
-from vitlab.train.schedule import warmup_cosine
+from vitlab.train.schedule import make_schedule
 from vitlab.train.state import State, abstract_state, make_state
 from vitlab.train.step import make_train_step, trace_step
 
@@ -40,7 +40,7 @@ class Setup:
 
     def initial_state(self) -> State:
         """The state before the first step, on all devices."""
-        return jax.jit(self.create_state, out_shardings=meshes.replicated(self.mesh))()
+        return jax.jit(self.create_state, out_shardings=meshes.state_shardings(self.abstract_state, self.mesh))()
 
     def open_train_batches(self, start_step: int) -> Batches:
         """The endless training batches from a step on."""
@@ -57,10 +57,10 @@ class Setup:
         )
 
     def evaluate(self, state: State, should_stop: Callable[[], bool]) -> dict[str, float | int] | None:
-        """Evaluates the state's weights on the evaluation split; None when told to stop."""
+        """Evaluates the state's weights, and their average, on the evaluation split; None when told to stop."""
         size = self.experiment.eval_batch_size or self.experiment.batch_size
         batches = open_batches(self.model, self.eval_source, self.experiment, channels=self.channels, batch_size=size)
-        weights = {k: state[k] for k in ("params", "model_state")}
+        weights = {k: state[k] for k in ("params", "model_state", "average") if k in state}
         return evaluate(self.eval_step, weights, batches, mesh=self.mesh, should_stop=should_stop)
 
 
@@ -70,8 +70,8 @@ def set_up(experiment: Experiment) -> Setup:
     Raises:
       ConfigError: The experiment cannot be run here; one line.
     """
-    mesh = meshes.make_mesh()
-    meshes.check_divides("batch_size", experiment.batch_size, mesh)
+    mesh = meshes.make_mesh(experiment.mesh.fsdp)
+    meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     meshes.check_divides("eval_batch_size", experiment.eval_batch_size or experiment.batch_size, mesh)
     train_source, eval_source = (open_source(experiment.data, train=train) for train in (True, False))
     if train_source.class_names != eval_source.class_names:
@@ -79,15 +79,16 @@ def set_up(experiment: Experiment) -> Setup:
     channels = experiment.model.in_channels or train_source.channels
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
-    settings = experiment.optimizer
-    schedule = warmup_cosine(peak_lr=settings.peak_lr, end_lr=settings.end_lr, warmup_steps=periods.warmup, total_steps=periods.total)
-    optimizer: optax.GradientTransformation = make_optimizer(settings, schedule)
+    schedule = make_schedule(experiment.optimizer, periods)
+    params = jax.eval_shape(create_weights)["params"]
+    optimizer: optax.GradientTransformation = make_optimizer(experiment.optimizer, schedule, params)
 
     def create_state() -> State:
-        return make_state(create_weights(), optimizer)
+        return make_state(create_weights(), optimizer, experiment)
 
-    train_step = make_train_step(model, optimizer, schedule, loss=experiment.loss, seed=experiment.seed, log_every=periods.log)
-    state = abstract_state(create_state, meshes.replicated(mesh))
+    num_classes = experiment.model.num_classes or len(train_source.class_names)
+    train_step = make_train_step(model, optimizer, schedule, experiment=experiment, num_classes=num_classes, log_every=periods.log)
+    state = abstract_state(create_state, mesh)
     image = jax.ShapeDtypeStruct((experiment.batch_size, *model.preprocessing.image_size, channels), np.uint8)
     batch = {"image": image, "label": jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)}
     try:

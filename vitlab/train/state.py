@@ -6,19 +6,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 
+from vitlab.config import Experiment
 from vitlab.train.functional import Weights
+from vitlab.train.mesh import state_shardings
+from vitlab.train.optimizer import averaged_params
 
-State = dict[str, Any]  # params, model_state, opt_state, step (int32, steps done), interval (sums since the last log)
+# params, model_state, opt_state, step (int32, steps done), interval (sums since the last log), and, where weights are averaged,
+# average (its params and model_state)
+State = dict[str, Any]
 
 
-def make_state(weights: Weights, optimizer: optax.GradientTransformation) -> State:
+def make_state(weights: Weights, optimizer: optax.GradientTransformation, experiment: Experiment) -> State:
     """The state before the first step."""
     interval = {"loss": jnp.zeros((), jnp.float32), "correct": jnp.zeros((), jnp.int32), "images": jnp.zeros((), jnp.int32)}
-    return {**weights, "opt_state": optimizer.init(weights["params"]), "step": jnp.zeros((), jnp.int32), "interval": interval}
+    state = {**weights, "opt_state": optimizer.init(weights["params"]), "step": jnp.zeros((), jnp.int32), "interval": interval}
+    if averages(experiment):
+        state["average"] = jax.tree.map(jnp.copy, weights)
+    return state
 
 
-def abstract_state(create: Callable[[], Any], sharding: NamedSharding) -> Any:
+def averages(experiment: Experiment) -> bool:
+    """Whether a run keeps averaged weights beside its own."""
+    return experiment.ema_decay is not None or experiment.optimizer.name == "schedule_free_adamw"
+
+
+def average(experiment: Experiment, old: State, new: State) -> Weights:
+    """The averaged weights after a step: what schedule-free training has, or an exponential moving average.
+
+    The average's decay grows with the step t as (1 + t) / (10 + t), up to `ema_decay`, so that it forgets the beginning.
+    """
+    if experiment.ema_decay is None:
+        params = averaged_params(experiment.optimizer, new["opt_state"], new["params"])
+        return {"params": params, "model_state": new["model_state"]}
+    t = new["step"].astype(jnp.float32)
+    keep = jnp.minimum(experiment.ema_decay, (1 + t) / (10 + t))
+    latest = {name: new[name] for name in ("params", "model_state")}
+    return jax.tree.map(lambda a, x: (keep * a + (1 - keep) * x).astype(a.dtype), old["average"], latest)
+
+
+def abstract_state(create: Callable[[], Any], mesh: Mesh) -> Any:
     """Shapes, dtypes and sharding of what `create` returns, without making it."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(create))
+    state = jax.eval_shape(create)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, state_shardings(state, mesh))

@@ -10,16 +10,18 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vitlab.config import LossConfig
+from vitlab.config import Experiment
 from vitlab.train.functional import FunctionalModel
-from vitlab.train.losses import cross_entropy
-from vitlab.train.mesh import batch_sharding, replicated
+from vitlab.train.losses import LOSSES, soft_targets
+from vitlab.train.mesh import batch_sharding, replicated, state_shardings
+from vitlab.train.mix import mix
 from vitlab.train.schedule import Schedule
-from vitlab.train.state import State
+from vitlab.train.state import State, average
 
 Batch = dict[str, Array]  # image: uint8 [b, h, w, c], label: int32 [b]
 Metrics = dict[str, Array]
 TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
+_MIX = 2**31 - 1  # what mixing folds into the step's key; accumulation folds small numbers
 
 
 def make_train_step(
@@ -27,27 +29,30 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     *,
-    loss: LossConfig,
-    seed: int,
+    experiment: Experiment,
+    num_classes: int,
     log_every: int,
 ) -> TrainStep:
     """Builds the step.
 
-    Randomness is a function of (seed, step). The metrics `loss` and `accuracy` are means since the last multiple of
-    `log_every`: their sums live in the state, so that a resumed run reports what an uninterrupted one does. `finite` is [the
-    loss, then every gradient in the order of the leaves]; `grad_norm` is before clipping.
+    Randomness is a function of (seed, step). The metrics `loss` and `accuracy` (of the label with the larger share, where images
+    are mixed) are means since the last multiple of `log_every`: their sums live in the state, so that a resumed run reports what
+    an uninterrupted one does. `finite` is [the loss, then every gradient in the order of the leaves]; `grad_norm` is before clipping.
     """
+    loss_fn, smoothing = LOSSES[experiment.loss.kind], experiment.loss.label_smoothing
+
+    def part(params: Any, model_state: Any, images: Array, targets: Array, rng: Array) -> tuple[Array, tuple[Array, Any]]:
+        logits, model_state = model.apply({"params": params, "model_state": model_state}, images, rng)
+        return loss_fn(logits, targets).mean(), ((logits.argmax(-1) == targets.argmax(-1)).sum(), model_state)
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(seed), state["step"])
-
-        def mean_loss(params: Any) -> tuple[Array, tuple[Array, Any]]:
-            logits, model_state = model.apply({"params": params, "model_state": state["model_state"]}, batch["image"], rng)
-            return cross_entropy(logits, batch["label"], label_smoothing=loss.label_smoothing).mean(), (logits, model_state)
-
-        (value, (logits, model_state)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state["params"])
+        rng = jax.random.fold_in(jax.random.key(experiment.seed), state["step"])
+        targets = soft_targets(batch["label"], num_classes, label_smoothing=smoothing)
+        images, targets = mix(batch["image"], targets, jax.random.fold_in(rng, _MIX), experiment.mix)
+        value, correct, model_state, grads = _accumulate(part, state, images, targets, rng, parts=experiment.accumulation)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        interval = _add(state, value, (logits.argmax(-1) == batch["label"]).sum(), len(batch["label"]), log_every)
+        params = optax.apply_updates(state["params"], updates)
+        interval = _add(state, value, correct, len(images), log_every)
         squares = jnp.stack([jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(grads)])
         metrics = {
             "loss": interval["loss"] / interval["images"],
@@ -56,16 +61,36 @@ def make_train_step(
             "grad_norm": jnp.sqrt(squares.sum()),
             "finite": jnp.isfinite(jnp.concatenate([value[None], squares])),
         }
-        new = {
-            "params": optax.apply_updates(state["params"], updates),
-            "model_state": model_state,
-            "opt_state": opt_state,
-            "step": state["step"] + 1,
-            "interval": interval,
-        }
+        new = {"params": params, "model_state": model_state, "opt_state": opt_state, "step": state["step"] + 1, "interval": interval}
+        if "average" in state:
+            new["average"] = average(experiment, state, new)
         return new, metrics
 
     return train_step
+
+
+def _accumulate(part: Callable[..., Any], state: State, images: Array, targets: Array, rng: Array, *, parts: int) -> tuple[Any, ...]:
+    """Mean loss and gradient, and sum of hits, over parts of the batch one after the other; statistics go from part to part.
+
+    A part takes every `parts`-th image, so that it lies on all devices as the batch does.
+    """
+    grad_fn = jax.value_and_grad(part, has_aux=True)
+    if parts == 1:
+        (value, (correct, model_state)), grads = grad_fn(state["params"], state["model_state"], images, targets, rng)
+        return value, correct, model_state, grads
+
+    def split(x: Array) -> Array:
+        return x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(carry: tuple[Any, ...], x: tuple[Array, ...]) -> tuple[tuple[Any, ...], None]:
+        value, correct, model_state, grads = carry
+        index, images, targets = x
+        (v, (c, model_state)), g = grad_fn(state["params"], model_state, images, targets, jax.random.fold_in(rng, index))
+        return (value + v / parts, correct + c, model_state, jax.tree.map(lambda a, b: a + b / parts, grads, g)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, state["params"])
+    begin = (jnp.zeros(()), jnp.zeros((), jnp.int32), state["model_state"], zeros)
+    return jax.lax.scan(add, begin, (jnp.arange(parts), split(images), split(targets)))[0]
 
 
 def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh) -> jax.stages.Traced:
@@ -75,7 +100,9 @@ def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh) -> jax
       ValueError, RuntimeError, UnsupportedError: The model cannot run such a batch, or not on this device.
     """
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh)).trace(state, batch)
+    shardings = (state_shardings(state, mesh), replicated(mesh))
+    with jax.set_mesh(mesh):
+        return jax.jit(train_step, donate_argnums=0, out_shardings=shardings).trace(state, batch)
 
 
 def compile_step(traced: jax.stages.Traced) -> tuple[TrainStep, float]:

@@ -1,0 +1,78 @@
+"""Mixup and cutmix of a batch with its reverse, on the device; distributions and box as in timm's `Mixup`.
+
+mixup: Zhang et al., arXiv:1710.09412. cutmix: Yun et al., arXiv:1905.04899, eq. 1 to 3; the share of the label is that of the pixels
+that are really replaced, since a box is cut off at the border.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from vitlab.config import MixConfig
+
+Images = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
+
+
+def mix(
+    images: UInt8[Array, "b h w c"], targets: Float[Array, "b classes"], rng: Array, config: MixConfig
+) -> tuple[Images, Float[Array, "b classes"]]:
+    """Mixes image i with image b - 1 - i, and their targets by the same share.
+
+    Args:
+      images: Pixels; remain uint8 under cutmix alone.
+      targets: Of the images.
+      rng: Key.
+      config: Which, how often, and whether the share is one a batch, one a pair, or one an image.
+
+    Returns:
+      Images (float32 in [0, 255] if mixup is on) and targets.
+    """
+    if not (config.mixup_alpha or config.cutmix_alpha):
+        return images, targets
+    b, h, w, _ = images.shape
+    keys = jax.random.split(rng, 5)
+    draws = {"batch": 1, "pair": -(-b // 2), "elem": b}[config.mode]
+    cuts = jax.random.uniform(keys[0], (draws,)) < _share_of_cutmix(config)
+    kept = jnp.where(
+        cuts, _beta(keys[1], config.cutmix_alpha, draws), _beta(keys[2], config.mixup_alpha, draws)
+    )  # share that an image keeps of itself
+    kept = jnp.where(jax.random.uniform(keys[3], (draws,)) < config.prob, kept, 1.0)
+    inside, replaced = _boxes(keys[4], kept, (h, w))
+    kept = jnp.where(cuts, 1 - replaced, kept)
+    kept, cuts, inside = (_spread(x, b) for x in (kept, cuts, inside))
+    other = images[::-1]
+    out = jnp.where((inside & cuts[:, None, None])[..., None], other, images)
+    if config.mixup_alpha:
+        share = jnp.where(cuts, 1.0, kept)[:, None, None, None]
+        out = share * out.astype(jnp.float32) + (1 - share) * other.astype(jnp.float32)
+    return out, kept[:, None] * targets + (1 - kept[:, None]) * targets[::-1]
+
+
+def _share_of_cutmix(config: MixConfig) -> float:
+    if not config.mixup_alpha:
+        return 1.0
+    return config.switch_prob if config.cutmix_alpha else 0.0
+
+
+def _beta(key: Array, alpha: float, count: int) -> Float[Array, " count"]:
+    return jax.random.beta(key, alpha, alpha, (count,)) if alpha else jnp.ones(count)
+
+
+def _boxes(key: Array, kept: Float[Array, " n"], size: tuple[int, int]) -> tuple[Bool[Array, "n h w"], Float[Array, " n"]]:
+    """Pixels of a box around a uniform centre, whose sides are sqrt(1 - kept) of the image's before the border cuts it; and its share."""
+    inside = []
+    for side, k in zip(size, jax.random.split(key), strict=True):
+        centre = jax.random.randint(k, kept.shape, 0, side)
+        half = (side * jnp.sqrt(1 - kept)).astype(jnp.int32) // 2
+        low, high = (jnp.clip(x, 0, side) for x in (centre - half, centre + half))
+        at: Int[Array, "1 side"] = jnp.arange(side)[None]
+        inside.append((at >= low[:, None]) & (at < high[:, None]))
+    box = inside[0][:, :, None] & inside[1][:, None, :]
+    return box, box.mean((1, 2))
+
+
+def _spread(x: Array, b: int) -> Array:
+    """One value a batch, a pair (i with b - 1 - i) or an image as one an image."""
+    if len(x) == b:
+        return x
+    return jnp.broadcast_to(x, (b, *x.shape[1:])) if len(x) == 1 else jnp.concatenate((x, x[: b // 2][::-1]))
