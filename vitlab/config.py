@@ -90,7 +90,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What a training image goes through, on the host and in uint8; evaluation resizes and crops the centre."""
+    """What a training image goes through: on the host in uint8, erasing on the device; evaluation resizes and crops the centre."""
 
     crop: Literal["random_resized", "pad", "center"] = "random_resized"
     crop_scale: tuple[float, float] = (0.08, 1.0)  # random_resized: share of the image's area
@@ -98,6 +98,17 @@ class AugmentConfig:
     pad: int = 4  # pad: pixels (at the target size) added on each side before the random crop
     flip: bool = True  # left to right, with probability 1/2
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    policy: str | None = None  # "rand-m9-mstd0.5-inc1", "original", "v0", "augmix-m3", "3a"; see `vitlab.data.policies`
+    color_jitter: float = 0.0  # of brightness, contrast and saturation, after the policy
+    erase_prob: float = 0.0  # that a rectangle becomes noise; see `vitlab.train.erase`
+    repeats: int = 1  # copies of an image, one after the other and each augmented on its own; an epoch has as many images as without
+
+    def __post_init__(self):
+        if self.color_jitter < 0 or not 0 <= self.erase_prob <= 1 or self.repeats < 1:
+            raise ConfigError(
+                f"augment.color_jitter={self.color_jitter} must be at least 0, augment.erase_prob={self.erase_prob} in [0, 1], "
+                f"augment.repeats={self.repeats} at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
 from vitlab.config import AugmentConfig
+from vitlab.data.policies import Policy, color_jitter
 
 Pixels = UInt8[np.ndarray, "_h _w c"]  # a function may change the size
 Batch = UInt8[np.ndarray, "b h w c"]
@@ -21,8 +22,16 @@ _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 _ATTEMPTS = 10  # to place a random box, as in torchvision and timm
 
 
+def augment(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size, policy: Policy | None) -> Pixels:
+    """What is done to a training image by itself: brings it to `size`, then the policy (that of `config`) and colour jitter."""
+    image = fit(image, rng, config, size)
+    if policy is not None:
+        image = policy(image, rng)
+    return color_jitter(image, rng, config.color_jitter) if config.color_jitter else image
+
+
 def fit(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size) -> Pixels:
-    """Brings a training image to `size`: the part of the augmentation that is done image by image."""
+    """Brings a training image to `size`."""
     if config.crop == "random_resized":
         box = random_resized_box((image.shape[0], image.shape[1]), rng, config.crop_scale, config.crop_ratio)
         return resize(crop(image, box), size, config.interpolation)

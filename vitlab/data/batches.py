@@ -13,9 +13,10 @@ import numpy as np
 
 from vitlab.config import AugmentConfig
 from vitlab.data.arrays import ArraySource
-from vitlab.data.augment import Size, draw_corners, draw_flips, fit, flip, pad_crop, resize_and_center_crop
+from vitlab.data.augment import Size, augment, draw_corners, draw_flips, flip, pad_crop, resize_and_center_crop
 from vitlab.data.decode import DecodeError, decode
 from vitlab.data.order import ShuffledOrder, stream
+from vitlab.data.policies import make_policy
 from vitlab.data.source import Source
 
 Batch = dict[str, np.ndarray]
@@ -96,8 +97,10 @@ class TrainBatch:
     def __init__(self, source: Source, config: AugmentConfig, layout: Layout, seed: int, threads: Threads):
         """The batch at a step depends on nothing but these (and not on `threads`)."""
         self.source, self.config, self.layout, self.seed, self.threads = source, config, layout, seed, threads
-        self.order = ShuffledOrder(len(source), seed)
-        self.vectorised = config.crop != "random_resized" and _fits(source, layout)
+        self.order = ShuffledOrder(len(source), seed, repeats=config.repeats)
+        self.policy = make_policy(config.policy, config.interpolation) if config.policy else None
+        alone = config.crop == "random_resized" or config.policy or config.color_jitter  # something is done to each image by itself
+        self.vectorised = not alone and _fits(source, layout)
 
     def __call__(self, step: int) -> Batch:
         """{"image": uint8 [b, h, w, c], "label": int32 [b], "bad": int64 [b]}."""
@@ -128,7 +131,7 @@ class TrainBatch:
                 batch["bad"][row] = indices[row]
                 decoded = self._next_decodable(int(indices[row]))
             rng = stream("image", self.seed, int(positions[row]))
-            pixels = fit(decoded["image"], rng, self.config, self.layout.size)
+            pixels = augment(decoded["image"], rng, self.config, self.layout.size, self.policy)
             batch["image"][row] = pixels[:, ::-1] if flipped[row] else pixels
             batch["label"][row] = decoded["label"]
 

@@ -30,11 +30,15 @@ def stream(name: str, seed: int, number: int) -> np.random.Generator:
 
 
 class ShuffledOrder:
-    """Position -> index of the image; every epoch is another permutation."""
+    """Position -> index of the image; every epoch is another permutation.
 
-    def __init__(self, num_examples: int, seed: int):
+    With `repeats` an epoch is as long, but of the first images of the permutation, each so often in a row (repeated
+    augmentation, Hoffer et al., arXiv:1901.09335; as in DeiT).
+    """
+
+    def __init__(self, num_examples: int, seed: int, *, repeats: int = 1):
         """`num_examples` images; the order is a function of `seed`."""
-        self.num_examples, self.seed = num_examples, seed
+        self.num_examples, self.seed, self.repeats = num_examples, seed, repeats
         self._epochs: dict[int, np.ndarray] = {}  # the last two asked for: a batch may span them
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
@@ -42,7 +46,7 @@ class ShuffledOrder:
         epochs, offsets = np.divmod(positions, self.num_examples)
         indices = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
-            indices[epochs == epoch] = self._permutation(int(epoch))[offsets[epochs == epoch]]
+            indices[epochs == epoch] = self._permutation(int(epoch))[offsets[epochs == epoch] // self.repeats]
         return indices
 
     def _permutation(self, epoch: int) -> np.ndarray:

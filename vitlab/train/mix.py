@@ -13,19 +13,17 @@ from vitlab.config import MixConfig
 Images = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
 
 
-def mix(
-    images: UInt8[Array, "b h w c"], targets: Float[Array, "b classes"], rng: Array, config: MixConfig
-) -> tuple[Images, Float[Array, "b classes"]]:
+def mix(images: Images, targets: Float[Array, "b classes"], rng: Array, config: MixConfig) -> tuple[Images, Float[Array, "b classes"]]:
     """Mixes image i with image b - 1 - i, and their targets by the same share.
 
     Args:
-      images: Pixels; remain uint8 under cutmix alone.
+      images: Pixels; their dtype remains under cutmix alone.
       targets: Of the images.
       rng: Key.
       config: Which, how often, and whether the share is one a batch, one a pair, or one an image.
 
     Returns:
-      Images (float32 in [0, 255] if mixup is on) and targets.
+      Images (float32 if mixup is on) and targets.
     """
     if not (config.mixup_alpha or config.cutmix_alpha):
         return images, targets

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab.config import ConfigError, Experiment
-from vitlab.data import Batches, Source, open_source, train_batches
+from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
 from vitlab.train import mesh as meshes
 from vitlab.train.functional import FunctionalModel, build
@@ -77,6 +77,8 @@ def set_up(experiment: Experiment) -> Setup:
     if train_source.class_names != eval_source.class_names:
         raise ConfigError("the training and the evaluation split have different classes")
     channels = experiment.model.in_channels or train_source.channels
+    if experiment.augment.policy is not None:
+        make_policy(experiment.augment.policy, experiment.augment.interpolation)  # refuses a malformed one
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
     schedule = make_schedule(experiment.optimizer, periods)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from vitlab.config import Experiment
+from vitlab.train.erase import erase
 from vitlab.train.functional import FunctionalModel
 from vitlab.train.losses import LOSSES, soft_targets
 from vitlab.train.mesh import batch_sharding, replicated, state_shardings
@@ -21,7 +22,7 @@ from vitlab.train.state import State, average
 Batch = dict[str, Array]  # image: uint8 [b, h, w, c], label: int32 [b]
 Metrics = dict[str, Array]
 TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
-_MIX = 2**31 - 1  # what mixing folds into the step's key; accumulation folds small numbers
+_MIX, _ERASE = 2**31 - 1, 2**31 - 2  # what is folded into the step's key; accumulation folds small numbers
 
 
 def make_train_step(
@@ -48,7 +49,8 @@ def make_train_step(
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(experiment.seed), state["step"])
         targets = soft_targets(batch["label"], num_classes, label_smoothing=smoothing)
-        images, targets = mix(batch["image"], targets, jax.random.fold_in(rng, _MIX), experiment.mix)
+        images = erase(batch["image"], jax.random.fold_in(rng, _ERASE), experiment.augment.erase_prob, model.preprocessing)
+        images, targets = mix(images, targets, jax.random.fold_in(rng, _MIX), experiment.mix)
         value, correct, model_state, grads = _accumulate(part, state, images, targets, rng, parts=experiment.accumulation)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)

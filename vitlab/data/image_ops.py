@@ -1,0 +1,128 @@
+"""The operators that augmentation policies choose from: uint8 [h, w, c] in and out, with the results of Pillow's.
+
+What depends on a value alone is one look-up table. Exact but for `affine` (fixed-point weights; cubic kernel of a = -0.75 where
+Pillow has -0.5) and `blur` (a true Gaussian where Pillow has three box filters).
+"""
+
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+Pixels = UInt8[np.ndarray, "h w c"]
+_VALUES = np.arange(256)
+_CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+_MEAN = (124, 116, 104)  # of ImageNet, where an image has moved away
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+
+def _look_up(image: Pixels, table: np.ndarray) -> Pixels:
+    return cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8)).reshape(image.shape)
+
+
+def auto_contrast(image: Pixels) -> Pixels:
+    """Stretches each channel to the whole range."""
+    tables = []
+    for channel in range(image.shape[2]):
+        low, high = int(image[..., channel].min()), int(image[..., channel].max())
+        scale = 255.0 / (high - low) if high > low else 1.0
+        tables.append(np.trunc(_VALUES * scale - (low * scale if high > low else 0)))
+    return _look_up(image, np.stack(tables, -1)[None])
+
+
+def equalize(image: Pixels) -> Pixels:
+    """Makes the histogram of each channel flat."""
+    tables = []
+    for channel in range(image.shape[2]):
+        counts = np.bincount(image[..., channel].ravel(), minlength=256)
+        present = counts[counts > 0]
+        step = int(present.sum() - present[-1]) // 255
+        tables.append((step // 2 + np.cumsum(counts) - counts) // step if step else _VALUES)
+    return _look_up(image, np.stack(tables, -1)[None])
+
+
+def invert(image: Pixels) -> Pixels:
+    """255 - x."""
+    return 255 - image
+
+
+def solarize(image: Pixels, threshold: int = 128) -> Pixels:
+    """Inverts the values from `threshold` up."""
+    return _look_up(image, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES))
+
+
+def solarize_add(image: Pixels, amount: int) -> Pixels:
+    """Adds to the values below 128."""
+    return _look_up(image, np.where(_VALUES < 128, _VALUES + amount, _VALUES))
+
+
+def posterize(image: Pixels, bits: int) -> Pixels:
+    """Keeps the highest bits."""
+    return image & np.uint8(256 - 2 ** (8 - max(bits, 0))) if bits < 8 else image
+
+
+def brightness(image: Pixels, factor: float) -> Pixels:
+    """Away from black (0) over the image (1)."""
+    return _look_up(image, np.trunc(_VALUES.astype(np.float32) * np.float32(factor)))
+
+
+def contrast(image: Pixels, factor: float) -> Pixels:
+    """Away from the mean grey (0) over the image (1)."""
+    mean = int(grey(image).mean() + 0.5)
+    return _look_up(image, np.trunc(mean + np.float32(factor) * (_VALUES - mean).astype(np.float32)))
+
+
+def color(image: Pixels, factor: float) -> Pixels:
+    """Away from grey (0) over the image (1): saturation. Nothing for a grey image."""
+    return image if image.shape[2] == 1 else _away_from(np.broadcast_to(grey(image), image.shape), image, factor)
+
+
+def sharpness(image: Pixels, factor: float) -> Pixels:
+    """Away from the image smoothed by 3 x 3 (0) over the image (1)."""
+    smooth = image.copy()
+    inner = cv2.filter2D(image, cv2.CV_32F, _SMOOTH).reshape(image.shape)[1:-1, 1:-1]
+    smooth[1:-1, 1:-1] = np.clip(inner + 0.5, 0, 255).astype(np.uint8)
+    return _away_from(smooth, image, factor)
+
+
+def grey(image: Pixels) -> UInt8[np.ndarray, "h w 1"]:
+    """ITU-R 601 luma, one channel, rounded as Pillow does."""
+    if image.shape[2] == 1:
+        return image
+    r, g, b = (image[..., i].astype(np.uint32) for i in range(3))
+    return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+def grey_scale(image: Pixels) -> Pixels:
+    """Grey in as many channels as there were."""
+    return np.ascontiguousarray(np.broadcast_to(grey(image), image.shape))
+
+
+def blur(image: Pixels, sigma: float) -> Pixels:
+    """By a Gaussian of so many pixels."""
+    return cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+
+
+def affine(image: Pixels, matrix: tuple[float | int, ...], interpolation: str) -> Pixels:
+    """Output pixel (x, y) shows (a x + b y + c, d x + e y + f) of the image, counted from corners; a mean colour outside of it."""
+    a, b, c, d, e, f = map(float, matrix)
+    inverse = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])  # counted from the centres of pixels
+    size = image.shape[1], image.shape[0]
+    fill = _MEAN if image.shape[2] == 3 else (128,)
+    flags = _CV2[interpolation] | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, inverse, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=fill).reshape(image.shape)
+
+
+def rotate(image: Pixels, degrees: float, interpolation: str) -> Pixels:
+    """Anticlockwise about the centre."""
+    h, w = image.shape[:2]
+    sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    # Seen from the centre, output (x, y) shows (cos x - sin y, sin x + cos y), with y downwards.
+    return affine(image, (cos, -sin, w / 2 * (1 - cos) + h / 2 * sin, sin, cos, h / 2 * (1 - cos) - w / 2 * sin), interpolation)
+
+
+def _away_from(other: Pixels, image: Pixels, factor: float) -> Pixels:
+    """other + factor * (image - other), cut to the range and towards zero."""
+    base = other.astype(np.float32)
+    return np.clip(base + np.float32(factor) * (image - base), 0, 255).astype(np.uint8)

@@ -1,0 +1,199 @@
+"""Augmentation policies by the names that timm and the papers give them: RandAugment, AutoAugment, AugMix, 3-Augment.
+
+"rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "augmix-m3-w3", "3a". A policy is a function of (image, generator). Operators,
+levels and defaults are timm's, whose strings the recipes name; RandAugment and AutoAugment of the TPU code are "rand-m15-mmax30" and "v0".
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from vitlab.config import ConfigError
+from vitlab.data import image_ops as ops
+from vitlab.data.image_ops import Pixels
+
+Rng = np.random.Generator
+Policy = Callable[[Pixels, Rng], Pixels]
+LEVELS = 10  # a magnitude of 10 is the full range of an operator
+
+
+def _sign(rng: Rng, x: float) -> float:
+    return -x if rng.random() > 0.5 else x
+
+
+def _enhance(fn: Callable[[Pixels, float], Pixels]) -> tuple[Callable[..., Pixels], Callable[..., Pixels]]:
+    """With a factor in [0.1, 1.9] that grows with the level, and with one that leaves 1 both ways."""
+    plain = lambda image, level, rng, _: fn(image, level * 1.8 + 0.1)  # noqa: E731
+    increasing = lambda image, level, rng, _: fn(image, max(0.1, 1 + _sign(rng, level * 0.9)))  # noqa: E731
+    return plain, increasing
+
+
+def _shear(image: Pixels, level: float, rng: Rng, interpolation: str, *, along: str) -> Pixels:
+    amount = _sign(rng, level * 0.3)
+    return ops.affine(image, (1, amount, 0, 0, 1, 0) if along == "x" else (1, 0, 0, amount, 1, 0), interpolation)
+
+
+def _translate(image: Pixels, level: float, rng: Rng, interpolation: str, *, along: str, share: float = 0.45) -> Pixels:
+    amount = _sign(rng, level * share) * image.shape[1 if along == "x" else 0]
+    return ops.affine(image, (1, 0, amount, 0, 1, 0) if along == "x" else (1, 0, 0, 0, 1, amount), interpolation)
+
+
+_ENHANCERS = {"Color": ops.color, "Contrast": ops.contrast, "Brightness": ops.brightness, "Sharpness": ops.sharpness}
+# Name -> function of (image, level in [0, 1] or above, generator, interpolation).
+OPERATORS: dict[str, Callable[[Pixels, float, Rng, str], Pixels]] = {
+    "AutoContrast": lambda image, level, rng, _: ops.auto_contrast(image),
+    "Equalize": lambda image, level, rng, _: ops.equalize(image),
+    "Invert": lambda image, level, rng, _: ops.invert(image),
+    "Rotate": lambda image, level, rng, interpolation: ops.rotate(image, _sign(rng, level * 30), interpolation),
+    "Posterize": lambda image, level, rng, _: ops.posterize(image, int(level * 4)),
+    "PosterizeIncreasing": lambda image, level, rng, _: ops.posterize(image, 4 - int(level * 4)),
+    "PosterizeOriginal": lambda image, level, rng, _: ops.posterize(image, int(level * 4) + 4),
+    "Solarize": lambda image, level, rng, _: ops.solarize(image, int(level * 256)),
+    "SolarizeIncreasing": lambda image, level, rng, _: ops.solarize(image, 256 - int(level * 256)),
+    "SolarizeAdd": lambda image, level, rng, _: ops.solarize_add(image, int(level * 110)),
+    **{name: _enhance(fn)[0] for name, fn in _ENHANCERS.items()},
+    **{f"{name}Increasing": _enhance(fn)[1] for name, fn in _ENHANCERS.items()},
+    "ShearX": functools.partial(_shear, along="x"),
+    "ShearY": functools.partial(_shear, along="y"),
+    "TranslateXRel": functools.partial(_translate, along="x"),
+    "TranslateYRel": functools.partial(_translate, along="y"),
+}
+_MOVING = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+_PLAIN = ("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", *_ENHANCERS, *_MOVING)
+_INCREASING = (
+    "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",
+    *(f"{name}Increasing" for name in _ENHANCERS), *_MOVING,
+)  # fmt: skip
+_AUGMIX = tuple(name for name in _INCREASING if name not in ("Invert", "SolarizeAdd"))  # with timm's four enhancers, not in the paper
+
+# Two of (operator, probability, magnitude). arXiv:1805.09501, table 9 ("original"), and the policy of the TPU code of EfficientNet ("v0").
+_ORIGINAL = """
+PosterizeOriginal 0.4 8 Rotate 0.6 9, Solarize 0.6 5 AutoContrast 0.6 5, Equalize 0.8 8 Equalize 0.6 3, PosterizeOriginal 0.6 7
+PosterizeOriginal 0.6 6, Equalize 0.4 7 Solarize 0.2 4, Equalize 0.4 4 Rotate 0.8 8, Solarize 0.6 3 Equalize 0.6 7, PosterizeOriginal
+0.8 5 Equalize 1.0 2, Rotate 0.2 3 Solarize 0.6 8, Equalize 0.6 8 PosterizeOriginal 0.4 6, Rotate 0.8 8 Color 0.4 0, Rotate 0.4 9
+Equalize 0.6 2, Equalize 0.0 7 Equalize 0.8 8, Invert 0.6 4 Equalize 1.0 8, Color 0.6 4 Contrast 1.0 8, Rotate 0.8 8 Color 1.0 2, Color
+0.8 8 Solarize 0.8 7, Sharpness 0.4 7 Invert 0.6 8, ShearX 0.6 5 Equalize 1.0 9, Color 0.4 0 Equalize 0.6 3, Equalize 0.4 7 Solarize 0.2
+4, Solarize 0.6 5 AutoContrast 0.6 5, Invert 0.6 4 Equalize 1.0 8, Color 0.6 4 Contrast 1.0 8, Equalize 0.8 8 Equalize 0.6 3"""
+_V0 = """
+Equalize 0.8 1 ShearY 0.8 4, Color 0.4 9 Equalize 0.6 3, Color 0.4 1 Rotate 0.6 8, Solarize 0.8 3 Equalize 0.4 7, Solarize 0.4 2
+Solarize 0.6 2, Color 0.2 0 Equalize 0.8 8, Equalize 0.4 8 SolarizeAdd 0.8 3, ShearX 0.2 9 Rotate 0.6 8, Color 0.6 1 Equalize 1.0 2,
+Invert 0.4 9 Rotate 0.6 0, Equalize 1.0 9 ShearY 0.6 3, Color 0.4 7 Equalize 0.6 0, Posterize 0.4 6 AutoContrast 0.4 7, Solarize 0.6 8
+Color 0.6 9, Solarize 0.2 4 Rotate 0.8 9, Rotate 1.0 7 TranslateYRel 0.8 9, ShearX 0.0 0 Solarize 0.8 4, ShearY 0.8 0 Color 0.6 4, Color
+1.0 0 Rotate 0.6 2, Equalize 0.8 4 Equalize 0.0 8, Equalize 1.0 4 AutoContrast 0.6 2, ShearY 0.4 7 SolarizeAdd 0.6 7, Posterize 0.8 2
+Solarize 0.6 10, Solarize 0.6 8 Equalize 0.6 1, Color 0.8 6 Rotate 0.4 5"""
+
+
+def parse_sub_policies(text: str) -> tuple[tuple[tuple[str, float, float], ...], ...]:
+    """The table of an AutoAugment policy."""
+    rows = [row.split() for row in text.split(",")]
+    return tuple(tuple((row[i], float(row[i + 1]), float(row[i + 2])) for i in (0, 3)) for row in rows)
+
+
+AUTO_AUGMENT = {"original": parse_sub_policies(_ORIGINAL), "v0": parse_sub_policies(_V0)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The letters of a policy's name."""
+
+    m: float = 10.0  # magnitude
+    mstd: float = 0.0  # standard deviation of the magnitude; above 100: uniform in [0, m]
+    mmax: float = float(LEVELS)  # of the magnitude after noise
+    n: int = 2  # rand: operators an image
+    inc: int = 0  # rand: 1 for operators whose severity grows with the magnitude
+    w: int = 3  # augmix: chains
+    d: int = -1  # augmix: operators a chain; -1: 1 to 3
+    a: float = 1.0  # augmix: of the Dirichlet and Beta distributions
+
+    def apply(self, name: str, image: Pixels, rng: Rng, interpolation: str, magnitude: float | None = None) -> Pixels:
+        """One operator at a drawn level."""
+        magnitude = self.m if magnitude is None else magnitude
+        if self.mstd > 100:
+            magnitude = rng.uniform(0, magnitude)
+        elif self.mstd > 0:
+            magnitude = rng.normal(magnitude, self.mstd)
+        return OPERATORS[name](image, min(max(magnitude, 0.0), self.mmax) / LEVELS, rng, interpolation)
+
+
+def make_policy(text: str, interpolation: str) -> Policy:
+    """The policy of a name.
+
+    Raises:
+      ConfigError: There is none such.
+    """
+    kind, *rest = text.split("-")
+    if kind not in _POLICIES:
+        raise ConfigError(f'augment.policy="{text}" must begin with one of {", ".join(_POLICIES)}')
+    make, keys, defaults = _POLICIES[kind]
+    values = dict(defaults)
+    for part in rest:
+        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", part)
+        if not match or match[1] not in keys:
+            raise ConfigError(f'"{part}" in augment.policy="{text}" must be a number after one of {", ".join(keys) or "nothing"}')
+        whole = match[1] in ("n", "inc", "w", "d")
+        if whole and not match[2].isdigit():
+            raise ConfigError(f'"{part}" in augment.policy="{text}" must have a whole number')
+        values[match[1]] = int(match[2]) if whole else float(match[2])
+    return functools.partial(make, settings=Settings(**values), interpolation=interpolation, kind=kind)
+
+
+def _rand_augment(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str, kind: str) -> Pixels:
+    """RandAugment (arXiv:1909.13719); as in timm, each chosen operator is applied with probability 1/2."""
+    del kind
+    names = _INCREASING if settings.inc else _PLAIN
+    for i in rng.integers(len(names), size=settings.n):
+        if rng.random() <= 0.5:
+            image = settings.apply(names[i], image, rng, interpolation)
+    return image
+
+
+def _auto_augment(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str, kind: str) -> Pixels:
+    """AutoAugment (arXiv:1805.09501)."""
+    table = AUTO_AUGMENT[kind]
+    for name, prob, magnitude in table[rng.integers(len(table))]:
+        if rng.random() <= prob:
+            image = settings.apply(name, image, rng, interpolation, magnitude)
+    return image
+
+
+def _aug_mix(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str, kind: str) -> Pixels:
+    """AugMix (arXiv:1912.02781), without its consistency loss."""
+    del kind
+    mixed = np.zeros(image.shape, np.float32)
+    shares, share = rng.dirichlet([settings.a] * settings.w), np.float32(rng.beta(settings.a, settings.a))
+    for weight in shares:
+        chain = image
+        for i in rng.integers(len(_AUGMIX), size=settings.d if settings.d > 0 else rng.integers(1, 4)):
+            chain = settings.apply(_AUGMIX[i], chain, rng, interpolation)
+        mixed += np.float32(weight) * chain
+    return (image + share * (np.trunc(mixed) - image)).astype(np.uint8)
+
+
+def _three_augment(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str, kind: str) -> Pixels:
+    """3-Augment (DeiT III, arXiv:2204.07118, 3.2): grey, solarised or blurred; its colour jitter is `augment.color_jitter`."""
+    del settings, interpolation, kind
+    choice = rng.integers(3)
+    if choice == 2:
+        return ops.blur(image, rng.uniform(0.1, 2.0))
+    return ops.grey_scale(image) if choice == 0 else ops.solarize(image)
+
+
+# First part of the name -> policy, the letters it takes, what differs from the defaults.
+_POLICIES = {
+    "rand": (_rand_augment, ("m", "mstd", "mmax", "n", "inc"), {}),
+    "original": (_auto_augment, ("mstd",), {}),
+    "v0": (_auto_augment, ("mstd",), {}),
+    "augmix": (_aug_mix, ("m", "mstd", "w", "d", "a"), {"m": 3.0, "mstd": math.inf}),
+    "3a": (_three_augment, (), {}),
+}
+
+
+def color_jitter(image: Pixels, rng: Rng, strength: float) -> Pixels:
+    """Brightness, contrast and saturation, each by a factor uniform in 1 - strength to 1 + strength, in random order (torchvision)."""
+    for i in rng.permutation(3):
+        image = (ops.brightness, ops.contrast, ops.color)[i](image, rng.uniform(max(0.0, 1 - strength), 1 + strength))
+    return image
