@@ -202,13 +202,17 @@ class Experiment:
     eval_batch_size: int | None = None  # None: batch_size
     checkpoint_every: str = "1 epochs"
     keep_checkpoints: int = 2  # the newest ones
+    nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does: end the run, or drop the update
+    max_skips: int = 10  # updates that may be dropped in a row, before the run ends
 
     def __post_init__(self):
         for name in ("duration", "log_every", "eval_every", "checkpoint_every"):
             parse_duration(getattr(self, name))
-        for name, value in (("batch_size", self.batch_size), ("keep_checkpoints", self.keep_checkpoints), ("mesh.fsdp", self.mesh.fsdp)):
-            if value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
+        if self.mesh.fsdp < 1:
+            raise ConfigError(f"mesh.fsdp={self.mesh.fsdp} must be at least 1")
+        for name in ("batch_size", "keep_checkpoints", "max_skips"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if self.accumulation < 1 or self.batch_size % self.accumulation:
             raise ConfigError(f"accumulation={self.accumulation} must be at least 1 and divide batch_size={self.batch_size}")
         if self.ema_decay is not None:

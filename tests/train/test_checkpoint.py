@@ -17,7 +17,8 @@ def make(value: float = 0.0):
     kernel = jax.random.normal(jax.random.key(0), (64, 64)) + value
     zero = jnp.zeros((), jnp.int32)
     params = {"blocks": {0: {"kernel": kernel}}, "bias": jnp.full((3,), value, jnp.bfloat16)}
-    return {"params": params, "model_state": {}, "opt_state": (params,), "step": zero, "interval": {"loss": zero}}
+    rest = {"step": zero, "interval": {"loss": zero}, "skips": {"total": zero}}
+    return {"params": params, "model_state": {}, "opt_state": (params,), **rest}
 
 
 TARGET = abstract_state(make, make_mesh())

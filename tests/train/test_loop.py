@@ -1,8 +1,10 @@
 import dataclasses
 import json
 import logging
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from tests.train.conftest import config_file, start, tiny_experiment
 from vitlab.config import ConfigError, MeshConfig
 from vitlab.train.checkpoint import NonFiniteError
 from vitlab.train.loop import train
+from vitlab.train.losses import cross_entropy
 
 # Sums over 4 devices are taken in another order; measured 2e-6 over 50 steps.
 DEVICES_TOLERANCE = 1e-4
@@ -96,6 +99,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_after(tmp_pat
     assert all(step < 5 for step in saved)
     with pytest.raises(NonFiniteError):  # what was saved is finite, so the run goes on from it and fails in the same way
         train(experiment, tmp_path / "run")
+
+
+def test_skip_goes_on_without_the_updates_that_are_not_finite(tmp_path, monkeypatch, caplog):
+    from vitlab.train import step
+
+    def faulty(logits, labels, **options):  # NaN or not is a function of the batch, and so of the step
+        return cross_entropy(logits, labels, **options) * jnp.where(labels.sum() % 2 == 0, jnp.nan, 1)
+
+    monkeypatch.setattr(step, "cross_entropy", faulty)
+    experiment = tiny_experiment(duration="12 steps", log_every="1 steps", nonfinite="skip")
+    assert train(experiment, tmp_path / "run")["step"] == 12
+    skipped, losses = records(tmp_path / "run", "skipped"), records(tmp_path / "run", "train_loss")
+    assert 0 < skipped[12] < 12 and len(losses) == 12 - skipped[12]
+    assert re.search(
+        r"step \d+: not finite: the loss and the gradient of .*learning rate .* The update is dropped \(1 in a row\)", caplog.text
+    )
 
 
 @pytest.mark.parametrize(

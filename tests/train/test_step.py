@@ -37,9 +37,17 @@ class PlainModel(nnx.Module):
         return self.head(nnx.gelu(self.conv(images)).mean((1, 2)))
 
 
-def run(num_steps, log_every=2, kind=NormedModel, **fields):
+class FaultyModel(NormedModel):
+    """Gives NaN for a batch whose first pixel is white."""
+
+    def __call__(self, images, *, train=False, rngs=None):
+        white = images[0, 0, 0, 0] >= (1 - 0.5) / 0.25
+        return super().__call__(images, train=train, rngs=rngs) + jnp.where(white, jnp.nan, 0)
+
+
+def run(num_steps, log_every=2, kind=NormedModel, white_at=(), **fields):
     model, weights = functional(kind(nnx.Rngs(0)))
-    optimizer = optax.sgd(0.1)
+    optimizer = optax.sgd(0.1, momentum=0.9)
     experiment = Experiment(batch_size=4, **fields)
     step = make_train_step(model, optimizer, lambda s: jnp.float32(0.1), experiment=experiment, num_classes=3, log_every=log_every)
     rng = np.random.default_rng(0)
@@ -48,7 +56,8 @@ def run(num_steps, log_every=2, kind=NormedModel, **fields):
     state = jax.device_put(make_state(weights, optimizer, experiment), replicated(mesh))
     compiled, _ = compile_step(trace_step(step, state, batch, mesh))
     history = []
-    for _ in range(num_steps):
+    for number in range(num_steps):
+        batch["image"][0, 0, 0, 0] = 255 if number in white_at else 0
         state, metrics = compiled(state, shard_batch(batch, mesh))
         history.append(jax.device_get(metrics))
     return model, state, history, batch
@@ -75,7 +84,7 @@ def test_metrics_are_means_since_the_last_log():
 
 def test_the_gradient_norm_and_the_finite_flags_cover_every_leaf():
     _, state, history, _ = run(1)
-    assert history[0]["grad_norm"] > 0
+    assert history[0]["grad_norm"] > 0 and "skipped" not in history[0]
     assert history[0]["finite"].shape == (1 + len(jax.tree.leaves(state["params"])),) and history[0]["finite"].all()
     assert state["step"] == 1
 
@@ -103,3 +112,20 @@ def test_the_average_follows_the_weights_with_a_decay_that_grows():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), trajectory[3]["average"]["params"], expected)
     mean = trajectory[3]["average"]["model_state"]["norm"]["mean"]
     assert not np.allclose(mean, trajectory[3]["model_state"]["norm"]["mean"]) and np.abs(mean).max() > 0
+
+
+def test_skip_drops_the_update_of_a_step_that_is_not_finite_and_nothing_else():
+    fields = {"nonfinite": "skip", "log_every": 4, "ema_decay": 0.5}
+    _, state, history, _ = run(4, kind=FaultyModel, white_at=(1, 2), **fields)
+    _, clean, expected, _ = run(2, **fields)
+    for key in ("params", "model_state", "opt_state", "interval"):
+        jax.tree.map(np.testing.assert_array_equal, state[key], clean[key])
+    assert state["step"] == 4 and [bool(h["finite"].all()) for h in history] == [True, False, False, True]
+    assert [(int(h["skipped"]), int(h["skipped_in_a_row"])) for h in history] == [(0, 0), (1, 1), (2, 2), (2, 0)]
+    assert history[-1]["loss"] == expected[-1]["loss"]
+
+
+def test_skip_changes_no_bit_of_a_run_without_faults():
+    _, stopping, *_ = run(3)
+    _, skipping, *_ = run(3, nonfinite="skip")
+    jax.tree.map(np.testing.assert_array_equal, stopping, skipping)

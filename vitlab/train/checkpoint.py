@@ -22,7 +22,7 @@ from vitlab.train.paths import leaf_names
 logger = logging.getLogger(__name__)
 
 # Orbax item -> what it holds of the state; evaluation restores one of the first two; there may be no average.
-_ITEMS = {"weights": ("params", "model_state"), "average": ("average",), "training": ("opt_state", "step", "interval")}
+_ITEMS = {"weights": ("params", "model_state"), "average": ("average",), "training": ("opt_state", "step", "interval", "skips")}
 _MANIFEST = "manifest"  # item: {"leaves": {name: {shape, dtype, sha256}}, "sha256": of the leaves' JSON}
 
 

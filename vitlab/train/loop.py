@@ -51,7 +51,8 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
         train_step, compile_seconds = compile_step(setup.train_step)
         batches = stack.enter_context(setup.open_train_batches(step))
         clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size)
-        report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, leaves=leaf_names(state["params"])))
+        leaves, max_skips = leaf_names(state["params"]), experiment.max_skips
+        report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, leaves=leaves, max_skips=max_skips))
         report.line(_beginning(setup, state, step, compile_seconds))
 
         # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a

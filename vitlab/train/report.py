@@ -1,6 +1,8 @@
 """What becomes of the metrics: checked, recorded, shown; one step late, so that the device never waits."""
 
 import json
+import logging
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,17 +19,22 @@ from vitlab.train.periods import Periods
 from vitlab.train.records import Records
 from vitlab.train.step import Metrics
 
+logger = logging.getLogger(__name__)
+
+_REMEDY = "a lower optimizer.peak_lr, a longer optimizer.warmup or a smaller optimizer.clip_norm may help"
+
 
 class Report:
     """Takes each step's metrics and handles those of the step before. To be used in a `with`."""
 
-    def __init__(self, workdir: pathlib.Path, *, step: int, periods: Periods, clock: Clock, leaves: list[str]):
-        """Goes on after `step`; `leaves` are the names of the gradients."""
+    def __init__(self, workdir: pathlib.Path, *, step: int, periods: Periods, clock: Clock, leaves: list[str], max_skips: int):
+        """Goes on after `step`; `leaves` are the names of the gradients; `max_skips` in a row is no reason to end the run."""
         self.records = Records(workdir / "metrics.jsonl", step=step)
         self.console = Console(total_steps=periods.total)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._timing = (workdir / "timing.jsonl").open("a")
         self._total, self._log_every, self._clock, self._leaves = periods.total, periods.log, clock, leaves
+        self._max_skips = max_skips
         self._pending: tuple[int, Metrics] | None = None
 
     def __enter__(self) -> "Report":
@@ -53,16 +60,17 @@ class Report:
         """Handles what is kept; waits for the device.
 
         Raises:
-          NonFiniteError: The loss or a gradient is not finite; names step, learning rate, gradient norm and first leaf.
+          NonFiniteError: The loss or a gradient is not finite, and the update is not to be dropped, or too many were; names step,
+            learning rate, gradient norm and first leaf.
         """
         if self._pending is None:
             return
         (step, device), self._pending = self._pending, None
         metrics = jax.device_get(device)
-        finite = metrics.pop("finite")
+        finite, in_a_row = metrics.pop("finite"), int(metrics.pop("skipped_in_a_row", 0))
         values = {f"train_{k}" if k in ("loss", "accuracy") else k: float(v) for k, v in metrics.items()}
         if not finite.all():
-            raise NonFiniteError(_not_finite(step, values, finite, self._leaves))
+            self._not_finite(_not_finite(step, values, finite, self._leaves), in_a_row)
         self.console.at(step)
         if step % self._log_every == 0 or step == self._total:
             self._log(step, values)
@@ -85,6 +93,15 @@ class Report:
         """Makes the records safe, before a checkpoint that relies on them."""
         self.records.sync()
 
+    def _not_finite(self, what: str, in_a_row: int) -> None:
+        if not in_a_row:
+            raise NonFiniteError(f"{what}. Training stops and saves nothing more; {_REMEDY}")
+        if in_a_row > self._max_skips:
+            raise NonFiniteError(
+                f"{what}. More than max_skips={self._max_skips} updates in a row were dropped, so training stops; {_REMEDY}"
+            )
+        logger.warning("%s. The update is dropped (%d in a row)", what, in_a_row)
+
     def _log(self, step: int, values: dict[str, float]) -> None:
         lap = self._clock.lap(step)
         self._write(step, values)
@@ -96,6 +113,7 @@ class Report:
         )
 
     def _write(self, step: int, values: Mapping[str, float | int]) -> None:
+        values = {k: v for k, v in values.items() if math.isfinite(v)}  # JSON has no NaN
         self.records.write(step, values)
         for name, value in values.items():
             self._tensorboard.add_scalar(name.replace("_", "/", 1), value, step)
@@ -105,11 +123,7 @@ def _not_finite(step: int, values: Mapping[str, float], finite: Bool[np.ndarray,
     what = ["the loss"] * (not finite[0])
     if not finite[1:].all():
         what.append(f"the gradient of {leaves[int(np.argmin(finite[1:]))]} (the first of {int((~finite[1:]).sum())})")
-    return (
-        f"step {step}: not finite: {' and '.join(what)}; learning rate {values['lr']:.3g}, gradient norm {values['grad_norm']:.3g}. "
-        "Training stops and saves nothing more; a lower optimizer.peak_lr, a longer optimizer.warmup or a smaller "
-        "optimizer.clip_norm may help"
-    )
+    return f"step {step}: not finite: {' and '.join(what)}; learning rate {values['lr']:.3g}, gradient norm {values['grad_norm']:.3g}"
 
 
 def describe(result: Mapping[str, float | int]) -> str:

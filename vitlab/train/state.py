@@ -13,15 +13,17 @@ from vitlab.train.functional import Weights
 from vitlab.train.mesh import state_shardings
 from vitlab.train.optimizer import averaged_params
 
-# params, model_state, opt_state, step (int32, steps done), interval (sums since the last log), and, where weights are averaged,
-# average (its params and model_state)
+# params, model_state, opt_state, step (int32, steps done), interval (sums since the last log), skips (see step.py), and, where
+# weights are averaged, average (its params and model_state)
 State = dict[str, Any]
 
 
 def make_state(weights: Weights, optimizer: optax.GradientTransformation, experiment: Experiment) -> State:
     """The state before the first step."""
     interval = {"loss": jnp.zeros((), jnp.float32), "correct": jnp.zeros((), jnp.int32), "images": jnp.zeros((), jnp.int32)}
-    state = {**weights, "opt_state": optimizer.init(weights["params"]), "step": jnp.zeros((), jnp.int32), "interval": interval}
+    skips = {"total": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)}
+    opt_state = optimizer.init(weights["params"])
+    state = {**weights, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32), "interval": interval, "skips": skips}
     if averages(experiment):
         state["average"] = jax.tree.map(jnp.copy, weights)
     return state
@@ -33,14 +35,14 @@ def averages(experiment: Experiment) -> bool:
 
 
 def average(experiment: Experiment, old: State, new: State) -> Weights:
-    """The averaged weights after a step: what schedule-free training has, or an exponential moving average.
+    """The averaged weights after a step (`old` is the state before it): what schedule-free training has, or an exponential moving average.
 
     The average's decay grows with the step t as (1 + t) / (10 + t), up to `ema_decay`, so that it forgets the beginning.
     """
     if experiment.ema_decay is None:
         params = averaged_params(experiment.optimizer, new["opt_state"], new["params"])
         return {"params": params, "model_state": new["model_state"]}
-    t = new["step"].astype(jnp.float32)
+    t = (old["step"] + 1).astype(jnp.float32)
     keep = jnp.minimum(experiment.ema_decay, (1 + t) / (10 + t))
     latest = {name: new[name] for name in ("params", "model_state")}
     return jax.tree.map(lambda a, x: (keep * a + (1 - keep) * x).astype(a.dtype), old["average"], latest)

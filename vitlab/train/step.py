@@ -39,8 +39,12 @@ def make_train_step(
     Randomness is a function of (seed, step). The metrics `loss` and `accuracy` (of the label with the larger share, where images
     are mixed) are means since the last multiple of `log_every`: their sums live in the state, so that a resumed run reports what
     an uninterrupted one does. `finite` is [the loss, then every gradient in the order of the leaves]; `grad_norm` is before clipping.
+
+    Under `nonfinite="skip"` a step whose flags are not all True leaves weights and optimizer as they were and is in no mean; the
+    metrics `skipped` and `skipped_in_a_row` count such steps. Under "stop" it is the report that ends the run.
     """
     loss_fn, smoothing = LOSSES[experiment.loss.kind], experiment.loss.label_smoothing
+    skip = experiment.nonfinite == "skip"
 
     def part(params: Any, model_state: Any, images: Array, targets: Array, rng: Array) -> tuple[Array, tuple[Array, Any]]:
         logits, model_state = model.apply({"params": params, "model_state": model_state}, images, rng)
@@ -53,20 +57,26 @@ def make_train_step(
         images, targets = mix(images, targets, jax.random.fold_in(rng, _MIX), experiment.mix)
         value, correct, model_state, grads = _accumulate(part, state, images, targets, rng, parts=experiment.accumulation)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        interval = _add(state, value, correct, len(images), log_every)
         squares = jnp.stack([jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(grads)])
+        finite = jnp.isfinite(jnp.concatenate([value[None], squares]))
+        keep = finite.all() | (not skip)
+        interval = _add(state, value, correct, len(images), log_every, keep)
         metrics = {
             "loss": interval["loss"] / interval["images"],
             "accuracy": interval["correct"] / interval["images"],
             "lr": schedule(state["step"]),
             "grad_norm": jnp.sqrt(squares.sum()),
-            "finite": jnp.isfinite(jnp.concatenate([value[None], squares])),
+            "finite": finite,
         }
-        new = {"params": params, "model_state": model_state, "opt_state": opt_state, "step": state["step"] + 1, "interval": interval}
+        new = {"params": optax.apply_updates(state["params"], updates), "model_state": model_state, "opt_state": opt_state}
         if "average" in state:
             new["average"] = average(experiment, state, new)
-        return new, metrics
+        skips = state["skips"]
+        if skip:
+            new = jax.tree.map(lambda x, old: jnp.where(keep, x, old), new, {k: state[k] for k in new})
+            skips = {"total": skips["total"] + ~keep, "in_a_row": jnp.where(keep, 0, skips["in_a_row"] + 1)}
+            metrics |= {"skipped": skips["total"], "skipped_in_a_row": skips["in_a_row"]}
+        return {**new, "step": state["step"] + 1, "interval": interval, "skips": skips}, metrics
 
     return train_step
 
@@ -117,7 +127,7 @@ def compile_step(traced: jax.stages.Traced) -> tuple[TrainStep, float]:
     return traced.lower().compile(), time.perf_counter() - begin
 
 
-def _add(state: State, loss: Array, correct: Array, images: int, log_every: int) -> Any:
+def _add(state: State, loss: Array, correct: Array, images: int, log_every: int, keep: Array) -> Any:
     begins = state["step"] % log_every == 0
     new = {"loss": loss * images, "correct": correct, "images": images}
-    return jax.tree.map(lambda old, x: jnp.where(begins, 0, old) + jnp.asarray(x, old.dtype), state["interval"], new)
+    return jax.tree.map(lambda old, x: jnp.where(begins, 0, old) + jnp.where(keep, jnp.asarray(x, old.dtype), 0), state["interval"], new)

@@ -1,0 +1,46 @@
+import json
+import logging
+
+import jax.numpy as jnp
+import pytest
+
+from vitlab.train.checkpoint import NonFiniteError
+from vitlab.train.clock import Clock
+from vitlab.train.periods import Periods
+from vitlab.train.report import Report
+
+
+@pytest.fixture
+def report(tmp_path):
+    periods = Periods(total=9, warmup=0, log=1, evaluate=9, save=9)
+    clock = Clock(step=0, total_steps=9, batch_size=4)
+    with Report(tmp_path, step=0, periods=periods, clock=clock, leaves=["a", "b"], max_skips=2) as report:
+        yield report
+
+
+def metrics(*, in_a_row: int, loss: float = 1.0):
+    values = {
+        "loss": loss,
+        "accuracy": 0.5,
+        "lr": 0.5,
+        "grad_norm": jnp.nan if in_a_row else 1.0,
+        "skipped": 5,
+        "skipped_in_a_row": in_a_row,
+    }
+    return {**{k: jnp.asarray(v) for k, v in values.items()}, "finite": jnp.array([True, True, in_a_row == 0])}
+
+
+def test_more_skips_in_a_row_than_allowed_end_the_run(report, caplog):
+    with caplog.at_level(logging.WARNING):
+        for step, in_a_row in enumerate((1, 0, 1, 2), 1):
+            report.step(step, metrics(in_a_row=in_a_row))
+        report.step(5, metrics(in_a_row=3))
+    assert caplog.text.count("The update is dropped") == 3
+    with pytest.raises(NonFiniteError, match="^step 5: not finite: the gradient of b .* More than max_skips=2 updates in a row"):
+        report.flush()
+
+
+def test_records_have_no_nan_which_json_has_not(report, tmp_path):
+    report.step(1, metrics(in_a_row=1, loss=jnp.nan))
+    report.flush()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "train_accuracy": 0.5, "lr": 0.5, "skipped": 5.0}
