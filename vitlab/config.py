@@ -202,12 +202,18 @@ class Experiment:
     eval_batch_size: int | None = None  # None: batch_size
     checkpoint_every: str = "1 epochs"
     keep_checkpoints: int = 2  # the newest ones
+    keep_best: int = 1  # beside them: those with the highest top-1; an evaluation that is the best so far is always saved
+    keep_every: str | None = None  # beside them: the first of each such stretch, "10 epochs"
     nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does: end the run, or drop the update
     max_skips: int = 10  # updates that may be dropped in a row, before the run ends
 
     def __post_init__(self):
         for name in ("duration", "log_every", "eval_every", "checkpoint_every"):
             parse_duration(getattr(self, name))
+        if self.keep_every is not None:
+            parse_duration(self.keep_every)
+        if self.keep_best < 0:
+            raise ConfigError(f"keep_best={self.keep_best} must be at least 0")
         if self.mesh.fsdp < 1:
             raise ConfigError(f"mesh.fsdp={self.mesh.fsdp} must be at least 1")
         for name in ("batch_size", "keep_checkpoints", "max_skips"):

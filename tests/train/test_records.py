@@ -1,4 +1,23 @@
+import errno
+import json
+import logging
+
+import pytest
+
 from vitlab.train.records import Records
+from vitlab.train.side_logs import SideLogs
+
+
+class FullDisk:
+    """A file whose every write fails."""
+
+    def __init__(self, file):
+        self.close, self.fileno = file.close, file.fileno
+
+    def write(self, text=""):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    flush = write
 
 
 def test_lines_after_the_step_and_a_cut_line_are_dropped_on_resume(tmp_path):
@@ -15,3 +34,33 @@ def test_lines_after_the_step_and_a_cut_line_are_dropped_on_resume(tmp_path):
     records.write(6, {"train_loss": 1 / 6})
     records.close()
     assert path.read_text() == whole
+
+
+def test_what_a_full_disk_refuses_is_written_once_it_can_be(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "metrics.jsonl"
+    records = Records(path, step=0)
+    records.write(1, {"train_loss": 1.0})
+    records._file = FullDisk(records._file)
+    for step in (2, 3):
+        records.write(step, {"train_loss": 0.5})
+    assert caplog.text.count("metrics.jsonl cannot be written (No space left on device)") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("vitlab.train.records.write_atomically", lambda *_: FullDisk.write(None))
+        with pytest.raises(OSError, match="No space"):
+            records.sync()
+    records.sync()
+    records.write(4, {"train_loss": 0.25})
+    records.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_logs_that_are_lost_do_not_end_the_run(tmp_path, caplog):
+    logs = SideLogs(tmp_path, step=0)
+    logs._timing = FullDisk(logs._timing)
+    with caplog.at_level(logging.ERROR):
+        for step in range(30):
+            logs.timing(step, {"eta": 1.0})
+            logs.scalars(step, {"train_loss": 0.5})
+    logs.close()
+    assert caplog.text.count("cannot be written") == 1
+    assert b"train/loss" in next((tmp_path / "tensorboard").iterdir()).read_bytes()

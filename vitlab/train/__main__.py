@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vitlab import cli
 from vitlab.config import smoke
 from vitlab.data import BadImagesError
-from vitlab.train.checkpoint import CheckpointError, NonFiniteError
+from vitlab.train.checkpoint import CheckpointError, NonFiniteError, SaveError
 from vitlab.train.loop import train
 from vitlab.train.signals import EXIT_STOPPED, Stopped
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
-    except (NonFiniteError, CheckpointError, BadImagesError) as error:
+    except (NonFiniteError, CheckpointError, SaveError, BadImagesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(

@@ -1,14 +1,16 @@
 """Checkpoints that are checked: Orbax, plus a SHA-256 per leaf, fallback to an older step, and a strict comparison.
 
-Orbax restores a flipped bit without a word, casts dtypes silently and does not fall back when a file is damaged.
+Orbax restores a flipped bit without a word, casts dtypes silently and does not fall back when a file is damaged; after a write
+that failed it forgets the checkpoints there are.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +20,8 @@ import orbax.checkpoint as ocp
 
 from vitlab.config import ConfigError
 from vitlab.train.paths import leaf_names
+from vitlab.train.records import write_atomically
+from vitlab.train.retention import Preservation, Retention
 
 logger = logging.getLogger(__name__)
 
@@ -34,30 +38,61 @@ class NonFiniteError(RuntimeError):
     """NaN or infinity where there must be none; nothing was saved."""
 
 
-class Checkpoints:
-    """The newest `keep` checkpoints of a run, in a folder; writes in the background. To be used in a `with`."""
+class SaveError(RuntimeError):
+    """The last state of a run could not be written."""
 
-    def __init__(self, folder: pathlib.Path, *, keep: int = 1, read_only: bool = False):
-        """Under `read_only` nothing is written or moved."""
+
+class Checkpoints:
+    """Checkpoints of a run, in a folder; writes in the background. To be used in a `with`.
+
+    A write that fails, on a full disk or a folder that is no longer writable, is said in the log and is no reason to end the run.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: Retention | None = None, read_only: bool = False):
+        """Keeps the newest by default; under `read_only` nothing is written or moved."""
         self.folder, self.read_only = folder.absolute(), read_only
+        self._preservation = Preservation(keep or Retention())
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep, create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
+            preservation_policy=None if read_only else self._preservation,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
         )
+        self._writing: int | None = None  # the step of the write under way
+        self._failure: tuple[int, Exception] | None = None  # of the newest write
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exc) -> None:
-        self._manager.close()  # waits for the write under way
+        self.wait()
+        self._manager.close()
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        *,
+        scores: Mapping[int, float] | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begins to write the state, which may be donated once this returns; a step that is saved already is left alone.
+
+        Args:
+          step: Steps done.
+          state: All of it.
+          scores: Step -> score of what was evaluated so far; the more the better.
+          before: Called first; when it raises OSError the state is not saved.
 
         Raises:
           NonFiniteError: A leaf is not finite.
         """
+        self.wait()
+        if self._failure is not None:
+            self._reopen()  # otherwise Orbax forgets what is on the disk, and leaves what it began
         if step in self._manager.all_steps():
+            self._failure = None
             return
         leaves = {name: np.asarray(x) for name, x in _named(state).items()}
         for name, leaf in leaves.items():
@@ -66,11 +101,48 @@ class Checkpoints:
         described = {name: _describe(leaf) | {"sha256": _sha256(leaf)} for name, leaf in leaves.items()}
         manifest = {"leaves": described, "sha256": _json_sha256(described)}
         items = {item: ocp.args.StandardSave({k: state[k] for k in keys}) for item, keys in _ITEMS.items() if keys[0] in state}
-        self._manager.save(step, args=ocp.args.Composite(**items, **{_MANIFEST: ocp.args.JsonSave(manifest)}))
+        self._preservation.scores = dict(scores or {})
+        try:
+            before()
+            self._probe()
+            args = ocp.args.Composite(**items, **{_MANIFEST: ocp.args.JsonSave(manifest)})
+            if not self._manager.save(step, args=args):
+                raise RuntimeError(f"a newer step is there: {max(self._manager.all_steps())}")
+            self._writing = step
+        except Exception as error:  # Orbax and TensorStore raise whatever they meet on a full disk
+            self._failed(step, error)
+
+    def save_last(self, step: int, state: Mapping[str, Any], **options: Any) -> None:
+        """As `save`, and waits; tries twice.
+
+        Raises:
+          NonFiniteError: A leaf is not finite.
+          SaveError: It could not be written.
+        """
+        for last in (False, True):
+            self.save(step, state, **options)
+            self.wait()
+            if self._failure is None:
+                return
+            if last:
+                raise self._save_error(*self._failure)
+
+    def _save_error(self, step: int, error: Exception) -> SaveError:
+        self._reopen()
+        newest = max(self._manager.all_steps(), default=None)
+        rest = "nothing is saved" if newest is None else f"the newest step that is saved is {newest}"
+        return SaveError(f"step {step} could not be saved in {self.folder}: {_one_line(error)}; {rest}")
 
     def wait(self) -> None:
-        """Waits for the write under way, and raises what went wrong in it."""
-        self._manager.wait_until_finished()
+        """Waits for the write under way; what went wrong in it is said in the log."""
+        if self._writing is None:
+            return
+        step, self._writing = self._writing, None
+        try:
+            self._manager.wait_until_finished()
+            self._failure = None
+        except Exception as error:  # as above
+            self._failed(step, error)
 
     def restore(self, target: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole.
@@ -94,8 +166,7 @@ class Checkpoints:
             except ConfigError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise whatever they meet in a damaged file
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
-                logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, reason)
+                logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, _one_line(error))
                 damaged.append(step)
                 continue
             if damaged:
@@ -120,6 +191,20 @@ class Checkpoints:
                 raise ValueError(f"{name} does not match its checksum")
         return state
 
+    def _probe(self) -> None:
+        """Raises OSError where nothing can be written; there Orbax would wait minutes for a folder that it could not make."""
+        probe = self.folder / ".probe"
+        probe.mkdir()
+        probe.rmdir()
+        write_atomically(probe, "")
+        probe.unlink()
+
+    def _failed(self, step: int, error: Exception) -> None:
+        logger.error(
+            "step %d could not be saved (%s); the run goes on from memory and tries again at its next save", step, _one_line(error)
+        )
+        self._failure = (step, error)
+
     def _set_aside(self, steps: list[int]) -> None:
         if self.read_only:
             return
@@ -128,11 +213,20 @@ class Checkpoints:
         for step in steps:
             shutil.rmtree(aside / str(step), ignore_errors=True)  # damaged at this step before
             shutil.move(self.folder / str(step), aside / str(step))
-        self._manager.close()
-        self._manager = self._open()
+        self._reopen()
+
+    def _reopen(self) -> None:
+        with contextlib.suppress(Exception):  # the error of a write that failed, again, or another of the same cause
+            self._manager.close()
+        with contextlib.suppress(OSError):
+            self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self.folder, options=self._options, item_names=(*_ITEMS, _MANIFEST))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from vitlab.train.clock import Clock
 from vitlab.train.mesh import shard_batch
 from vitlab.train.paths import leaf_names
 from vitlab.train.report import Report
+from vitlab.train.retention import Retention
 from vitlab.train.setup import Setup, set_up
 from vitlab.train.signals import Stopped, StopRequest
 from vitlab.train.state import State
@@ -37,6 +38,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
       Stopped: A signal came; the state of the last step is saved.
       NonFiniteError: The loss or a gradient was not finite.
       CheckpointError: Every checkpoint is damaged.
+      SaveError: The last state could not be written.
     """
     setup = set_up(experiment)
     periods, workdir = setup.periods, pathlib.Path(workdir)
@@ -44,7 +46,8 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
         stop = stack.enter_context(StopRequest())
         data = folder.DataInfo.of(setup.train_source)
         stack.enter_context(folder.claim(workdir, experiment, data, allow_changes=allow_changes))
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=experiment.keep_checkpoints))
+        keep = Retention(newest=experiment.keep_checkpoints, best=experiment.keep_best, every=periods.keep)
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep))
         restored = checkpoints.restore(setup.abstract_state)
         step, state = restored or (0, setup.initial_state())
         folder.write(workdir, experiment, data)
@@ -67,14 +70,10 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
                 report.flush()
                 with clock.pause():
                     _evaluate(setup, report, state, step, stop)
-                    if periods.saves_at(step):
-                        report.sync()
-                        checkpoints.save(step, state)
+                    if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
+                        checkpoints.save(step, state, scores=report.scores, before=report.sync)
         report.flush()
-        if stop.requested:
-            report.sync()
-            checkpoints.save(step, state)
-        checkpoints.wait()
+        checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
         if stop.requested:
             raise Stopped(step)
         return report.evaluation_at(step)

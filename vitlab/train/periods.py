@@ -7,7 +7,7 @@ from vitlab.config import ConfigError, Experiment, duration_in_steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Periods:
-    """Whole run, warm-up and other parts of the schedule, and how often what happens; all in steps, the last three at least 1."""
+    """Whole run, parts of the schedule, and how often what happens; all in steps, `log` and those below it at least 1."""
 
     total: int
     warmup: int
@@ -16,6 +16,7 @@ class Periods:
     log: int
     evaluate: int
     save: int
+    keep: int | None = None  # one checkpoint for good
 
     @classmethod
     def of(cls, experiment: Experiment, *, examples_per_epoch: int) -> "Periods":
@@ -43,7 +44,8 @@ class Periods:
             )
         often = (max(steps(text, total), 1) for text in (experiment.log_every, experiment.eval_every, experiment.checkpoint_every))
         log, evaluate, save = often
-        return cls(total=total, warmup=warmup, cooldown=cooldown, decay_every=decay_every, log=log, evaluate=evaluate, save=save)
+        keep = None if experiment.keep_every is None else max(steps(experiment.keep_every, total), 1)
+        return cls(total=total, warmup=warmup, cooldown=cooldown, decay_every=decay_every, log=log, evaluate=evaluate, save=save, keep=keep)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows this step."""

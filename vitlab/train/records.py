@@ -1,10 +1,14 @@
 """metrics.jsonl: one line per step that was logged or evaluated, with nothing in it that depends on the clock."""
 
+import contextlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
+
+logger = logging.getLogger(__name__)
 
 
 class Records:
@@ -12,28 +16,50 @@ class Records:
 
     def __init__(self, path: pathlib.Path, *, step: int):
         """Drops the lines after `step`, which the resumed run will write again, and a last line that was cut off."""
+        self._path, self._whole = path, True  # whether the file has all the lines
         self.lines = [line for line in _read(path) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        write_atomically(path, text)
-        self._file = path.open("a")
+        self._file = self._rewrite()
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds a line, which survives the end of the process."""
+        """Adds a line, which survives the end of the process; what cannot be written now is written by `sync`."""
         self.lines.append({"step": step, **values})
-        self._file.write(json.dumps(self.lines[-1]) + "\n")
-        self._file.flush()
+        if self._whole:
+            try:
+                self._file.write(json.dumps(self.lines[-1]) + "\n")
+                self._file.flush()
+            except OSError as error:
+                logger.error("%s cannot be written (%s); the records are kept in memory until it can", self._path, error.strerror)
+                self._whole = False
 
     def at(self, step: int, name: str) -> dict[str, Any] | None:
         """The line of a step that has the name."""
         return next((line for line in self.lines if line["step"] == step and name in line), None)
 
     def sync(self) -> None:
-        """Makes the lines survive the end of the machine."""
+        """Makes the lines survive the end of the machine.
+
+        Raises:
+          OSError: The disk is full or not writable; to be tried again.
+        """
+        if not self._whole:
+            self._close()
+            self._file, self._whole = self._rewrite(), True
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if not self._whole:
+            with contextlib.suppress(OSError):
+                self.sync()
+        self._close()
+
+    def _rewrite(self) -> IO[str]:
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        return self._path.open("a")
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):  # what is left in its buffer cannot be written either
+            self._file.close()
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """What becomes of the metrics: checked, recorded, shown; one step late, so that the device never waits."""
 
-import json
 import logging
 import math
 import pathlib
@@ -10,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Bool
-from tensorboardX import SummaryWriter
 
 from vitlab.train.checkpoint import NonFiniteError
 from vitlab.train.clock import Clock, duration_text
 from vitlab.train.console import Console
 from vitlab.train.periods import Periods
 from vitlab.train.records import Records
+from vitlab.train.side_logs import SideLogs
 from vitlab.train.step import Metrics
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,7 @@ class Report:
         """Goes on after `step`; `leaves` are the names of the gradients; `max_skips` in a row is no reason to end the run."""
         self.records = Records(workdir / "metrics.jsonl", step=step)
         self.console = Console(total_steps=periods.total)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-        self._timing = (workdir / "timing.jsonl").open("a")
+        self._side_logs = SideLogs(workdir, step=step)
         self._total, self._log_every, self._clock, self._leaves = periods.total, periods.log, clock, leaves
         self._max_skips = max_skips
         self._pending: tuple[int, Metrics] | None = None
@@ -43,8 +41,7 @@ class Report:
 
     def __exit__(self, *exc) -> None:
         self.console.__exit__(*exc)
-        self._tensorboard.close()
-        self._timing.close()
+        self._side_logs.close()
         self.records.close()
 
     def step(self, step: int, metrics: Metrics) -> None:
@@ -89,8 +86,22 @@ class Report:
         self._write(step, values)
         self.console.line(f"step {step} evaluation: {describe(result)}")
 
+    @property
+    def scores(self) -> dict[int, float]:
+        """Step -> top-1 of all evaluations so far."""
+        return {line["step"]: line["eval_top1"] for line in self.records.lines if "eval_top1" in line}
+
+    def is_best(self, step: int) -> bool:
+        """Whether this step was evaluated, and no earlier one was as good."""
+        scores = self.scores
+        return step in scores and all(scores[step] > score for other, score in scores.items() if other < step)
+
     def sync(self) -> None:
-        """Makes the records safe, before a checkpoint that relies on them."""
+        """Makes the records safe, before a checkpoint that relies on them.
+
+        Raises:
+          OSError: The disk is full or not writable.
+        """
         self.records.sync()
 
     def _not_finite(self, what: str, in_a_row: int) -> None:
@@ -105,8 +116,7 @@ class Report:
     def _log(self, step: int, values: dict[str, float]) -> None:
         lap = self._clock.lap(step)
         self._write(step, values)
-        self._timing.write(json.dumps({"step": step, **lap}) + "\n")
-        self._timing.flush()
+        self._side_logs.timing(step, lap)
         self.console.line(
             f"step {step}/{self._total}  loss {values['train_loss']:.4f}  accuracy {values['train_accuracy']:.1%}  lr {values['lr']:.2e}  "
             f"{lap['images_per_second']:.0f} images/s  data wait {lap['data_wait']:.0%}  ETA {duration_text(lap['eta'])}"
@@ -115,8 +125,7 @@ class Report:
     def _write(self, step: int, values: Mapping[str, float | int]) -> None:
         values = {k: v for k, v in values.items() if math.isfinite(v)}  # JSON has no NaN
         self.records.write(step, values)
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name.replace("_", "/", 1), value, step)
+        self._side_logs.scalars(step, values)
 
 
 def _not_finite(step: int, values: Mapping[str, float], finite: Bool[np.ndarray, " flags"], leaves: Sequence[str]) -> str:
