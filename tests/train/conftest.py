@@ -4,13 +4,17 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, ModelConfig, OptimizerConfig, to_json
 from vitlab.train.loop import train
+
+SECONDS = 120  # after which a process is taken for stuck
 
 CONFIG = """
 import json
@@ -41,16 +45,61 @@ def tiny_experiment(**changes) -> Experiment:
     return dataclasses.replace(experiment, **changes)
 
 
-def config_file(folder: pathlib.Path, experiment: Experiment) -> pathlib.Path:
+def config_file(folder: pathlib.Path, experiment: Experiment, fault: str = "") -> pathlib.Path:
+    """A config file is code, so it can also bring a fault with it."""
     path = folder / "config_file.py"
-    path.write_text(CONFIG.format(json=to_json(experiment)))
+    path.write_text(CONFIG.format(json=to_json(experiment)) + fault)
     return path
 
 
-def start(config: pathlib.Path, workdir: pathlib.Path, *, num_devices: int = 1) -> subprocess.Popen:
+def start(config: pathlib.Path, workdir: pathlib.Path, *arguments: str, num_devices: int = 1) -> subprocess.Popen:
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
-    command = [sys.executable, "-m", "vitlab.train", f"--config={config}", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "vitlab.train", f"--config={config}", f"--workdir={workdir}", *filter(None, arguments)]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def steps_recorded(workdir: pathlib.Path) -> int:
+    path = workdir / "metrics.jsonl"
+    steps = re.findall(r'"step": (\d+)', path.read_text()) if path.exists() else []
+    return int(steps[-1]) if steps else 0
+
+
+def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+    wait_for(lambda: process.poll() is not None or steps_recorded(workdir) >= step)
+
+
+def wait_for(condition, seconds: float = SECONDS) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def worker_processes(process: subprocess.Popen) -> list[int]:
+    """The ids of the data workers of a run."""
+    return [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*") if _is_worker(path, process.pid)]
+
+
+def all_gone(pids: list[int]) -> bool:
+    """Whether the processes end within seconds; one that is dead but not yet waited for has no command line."""
+    return wait_for(lambda: not any(_runs(pid) for pid in pids), seconds=10)
+
+
+def _is_worker(path: pathlib.Path, run: int) -> bool:
+    try:
+        parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        return parent == run and b"spawn_main" in (path / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(pathlib.Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 def checksums(workdir: pathlib.Path, step: int) -> dict[str, str]:

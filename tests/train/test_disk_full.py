@@ -23,9 +23,7 @@ Report.step = step
 
 
 def test_a_disk_that_is_full_for_a_while_costs_only_the_checkpoints_of_that_while(tmp_path, uninterrupted):
-    config = config_file(tmp_path, tiny_experiment())
-    config.write_text(config.read_text() + FULL_FROM_STEP_10_TO_25)
-    process = start(config, tmp_path / "run")
+    process = start(config_file(tmp_path, tiny_experiment(), FULL_FROM_STEP_10_TO_25), tmp_path / "run")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "metrics.jsonl cannot be written (File too large)" in errors

@@ -1,15 +1,94 @@
 import os
 import signal
 
-from vitlab.train.signals import StopRequest
+from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for
+from vitlab.train.signals import EXIT_STOPPED, StopRequest
+
+# Each fault makes the file `here` once the process is where the signal is to find it.
+SLOW_COMPILATION = """
+import pathlib, time
+from vitlab.train import loop
+
+compile_step = loop.compile_step
+
+def slow(traced):
+    pathlib.Path(__file__).with_name("here").touch()
+    time.sleep(1)
+    return compile_step(traced)
+
+loop.compile_step = slow
+"""
+
+SLOW_EVALUATION = """
+import pathlib, time
+from vitlab.train import setup
+
+make_eval_step = setup.make_eval_step
+
+def make_slow(model, mesh):
+    eval_step = make_eval_step(model, mesh)
+    def slow(weights, batch):
+        pathlib.Path(__file__).with_name("here").touch()
+        time.sleep(1)
+        return eval_step(weights, batch)
+    return slow
+
+setup.make_eval_step = make_slow
+"""
+
+# A thread that waits for a mutex runs no Python, and so no handler, whatever signals come.
+COMPILATION_WITHOUT_END = """
+import ctypes, pathlib
+from vitlab.train import loop
+
+def stuck(traced):
+    pathlib.Path(__file__).with_name("here").touch()
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+loop.compile_step = stuck
+"""
 
 
-def test_the_first_signal_asks_and_the_second_would_end_the_process(capsys):
+def started(tmp_path, fault, **changes):
+    process = start(config_file(tmp_path, tiny_experiment(**changes), fault), tmp_path / "run")
+    assert wait_for(lambda: (tmp_path / "here").exists() or process.poll() is not None), "not even begun"
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def test_the_first_signal_asks_and_what_was_before_comes_back(capsys):
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
-        assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert capsys.readouterr().err.startswith("SIGTERM: saving, then stopping")
+        assert wait_for(lambda: stop.requested, seconds=5)
+        assert wait_for(lambda: "SIGTERM: saving, then stopping" in capsys.readouterr().err, seconds=5)
+    assert signal.getsignal(signal.SIGTERM) is before and signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_during_compilation_saves_the_step_that_there_is_and_exits_with_42(tmp_path):
+    process = started(tmp_path, SLOW_COMPILATION)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == EXIT_STOPPED, errors
+    assert "stopped at step 0" in errors and checksums(tmp_path / "run", 0)
+
+
+def test_a_signal_during_evaluation_ends_it_saves_the_exact_step_and_exits_with_42(tmp_path):
+    process = started(tmp_path, SLOW_EVALUATION, eval_every="5 steps")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == EXIT_STOPPED, errors
+    assert "stopped at step 5" in errors and checksums(tmp_path / "run", 5)
+    assert "eval_top1" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_second_signal_ends_the_process_at_once_whatever_it_is_in(tmp_path):
+    process = started(tmp_path, COMPILATION_WITHOUT_END)
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: saving, then stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    process.communicate()
