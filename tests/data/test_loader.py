@@ -136,3 +136,26 @@ def test_grey_images_repeat_into_rgb_on_both_paths():
 def test_impossible_layouts_are_refused(tree, options, words):
     with pytest.raises(ValueError, match=words):
         train(folder(tree), **options)
+
+
+class BrokenSource:
+    """A source with a fault of its own, not of an image."""
+
+    channels, class_names, fingerprint = 3, ("a",), "none"
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        raise ZeroDivisionError("a fault in the source")
+
+    def name_of(self, index):
+        return str(index)
+
+
+def test_what_a_worker_raises_is_raised_here_with_the_workers_traceback():
+    data, options = DataConfig(num_workers=1, num_threads=1), {"image_size": 12, "channels": 3, "batch_size": 4, "seed": 3}
+    batches = train_batches(BrokenSource(), augment=RANDOM, data=data, **options)
+    with batches, pytest.raises(ZeroDivisionError, match="a fault in the source") as caught:
+        next(batches)
+    assert "__getitem__" in [entry.name for entry in caught.traceback]

@@ -1,25 +1,22 @@
+import os
 import random
 import re
 import signal
 import time
 
-from tests.train.conftest import checksums, config_file, start, tiny_experiment
+from tests.train.conftest import (
+    SECONDS,
+    all_gone,
+    checksums,
+    config_file,
+    start,
+    steps_recorded,
+    tiny_experiment,
+    wait_for_step,
+    worker_processes,
+)
 from vitlab.train.loop import train
 from vitlab.train.signals import EXIT_STOPPED
-
-SECONDS = 120  # after which a process is taken for stuck
-
-
-def steps_recorded(workdir) -> int:
-    path = workdir / "metrics.jsonl"
-    steps = re.findall(r'"step": (\d+)', path.read_text()) if path.exists() else []
-    return int(steps[-1]) if steps else 0
-
-
-def wait_for_step(process, workdir, step):
-    deadline = time.monotonic() + SECONDS
-    while process.poll() is None and steps_recorded(workdir) < step and time.monotonic() < deadline:
-        time.sleep(0.002)
 
 
 def assert_same_run(workdir, other):
@@ -29,24 +26,29 @@ def assert_same_run(workdir, other):
 
 def test_kill_9_at_random_steps_and_the_same_command_again_gives_the_uninterrupted_run_bit_by_bit(tmp_path, uninterrupted):
     workdir, config, rng = tmp_path / "run", config_file(tmp_path, tiny_experiment()), random.Random()
-    for _ in range(2):
-        process = start(config, workdir)
-        wait_for_step(process, workdir, steps_recorded(workdir) + rng.randint(2, 20))
+    for attempt in range(5):
+        process = start(config, workdir, "--config.data.num_workers=1" if attempt == 1 else "")
+        wait_for_step(process, workdir, steps_recorded(workdir) + rng.randint(1, 10))
         time.sleep(rng.random() * 0.05)
+        workers = worker_processes(process)
         process.kill()
-        assert process.wait(SECONDS) == -signal.SIGKILL
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert len(workers) == (attempt == 1) and all_gone(workers)
     train(tiny_experiment(), workdir)
     assert_same_run(workdir, uninterrupted)
 
 
 def test_sigterm_saves_the_exact_step_and_exits_with_42_and_the_run_goes_on_bit_by_bit(tmp_path, uninterrupted):
     workdir = tmp_path / "run"
-    process = start(config_file(tmp_path, tiny_experiment()), workdir)
+    process = start(config_file(tmp_path, tiny_experiment()), workdir, "--config.data.num_workers=1")
     wait_for_step(process, workdir, 8)
-    process.send_signal(signal.SIGTERM)
+    workers = worker_processes(process)
+    for pid in (*workers, process.pid):  # as a launcher does, or Ctrl-C in a terminal
+        os.kill(pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == EXIT_STOPPED, errors
+    assert len(workers) == 1 and all_gone(workers)
     step = int(re.search(r"stopped at step (\d+)", errors)[1])
     assert 8 <= step < 60 and checksums(workdir, step)
     train(tiny_experiment(), workdir)
@@ -61,9 +63,9 @@ def test_a_stop_during_evaluation_leaves_the_evaluation_to_the_resumed_run(tmp_p
 
         @property
         def requested(self):
-            # The loop asks once a step and, at step 20, once more before the evaluation, which then asks at each batch.
+            # The loop asks before it compiles, once a step and, at step 20, before the evaluation, which then asks at each batch.
             self.asked += 1
-            return self.asked > 23
+            return self.asked > 24
 
     monkeypatch.setattr(loop, "StopRequest", StopInFirstEvaluation)
     workdir = tmp_path / "run"

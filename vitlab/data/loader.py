@@ -7,6 +7,7 @@ import grain
 from absl import flags
 
 from vitlab.config import AugmentConfig, DataConfig
+from vitlab.data import workers
 from vitlab.data.bad_images import BadImages
 from vitlab.data.batches import Batch, EvalBatch, Layout, Threads, TrainBatch
 from vitlab.data.source import Source
@@ -91,7 +92,8 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
     if data.num_workers > 0:
         if not flags.FLAGS.is_parsed():  # Grain hands the flags to its workers; in a notebook there are none
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=1))
+        options = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=1)
+        batches = batches.mp_prefetch(options, worker_init_fn=workers.begin)
     return Batches(iter(batches), BadImages(source, data.max_bad_fraction), threads)
 
 

@@ -1,7 +1,7 @@
 """Trains a model: python -m vitlab.train --config=configs/x.py:variant --workdir=DIR [--config.a.b=value].
 
 The same command again goes on with the run. Exit codes: 0 the run is done; 1 it failed; 2 the command, config or data cannot be
-used, and nothing was begun; 42 a signal stopped it, and the last step is saved.
+used, and nothing was begun; 42 a signal stopped it, and the last step is saved; 43 it was stuck, and ended by its watchdog.
 """
 
 import sys
@@ -21,12 +21,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="the run folder; made if need be")
     parser.add_argument("--smoke", action="store_true", help="the same experiment shrunk to two steps")
     parser.add_argument("--allow_changes", action="store_true", help="go on with a run whose model, data, seed, ... differ")
+    parser.add_argument(
+        "--watchdog_seconds", type=float, default=1800, help="without a step, after which the run shows its stacks and exits; 0: off"
+    )
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     experiment = cli.load_experiment(args.config, overrides)
     cli.begin()
     try:
-        result = train(smoke(experiment) if args.smoke else experiment, args.workdir, allow_changes=args.allow_changes)
+        result = train(
+            smoke(experiment) if args.smoke else experiment,
+            args.workdir,
+            allow_changes=args.allow_changes,
+            watchdog_seconds=args.watchdog_seconds,
+        )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED

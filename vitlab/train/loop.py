@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -17,9 +18,12 @@ from vitlab.train.setup import Setup, set_up
 from vitlab.train.signals import Stopped, StopRequest
 from vitlab.train.state import State
 from vitlab.train.step import compile_step
+from vitlab.train.watchdog import Watchdog
 
 
-def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes: bool = False) -> dict[str, float | int]:
+def train(
+    experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes: bool = False, watchdog_seconds: float = 0.0
+) -> dict[str, float | int]:
     """Trains, or goes on with, the run in a folder.
 
     The same call resumes at the newest checkpoint; the result is bit-equal to that of an uninterrupted run on the same
@@ -29,6 +33,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
       experiment: What to train.
       workdir: The run folder, see `vitlab.train.folder`; made if need be.
       allow_changes: Go on with a run of another config.
+      watchdog_seconds: Without progress, after which the process writes its stacks and exits with 43; 0 waits for ever.
 
     Returns:
       The record of the last evaluation: {"step", "eval_top1", "eval_top5", "eval_loss", "eval_images"}.
@@ -40,10 +45,16 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
       CheckpointError: Every checkpoint is damaged.
       SaveError: The last state could not be written.
     """
-    setup = set_up(experiment)
-    periods, workdir = setup.periods, pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
+        watchdog = stack.enter_context(Watchdog(watchdog_seconds))
+
+        def should_stop() -> bool:
+            watchdog.alive()
+            return stop.requested
+
+        setup = set_up(experiment)
+        periods, workdir = setup.periods, pathlib.Path(workdir)
         data = folder.DataInfo.of(setup.train_source)
         stack.enter_context(folder.claim(workdir, experiment, data, allow_changes=allow_changes))
         keep = Retention(newest=experiment.keep_checkpoints, best=experiment.keep_best, every=periods.keep)
@@ -51,6 +62,9 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
         restored = checkpoints.restore(setup.abstract_state)
         step, state = restored or (0, setup.initial_state())
         folder.write(workdir, experiment, data)
+        if should_stop():
+            checkpoints.save_last(step, state)
+            raise Stopped(step)
         train_step, compile_seconds = compile_step(setup.train_step)
         batches = stack.enter_context(setup.open_train_batches(step))
         clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size)
@@ -60,8 +74,8 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
 
         # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a
         # step's evaluation before the next step; so a resumed run neither repeats nor drops a record.
-        _evaluate(setup, report, state, step, stop)
-        while step < periods.total and not stop.requested:
+        _evaluate(setup, report, state, step, should_stop)
+        while step < periods.total and not should_stop():
             batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
             state, metrics = train_step(state, batch)
             step += 1
@@ -69,21 +83,21 @@ def train(experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes:
             if periods.evaluates_at(step) or periods.saves_at(step):
                 report.flush()
                 with clock.pause():
-                    _evaluate(setup, report, state, step, stop)
+                    _evaluate(setup, report, state, step, should_stop)
                     if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
                         checkpoints.save(step, state, scores=report.scores, before=report.sync)
         report.flush()
         checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
-        if stop.requested:
+        if step < periods.total or not report.evaluation_at(step):
             raise Stopped(step)
         return report.evaluation_at(step)
 
 
-def _evaluate(setup: Setup, report: Report, state: State, step: int, stop: StopRequest) -> None:
+def _evaluate(setup: Setup, report: Report, state: State, step: int, should_stop: Callable[[], bool]) -> None:
     """Evaluates where it is due and not yet recorded, unless asked to stop, which leaves it to the resumed run."""
-    if not setup.periods.evaluates_at(step) or report.evaluation_at(step) or stop.requested:
+    if not setup.periods.evaluates_at(step) or report.evaluation_at(step) or should_stop():
         return
-    result = setup.evaluate(state, lambda: stop.requested)
+    result = setup.evaluate(state, should_stop)
     if result is not None:
         report.evaluation(step, result)
 

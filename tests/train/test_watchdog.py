@@ -1,0 +1,76 @@
+"""Runs that are stuck, and data workers that are stuck or dead; /dev/shm and the workers are looked at afterwards."""
+
+import os
+import pathlib
+import signal
+
+import pytest
+
+from tests.train.conftest import SECONDS, all_gone, config_file, start, tiny_experiment, wait_for_step, worker_processes
+from vitlab.train.watchdog import EXIT_STUCK
+
+# From step 4 on the watchdog waits only two seconds, where before it has to wait for the first compilation.
+IMPATIENT = """
+from vitlab.train import watchdog
+from vitlab.train.report import Report
+
+begin, step_and_no_more, dogs = watchdog.Watchdog.__enter__, Report.step, []
+
+def enter(self):
+    dogs.append(self)
+    return begin(self)
+
+def step(self, number, metrics):
+    if number == 4:
+        dogs[0].seconds = 2
+    step_and_no_more(self, number, metrics)
+
+watchdog.Watchdog.__enter__, Report.step, watchdog._HARD_SECONDS = enter, step, 1
+"""
+
+# The call holds the interpreter's lock, so that no other Python thread can run, the watchdog's neither.
+STUCK_INTERPRETER = """
+import ctypes
+
+def stuck_step(self, number, metrics):
+    step(self, number, metrics)
+    if number == 6:
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):
+            ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+Report.step = stuck_step
+"""
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in pathlib.Path("/dev/shm").iterdir()}
+
+
+def test_a_step_that_is_stuck_with_the_whole_interpreter_shows_its_stack_and_ends(tmp_path):
+    process = start(config_file(tmp_path, tiny_experiment(), IMPATIENT + STUCK_INTERPRETER), tmp_path / "run")
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, errors
+    assert "Timeout (0:00:03)!" in errors and "in stuck_step" in errors and "loop.py" in errors
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "words"),
+    [
+        (signal.SIGSTOP, EXIT_STUCK, "error: no progress for 2 s (--watchdog_seconds); the stacks of all threads:"),
+        (signal.SIGKILL, 1, "RuntimeError: Worker process was terminated unexpectedly with exit code -9"),
+    ],
+)
+def test_a_worker_that_is_stuck_or_dead_ends_the_run_and_nothing_is_left_behind(tmp_path, harm, code, words):
+    before = shared_memory()
+    config = config_file(tmp_path, tiny_experiment(duration="1e6 steps", eval_every="1e6 steps"), IMPATIENT)
+    process = start(config, tmp_path / "run", "--config.data.num_workers=2")
+    wait_for_step(process, tmp_path / "run", 8)
+    workers = worker_processes(process)
+    os.kill(workers[0], harm)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == code and words in errors, errors
+    assert len(workers) == 2 and all_gone(workers)
+    assert shared_memory() - before == set()
+    if code == EXIT_STUCK:
+        assert "loop.py" in errors and f"and of worker process {workers[1]}" in errors and "process_prefetch.py" in errors
