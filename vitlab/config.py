@@ -212,20 +212,17 @@ class Experiment:
             parse_duration(getattr(self, name))
         if self.keep_every is not None:
             parse_duration(self.keep_every)
-        if self.keep_best < 0:
-            raise ConfigError(f"keep_best={self.keep_best} must be at least 0")
-        if self.mesh.fsdp < 1:
-            raise ConfigError(f"mesh.fsdp={self.mesh.fsdp} must be at least 1")
-        for name in ("batch_size", "keep_checkpoints", "max_skips"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.accumulation < 1 or self.batch_size % self.accumulation:
-            raise ConfigError(f"accumulation={self.accumulation} must be at least 1 and divide batch_size={self.batch_size}")
-        if self.ema_decay is not None:
-            if not 0 < self.ema_decay < 1:
-                raise ConfigError(f"ema_decay={self.ema_decay} must be in (0, 1), or None")
-            if self.optimizer.name == "schedule_free_adamw":
-                raise ConfigError('optimizer.name="schedule_free_adamw" averages the weights itself: set ema_decay=None')
+        least = {"batch_size": 1, "accumulation": 1, "keep_checkpoints": 1, "keep_best": 0, "max_skips": 1, "mesh.fsdp": 1}
+        for name, value in least.items():
+            found = self.mesh.fsdp if name == "mesh.fsdp" else getattr(self, name)
+            if found < value:
+                raise ConfigError(f"{name}={found} must be at least {value}")
+        if self.batch_size % self.accumulation:
+            raise ConfigError(f"accumulation={self.accumulation} must divide batch_size={self.batch_size}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"ema_decay={self.ema_decay} must be in (0, 1), or None")
+        if self.ema_decay is not None and self.optimizer.name == "schedule_free_adamw":
+            raise ConfigError('optimizer.name="schedule_free_adamw" averages the weights itself: set ema_decay=None')
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

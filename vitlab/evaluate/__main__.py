@@ -14,7 +14,7 @@ from vitlab.config import ConfigError, Experiment
 from vitlab.data import open_source
 from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
 from vitlab.evaluate.trained import Trained, from_run, from_weights
-from vitlab.train import folder
+from vitlab.train import distributed, folder
 from vitlab.train.mesh import check_divides, make_mesh
 from vitlab.train.records import write_atomically
 from vitlab.train.signals import EXIT_STOPPED, StopRequest
@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", help="a model of the zoo")
     parser.add_argument("--weights", help="its checkpoint: .safetensors, .pth or hf://owner/name")
     parser.add_argument("--config", help="config file that names the data; of a run folder, its own if not given")
+    distributed.add_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     if (args.workdir is None) == (args.model is None) or (args.model is None) != (args.weights is None):
@@ -34,11 +35,14 @@ def main(argv: Sequence[str]) -> int:
     if args.model and not args.config:
         raise ConfigError("--model needs --config=FILE, which names the data")
     cli.begin()
+    distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     experiment = cli.load_experiment(args.config, overrides) if args.config else _own_experiment(args.workdir, overrides)
     with StopRequest() as stop:
         result = _evaluate(args, experiment, stop)
     if result is None:
         return EXIT_STOPPED
+    if not distributed.is_first():
+        return 0
     text = json.dumps(result)
     print(text)
     if args.workdir:
@@ -68,7 +72,7 @@ def _evaluate(args, experiment: Experiment, stop: StopRequest) -> dict | None:
         raise ConfigError(f"the model knows {len(trained.class_names)} classes, the data has {len(source.class_names)} others")
     batches = open_batches(trained.model, source, trained.experiment, channels=trained.channels, batch_size=size)
     step = make_eval_step(trained.model, mesh)
-    result = evaluate(step, trained.weights, batches, mesh=mesh, should_stop=lambda: stop.requested)
+    result = evaluate(step, trained.weights, batches, mesh=mesh, should_stop=distributed.Vote(lambda: stop.requested))
     return result and {**trained.origin, "split": experiment.data.eval_split, **result}
 
 

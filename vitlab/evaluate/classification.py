@@ -86,7 +86,7 @@ def evaluate(
 
 
 def open_batches(model: FunctionalModel, source: Source, experiment: Experiment, *, channels: int, batch_size: int) -> Batches:
-    """The images of a split as the model's evaluation wants them.
+    """The images of a split as the model's evaluation wants them; of each batch, the rows of this process.
 
     The centre crop is the model's where training sees parts of images (`random_resized`); otherwise the whole image is kept.
     """
@@ -99,6 +99,8 @@ def open_batches(model: FunctionalModel, source: Source, experiment: Experiment,
         batch_size=batch_size,
         interpolation=recipe.interpolation,
         crop_fraction=recipe.crop_fraction if experiment.augment.crop == "random_resized" else 1.0,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 

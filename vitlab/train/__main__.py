@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from vitlab import cli
 from vitlab.config import smoke
 from vitlab.data import BadImagesError
+from vitlab.train import distributed
 from vitlab.train.checkpoint import CheckpointError, NonFiniteError, SaveError
 from vitlab.train.loop import train
 from vitlab.train.signals import EXIT_STOPPED, Stopped
@@ -22,12 +23,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--smoke", action="store_true", help="the same experiment shrunk to two steps")
     parser.add_argument("--allow_changes", action="store_true", help="go on with a run whose model, data, seed, ... differ")
     parser.add_argument(
-        "--watchdog_seconds", type=float, default=1800, help="without a step, after which the run shows its stacks and exits; 0: off"
+        "--watchdog_seconds", type=float, default=1800.0, help="without a step, after which the run shows its stacks and exits; 0: off"
     )
+    distributed.add_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     experiment = cli.load_experiment(args.config, overrides)
     cli.begin()
+    distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     try:
         result = train(
             smoke(experiment) if args.smoke else experiment,
@@ -41,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     except (NonFiniteError, CheckpointError, SaveError, BadImagesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if not distributed.is_first():
+        return 0
     print(
         f"done: top-1 {result['eval_top1']:.2%} on {result['eval_images']:.0f} images after {result['step']} steps\n"
         f"run folder: {args.workdir}\n"

@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from vitlab.config import ConfigError
+from vitlab.train import distributed
 from vitlab.train.paths import leaf_names
 from vitlab.train.records import write_atomically
 from vitlab.train.retention import Preservation, Retention
@@ -59,15 +61,17 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
         )
         self._writing: int | None = None  # the step of the write under way
-        self._failure: tuple[int, Exception] | None = None  # of the newest write
+        self._failure: tuple[int, str] | None = None  # of the newest write
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exc) -> None:
-        self.wait()
-        self._manager.close()
+    def __exit__(self, kind, *exc) -> None:
+        if kind is None:
+            self.wait()
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):  # the first error is the one to see
+            self._manager.close()
 
     def save(
         self,
@@ -94,23 +98,12 @@ class Checkpoints:
         if step in self._manager.all_steps():
             self._failure = None
             return
-        leaves = {name: np.asarray(x) for name, x in _named(state).items()}
-        for name, leaf in leaves.items():
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
-                raise NonFiniteError(f"step {step}: {name} is not finite; this state is not saved")
-        described = {name: _describe(leaf) | {"sha256": _sha256(leaf)} for name, leaf in leaves.items()}
-        manifest = {"leaves": described, "sha256": _json_sha256(described)}
+        manifest = _manifest(step, state)
         items = {item: ocp.args.StandardSave({k: state[k] for k in keys}) for item, keys in _ITEMS.items() if keys[0] in state}
         self._preservation.scores = dict(scores or {})
-        try:
-            before()
-            self._probe()
-            args = ocp.args.Composite(**items, **{_MANIFEST: ocp.args.JsonSave(manifest)})
-            if not self._manager.save(step, args=args):
-                raise RuntimeError(f"a newer step is there: {max(self._manager.all_steps())}")
+        args = ocp.args.Composite(**items, **{_MANIFEST: ocp.args.JsonSave(manifest)})
+        if self._tried(step, lambda: (before(), self._probe())) and self._tried(step, lambda: self._begin(step, args)):
             self._writing = step
-        except Exception as error:  # Orbax and TensorStore raise whatever they meet on a full disk
-            self._failed(step, error)
 
     def save_last(self, step: int, state: Mapping[str, Any], **options: Any) -> None:
         """As `save`, and waits; tries twice.
@@ -127,22 +120,19 @@ class Checkpoints:
             if last:
                 raise self._save_error(*self._failure)
 
-    def _save_error(self, step: int, error: Exception) -> SaveError:
+    def _save_error(self, step: int, reason: str) -> SaveError:
         self._reopen()
         newest = max(self._manager.all_steps(), default=None)
         rest = "nothing is saved" if newest is None else f"the newest step that is saved is {newest}"
-        return SaveError(f"step {step} could not be saved in {self.folder}: {_one_line(error)}; {rest}")
+        return SaveError(f"step {step} could not be saved in {self.folder}: {reason}; {rest}")
 
     def wait(self) -> None:
         """Waits for the write under way; what went wrong in it is said in the log."""
         if self._writing is None:
             return
         step, self._writing = self._writing, None
-        try:
-            self._manager.wait_until_finished()
+        if self._tried(step, self._manager.wait_until_finished):
             self._failure = None
-        except Exception as error:  # as above
-            self._failed(step, error)
 
     def restore(self, target: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole.
@@ -161,12 +151,16 @@ class Checkpoints:
         """
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            state, reason = None, ""
             try:
                 state = self._read(step, target)
             except ConfigError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise whatever they meet in a damaged file
-                logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, _one_line(error))
+                reason = _one_line(error)
+            reason = distributed.first_error(reason)
+            if state is None or reason:
+                logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, reason)
                 damaged.append(step)
                 continue
             if damaged:
@@ -187,32 +181,39 @@ class Checkpoints:
         restored = self._manager.restore(step, args=args)
         state = {k: v for item in items for k, v in restored[item].items()}
         for name, leaf in _named(state).items():
-            if _sha256(np.asarray(leaf)) != manifest["leaves"][name]["sha256"]:
+            if _sha256(_whole(leaf)) != manifest["leaves"][name]["sha256"]:
                 raise ValueError(f"{name} does not match its checksum")
         return state
 
     def _probe(self) -> None:
         """Raises OSError where nothing can be written; there Orbax would wait minutes for a folder that it could not make."""
-        probe = self.folder / ".probe"
+        probe = self.folder / f".probe-{jax.process_index()}"
         probe.mkdir()
         probe.rmdir()
         write_atomically(probe, "")
         probe.unlink()
 
-    def _failed(self, step: int, error: Exception) -> None:
-        logger.error(
-            "step %d could not be saved (%s); the run goes on from memory and tries again at its next save", step, _one_line(error)
-        )
-        self._failure = (step, error)
+    def _begin(self, step: int, args: Any) -> None:
+        if not self._manager.save(step, args=args):
+            raise RuntimeError(f"a newer step is there: {max(self._manager.all_steps())}")
+
+    def _tried(self, step: int, write: Callable[[], Any]) -> bool:
+        """Whether it worked, in all processes; if not, it is said in the log."""
+        reason = ""
+        try:
+            write()
+        except Exception as error:  # Orbax and TensorStore raise whatever they meet on a full disk
+            reason = _one_line(error)
+        reason = distributed.first_error(reason)
+        if reason:
+            logger.error("step %d could not be saved (%s); the run goes on from memory and tries again at its next save", step, reason)
+            self._failure = (step, reason)
+        return not reason
 
     def _set_aside(self, steps: list[int]) -> None:
         if self.read_only:
             return
-        aside = self.folder.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        for step in steps:
-            shutil.rmtree(aside / str(step), ignore_errors=True)  # damaged at this step before
-            shutil.move(self.folder / str(step), aside / str(step))
+        distributed.on_first(lambda: _move(steps, self.folder, self.folder.parent / "damaged"))
         self._reopen()
 
     def _reopen(self) -> None:
@@ -223,6 +224,30 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self.folder, options=self._options, item_names=(*_ITEMS, _MANIFEST))
+
+
+def _move(steps: list[int], folder: pathlib.Path, aside: pathlib.Path) -> None:
+    aside.mkdir(exist_ok=True)
+    for step in steps:
+        shutil.rmtree(aside / str(step), ignore_errors=True)  # damaged at this step before
+        shutil.move(folder / str(step), aside / str(step))
+
+
+def _manifest(step: int, state: Any) -> dict[str, Any]:
+    described = {}
+    for name, x in _named(state).items():
+        leaf = _whole(x)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+            raise NonFiniteError(f"step {step}: {name} is not finite; this state is not saved")
+        described[name] = _describe(leaf) | {"sha256": _sha256(leaf)}
+    return {"leaves": described, "sha256": _json_sha256(described)}
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    """The array on this host, gathered from the others where they have parts of it."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def _one_line(error: Exception) -> str:

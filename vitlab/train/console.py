@@ -8,10 +8,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Console:
     """Lines, and a bar of the steps below them. To be used in a `with`."""
 
-    def __init__(self, *, total_steps: int):
-        """The bar is shown only on a terminal."""
-        self._bar = None
-        if sys.stdout.isatty():
+    def __init__(self, *, total_steps: int, quiet: bool = False):
+        """The bar is shown only on a terminal; nothing is, under `quiet`."""
+        self._bar, self._quiet = None, quiet
+        if not quiet and sys.stdout.isatty():
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns)
             self._task = self._bar.add_task("train", total=total_steps)
@@ -27,6 +27,8 @@ class Console:
 
     def line(self, text: str) -> None:
         """Prints a line at once, above the bar."""
+        if self._quiet:
+            return
         if self._bar is None:
             print(text, flush=True)
         else:

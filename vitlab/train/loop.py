@@ -1,13 +1,14 @@
 """The training loop. Every run, however interrupted, goes through it step by step."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable
 
 import jax
 
-from vitlab.config import Experiment
-from vitlab.train import folder
+from vitlab.config import DataConfig, Experiment, to_dict
+from vitlab.train import distributed, folder
 from vitlab.train.checkpoint import Checkpoints
 from vitlab.train.clock import Clock
 from vitlab.train.mesh import shard_batch
@@ -27,7 +28,7 @@ def train(
     """Trains, or goes on with, the run in a folder.
 
     The same call resumes at the newest checkpoint; the result is bit-equal to that of an uninterrupted run on the same
-    machine, number of devices and versions.
+    machine, number of devices and versions. Of several processes all make this call; the run folder is one that all see.
 
     Args:
       experiment: What to train.
@@ -48,20 +49,23 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         watchdog = stack.enter_context(Watchdog(watchdog_seconds))
+        vote = distributed.Vote(lambda: stop.requested)
 
         def should_stop() -> bool:
             watchdog.alive()
-            return stop.requested
+            return vote()
 
-        setup = set_up(experiment)
+        setup = distributed.everywhere(lambda: set_up(experiment))
         periods, workdir = setup.periods, pathlib.Path(workdir)
         data = folder.DataInfo.of(setup.train_source)
-        stack.enter_context(folder.claim(workdir, experiment, data, allow_changes=allow_changes))
+        distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])
+        lock = distributed.on_first(lambda: folder.claim(workdir, experiment, data, allow_changes=allow_changes))
+        stack.enter_context(lock or contextlib.nullcontext())
         keep = Retention(newest=experiment.keep_checkpoints, best=experiment.keep_best, every=periods.keep)
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep))
         restored = checkpoints.restore(setup.abstract_state)
         step, state = restored or (0, setup.initial_state())
-        folder.write(workdir, experiment, data)
+        distributed.on_first(lambda: folder.write(workdir, experiment, data))
         if should_stop():
             checkpoints.save_last(step, state)
             raise Stopped(step)
@@ -104,9 +108,10 @@ def _evaluate(setup: Setup, report: Report, state: State, step: int, should_stop
 
 def _beginning(setup: Setup, state: State, step: int, compile_seconds: float) -> str:
     count = sum(x.size for x in jax.tree.leaves(state["params"]))
-    devices = jax.local_devices()
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if jax.process_count() > 1:
+        devices += f" in {jax.process_count()} processes"
     return (
         f"{setup.experiment.model.name}: {count:,} parameters, {len(setup.train_source):,} images, {setup.periods.total:,} steps of "
-        f"{setup.experiment.batch_size} on {len(devices)} x {devices[0].device_kind}; compiled in {compile_seconds:.1f} s"
-        + (f"; resumed at step {step}" if step else "")
+        f"{setup.experiment.batch_size} on {devices}; compiled in {compile_seconds:.1f} s" + (f"; resumed at step {step}" if step else "")
     )

@@ -1,5 +1,6 @@
-"""All devices of this process as one mesh: a batch is split over its axes `data` and `fsdp`, large parameters over `fsdp`."""
+"""All devices of all processes as one mesh: a batch is split over its axes `data` and `fsdp`, large parameters over `fsdp`."""
 
+import collections
 from typing import Any
 
 import jax
@@ -11,12 +12,16 @@ FSDP_FLOOR = 2**16  # elements; a smaller array costs more to gather than to kee
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:
-    """Axes `data` and `fsdp` over all local devices.
+    """Axes `data` and `fsdp` over all devices.
 
     Raises:
-      ConfigError: The devices are not a multiple of `fsdp`.
+      ConfigError: The devices are not a multiple of `fsdp`; or a process has more of them than another, so that a batch cannot be
+        split evenly over the processes.
     """
-    devices = jax.local_devices()
+    devices = jax.devices()
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        raise ConfigError(f"every process must have the same number of devices; they have {sorted(counts.values())}")
     if len(devices) % fsdp:
         raise ConfigError(f"mesh.fsdp={fsdp} must divide the {len(devices)} devices")
     shape = (len(devices) // fsdp, fsdp)
@@ -51,7 +56,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Sends a batch of numpy arrays to the devices, each its rows."""
+    """Sends this process's rows of a batch to its devices, each its rows; all processes make one global batch."""
     return {k: jax.make_array_from_process_local_data(batch_sharding(mesh), v) for k, v in batch.items()}
 
 

@@ -7,15 +7,15 @@ from vitlab.config import ConfigError, Experiment, duration_in_steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Periods:
-    """Whole run, parts of the schedule, and how often what happens; all in steps, `log` and those below it at least 1."""
+    """Whole run, parts of the schedule, and how often what happens; all in steps, `log` and what recurs at least 1."""
 
     total: int
     warmup: int
-    cooldown: int
-    decay_every: int
     log: int
     evaluate: int
     save: int
+    cooldown: int = 0  # of the schedule
+    decay_every: int = 1  # of the schedule
     keep: int | None = None  # one checkpoint for good
 
     @classmethod

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import IO, Any
 
+from vitlab.train import distributed
+
 logger = logging.getLogger(__name__)
 
 
@@ -15,15 +17,20 @@ class Records:
     """Appends lines {"step": ..., name: value, ...}; (step, name) stays unique when a run resumes."""
 
     def __init__(self, path: pathlib.Path, *, step: int):
-        """Drops the lines after `step`, which the resumed run will write again, and a last line that was cut off."""
+        """Drops the lines after `step`, which the resumed run will write again, and a last line that was cut off.
+
+        Only the first process reads and writes the file; the others have its lines, and forget what they write.
+        """
         self._path, self._whole = path, True  # whether the file has all the lines
-        self.lines = [line for line in _read(path) if line["step"] <= step]
-        self._file = self._rewrite()
+        first = distributed.is_first()
+        read = [line for line in _read(path) if line["step"] <= step] if first else []
+        self.lines = distributed.from_first(read)
+        self._file = self._rewrite() if first else None
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Adds a line, which survives the end of the process; what cannot be written now is written by `sync`."""
         self.lines.append({"step": step, **values})
-        if self._whole:
+        if self._file is not None and self._whole:
             try:
                 self._file.write(json.dumps(self.lines[-1]) + "\n")
                 self._file.flush()
@@ -41,6 +48,8 @@ class Records:
         Raises:
           OSError: The disk is full or not writable; to be tried again.
         """
+        if self._file is None:
+            return
         if not self._whole:
             self._close()
             self._file, self._whole = self._rewrite(), True
@@ -58,6 +67,8 @@ class Records:
         return self._path.open("a")
 
     def _close(self) -> None:
+        if self._file is None:
+            return
         with contextlib.suppress(OSError):  # what is left in its buffer cannot be written either
             self._file.close()
 

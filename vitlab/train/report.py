@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from vitlab.train import distributed
 from vitlab.train.checkpoint import NonFiniteError
 from vitlab.train.clock import Clock, duration_text
 from vitlab.train.console import Console
@@ -27,10 +28,13 @@ class Report:
     """Takes each step's metrics and handles those of the step before. To be used in a `with`."""
 
     def __init__(self, workdir: pathlib.Path, *, step: int, periods: Periods, clock: Clock, leaves: list[str], max_skips: int):
-        """Goes on after `step`; `leaves` are the names of the gradients; `max_skips` in a row is no reason to end the run."""
+        """Goes on after `step`; `leaves` are the names of the gradients; `max_skips` in a row is no reason to end the run.
+
+        Of several processes the first writes and shows; to be called by all.
+        """
         self.records = Records(workdir / "metrics.jsonl", step=step)
-        self.console = Console(total_steps=periods.total)
-        self._side_logs = SideLogs(workdir, step=step)
+        self.console = Console(total_steps=periods.total, quiet=not distributed.is_first())
+        self._side_logs = SideLogs(workdir, step=step) if distributed.is_first() else None
         self._total, self._log_every, self._clock, self._leaves = periods.total, periods.log, clock, leaves
         self._max_skips = max_skips
         self._pending: tuple[int, Metrics] | None = None
@@ -41,7 +45,8 @@ class Report:
 
     def __exit__(self, *exc) -> None:
         self.console.__exit__(*exc)
-        self._side_logs.close()
+        if self._side_logs is not None:
+            self._side_logs.close()
         self.records.close()
 
     def step(self, step: int, metrics: Metrics) -> None:
@@ -116,7 +121,8 @@ class Report:
     def _log(self, step: int, values: dict[str, float]) -> None:
         lap = self._clock.lap(step)
         self._write(step, values)
-        self._side_logs.timing(step, lap)
+        if self._side_logs is not None:
+            self._side_logs.timing(step, lap)
         self.console.line(
             f"step {step}/{self._total}  loss {values['train_loss']:.4f}  accuracy {values['train_accuracy']:.1%}  lr {values['lr']:.2e}  "
             f"{lap['images_per_second']:.0f} images/s  data wait {lap['data_wait']:.0%}  ETA {duration_text(lap['eta'])}"
@@ -125,7 +131,8 @@ class Report:
     def _write(self, step: int, values: Mapping[str, float | int]) -> None:
         values = {k: v for k, v in values.items() if math.isfinite(v)}  # JSON has no NaN
         self.records.write(step, values)
-        self._side_logs.scalars(step, values)
+        if self._side_logs is not None:
+            self._side_logs.scalars(step, values)
 
 
 def _not_finite(step: int, values: Mapping[str, float], finite: Bool[np.ndarray, " flags"], leaves: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ class Setup:
         return jax.jit(self.create_state, out_shardings=meshes.state_shardings(self.abstract_state, self.mesh))()
 
     def open_train_batches(self, start_step: int) -> Batches:
-        """The endless training batches from a step on."""
+        """The endless training batches from a step on: this process's rows of them."""
         experiment = self.experiment
         return train_batches(
             self.train_source,
@@ -54,6 +54,8 @@ class Setup:
             batch_size=experiment.batch_size,
             seed=experiment.seed,
             start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def evaluate(self, state: State, should_stop: Callable[[], bool]) -> dict[str, float | int] | None:
