@@ -52,7 +52,10 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
             raise ConfigError("--coordinator=HOST:PORT needs --num_processes and --process_id beside it, and they need it")
         if not 0 <= index < count:
             raise ConfigError(f"--process_id={index} must be in [0, --num_processes={count})")
-        _join({"coordinator_address": coordinator, "num_processes": count, "process_id": index})
+        flags: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+        if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+            flags["local_device_ids"] = [int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])]  # JAX asks only Open MPI 4 itself
+        _join(flags)
     elif ranks is not None and ranks[0] > 1:
         if "OMPI_COMM_WORLD_SIZE" in os.environ and "OMPI_MCA_orte_hnp_uri" not in os.environ:
             raise ConfigError("Open MPI 5 does not say where process 0 is: add --coordinator=HOST:PORT, a free port of its host")
