@@ -19,6 +19,7 @@ from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.gated_conv import GatedConv
 from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.hilo import HiLo
+from vitlab.mixers.inline import InLineAttention
 from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.mixers.light_attention import LightAttention
 from vitlab.mixers.long_short import LongShortAttention
@@ -280,6 +281,39 @@ def test_glmix_gathers_and_gives_back_by_the_same_logits():
     back = (np.exp(logits) / np.exp(logits).sum(0)).T @ gathered
     local = linear(mixer.local_out, depthwise(mixer.local_conv, linear(mixer.local_in, np.asarray(X)[0])))
     same(mixer(X)[0], back.reshape(6, 6, 8) + local)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_injective_weights_sum_to_one_and_the_mean_token_makes_the_kernels(fused):
+    mixer = build(InLineAttention, 8, num_heads=2, fused=fused)
+    qkv = linear(mixer.qkv, FLAT) if fused else np.concatenate((linear(mixer.q, FLAT), linear(mixer.kv, FLAT)), -1)
+    q, k, v = (heads_of(y, 2) for y in np.split(qkv, 3, -1))
+    products = q @ k.swapaxes(1, 2) * 4**-0.5 / 36
+    weights = products - products.mean(-1, keepdims=True) + 1 / 36
+    same(weights.sum(-1), np.ones((2, 36)))
+    mean = FLAT.mean(0)
+    for layer in (mixer.residual1, mixer.residual2):  # each head's channels by themselves
+        kernel, halves = np.asarray(layer.kernel[...])[0, 0], mean.reshape(2, -1)
+        width = kernel.shape[1] // 2
+        mean = np.concatenate([halves[i] @ kernel[:, i * width : (i + 1) * width] for i in range(2)]) + np.asarray(layer.bias[...])
+        mean = gelu(mean) if layer is mixer.residual1 else mean
+    padded = np.pad(np.concatenate(list(v), -1).reshape(6, 6, 8), ((1, 1), (1, 1), (0, 0)))
+    local = sum(padded[i : i + 6, j : j + 6] * mean.reshape(8, 3, 3)[:, i, j] for i in range(3) for j in range(3))
+    same(mixer(X)[0], linear(mixer.proj, np.concatenate(list(weights @ v), -1).reshape(6, 6, 8) + local))
+
+
+def test_a_class_token_takes_part_in_linear_attention_but_not_in_the_convolution():
+    mixer = build(InLineAttention, 8, num_heads=2)
+    for layer in (mixer.residual1, mixer.residual2):
+        layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+    taps = jnp.zeros((8, 3, 3)).at[:, 1, 1].set(1.0)  # the convolution is the identity
+    mixer.residual2.bias[...] = taps.reshape(-1)
+    tokens = jnp.concatenate((noise((1, 1, 8), 7), X.reshape(1, 36, 8)), 1)
+    q, k, v = np.split(linear(mixer.qkv, np.asarray(tokens)[0]), 3, -1)
+    products = np.stack([a @ b.T * 4**-0.5 / 37 for a, b in zip(heads_of(q, 2), heads_of(k, 2), strict=True)])
+    out = (products - products.mean(-1, keepdims=True) + 1 / 37) @ heads_of(v, 2)
+    expected = np.concatenate(list(out), -1) + np.concatenate((np.zeros((1, 8)), v[1:]))
+    same(mixer.tokens(tokens, (6, 6))[0], linear(mixer.proj, expected))
 
 
 def test_rotary_positions_leave_products_to_the_offset():

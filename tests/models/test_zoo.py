@@ -13,6 +13,9 @@ from tests.models.conftest import apply, size_of, small
 from vitlab.analysis.counts import abstract_model, count_macs, count_params
 from vitlab.models.registry import InitRngs, create_model, family_of, list_models, model_config
 
+# What the class token does not feel, as in the authors' networks: a convolution over the patches in the last block.
+UNFELT = {"inline_deit_tiny": ("blocks.1.attn.residual",)}
+
 
 def images(size, *, width=None, channels=3):
     rng = np.random.default_rng(0)
@@ -74,7 +77,7 @@ def test_every_parameter_gets_a_gradient(representative):
 
     grads = nnx.to_flat_state(jax.jit(jax.grad(loss))(params))
     dead = [".".join(map(str, path)) for path, g in grads if not (np.isfinite(g[...]).all() and np.abs(g[...]).max() > 0)]
-    assert not dead
+    assert not [name for name in dead if not name.startswith(UNFELT.get(representative, ()))]
 
 
 def test_features_keep_their_contract(representative):

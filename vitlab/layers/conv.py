@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # what torch leaves a convolution with
 
 
 class Conv(nnx.Conv):

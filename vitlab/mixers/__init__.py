@@ -15,6 +15,7 @@ from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.halo import HaloAttention
 from vitlab.mixers.hilo import HiLo
+from vitlab.mixers.inline import InLineAttention
 from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.mixers.light_attention import LightAttention
 from vitlab.mixers.long_short import LongShortAttention
@@ -38,6 +39,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "focal_modulation": FocalModulation,
     "halo": HaloAttention,
     "hilo": HiLo,
+    "inline": InLineAttention,
     "large_kernel": LargeKernelAttention,
     "neighborhood": NeighborhoodAttention,
     "rank_augmented_linear": RankAugmentedLinearAttention,

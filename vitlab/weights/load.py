@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from vitlab.layers.pos_embed import resample
+from vitlab.layers.resize import resize_bilinear
 from vitlab.weights.reading import read_tensors
 from vitlab.weights.rules import rename
 
@@ -130,6 +131,8 @@ def _fit(name: str, value: np.ndarray, shape: tuple[int, ...], model: Any) -> tu
         side = round((value.shape[1] - prefix) ** 0.5)
         if side**2 + prefix == value.shape[1]:
             return resample(jnp.asarray(value), (side, side), model.config.grid, num_prefix=prefix), "resampled"
+    if leaf == "pos_map" and value.ndim == len(shape) and value.shape[-1] == shape[-1]:
+        return resize_bilinear(jnp.asarray(value), (shape[1], shape[2])), "resampled"
     if leaf == "rel_pos_bias" and value.ndim == len(shape) and value.shape[0] == shape[0]:
         return jax.image.resize(jnp.asarray(value), shape, "cubic"), "resampled"
     return None, ""

@@ -26,6 +26,12 @@ def table_2d(table: np.ndarray) -> np.ndarray:
     return np.moveaxis(table.reshape(side, side, -1), -1, 0)
 
 
+def square_map(tokens: np.ndarray) -> np.ndarray:
+    """The position embedding of a square map, [1, side**2, dim], as [1, side, side, dim]."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.reshape(1, side, side, -1)
+
+
 def rename(name: str, value: np.ndarray, rules: tuple[Rule, ...]) -> tuple[str, np.ndarray]:
     """Applies the rules in order."""
     for rule in rules:

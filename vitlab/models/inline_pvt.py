@@ -1,0 +1,140 @@
+"""InLine-PVT (Han et al., arXiv:2412.06590): PVT with injective linear attention, whose keys need not be reduced.
+
+Follows the authors' code: no class token, no final norm, narrower heads than PVT. Any image of at least 32 pixels a side;
+another size than the model's resizes the position embeddings.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, run_block, stage_drop_path_rates
+from vitlab.layers.placed_patches import PlacedPatches
+from vitlab.mixers.inline import InLineAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of the LayerNorms of the blocks
+PATCH = 4  # pixels between the tokens of the first stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InLinePVTConfig:
+    depths: tuple[int, ...]  # blocks per stage
+    dims: tuple[int, ...] = (64, 128, 320, 512)  # width per stage
+    num_heads: tuple[int, ...] = (2, 4, 10, 16)
+    mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.num_heads) == len(self.mlp_ratios):
+            raise ValueError("depths, dims, num_heads and mlp_ratios must have one entry a stage")
+
+    def grid(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of a stage's map at the model's image size."""
+        return self.image_size[0] // (PATCH * 2**stage), self.image_size[1] // (PATCH * 2**stage)
+
+
+# The authors' models/inline_pvt.py and cfgs/inline_pvt_*.yaml.
+VARIANTS = {
+    "inline_pvt_tiny": InLinePVTConfig(depths=(2, 2, 2, 2)),
+    "inline_pvt_small": InLinePVTConfig(depths=(3, 4, 6, 3)),
+    "inline_pvt_medium": InLinePVTConfig(depths=(3, 4, 18, 3), drop_path_rate=0.3),
+    "inline_pvt_large": InLinePVTConfig(depths=(3, 8, 27, 3), drop_path_rate=0.3),
+}
+_SOURCE = "github.com/LeapLabTHU/InLine README; counts: on the authors' code"
+PUBLISHED = {
+    "inline_pvt_tiny": Published(params_m=12.032, gmacs=1.98, top1=78.2, source=_SOURCE),
+    "inline_pvt_small": Published(params_m=21.556, gmacs=3.92, top1=82.0, source=_SOURCE),
+    "inline_pvt_medium": Published(params_m=37.619, gmacs=6.86, top1=83.2, source=_SOURCE),
+    "inline_pvt_large": Published(params_m=51.154, gmacs=10.13, top1=83.6, source=_SOURCE + " (published: 50.2 M)"),
+}
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: InLinePVTConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype = config.dims[stage], config.dtype
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = InLineAttention(dim, num_heads=config.num_heads[stage], fused=False, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratios[stage]), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Patches with positions, then the blocks."""
+
+    def __init__(self, config: InLinePVTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.embed = PlacedPatches(
+            config.dims[stage - 1] if stage else config.in_channels,
+            config.dims[stage],
+            patch_size=2 if stage else PATCH,
+            grid=config.grid(stage),
+            dtype=config.dtype,
+            rngs=rngs,
+        )
+        self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class InLinePVT(nnx.Module):
+    """Stages; mean over the tokens, linear head."""
+
+    def __init__(self, config: InLinePVTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage."""
+        x = images.astype(self.config.dtype)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The mean over the tokens of the last map; float32."""
+        return features[-1].astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(InLinePVT, VARIANTS, PUBLISHED)
