@@ -10,6 +10,7 @@ from flax import nnx
 
 from vitlab.layers import Attention
 from vitlab.mixers import MIXERS
+from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
@@ -283,11 +284,59 @@ def test_glmix_gathers_and_gives_back_by_the_same_logits():
     same(mixer(X)[0], back.reshape(6, 6, 8) + local)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_injective_weights_sum_to_one_and_the_mean_token_makes_the_kernels(fused):
-    mixer = build(InLineAttention, 8, num_heads=2, fused=fused)
-    qkv = linear(mixer.qkv, FLAT) if fused else np.concatenate((linear(mixer.q, FLAT), linear(mixer.kv, FLAT)), -1)
-    q, k, v = (heads_of(y, 2) for y in np.split(qkv, 3, -1))
+def agent_steps(mixer, q, k, v, agents, asking, asked):
+    """The two steps of agent attention, head by head, [tokens, dim]; biases [heads, agents, tokens]."""
+    out = []
+    softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)  # noqa: E731
+    for head in range(2):
+        qh, kh, vh, ah = (heads_of(y, 2)[head] for y in (q, k, v, agents))
+        found = softmax(ah @ kh.T * 4**-0.5 + np.asarray(asking)[head]) @ vh
+        out.append(softmax(qh @ ah.T * 4**-0.5 + np.asarray(asked)[head].T) @ found)
+    return np.concatenate(out, -1)
+
+
+def test_agents_ask_and_are_asked_under_biases_of_map_row_and_column():
+    mixer = build(AgentAttention, 8, num_heads=2, num_agents=9, grid=(6, 6), fused=False)
+    q, k, v = np.split(np.concatenate((linear(mixer.q, FLAT), linear(mixer.kv, FLAT)), -1), 3, -1)
+    agents = q.reshape(3, 2, 3, 2, 8).mean((1, 3)).reshape(9, 8)
+
+    def bias(way):
+        coarse, rows, cols = (np.asarray(getattr(mixer, name + "_bias")[...]) for name in way)
+        fine = np.asarray(jax.image.resize(jnp.asarray(coarse), (2, 9, 6, 6), "linear", antialias=False))
+        return (fine + rows[..., None] + cols[:, :, None]).reshape(2, 9, 36)
+
+    out = agent_steps(mixer, q, k, v, agents, bias(("an", "ah", "aw")), bias(("na", "ha", "wa")))
+    local = depthwise(mixer.dwc, v.reshape(6, 6, 8)).reshape(36, 8)
+    same(mixer(X)[0].reshape(36, 8), linear(mixer.proj, out + local))
+
+
+def test_a_class_token_asks_the_agents_and_is_asked_but_is_none():
+    mixer = build(AgentAttention, 8, num_heads=2, num_agents=36, grid=(6, 6), num_class_tokens=1)
+    for name in ("an", "na", "ah", "aw", "ha", "wa"):
+        table = getattr(mixer, name + "_bias")
+        table[...] = jnp.zeros_like(table[...])
+    tokens = jnp.concatenate((noise((1, 1, 8), 7), X.reshape(1, 36, 8)), 1)
+    q, k, v = np.split(linear(mixer.qkv, np.asarray(tokens)[0]), 3, -1)
+    asking, asked = (np.pad(np.asarray(getattr(mixer, name)[...]), ((0, 0), (0, 0), (0, 36))) for name in ("ac_bias", "ca_bias"))
+    out = agent_steps(mixer, q, k, v, q[1:], asking, asked)  # each patch is an agent
+    out[1:] += depthwise(mixer.dwc, v[1:].reshape(6, 6, 8)).reshape(36, 8)
+    same(mixer.tokens(tokens, (6, 6))[0], linear(mixer.proj, out))
+
+
+def test_agent_attention_of_another_size_has_its_biases_interpolated():
+    mixer = build(AgentAttention, 8, num_heads=2, num_agents=4, grid=(6, 6))
+    other = nnx.clone(mixer)
+    at = np.clip((np.arange(12) + 0.5) / 2 - 0.5, 0, 5)  # half-pixel centres
+    for bias in (other.aw_bias, other.wa_bias):
+        lines = np.asarray(bias[...]).reshape(8, 6)
+        bias.set_value(jnp.asarray([np.interp(at, np.arange(6), y) for y in lines], jnp.float32).reshape(2, 4, 12))
+    x = noise((1, 6, 12, 8), 9)
+    same(mixer(x), other(x))
+
+
+def test_injective_weights_sum_to_one_and_the_mean_token_makes_the_kernels():
+    mixer = build(InLineAttention, 8, num_heads=2)
+    q, k, v = (heads_of(y, 2) for y in np.split(linear(mixer.qkv, FLAT), 3, -1))
     products = q @ k.swapaxes(1, 2) * 4**-0.5 / 36
     weights = products - products.mean(-1, keepdims=True) + 1 / 36
     same(weights.sum(-1), np.ones((2, 36)))

@@ -13,8 +13,12 @@ from tests.models.conftest import apply, size_of, small
 from vitlab.analysis.counts import abstract_model, count_macs, count_params
 from vitlab.models.registry import InitRngs, create_model, family_of, list_models, model_config
 
-# What the class token does not feel, as in the authors' networks: a convolution over the patches in the last block.
-UNFELT = {"inline_deit_tiny": ("blocks.1.attn.residual",)}
+# What the class token does not feel in the last block, as in the authors' networks: the convolution over the patches, and
+# the biases of the patches' queries.
+UNFELT = {
+    "agent_deit_tiny": tuple(f"blocks.1.attn.{name}" for name in ("dwc", "na_bias", "ha_bias", "wa_bias")),
+    "inline_deit_tiny": ("blocks.1.attn.residual",),
+}
 
 
 def images(size, *, width=None, channels=3):

@@ -15,6 +15,9 @@ from vitlab import create_model, load_weights
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 # Golden file -> the model here and the fields it was recorded with.
 CASES: dict[str, tuple[str, dict]] = {
+    "agent_deit_tiny": ("agent_deit_tiny", {}),
+    "agent_pvt_tiny": ("agent_pvt_tiny", {}),
+    "agent_swin_tiny": ("agent_swin_tiny", {}),
     "dinat_mini": ("dinat_mini", {}),
     "efficientvit_m0": ("efficientvit_m0", {}),
     "focalnet_tiny_srf": ("focalnet_tiny_srf", {}),

@@ -35,7 +35,12 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[A
 
 def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
     """Bilinear, not antialiased."""
-    return _apply(_apply(x, 1, bilinear_taps(x.shape[1], size[0])), 2, bilinear_taps(x.shape[2], size[1]))
+    return resize_axis(resize_axis(x, 1, size[0]), 2, size[1])
+
+
+def resize_axis(x: Float[Array, "..."], axis: int, size: int) -> Float[Array, "..."]:
+    """Linear along one axis, not antialiased."""
+    return x if x.shape[axis] == size else _apply(x, axis, bilinear_taps(x.shape[axis], size))
 
 
 def _apply(x: Array, axis: int, taps: Taps) -> Array:

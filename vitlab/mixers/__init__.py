@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
+from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
@@ -31,6 +32,7 @@ from vitlab.mixers.window_attention import WindowAttention
 
 # What a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
 MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
+    "agent": AgentAttention,
     "glmix": GLMix,
     "global": GlobalAttention,
     "bi_level_routing": BiLevelRoutingAttention,

@@ -14,12 +14,13 @@ import numpy as np
 from flax import nnx
 
 from vitlab.layers.pos_embed import resample
-from vitlab.layers.resize import resize_bilinear
+from vitlab.layers.resize import resize_axis, resize_bilinear
 from vitlab.weights.reading import read_tensors
 from vitlab.weights.rules import rename
 
 # The last part of a foreign name -> what the same parameter may be called here.
 _LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",), "running_var": ("var",)}
+_LINES = ("ah_bias", "aw_bias", "ha_bias", "wa_bias")  # one value a row or column, on the last axis
 _NEVER = (r"num_batches_tracked$",)  # a counter of torch's BatchNorm
 
 
@@ -133,6 +134,8 @@ def _fit(name: str, value: np.ndarray, shape: tuple[int, ...], model: Any) -> tu
             return resample(jnp.asarray(value), (side, side), model.config.grid, num_prefix=prefix), "resampled"
     if leaf == "pos_map" and value.ndim == len(shape) and value.shape[-1] == shape[-1]:
         return resize_bilinear(jnp.asarray(value), (shape[1], shape[2])), "resampled"
+    if leaf in _LINES and value.ndim == len(shape) and value.shape[:-1] == shape[:-1]:
+        return resize_axis(jnp.asarray(value), -1, shape[-1]), "resampled"
     if leaf == "rel_pos_bias" and value.ndim == len(shape) and value.shape[0] == shape[0]:
         return jax.image.resize(jnp.asarray(value), shape, "cubic"), "resampled"
     return None, ""

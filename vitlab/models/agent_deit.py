@@ -1,0 +1,146 @@
+"""Agent-DeiT (Han et al., arXiv:2312.08874): DeiT with agent attention.
+
+Follows the authors' code. The class token is a query and a key, but no part of the agents nor of the convolution. Any image
+of whole patches; another size than the model's resamples the position embedding and the biases.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, drop_path_rates, run_block
+from vitlab.layers.token_embed import TokenEmbed
+from vitlab.mixers.agent import AgentAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentDeiTConfig:
+    dim: int  # width of the residual stream
+    num_heads: int
+    depth: int = 12  # number of blocks
+    agent_depth: int = 12  # the first so many blocks have agents, the others ordinary attention
+    num_agents: int = 49
+    patch_size: int = 16  # pixels per side
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
+
+    def __post_init__(self):
+        if any(side % self.patch_size for side in self.image_size):
+            raise ValueError(f"{self.image_size=}: both sides must be multiples of {self.patch_size=}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    num_class_tokens = 1
+
+
+# The authors' models/agent_deit.py and cfgs/agent_deit_*.yaml.
+VARIANTS = {
+    "agent_deit_tiny": AgentDeiTConfig(dim=192, num_heads=3, drop_path_rate=0.0),
+    "agent_deit_small": AgentDeiTConfig(dim=384, num_heads=6),
+    "agent_deit_small_448": AgentDeiTConfig(dim=384, num_heads=6, image_size=(448, 448)),
+    "agent_deit_base": AgentDeiTConfig(dim=768, num_heads=12, agent_depth=4, num_agents=81, drop_path_rate=0.3),
+}
+_SOURCE = "github.com/LeapLabTHU/Agent-Attention README; counts: on the authors' code"
+PUBLISHED = {
+    "agent_deit_tiny": Published(params_m=6.016, gmacs=1.17, top1=74.9, source=_SOURCE),
+    "agent_deit_small": Published(params_m=22.647, gmacs=4.43, top1=80.5, source=_SOURCE),
+    "agent_deit_small_448": Published(params_m=23.07, gmacs=17.64, top1=83.1, source=_SOURCE),
+    "agent_deit_base": Published(params_m=87.205, gmacs=17.53, top1=82.0, source=_SOURCE),
+}
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: AgentDeiTConfig, *, agents: bool, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, heads, dtype = config.dim, config.num_heads, config.dtype
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        if agents:
+            self.attn = AgentAttention(
+                dim, num_heads=heads, num_agents=config.num_agents, grid=config.grid, num_class_tokens=1, dtype=dtype, rngs=rngs
+            )
+        else:
+            self.attn = Attention(dim, num_heads=heads, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b n d"], *, grid: tuple[int, int], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
+        y = self.norm1(x)
+        y = self.attn.tokens(y, grid) if isinstance(self.attn, AgentAttention) else self.attn(y)
+        x = x + self.drop_path(y, train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class AgentDeiT(nnx.Module):
+    """Patches and a class token, equal blocks, a final norm, a linear head on the class token."""
+
+    def __init__(self, config: AgentDeiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = TokenEmbed(
+            config.in_channels, config.dim, patch_size=config.patch_size, grid=config.grid, dtype=config.dtype, rngs=rngs
+        )
+        rates = drop_path_rates(config.drop_path_rate, config.depth)
+        self.blocks = nnx.List(
+            [Block(config, agents=i < config.agent_depth, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)]
+        )
+        self.norm = LayerNorm(config.dim, eps=EPS, dtype=config.dtype, rngs=rngs)
+        self.head = Linear(config.dim, config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return (FeatureInfo(stride=self.config.patch_size, dim=self.config.dim),) * len(self._feature_depths)
+
+    @property
+    def _feature_depths(self) -> tuple[int, ...]:
+        return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
+
+    def _stream(self, images: Float[Array, "b height width c"], *, train: bool, rngs: nnx.Rngs | None) -> tuple[Float[Array, "b n d"], ...]:
+        """The tokens after a quarter, half, three quarters and all of the blocks; the last ones normalised."""
+        grid = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
+        x, kept = self.embed(images.astype(self.config.dtype)), []
+        for i, block in enumerate(self.blocks, 1):
+            x = run_block(block, x, remat=self.config.remat, train=train, rngs=rngs, grid=grid)
+            if i in self._feature_depths:
+                kept.append(x)
+        return *kept[:-1], self.norm(x)
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
+        b, height, width, _ = images.shape
+        p = self.config.patch_size
+        return tuple(y[:, 1:].reshape(b, height // p, width // p, -1) for y in self._stream(images, train=train, rngs=rngs))
+
+    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        """The class token of the normalised tokens; float32."""
+        return tokens[:, 0].astype(jnp.float32)
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self._stream(images, train=train, rngs=rngs)[-1])
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(AgentDeiT, VARIANTS, PUBLISHED)

@@ -1,0 +1,151 @@
+"""Agent-PVT (Han et al., arXiv:2312.08874): PVT with agent attention, whose keys need not be reduced.
+
+Follows the authors' code: no class token, no final norm. Any image of at least 32 pixels a side; another size than the
+model's resizes the position embeddings and the biases.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, run_block, stage_drop_path_rates
+from vitlab.layers.placed_patches import PlacedPatches
+from vitlab.mixers.agent import AgentAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of the LayerNorms of the blocks
+PATCH = 4  # pixels between the tokens of the first stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentPVTConfig:
+    depths: tuple[int, ...]  # blocks per stage
+    dims: tuple[int, ...] = (64, 128, 320, 512)  # width per stage
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    num_agents: tuple[int, ...] = (9, 16, 49, 49)  # per stage
+    mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.dims) == len(self.num_heads) == len(self.num_agents) == len(self.mlp_ratios):
+            raise ValueError("depths, dims, num_heads, num_agents and mlp_ratios must have one entry a stage")
+
+    def grid(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of a stage's map at the model's image size."""
+        return self.image_size[0] // (PATCH * 2**stage), self.image_size[1] // (PATCH * 2**stage)
+
+
+# The authors' models/agent_pvt.py and cfgs/agent_pvt_*.yaml.
+VARIANTS = {
+    "agent_pvt_tiny": AgentPVTConfig(depths=(2, 2, 2, 2)),
+    "agent_pvt_small": AgentPVTConfig(depths=(3, 4, 6, 3)),
+    "agent_pvt_medium": AgentPVTConfig(depths=(3, 4, 18, 3), drop_path_rate=0.3),
+    "agent_pvt_medium_256": AgentPVTConfig(depths=(3, 4, 18, 3), drop_path_rate=0.3, image_size=(256, 256)),
+    "agent_pvt_large": AgentPVTConfig(depths=(3, 8, 27, 3), drop_path_rate=0.3),
+}
+_SOURCE = "github.com/LeapLabTHU/Agent-Attention README; counts: on the authors' code"
+PUBLISHED = {
+    "agent_pvt_tiny": Published(params=11_570_352, gmacs=1.99, top1=78.4, source=_SOURCE),
+    "agent_pvt_small": Published(params_m=20.635, gmacs=3.96, top1=82.2, source=_SOURCE),
+    "agent_pvt_medium": Published(params_m=35.922, gmacs=7.0, top1=83.4, source=_SOURCE),
+    "agent_pvt_medium_256": Published(params=36_083_682, gmacs=9.14, top1=83.8, source=_SOURCE),
+    "agent_pvt_large": Published(params_m=48.738, gmacs=10.34, top1=83.7, source=_SOURCE),
+}
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: AgentPVTConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype = config.dims[stage], config.dtype
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.attn = AgentAttention(
+            dim,
+            num_heads=config.num_heads[stage],
+            num_agents=config.num_agents[stage],
+            grid=config.grid(stage),
+            fused=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratios[stage]), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Patches with positions, then the blocks."""
+
+    def __init__(self, config: AgentPVTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.embed = PlacedPatches(
+            config.dims[stage - 1] if stage else config.in_channels,
+            config.dims[stage],
+            patch_size=2 if stage else PATCH,
+            grid=config.grid(stage),
+            dtype=config.dtype,
+            rngs=rngs,
+        )
+        self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class AgentPVT(nnx.Module):
+    """Stages; mean over the tokens, linear head."""
+
+    def __init__(self, config: AgentPVTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage."""
+        x = images.astype(self.config.dtype)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The mean over the tokens of the last map; float32."""
+        return features[-1].astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(AgentPVT, VARIANTS, PUBLISHED)

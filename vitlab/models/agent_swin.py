@@ -1,0 +1,188 @@
+"""Agent-Swin (Han et al., arXiv:2312.08874): Swin whose early blocks have agent attention over the whole map.
+
+Follows the authors' code, where the windows of the blocks with agents are as large as the first map at the variant's size;
+here these blocks see the whole map at any size, their biases resized. The other blocks are Swin's, and so is the padding of
+odd sizes.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, run_block, stage_drop_path_rates
+from vitlab.layers.pad import pad_to_multiple
+from vitlab.mixers.agent import AgentAttention
+from vitlab.mixers.window_attention import WindowAttention
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-5  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentSwinConfig:
+    dim: int  # width of the first stage; each next stage doubles it
+    depths: tuple[int, ...]  # blocks per stage
+    num_heads: tuple[int, ...]
+    agent_depths: tuple[int, ...]  # blocks per stage, the first ones, that have agents; the others have windows
+    num_agents: tuple[int, ...] = (9, 16, 49, 49)  # per stage
+    patch_size: int = 4  # pixels per side
+    window_size: int = 7  # tokens per side
+    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    implementation: str | None = None  # of pallas_kernels.window_attention
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.num_heads) == len(self.agent_depths) == len(self.num_agents):
+            raise ValueError("depths, num_heads, agent_depths and num_agents must have one entry a stage")
+
+    def grid(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of a stage's map at the model's image size."""
+        stride = self.patch_size * 2**stage
+        return -(-self.image_size[0] // stride), -(-self.image_size[1] // stride)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(self.dim * 2**i for i in range(len(self.depths)))
+
+
+_UNCROPPED = Preprocessing(crop_fraction=1.0)  # the authors' evaluation of what was trained for larger images
+# The authors' cfgs/agent_swin_*.yaml.
+VARIANTS = {
+    "agent_swin_tiny": AgentSwinConfig(
+        dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), agent_depths=(2, 2, 6, 0), drop_path_rate=0.2
+    ),
+    "agent_swin_small": AgentSwinConfig(
+        dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), agent_depths=(2, 2, 0, 0), drop_path_rate=0.3
+    ),
+    "agent_swin_small_288": AgentSwinConfig(
+        dim=96,
+        depths=(2, 2, 18, 2),
+        num_heads=(3, 6, 12, 24),
+        agent_depths=(2, 2, 0, 0),
+        window_size=9,
+        image_size=(288, 288),
+        drop_path_rate=0.3,
+        preprocessing=_UNCROPPED,
+    ),
+    "agent_swin_base": AgentSwinConfig(
+        dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), agent_depths=(2, 2, 2, 0), drop_path_rate=0.5
+    ),
+    "agent_swin_base_384": AgentSwinConfig(
+        dim=128,
+        depths=(2, 2, 18, 2),
+        num_heads=(4, 8, 16, 32),
+        agent_depths=(2, 2, 2, 0),
+        window_size=12,
+        image_size=(384, 384),
+        drop_path_rate=0.5,
+        preprocessing=_UNCROPPED,
+    ),
+}
+_SOURCE = "github.com/LeapLabTHU/Agent-Attention README; counts: on the authors' code"
+PUBLISHED = {
+    "agent_swin_tiny": Published(params=28_902_964, gmacs=4.5, top1=82.6, source=_SOURCE),
+    "agent_swin_small": Published(params=49_666_684, gmacs=8.7, top1=83.7, source=_SOURCE),
+    "agent_swin_small_288": Published(params=49_707_964, gmacs=14.54, top1=84.1, source=_SOURCE),
+    "agent_swin_base": Published(params=88_095_096, gmacs=15.4, top1=84.0, source=_SOURCE),
+    "agent_swin_base_384": Published(params=88_305_016, gmacs=46.21, top1=84.9, source=_SOURCE),
+}
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)); every second block with windows shifts them."""
+
+    def __init__(self, config: AgentSwinConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, heads, dtype = config.dims[stage], config.num_heads[stage], config.dtype
+        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        if index < config.agent_depths[stage]:
+            self.attn = AgentAttention(
+                dim, num_heads=heads, num_agents=config.num_agents[stage], grid=config.grid(stage), dtype=dtype, rngs=rngs
+            )
+        else:
+            self.attn = WindowAttention(
+                dim,
+                num_heads=heads,
+                window_size=config.window_size,
+                shift=config.window_size // 2 if index % 2 else 0,
+                implementation=config.implementation,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Patch merging (but in the first stage), then the blocks."""
+
+    def __init__(self, config: AgentSwinConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.downsample = PatchMerging(config.dims[stage - 1], eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
+        self.blocks = nnx.List([Block(config, stage=stage, index=i, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class AgentSwin(nnx.Module):
+    """Stages; norm, mean over the tokens, linear head."""
+
+    def __init__(self, config: AgentSwinConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = config.dtype
+        self.patch_embed = PatchEmbed(config.in_channels, config.dim, patch_size=config.patch_size, norm_eps=EPS, dtype=dtype, rngs=rngs)
+        rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
+        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The map at the end of each stage; the last one is not normalised."""
+        x = self.patch_embed(pad_to_multiple(images.astype(self.config.dtype), self.config.patch_size))
+        maps = []
+        for stage in self.layers:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        return tuple(maps)
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+        """The mean over the normalised tokens of the last map; float32."""
+        return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs))
+        return x if self.head is None else self.head(x)
+
+
+FAMILY = Family(AgentSwin, VARIANTS, PUBLISHED)
