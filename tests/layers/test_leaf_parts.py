@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 
 from vitlab.layers import DropPath, LayerNorm, PatchEmbed, PatchMerging, drop_path_rates
+from vitlab.layers.dilated_reparam import DilatedReparam
+from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.pos_embed import resample, sincos_2d
 
 
@@ -93,3 +95,27 @@ def test_every_leaf_part_gives_each_parameter_a_gradient():
         graphdef, params = nnx.split(part)
         grads = jax.grad(lambda p: jnp.sum(nnx.merge(graphdef, p)(jnp.asarray(x)) ** 3))(params)  # noqa: B023
         assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+def test_global_response_norm_compares_a_channels_length_with_the_mean():
+    norm, x = GlobalResponseNorm(3), rand(2, 4, 5, 3)
+    norm.gamma[...], norm.beta[...] = jnp.asarray([1.0, -2.0, 0.5]), jnp.asarray([0.1, 0.2, 0.3])
+    length = np.sqrt((x * x).sum((1, 2), keepdims=True))
+    expected = x * (1 + norm.gamma[...] * length / length.mean(-1, keepdims=True)) + norm.beta[...]
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=1e-5)
+    assert np.isfinite(jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 2, 2, 3)))).all()
+
+
+def test_a_dilated_branch_falls_on_every_other_tap_of_the_large_kernel():
+    conv = DilatedReparam(1, kernel_size=7, rngs=nnx.Rngs(0))
+    for name, branch in conv.branches.items():
+        branch.conv.kernel[...] = jnp.full_like(branch.conv.kernel[...], float(name == "k3_3"))
+    conv.origin.conv.kernel[...] = jnp.zeros((7, 7, 1, 1))
+    conv.fuse()
+    kernel = np.asarray(conv.origin.conv.kernel[...])[..., 0, 0]
+    assert (kernel[::3, ::3] > 0.99).all() and np.count_nonzero(kernel) == 9
+
+
+def test_a_large_kernel_without_published_branches_is_refused():
+    with pytest.raises(ValueError, match="kernel_size=8 must be one of"):
+        DilatedReparam(4, kernel_size=8, rngs=nnx.Rngs(0))

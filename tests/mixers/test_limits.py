@@ -9,11 +9,14 @@ import pytest
 from flax import nnx
 
 from vitlab.layers import Attention
+from vitlab.layers.pool import adaptive_average_pool
+from vitlab.layers.resize import resize_bilinear
 from vitlab.mixers import MIXERS
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
+from vitlab.mixers.context_mixing import ContextMixing
 from vitlab.mixers.cosine_window import CosineWindowAttention
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.focal_modulation import FocalModulation
@@ -363,6 +366,33 @@ def test_a_class_token_takes_part_in_linear_attention_but_not_in_the_convolution
     out = (products - products.mean(-1, keepdims=True) + 1 / 37) @ heads_of(v, 2)
     expected = np.concatenate(list(out), -1) + np.concatenate((np.zeros((1, 8)), v[1:]))
     same(mixer.tokens(tokens, (6, 6))[0], linear(mixer.proj, expected))
+
+
+def test_context_mixing_makes_kernels_of_affinities_and_moves_windows_inside_at_the_border():
+    mixer = build(ContextMixing, 8, num_heads=2, context_dim=4, kernel_size=5, small_size=3)
+    x, context, value = (noise((1, 7, 8, c), seed) for seed, c in ((1, 8), (2, 4), (3, 8)))
+    pooled = np.asarray(adaptive_average_pool(context, (7, 7)))
+    q = np.asarray(mixer.query(x))[0].reshape(7, 8, 2, 2) * (8 / 2) ** -0.5
+    k = np.asarray(mixer.key(jnp.asarray(pooled)))[0].reshape(49, 2, 2)
+    logits = linear(mixer.taps, np.einsum("hwgc,lgc->hwgl", q, k))
+    out = np.zeros((7, 8, 8))
+    for part, (size, table, taps) in enumerate(((3, mixer.small_bias, logits[..., :9]), (5, mixer.large_bias, logits[..., 9:]))):
+        values = np.asarray(value)[0, ..., 4 * part : 4 * part + 4].reshape(7, 8, 2, 2)
+        for i in range(7):
+            for j in range(8):
+                top, left = np.clip(i - size // 2, 0, 7 - size), np.clip(j - size // 2, 0, 8 - size)
+                at = top - i + size - 1, left - j + size - 1
+                bias = np.asarray(table[...])[:, at[0] : at[0] + size, at[1] : at[1] + size].reshape(2, -1)
+                weights = np.exp(taps[i, j] + bias)
+                weights /= weights.sum(-1, keepdims=True)
+                window = values[top : top + size, left : left + size].reshape(-1, 2, 2)
+                out[i, j, 4 * part : 4 * part + 4] = np.einsum("gk,kgc->gc", weights, window).reshape(-1)
+    same(mixer(x, context, value), mixer.proj(jnp.asarray(out[None], jnp.float32)))
+
+
+def test_context_mixing_enlarges_a_map_smaller_than_its_kernels_and_averages_back():
+    mixer, x = build(ContextMixing, 8, num_heads=2, kernel_size=5), X[:, :3, :4]
+    same(mixer(x), adaptive_average_pool(mixer(resize_bilinear(x, (5, 6))), (3, 4)))
 
 
 def test_rotary_positions_leave_products_to_the_offset():

@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "maxvit_tiny_tf_224": ("maxvit_tiny", {}),
     "nat_mini": ("nat_mini", {}),
     "nextvit_small": ("nextvit_small", {}),
+    "overlock_xt": ("overlock_xt", {}),
     "ravlt_t": ("ravlt_tiny", {}),
     "shvit_s1": ("shvit_s1", {}),
     "smt_t": ("smt_tiny", {}),

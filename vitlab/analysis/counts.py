@@ -39,7 +39,7 @@ def count_macs(model: Any, image_size: tuple[int, int] | None = None) -> int:
 def macs_of(fn: Callable[..., Any], *args: Any) -> int:
     """Multiply-accumulates of a function at these shapes; a loop of unknown length counts once.
 
-    Neighborhood attention counts what its definition needs, not the masked products that an implementation adds.
+    Neighborhood attention and sums count what their definition needs, not the masked products that an implementation adds.
     """
     return sum(times * _macs(eqn) for eqn, times in _equations(jax.make_jaxpr(fn)(*args).jaxpr, 1))
 
@@ -49,7 +49,7 @@ def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, i
         if eqn.params.get("name") == "expand_bias":  # a lookup, done by a product for speed
             continue
         yield eqn, times
-        if _kernel_of(eqn) is not None:
+        if _kernel_of(eqn) is not None or eqn.params.get("name") == "neighborhood_sum":
             continue
         inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
         for sub in _sub_jaxprs(eqn):
@@ -78,6 +78,9 @@ def _macs(eqn: core.JaxprEqn) -> int:
     name = eqn.primitive.name
     if (kernel := _kernel_of(eqn)) is not None:
         return neighborhood_macs(_shape(eqn.invars[0]), kernel, _shape(eqn.invars[2])[-1])
+    if eqn.params.get("name") == "neighborhood_sum":
+        weights, value = eqn.invars
+        return math.prod(_shape(weights)) * _shape(value)[-1]
     if name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
         left = _shape(eqn.invars[0])

@@ -20,13 +20,24 @@ class ConvNorm(nnx.Module):
         *,
         kernel_size: int = 1,
         stride: int = 1,
+        dilation: int = 1,
         groups: int = 1,  # in_dim: depthwise
         zero_init: bool = False,  # the norm's scale begins at 0, so that a residual branch begins as nothing
         eps: float = 1e-5,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.conv = Conv(in_dim, out_dim, kernel_size=kernel_size, stride=stride, groups=groups, use_bias=False, dtype=dtype, rngs=rngs)
+        self.conv = Conv(
+            in_dim,
+            out_dim,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.norm: BatchNorm | None = BatchNorm(out_dim, eps=eps, dtype=dtype, rngs=rngs)
         if zero_init:
             self.norm.scale[...] = jnp.zeros(out_dim)

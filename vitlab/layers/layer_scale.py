@@ -13,3 +13,14 @@ class LayerScale(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
         return x * self.gamma[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class ChannelAffine(nnx.Module):
+    """gamma * x + beta per channel, initially x: what a residual block may do to its identity (OverLoCK, arXiv:2502.20087)."""
+
+    def __init__(self, dim: int):
+        self.gamma, self.beta = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return x * self.gamma[...].astype(x.dtype).reshape(shape) + self.beta[...].astype(x.dtype).reshape(shape)

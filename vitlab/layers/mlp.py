@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.linear import Linear
 from vitlab.layers.pos_conv import PosConv
 
@@ -36,12 +37,14 @@ class Mlp(nnx.Module):
 
 
 class ResidualConvMlp(nnx.Module):
-    """fc2(h + conv(h)) with h = gelu(fc1(x)), conv depthwise."""
+    """fc2(h + conv(h)) with h = gelu(fc1(x)), conv depthwise; with `grn` global response normalisation before fc2."""
 
-    def __init__(self, dim: int, *, mlp_dim: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, mlp_dim: int, grn: bool = False, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
         self.conv = PosConv(mlp_dim, dtype=dtype, rngs=rngs)
+        self.grn = GlobalResponseNorm(mlp_dim) if grn else None
         self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return self.fc2(self.conv(gelu(self.fc1(x))))
+        x = self.conv(gelu(self.fc1(x)))
+        return self.fc2(x if self.grn is None else self.grn(x))

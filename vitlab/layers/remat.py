@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 def run_block(
     block: Callable[..., Array],
-    x: Array,
+    x: Array | tuple[Array, ...],
     *,
     remat: bool,
     train: bool,

@@ -8,6 +8,7 @@ from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
+from vitlab.mixers.context_mixing import ContextMixing
 from vitlab.mixers.cosine_window import CosineWindowAttention
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.focal_modulation import FocalModulation
@@ -38,6 +39,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "bi_level_routing": BiLevelRoutingAttention,
     "cascaded_group": CascadedGroupAttention,
     "channel": ChannelAttention,
+    "context_mixing": ContextMixing,
     "focal_modulation": FocalModulation,
     "halo": HaloAttention,
     "hilo": HiLo,

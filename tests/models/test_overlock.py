@@ -1,0 +1,15 @@
+"""The deployed network keeps the published size."""
+
+import pytest
+from flax import nnx
+
+from vitlab.analysis.counts import count_macs, count_params
+from vitlab.models.registry import create_model
+
+
+def test_the_fused_network_has_the_published_size():
+    fused = nnx.eval_shape(lambda: create_model("overlock_xt").fuse())
+    assert round(count_params(fused) / 1e6) == 16  # the authors' README
+    # Counted on the authors' deployed code without the neighborhood sums, which are 1 % of it.
+    assert count_macs(fused) / 1e9 == pytest.approx(2.671, rel=0.02)
+    assert not [m for _, m in nnx.iter_modules(fused) if type(m).__name__ == "BatchNorm"]

@@ -1,0 +1,20 @@
+"""Global response normalisation (ConvNeXt V2, Woo et al., arXiv:2301.00808, section 3.2)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class GlobalResponseNorm(nnx.Module):
+    """(gamma * n + 1) * x + beta; n is a channel's length over the map, divided by the mean length of the channels; float32."""
+
+    def __init__(self, dim: int):
+        self.gamma, self.beta = nnx.Param(jnp.zeros(dim)), nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        y = x.astype(jnp.float32)
+        # The floor keeps the gradient of a channel of zeros finite, as torch's norm does.
+        length = jnp.sqrt(jnp.maximum((y * y).sum((1, 2), keepdims=True), 1e-30))
+        n = length / (length.mean(-1, keepdims=True) + 1e-6)
+        gamma, beta = (p[...].reshape(1, 1, 1, -1) for p in (self.gamma, self.beta))
+        return ((gamma * n + 1) * y + beta).astype(x.dtype)

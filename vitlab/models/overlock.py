@@ -1,0 +1,282 @@
+"""OverLoCK (Lou and Yu, arXiv:2502.20087): an overview first, which then guides convolutions with context-mixing kernels.
+
+Follows the authors' code, but for the head on the overview that it trains with: its loss has no place here. Any image size.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, LayerNorm, Linear, PosConv, run_block, stage_drop_path_rates
+from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
+from vitlab.layers.dilated_reparam import DilatedReparam
+from vitlab.layers.global_response_norm import GlobalResponseNorm
+from vitlab.layers.layer_scale import ChannelAffine
+from vitlab.layers.mlp import ResidualConvMlp, gelu
+from vitlab.layers.resize import resize_bilinear
+from vitlab.layers.squeeze_excite import SqueezeExcite
+from vitlab.mixers.context_mixing import ContextMixing
+from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+
+EPS = 1e-6  # of every LayerNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverLoCKConfig:
+    dims: tuple[int, ...]  # width of the four stages
+    depths: tuple[int, ...]  # blocks: of the three base stages, the overview, and the two focus stages
+    num_heads: tuple[int, int]  # of the kernels in the focus stages, twice the number in the authors' tables
+    kernel_sizes: tuple[int, ...] = (17, 15, 13, 7)  # per stage
+    mlp_ratio: float = 4.0  # MLP hidden width / dim, in base and overview
+    focus_mlp_ratio: float = 3.0  # and in focus
+    head_dim: int = 1024  # width of the projection before pooling
+    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
+    in_channels: int = 3
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
+
+    def __post_init__(self):
+        if not len(self.dims) == len(self.kernel_sizes) == len(self.depths) - 2 == 4:
+            raise ValueError(f"{self.dims=} and {self.kernel_sizes=} must have 4 entries, {self.depths=} 6")
+        if self.dims[-1] % 4:
+            raise ValueError(f"the last of {self.dims=} must be a multiple of 4, for the width of the context")
+
+    @property
+    def context_dim(self) -> int:
+        """Channels of the overview that the focus stages carry along."""
+        return self.dims[-1] // 4
+
+
+# The authors' models/overlock.py; drop path: scripts/train_*_model.sh.
+VARIANTS = {
+    "overlock_xt": OverLoCKConfig(
+        dims=(56, 112, 256, 336), depths=(2, 2, 3, 2, 6, 2), num_heads=(8, 12), preprocessing=Preprocessing(crop_fraction=0.925)
+    ),
+    "overlock_t": OverLoCKConfig(dims=(64, 128, 256, 512), depths=(4, 4, 6, 2, 12, 2), num_heads=(8, 16), drop_path_rate=0.15),
+    "overlock_s": OverLoCKConfig(dims=(64, 128, 320, 512), depths=(6, 6, 8, 3, 16, 3), num_heads=(16, 32), drop_path_rate=0.4),
+    "overlock_b": OverLoCKConfig(
+        dims=(80, 160, 384, 576),
+        depths=(8, 8, 10, 4, 20, 4),
+        num_heads=(12, 18),
+        drop_path_rate=0.5,
+        preprocessing=Preprocessing(crop_fraction=0.975),
+    ),
+}
+_SOURCE = "github.com/LMMMEng/OverLoCK README; counts: on the authors' code, before it is deployed"
+PUBLISHED = {
+    "overlock_xt": Published(params=16_969_600, gmacs=2.83, top1=82.7, source=_SOURCE),
+    "overlock_t": Published(params=34_476_448, gmacs=5.93, top1=84.2, source=_SOURCE),
+    "overlock_s": Published(params=57_795_748, gmacs=10.34, top1=84.8, source=_SOURCE),
+    "overlock_b": Published(params=97_434_816, gmacs=17.81, top1=85.1, source=_SOURCE),
+}
+
+
+class BaseBlock(nnx.Module):
+    """Position encoding; then norm, large depthwise convolution, squeeze-and-excitation and MLP beside the identity."""
+
+    def __init__(self, config: OverLoCKConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, dtype = config.dims[stage], config.dtype
+        self.pos = PosConv(dim, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.conv = DilatedReparam(dim, kernel_size=config.kernel_sizes[stage], dtype=dtype, rngs=rngs)
+        self.conv_norm: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs)
+        self.se = SqueezeExcite(dim, hidden=max(16, dim // 8), activation=gelu, dtype=dtype, rngs=rngs)
+        self.mlp = ResidualConvMlp(dim, mlp_dim=int(dim * config.mlp_ratio), grn=True, dtype=dtype, rngs=rngs)
+        self.ls = ChannelAffine(dim) if stage >= 2 else None
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        x = self.pos(x)
+        y = self.conv(self.norm(x), train=train)
+        y = y if self.conv_norm is None else self.conv_norm(y, train=train)
+        y = self.drop_path(self.mlp(self.se(y)), train=train, rngs=rngs)
+        return y + (x if self.ls is None else self.ls(x))
+
+    def fuse(self) -> None:
+        """Folds norms and branches into the large convolution, in place."""
+        self.conv.fuse()
+        if self.conv_norm is not None:
+            fold_into_previous(self.conv_norm, self.conv.origin.conv)
+            self.conv_norm = None
+
+
+class Fusion(nnx.Module):
+    """Of a stage's map and the context one map: depthwise convolution, norm, GELU, projection, response norm."""
+
+    def __init__(self, dim: int, out_dim: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = Conv(dim, dim, kernel_size=3, groups=dim, dtype=dtype, rngs=rngs)
+        self.norm: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs)
+        self.fc = Linear(dim, out_dim, dtype=dtype, rngs=rngs)
+        self.grn = GlobalResponseNorm(out_dim)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c2"]:
+        x = self.conv(x)
+        x = x if self.norm is None else self.norm(x, train=train)
+        return self.grn(self.fc(gelu(x)))
+
+
+class FocusBlock(nnx.Module):
+    """Context mixing of the fused map, gated, beside the joint map of stage and context; then an MLP on the joint map.
+
+    All but the first block renew the context from the overview. Identities are scaled and moved, channel by channel.
+    """
+
+    def __init__(self, config: OverLoCKConfig, *, stage: int, first: bool, drop_path_rate: float, rngs: nnx.Rngs):
+        dim, extra, kernel_size, dtype = config.dims[stage], config.context_dim, config.kernel_sizes[stage], config.dtype
+        joint = dim + extra
+        self.dim = dim
+        self.x_scale, self.h_scale = (None, None) if first else (ChannelAffine(extra), ChannelAffine(extra))
+        self.pos1 = PosConv(joint, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(joint, eps=EPS, dtype=dtype, rngs=rngs)
+        self.fusion = Fusion(joint, dim, dtype=dtype, rngs=rngs)
+        heads = config.num_heads[stage - 2]
+        self.mixer = ContextMixing(dim, num_heads=heads, context_dim=extra, kernel_size=kernel_size, dtype=dtype, rngs=rngs)
+        self.lepe = DilatedReparam(dim, kernel_size=kernel_size, dtype=dtype, rngs=rngs)
+        self.lepe_norm: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs)
+        self.se = SqueezeExcite(dim, hidden=max(16, dim // 8), activation=gelu, dtype=dtype, rngs=rngs)
+        self.gate = ConvNorm(dim, dim, dtype=dtype, rngs=rngs)
+        self.proj_norm: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs)
+        self.proj = Linear(dim, joint, dtype=dtype, rngs=rngs)
+        self.pos2 = PosConv(joint, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(joint, eps=EPS, dtype=dtype, rngs=rngs)
+        self.mlp = ResidualConvMlp(joint, mlp_dim=int(dim * config.focus_mlp_ratio), grn=True, dtype=dtype, rngs=rngs)
+        self.ls1, self.ls2 = ChannelAffine(joint), ChannelAffine(joint)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def __call__(
+        self, maps: tuple[Float[Array, "b h w joint"], Float[Array, "b h w c"]], *, train: bool, rngs: nnx.Rngs | None
+    ) -> Float[Array, "b h w joint"]:
+        """From the joint map and the overview (in the size of the stage) the next joint map."""
+        joint, overview = maps
+        if self.x_scale is not None and self.h_scale is not None:
+            x, context = joint[..., : self.dim], joint[..., self.dim :]
+            joint = jnp.concatenate((x, self.x_scale(context) + self.h_scale(overview)), -1)
+        joint = self.pos1(joint)
+        y = self.drop_path(self._mix(self.norm1(joint), train), train=train, rngs=rngs)
+        joint = self.pos2(self.ls1(joint) + y)
+        return self.ls2(joint) + self.drop_path(self.mlp(self.norm2(joint)), train=train, rngs=rngs)
+
+    def _mix(self, joint: Float[Array, "b h w joint"], train: bool) -> Float[Array, "b h w joint"]:
+        fused = self.fusion(joint, train=train)
+        lepe = self.lepe(fused, train=train)
+        lepe = lepe if self.lepe_norm is None else self.lepe_norm(lepe, train=train)
+        y = self.mixer(joint[..., : self.dim], joint[..., self.dim :], fused, train=train)
+        y = jax.nn.silu(self.gate(fused, train=train)) * self.se(y + lepe)
+        return self.proj(y if self.proj_norm is None else self.proj_norm(y, train=train))
+
+    def fuse(self) -> None:
+        """Folds norms and branches into what stands beside them, in place."""
+        self.lepe.fuse()
+        if self.lepe_norm is not None and self.proj_norm is not None and self.fusion.norm is not None:
+            fold_into_previous(self.lepe_norm, self.lepe.origin.conv)
+            fold_into_previous(self.fusion.norm, self.fusion.conv)
+            fold_into_next(self.proj_norm, self.proj)
+            self.lepe_norm = self.proj_norm = self.fusion.norm = None
+
+
+class BaseStage(nnx.Module):
+    """The stem (four convolutions) or one strided convolution, GELU between, then the blocks."""
+
+    def __init__(self, config: OverLoCKConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        dim, dtype = config.dims[stage], config.dtype
+        widths = (config.dims[stage - 1], dim) if stage else (config.in_channels, dim // 2, dim // 2, dim, dim)
+        self.remat = config.remat
+        self.embed = nnx.List(
+            [
+                ConvNorm(widths[i], widths[i + 1], kernel_size=3, stride=1 if i % 2 else 2, dtype=dtype, rngs=rngs)
+                for i in range(len(widths) - 1)
+            ]
+        )
+        self.blocks = nnx.List([BaseBlock(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
+        for i, conv in enumerate(self.embed):
+            x = conv(gelu(x) if i else x, train=train)
+        for block in self.blocks:
+            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        return x
+
+
+class OverLoCK(nnx.Module):
+    """Base stages, overview, focus stages on the third base map; projection, batch norm, swish, mean, linear head."""
+
+    def __init__(self, config: OverLoCKConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dims, extra, dtype = config.dims, config.context_dim, config.dtype
+        *base, focus3, focus4 = stage_drop_path_rates(config.drop_path_rate, config.depths)
+        self.base = nnx.List([BaseStage(config, stage=i, rates=rates, rngs=rngs) for i, rates in enumerate(base)])
+        self.context_proj = Linear(dims[-1], extra, dtype=dtype, rngs=rngs)
+        self.focus = nnx.List(
+            [
+                nnx.List(
+                    [
+                        FocusBlock(config, stage=stage, first=stage == 2 and i == 0, drop_path_rate=rate, rngs=rngs)
+                        for i, rate in enumerate(rates)
+                    ]
+                )
+                for stage, rates in ((2, focus3), (3, focus4))
+            ]
+        )
+        self.x_down = ConvNorm(dims[2], dims[3], kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
+        self.h_down = ConvNorm(extra, extra, kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
+        self.proj = ConvNorm(dims[-1] + extra, config.head_dim, dtype=dtype, rngs=rngs)
+        self.head = Linear(config.head_dim, config.num_classes, rngs=rngs) if config.num_classes else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        extra = (0, 0, self.config.context_dim, self.config.context_dim)
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim + extra[i]) for i, dim in enumerate(self.config.dims))
+
+    def features(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """The maps at the end of two base stages and of the two focus stages, these with the context's channels last."""
+        x, maps = images.astype(self.config.dtype), []
+        for stage in self.base:
+            x = stage(x, train=train, rngs=rngs)
+            maps.append(x)
+        overview = self.context_proj(x)
+        enlarged = resize_bilinear(overview, maps[2].shape[1:3])
+        joint = self._focus(0, jnp.concatenate((maps[2], enlarged), -1), enlarged, train, rngs)
+        x, context = joint[..., : self.config.dims[2]], joint[..., self.config.dims[2] :]
+        joined = jnp.concatenate((self.x_down(x, train=train), self.h_down(context, train=train)), -1)
+        return *maps[:2], joint, self._focus(1, joined, overview, train, rngs)
+
+    def _focus(self, stage: int, joint: Array, overview: Array, train: bool, rngs: nnx.Rngs | None) -> Array:
+        for block in self.focus[stage]:
+            joint = run_block(block, (joint, overview), remat=self.config.remat, train=train, rngs=rngs)
+        return joint
+
+    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+        """The mean over the projected positions of the last map; float32."""
+        return jax.nn.silu(self.proj(features[-1], train=train)).astype(jnp.float32).mean((1, 2))
+
+    def __call__(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
+        return x if self.head is None else self.head(x)
+
+    def fuse(self) -> "OverLoCK":
+        """The network for deployment: one kernel for each dilated family, batch norms folded into what stands beside them."""
+        model = nnx.clone(self)
+        for _, module in list(nnx.iter_modules(model)):
+            if isinstance(module, (BaseBlock, FocusBlock)):
+                module.fuse()
+        fuse_conv_norms(model)
+        return model
+
+
+FAMILY = Family(OverLoCK, VARIANTS, PUBLISHED)
