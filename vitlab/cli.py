@@ -122,10 +122,10 @@ def _override(tree: dict[str, Any], dotted: str, text: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--config.{dotted}: {parent} is a value, not a group")
-    tree[key] = text if isinstance(tree.get(key), str) and text != "None" else _literal(text)
+    tree[key] = text if isinstance(tree.get(key), str) and text != "None" else literal(text)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """The Python value that the text spells, or the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"

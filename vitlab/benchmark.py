@@ -1,0 +1,192 @@
+"""How fast a model of the zoo runs here, and what it takes: python -m vitlab.benchmark --model=NAME [--train].
+
+Prints one line: the median speed of several runs, compilation, multiply-accumulates, parameters and memory. Images are random
+and already on the device: the input pipeline is not measured.
+"""
+
+import argparse
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pallas_kernels.benchmark import median_seconds, versions
+from vitlab import cli
+from vitlab.analysis.counts import abstract_model, count_macs, count_params
+from vitlab.config import ConfigError, LossConfig, ModelConfig, OptimizerConfig
+from vitlab.train.functional import FunctionalModel, Weights, build
+from vitlab.train.mesh import check_divides, make_mesh, replicated, shard_batch
+from vitlab.train.optimizer import make_optimizer
+from vitlab.train.schedule import warmup_cosine
+from vitlab.train.state import make_state
+from vitlab.train.step import compile_step, make_train_step, trace_step
+
+NUM_CLASSES, CHANNELS = 1000, 3  # where the fields of the model leave them open
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One model in one mode: the line that is printed, and a row of the CSV file."""
+
+    model: str
+    fields: str  # of the family's config, that were replaced
+    mode: str  # train: a whole step of AdamW; eval: the logits
+    device: str  # count and kind
+    image_size: str  # pixels, height x width
+    batch_size: int  # images, over all devices
+    dtype: str
+    compile_seconds: float
+    images_per_second: float  # over all devices, by the median time
+    gmacs: float  # of the forward pass on one image, 1e9
+    params: int
+    peak_bytes: int  # per device: arguments, results and temporary arrays of the compiled program
+    versions: str
+
+    def line(self) -> str:
+        """For the eye."""
+        return (
+            f"{self.model}  {self.mode}  {self.device}  {self.image_size} x {self.batch_size} {self.dtype}  "
+            f"compiled in {self.compile_seconds:.1f} s  {self.images_per_second:.4g} images/s  {self.gmacs:.3f} GMACs  "
+            f"{self.params:,} parameters  {self.peak_bytes / 2**20:.1f} MiB"
+        )
+
+
+def measure(config: ModelConfig, *, batch_size: int, train: bool) -> Measurement:
+    """Compiles and times one model on all local devices.
+
+    Args:
+      config: The model; num_classes and in_channels default to ImageNet's.
+      batch_size: Images, over all devices.
+      train: Time a step of training, else the logits of the evaluation.
+
+    Raises:
+      ConfigError: There is no such model, its fields cannot work together, or the batch cannot be split over the devices.
+    """
+    mesh = make_mesh()
+    check_divides("batch_size", batch_size, mesh)
+    num_classes, channels = config.num_classes or NUM_CLASSES, config.in_channels or CHANNELS
+    model, create_weights = build(config, num_classes=num_classes, channels=channels, seed=0)
+    height, width = model.preprocessing.image_size
+    rng = np.random.default_rng(0)
+    batch = shard_batch(
+        {
+            "image": rng.integers(0, 256, (batch_size, height, width, channels), np.uint8),
+            "label": rng.integers(0, num_classes, batch_size, np.int32),
+        },
+        mesh,
+    )
+    start = _train if train else _evaluate
+    run, compiled, compile_seconds = start(model, create_weights, batch, mesh)
+    seconds = median_seconds(run)
+    memory = compiled.memory_analysis()
+    given = {"image_size": (height, width), "drop_path_rate": config.drop_path_rate, "dtype": config.dtype, **config.fields}
+    abstract = abstract_model(config.name, num_classes=num_classes, in_channels=channels, **given)
+    devices = mesh.devices.ravel()
+    return Measurement(
+        model=config.name,
+        fields=" ".join(f"{key}={value}" for key, value in config.fields.items()),
+        mode="train" if train else "eval",
+        device=f"{len(devices)} x {devices[0].device_kind}",
+        image_size=f"{height}x{width}",
+        batch_size=batch_size,
+        dtype=config.dtype,
+        compile_seconds=round(compile_seconds, 2),
+        images_per_second=float(f"{batch_size / seconds:.4g}"),
+        gmacs=round(count_macs(abstract) / 1e9, 4),
+        params=count_params(abstract),
+        peak_bytes=sum(getattr(memory, f"{part}_size_in_bytes") * sign for part, sign in _PARTS.items()),
+        versions=versions(),
+    )
+
+
+_PARTS = {"argument": 1, "output": 1, "temp": 1, "alias": -1}  # results that take the place of arguments count once
+
+
+def _train(model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
+    schedule = warmup_cosine(peak_lr=1e-4, end_lr=1e-4, warmup_steps=0, total_steps=1)
+    optimizer = make_optimizer(OptimizerConfig(), schedule)
+    step = make_train_step(model, optimizer, schedule, loss=LossConfig(), seed=0, log_every=1)
+    state = jax.jit(lambda: make_state(create_weights(), optimizer), out_shardings=replicated(mesh))()
+    compiled, seconds = compile_step(trace_step(step, state, batch, mesh))
+
+    def run() -> None:
+        nonlocal state  # the old one's memory is given away
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+
+    return run, compiled, seconds
+
+
+def _evaluate(model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
+    weights = jax.jit(create_weights, out_shardings=replicated(mesh))()
+    traced = jax.jit(lambda weights, images: model.apply(weights, images)[0]).trace(weights, batch["image"])
+    compiled, seconds = compile_step(traced)
+    return lambda: jax.block_until_ready(compiled(weights, batch["image"])), compiled, seconds
+
+
+def check_columns(path: pathlib.Path) -> None:
+    """Refuses a CSV file of something else, before anything is measured.
+
+    Raises:
+      ConfigError: The file has other columns.
+    """
+    if path.exists():
+        with path.open(newline="") as file:
+            head = next(csv.reader(file), [])
+        if head != list(_COLUMNS):
+            raise ConfigError(f"{path} has the columns {', '.join(head)} in place of {', '.join(_COLUMNS)}: name another file")
+
+
+def append(path: pathlib.Path, measurement: Measurement) -> None:
+    """Adds a row to a CSV file, with a head if it is new."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(dataclasses.asdict(measurement))
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Measurement))
+
+
+def _field(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text} has no value: write {text}=value")
+    return key, cli.literal(value)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = cli.Parser(prog="python -m vitlab.benchmark", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="a model of the zoo")
+    parser.add_argument("--train", action="store_true", help="a step of training, else the logits of the evaluation")
+    parser.add_argument("--image_size", type=int, help="pixels per side; the variant's by default")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per step, over all devices")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
+    parser.add_argument("--field", type=_field, action="append", default=[], metavar="KEY=VALUE", help="of the family's config")
+    parser.add_argument("--output", type=pathlib.Path, help="CSV file to which the line is added")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise ConfigError(f"batch_size={args.batch_size} must be at least 1")
+    if args.output is not None:
+        check_columns(args.output)
+    cli.begin()
+    fields = dict(args.field)
+    own = {key: fields.pop(key) for key in ("num_classes", "in_channels", "drop_path_rate") if key in fields}
+    config = ModelConfig(name=args.model, image_size=args.image_size, dtype=args.dtype, fields=fields, **own)
+    measurement = measure(config, batch_size=args.batch_size, train=args.train)
+    print(measurement.line())
+    if args.output is not None:
+        append(args.output, measurement)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
