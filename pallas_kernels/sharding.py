@@ -1,6 +1,15 @@
-"""What kernels owe `jax.shard_map`: which of their arrays differ from shard to shard."""
+"""Kernels on many devices: XLA partitions everything but them, so each runs on the images of its device, by `jax.shard_map`.
+
+A kernel sees the mesh that is in force when it is traced (`jax.set_mesh`, `jax.sharding.use_abstract_mesh`). What it owes
+`jax.shard_map` is to tell which of its arrays differ from shard to shard.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
+from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -18,3 +27,31 @@ def varying_like(x: Array, like: Array) -> Array:
 def result_like(x: Array, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> jax.ShapeDtypeStruct:
     """What a `pallas_call` returns: another shape, another dtype, differing from shard to shard as `x` does."""
     return jax.ShapeDtypeStruct(shape, dtype or x.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
+def by_images(fn: Callable[..., Any], arrays: Any, bias: Any, mask: Any) -> Any:
+    """fn(arrays, bias, mask), on each device with its share of the images; the bias is whole everywhere.
+
+    Nothing is split where one device is all there is, or where the caller has split already.
+    """
+    axes = _automatic_axes()
+    if math.prod(axes.values()) == 1:
+        return fn(arrays, bias, mask)
+
+    def shard(arrays, bias, mask):
+        return fn(arrays, None if bias is None else varying_like(bias, jax.tree.leaves(arrays)[0]), mask)
+
+    images = PartitionSpec(tuple(axes))
+    return jax.shard_map(shard, in_specs=(images, PartitionSpec(), images), out_specs=images)(arrays, bias, mask)
+
+
+def indivisible(num_images: int) -> str | None:
+    """Why so many images cannot be split over the mesh in force, or None."""
+    shards = math.prod(_automatic_axes().values())
+    return f"{num_images} images cannot be split over {shards} devices" if num_images % shards else None
+
+
+def _automatic_axes() -> dict[str, int]:
+    """Name and size of the axes over which XLA partitions by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.sharding import result_like
+from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import platform
 from pallas_kernels.window_attention.tiles import GpuTiles, gpu_tiles
 from pallas_kernels.window_attention.windows import NO_KEY, SHIFT_PENALTY, Windows
@@ -58,6 +58,8 @@ def unsupported_reason(*arrays: Array, window_size, interpret: bool = False, **_
     head_dim, slots = arrays[0].shape[-1], math.prod(window_size)
     if not interpret and (here := platform()) != "gpu":
         return f"it needs an NVIDIA GPU, not {here}"
+    if reason := indivisible(arrays[0].shape[0]):
+        return reason
     if arrays[0].dtype.name not in DTYPES:
         return f"dtype {arrays[0].dtype.name} is not one of {', '.join(DTYPES)}"
     if slots > MAX_SLOTS:
@@ -81,9 +83,12 @@ def window_attention_qkv(qkv, *, interpret: bool = False, **options) -> Float[Ar
 
 
 def _run(arrays, parts, interpret, *, window_size, shift, grid, bias, mask, scale):
-    shape = arrays[0].shape
-    problem = Problem(Windows.of(shape[1:3], window_size, shift, grid), shape, parts, scale, arrays[0].dtype.itemsize)
-    return _attend(arrays, bias, mask, problem, interpret)
+    def attend(arrays, bias, mask):
+        shape = arrays[0].shape
+        problem = Problem(Windows.of(shape[1:3], window_size, shift, grid), shape, parts, scale, arrays[0].dtype.itemsize)
+        return _attend(arrays, bias, mask, problem, interpret)
+
+    return by_images(attend, arrays, bias, mask)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.sharding import result_like
+from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import device_kind, platform
 from pallas_kernels.window_attention.tiles import (
     BACKWARD_ARRAYS,
@@ -60,6 +60,8 @@ def unsupported_reason(*arrays: Array, window_size, shift, grid, interpret: bool
     """For `window_attention` and `window_attention_qkv` alike; interpreted, a kernel runs on any platform."""
     if not interpret and (here := platform()) != "tpu":
         return f"it needs a TPU, not {here}"
+    if reason := indivisible(arrays[0].shape[0]):
+        return reason
     if arrays[0].dtype.name not in DTYPES:
         return f"dtype {arrays[0].dtype.name} is not one of {', '.join(DTYPES)}"
     if (head_dim := arrays[0].shape[-1]) not in HEAD_DIMS:
@@ -77,13 +79,17 @@ def _layout(arrays: Sequence[Array], window_size, shift, grid) -> TpuLayout:
 
 
 def _run(arrays, interpret, *, window_size, shift, grid, bias, mask, scale):
-    layout = _layout(arrays, window_size, shift, grid)
     if mask is not None:  # what nobody sees may be anything, NaN too
         arrays = _hide(arrays, mask)
-    b, h, w, _, _ = layout.shape
-    arrays = tuple(x.reshape(b, h, w, -1) for x in arrays)
-    out: Array = _attend(arrays, bias, mask, layout, scale, interpret)  # pyright: ignore[reportAssignmentType]
-    return out.reshape(layout.shape)
+
+    def attend(arrays, bias, mask):
+        layout = _layout(arrays, window_size, shift, grid)
+        b, h, w, _, _ = layout.shape
+        arrays = tuple(x.reshape(b, h, w, -1) for x in arrays)
+        out: Array = _attend(arrays, bias, mask, layout, scale, interpret)  # pyright: ignore[reportAssignmentType]
+        return out.reshape(layout.shape)
+
+    return by_images(attend, arrays, bias, mask)
 
 
 def _hide(arrays: tuple[Array, ...], mask: Bool[Array, "b h w"]) -> tuple[Array, ...]:

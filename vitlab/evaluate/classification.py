@@ -47,7 +47,13 @@ def make_eval_step(model: FunctionalModel, mesh: Mesh) -> EvalStep:
             out |= {f"average_{name}": value for name, value in sums(weights["average"], batch).items() if name != "images"}
         return out
 
-    return jax.jit(eval_step, out_shardings=replicated(mesh))
+    compiled = jax.jit(eval_step, out_shardings=replicated(mesh))
+
+    def in_mesh(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
+        with jax.set_mesh(mesh):  # kernels run by its devices' shares
+            return compiled(weights, batch)
+
+    return in_mesh
 
 
 def evaluate(

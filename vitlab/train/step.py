@@ -113,7 +113,7 @@ def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh) -> jax
     """
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch)
     shardings = (state_shardings(state, mesh), replicated(mesh))
-    with jax.set_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels are chosen for its devices, which may be elsewhere
         return jax.jit(train_step, donate_argnums=0, out_shardings=shardings).trace(state, batch)
 
 
