@@ -1,6 +1,7 @@
 """All devices of all processes as one mesh: a batch is split over its axes `data` and `fsdp`, large parameters over `fsdp`."""
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,17 +12,18 @@ from vitlab.config import ConfigError
 FSDP_FLOOR = 2**16  # elements; a smaller array costs more to gather than to keep everywhere
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """Axes `data` and `fsdp` over all devices.
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Axes `data` and `fsdp` over these devices; over all of all processes by default.
 
     Raises:
       ConfigError: The devices are not a multiple of `fsdp`; or a process has more of them than another, so that a batch cannot be
         split evenly over the processes.
     """
-    devices = jax.devices()
-    counts = collections.Counter(device.process_index for device in devices)
-    if len(set(counts.values())) > 1:
-        raise ConfigError(f"every process must have the same number of devices; they have {sorted(counts.values())}")
+    if devices is None:
+        devices = jax.devices()
+        counts = collections.Counter(device.process_index for device in devices)
+        if len(set(counts.values())) > 1:
+            raise ConfigError(f"every process must have the same number of devices; they have {sorted(counts.values())}")
     if len(devices) % fsdp:
         raise ConfigError(f"mesh.fsdp={fsdp} must divide the {len(devices)} devices")
     shape = (len(devices) // fsdp, fsdp)

@@ -14,12 +14,12 @@ from vitlab.config import ConfigError, Experiment
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
 from vitlab.train import mesh as meshes
-from vitlab.train.functional import FunctionalModel, build
+from vitlab.train.functional import FunctionalModel, Weights, build
 from vitlab.train.optimizer import make_optimizer
 from vitlab.train.periods import Periods
 from vitlab.train.schedule import make_schedule
 from vitlab.train.state import State, abstract_state, make_state
-from vitlab.train.step import make_train_step, trace_step
+from vitlab.train.step import TrainStep, make_train_step, trace_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,28 @@ class Setup:
         return evaluate(self.eval_step, weights, batches, mesh=self.mesh, should_stop=should_stop)
 
 
+def make_step(
+    experiment: Experiment, model: FunctionalModel, create_weights: Callable[[], Weights], periods: Periods, *, num_classes: int
+) -> tuple[TrainStep, Callable[[], State]]:
+    """The step of an experiment on data of so many classes, and a function for the state before the first one."""
+    schedule = make_schedule(experiment.optimizer, periods)
+    params = jax.eval_shape(create_weights)["params"]
+    optimizer: optax.GradientTransformation = make_optimizer(experiment.optimizer, schedule, params)
+    num_classes = experiment.model.num_classes or num_classes
+
+    def create_state() -> State:
+        return make_state(create_weights(), optimizer, experiment)
+
+    step = make_train_step(model, optimizer, schedule, experiment=experiment, num_classes=num_classes, log_every=periods.log)
+    return step, create_state
+
+
+def abstract_batch(experiment: Experiment, model: FunctionalModel, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a training batch."""
+    image = jax.ShapeDtypeStruct((experiment.batch_size, *model.preprocessing.image_size, channels), np.uint8)
+    return {"image": image, "label": jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)}
+
+
 def set_up(experiment: Experiment) -> Setup:
     """Opens the data and traces the step; computes nothing.
 
@@ -83,20 +105,10 @@ def set_up(experiment: Experiment) -> Setup:
         make_policy(experiment.augment.policy, experiment.augment.interpolation)  # refuses a malformed one
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
-    schedule = make_schedule(experiment.optimizer, periods)
-    params = jax.eval_shape(create_weights)["params"]
-    optimizer: optax.GradientTransformation = make_optimizer(experiment.optimizer, schedule, params)
-
-    def create_state() -> State:
-        return make_state(create_weights(), optimizer, experiment)
-
-    num_classes = experiment.model.num_classes or len(train_source.class_names)
-    train_step = make_train_step(model, optimizer, schedule, experiment=experiment, num_classes=num_classes, log_every=periods.log)
+    train_step, create_state = make_step(experiment, model, create_weights, periods, num_classes=len(train_source.class_names))
     state = abstract_state(create_state, mesh)
-    image = jax.ShapeDtypeStruct((experiment.batch_size, *model.preprocessing.image_size, channels), np.uint8)
-    batch = {"image": image, "label": jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)}
     try:
-        traced = trace_step(train_step, state, batch, mesh)
+        traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh)
     except (ValueError, RuntimeError, UnsupportedError) as error:
         raise ConfigError(f"{experiment.model.name} cannot be trained so: {error}") from error
     return Setup(

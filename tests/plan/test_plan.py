@@ -1,0 +1,143 @@
+"""A plan of a tiny model: what adds up, what fits, what would make it fit."""
+
+import dataclasses
+
+import pytest
+
+from tests.train.conftest import config_file, tiny_experiment
+from vitlab.config import ConfigError, DataConfig, ModelConfig
+from vitlab.plan.__main__ import main
+from vitlab.plan.collectives import Collective, collectives, sent_bytes
+from vitlab.plan.devices import Topology, missing
+from vitlab.plan.estimate import Plan, make_plan
+from vitlab.plan.program import Data, compile_program, out_of_memory
+from vitlab.plan.remedies import numbers_of_parts
+
+V5E = Topology.of("v5e:2x2")
+HUGE = {"batch_size": 2_400_000, "duration": "3 steps", "optimizer": dataclasses.replace(tiny_experiment().optimizer, warmup="1 steps")}
+
+
+@pytest.fixture
+def libtpu():
+    if reason := missing("v5e"):
+        pytest.skip(reason)
+
+
+def weights(experiment) -> int:
+    """Of the ViT of `tiny_experiment`: elements of all parameters."""
+    d, tokens = 16, (28 // 14) ** 2 + 1
+    block = 2 * 2 * d + (d + 1) * 4 * d + (d + 1) * 4 * d + (4 * d + 1) * d
+    return 14 * 14 * d + d + d + tokens * d + 2 * block + 2 * d + (d + 1) * 10
+
+
+def test_the_cpu_s_plan_adds_up_and_names_no_time():
+    experiment = tiny_experiment()
+    plan = make_plan(experiment, Topology.of("cpu"), Data.of(experiment))
+    assert plan.memory["parameters"] == 4 * weights(experiment)
+    assert plan.memory["optimizer"] == 2 * 4 * weights(experiment) + 8  # two moments, two counters
+    assert plan.memory["batch"] == 16 * (28 * 28 + 4)
+    assert plan.bytes == sum(plan.memory.values()) and plan.fits
+    assert 0.5 * plan.model_flops < plan.flops < 2 * plan.model_flops
+    assert plan.collectives == () and plan.step_seconds is None
+    assert (plan.total_steps, plan.epochs) == (60, 15.0)
+
+
+@pytest.mark.tpu
+def test_a_slice_splits_the_batch_and_adds_up_the_gradients(libtpu):
+    experiment = tiny_experiment()
+    plan = make_plan(experiment, V5E, Data.of(experiment))
+    assert plan.memory["batch"] == 4 * (28 * 28 + 4)
+    assert plan.memory["parameters"] == 4 * weights(experiment)  # every device has all of them
+    (reduction,) = plan.collectives
+    assert reduction.kind == "all-reduce" and 4 * weights(experiment) <= reduction.bytes < 4 * weights(experiment) + 100
+    assert plan.fits and plan.step_seconds == max(plan.bounds.values()) > 0
+
+
+@pytest.mark.tpu
+def test_a_kernel_runs_on_every_device_of_a_slice(libtpu):
+    fields = {"dims": (32,), "depths": (1,), "num_heads": (1,), "mixers": "window", "stem_stride": 4}
+    experiment = tiny_experiment(model=ModelConfig(name="metaformer_nano", image_size=28, fields=fields))
+    program = compile_program(experiment, Data.of(experiment), V5E)
+    text = program.compiled.as_text()
+    assert "window_attention_forward" in text and "window_attention_backward" in text
+    assert {c.kind for c in collectives(text)} == {"all-reduce"}  # no device fetches the images of another
+
+
+@pytest.mark.tpu
+def test_what_does_not_fit_exits_with_3_and_says_what_would(libtpu, tmp_path, capsys):
+    config = config_file(tmp_path, tiny_experiment(**HUGE))
+    assert main([f"--config={config}", "--topology=v5e:2x2"]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert "DOES NOT FIT" in lines[2]
+    assert lines[-1].startswith("with ") and "--config.accumulation=" in lines[-1] and lines[-1].endswith("would fit")
+
+
+def test_the_command_tells_a_plan_of_what_is_compiled_here(tmp_path, capsys):
+    assert main([f"--config={config_file(tmp_path, tiny_experiment())}", "--topology=h100x1"]) == 0
+    out = capsys.readouterr().out
+    assert "batch 16, on h100x1 (1 devices); compiled by the compiler of this CPU" in out
+    assert "fits" in out and "at most" in out and "15 epochs of 64 images, 60 steps" in out
+
+
+@pytest.mark.parametrize("name", ["v7", "v5e:16", "h100x0", "h100:8", "tpu"])
+def test_an_unknown_topology_is_refused(name):
+    with pytest.raises(ConfigError, match="topology"):
+        Topology.of(name)
+
+
+def test_topologies_are_counted_in_chips():
+    assert [Topology.of(name).count for name in ("v5e:16x16", "v4:4x4x4", "v6e", "h100x8", "cpu")] == [256, 64, 4, 8, 1]
+
+
+@pytest.mark.tpu
+def test_a_slice_that_does_not_exist_and_a_batch_that_does_not_divide_are_refused(libtpu):
+    experiment = tiny_experiment()
+    with pytest.raises(ConfigError, match="knows no slice v5e:3x3"):
+        make_plan(experiment, Topology.of("v5e:3x3"), Data.of(experiment))
+    with pytest.raises(ConfigError, match="multiple of the 256 devices"):
+        make_plan(experiment, Topology.of("v5e:16x16"), Data.of(experiment))
+
+
+def test_known_datasets_are_planned_without_being_here():
+    data = DataConfig(source="tfds", name="imagenet2012:5.1.0", train_split="train[:99%]", data_dir="/nowhere")
+    assert Data.of(tiny_experiment(data=data)) == Data(examples=1_268_355, num_classes=1000, channels=3)
+    with pytest.raises(ConfigError):
+        Data.of(tiny_experiment(data=dataclasses.replace(data, name="unheard_of")))
+
+
+PROGRAM = """
+  %all-reduce.1 = (f32[]{:T(128)}, bf16[3,8]{1,0:T(8,128)(2,1)}, /*index=2*/f32[16]{0}) all-reduce(%a, %b, %c), channel_id=1
+  %all-gather-start = (f32[4,2]{1,0:T(4,128)}, f32[16,2]{1,0:T(8,128)}) all-gather-start(%x), dimensions={0}
+  %all-gather-done = f32[16,2]{1,0} all-gather-done(%all-gather-start)
+  %reduce-scatter.2 = f32[4]{0} reduce-scatter(%y), channel_id=3
+  %fusion = f32[4]{0} fusion(%reduce-scatter.2), calls=%all-reduce-like
+"""
+
+
+def test_collectives_are_read_from_the_program():
+    found = collectives(PROGRAM)
+    assert found == (
+        Collective("all-gather", 1, 16 * 2 * 4),
+        Collective("all-reduce", 1, 4 + 3 * 8 * 2 + 16 * 4),
+        Collective("reduce-scatter", 1, 4 * 4),
+    )
+    assert sent_bytes(found, 4) == 0.75 * 128 + 1.5 * 116 + 3 * 16
+
+
+def test_the_compiler_s_refusal_is_read():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (29.50G) exceeds available"
+    assert out_of_memory(message) == 29.5 * 2**30
+    assert out_of_memory("INVALID_ARGUMENT: no") is None
+
+
+def test_the_number_of_parts_begins_where_the_activations_would_fit():
+    plan = make_plan_of(memory={"parameters": 2**30, "batch": 2**20, "activations": 40 * 2**30}, batch_size=256)
+    assert numbers_of_parts(plan) == [4, 8, 16]
+    assert numbers_of_parts(dataclasses.replace(plan, batch_size=4)) == []  # a device would have no whole image
+    assert numbers_of_parts(dataclasses.replace(plan, memory={"parameters": 2**40, "activations": 1})) == []
+
+
+def make_plan_of(**changes) -> Plan:
+    known = {"model": "m", "topology": V5E, "compile_seconds": 0.0, "model_flops": 1.0, "flops": 1.0, "bytes_accessed": 1.0}
+    run = {"collectives": (), "total_steps": 1, "epochs": 1.0, "examples": 1}
+    return Plan(**known, **run, **changes)

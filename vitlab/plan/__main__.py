@@ -1,0 +1,47 @@
+"""What a run needs on hardware that is not here: python -m vitlab.plan --config=configs/x.py:variant --topology=v5e:16x16.
+
+Compiles the real training step: for TPUs (v4, v5e, v5p, v6e, as v5e:16x16) with their own compiler, for h100xN and cpu with that
+of this CPU, which gives an estimate. Nothing runs and nothing is measured. Exit codes: 0 it fits; 2 the command, config or
+topology cannot be used; 3 it does not fit.
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+from vitlab import cli
+from vitlab.plan.devices import Topology
+from vitlab.plan.estimate import make_plan
+from vitlab.plan.program import Data
+from vitlab.plan.remedies import try_remedies
+from vitlab.plan.text import describe, describe_trial
+
+EXIT_TOO_LARGE = 3
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.Parser(prog="python -m vitlab.plan", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--topology", required=True, help="v5e:16x16, v4:4x4x4, v5p, v6e, h100x8, cpu")
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    topology = Topology.of(args.topology)
+    experiment = cli.load_experiment(args.config, overrides)
+    cli.begin()
+    jax.config.update("jax_platforms", "cpu")  # a device that is here is left alone
+    data = Data.of(experiment)
+    plan = make_plan(experiment, topology, data)
+    print(describe(plan), flush=True)
+    if plan.fits:
+        return 0
+    found = False
+    for trial in try_remedies(experiment, plan, data):
+        print(describe_trial(trial), flush=True)
+        found = trial.plan.fits
+    if not found:
+        print("nothing that was tried fits: take more devices for a smaller batch on each, or a device with more memory")
+    return EXIT_TOO_LARGE
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,111 @@
+"""A plan: what a compiled step takes of each device, and how long it and the run will take at the least."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from vitlab.config import Experiment
+from vitlab.plan.collectives import Collective, collectives, sent_bytes
+from vitlab.plan.devices import Topology
+from vitlab.plan.program import Data, Program, compile_program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All figures are of one device and one step, unless said otherwise; nothing was measured."""
+
+    model: str
+    topology: Topology
+    batch_size: int  # over all devices
+    compile_seconds: float
+    memory: dict[str, int]  # part -> bytes; they add up
+    model_flops: float  # three times those of the forward pass: what the mathematics needs
+    flops: float | None  # that the compiler counts, recomputation included and kernels left out
+    bytes_accessed: float | None  # that the compiler counts
+    collectives: tuple[Collective, ...]
+    total_steps: int
+    epochs: float
+    examples: int  # images of an epoch
+
+    @property
+    def bytes(self) -> int:
+        """Memory that is needed."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has as much."""
+        return self.flops is not None and self.bytes <= self.topology.device.memory_bytes
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Seconds that a step takes at the least, by what bounds it; empty where no peaks are published."""
+        device = self.topology.device
+        if self.flops is None or self.bytes_accessed is None or device.flops_per_second is None:
+            return {}
+        assert device.bytes_per_second and device.link_bytes_per_second
+        return {
+            "compute": max(self.flops, self.model_flops) / device.flops_per_second,
+            "memory": self.bytes_accessed / device.bytes_per_second,
+            "links": sent_bytes(self.collectives, self.topology.count) / device.link_bytes_per_second,
+        }
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The roofline: the largest of the bounds."""
+        return max(self.bounds.values(), default=None)
+
+
+def make_plan(experiment: Experiment, topology: Topology, data: Data) -> Plan:
+    """Compiles the step and reads its figures.
+
+    Raises:
+      ConfigError: The experiment cannot be trained on this topology.
+    """
+    program = compile_program(experiment, data, topology)
+    cost = _cost(program.compiled)
+    return Plan(
+        model=experiment.model.name,
+        topology=topology,
+        batch_size=experiment.batch_size,
+        compile_seconds=program.compile_seconds,
+        memory=_memory(program),
+        model_flops=6 * program.macs * experiment.batch_size / topology.count,
+        flops=cost.get("flops"),
+        bytes_accessed=cost.get("bytes accessed"),
+        collectives=collectives(program.compiled.as_text() or "") if program.compiled else (),
+        total_steps=program.periods.total,
+        epochs=program.periods.total * experiment.batch_size / data.examples,
+        examples=data.examples,
+    )
+
+
+def _cost(compiled: jax.stages.Compiled | None) -> dict[str, float]:
+    cost = compiled.cost_analysis() if compiled else {}
+    return cost if isinstance(cost, dict) else {}
+
+
+def _memory(program: Program) -> dict[str, int]:
+    """The parts of a device's memory; arrays in the compiler's layout may be larger than their elements."""
+    weights = {k: program.state[k] for k in ("params", "model_state", "average") if k in program.state}
+    parts = {"parameters": _bytes(weights), "optimizer": _bytes(program.state["opt_state"]), "batch": _bytes(program.batch)}
+    if program.compiled is None:
+        assert program.temporary_bytes is not None
+        return {**parts, "activations": program.temporary_bytes}
+    stats = program.compiled.memory_analysis()
+    rest = stats.argument_size_in_bytes - sum(parts.values())
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return {
+        **parts,
+        "padding": max(0, rest),
+        "activations": stats.temp_size_in_bytes + results,
+        "program": stats.generated_code_size_in_bytes,
+    }
+
+
+def _bytes(tree: Any) -> int:
+    """Of a tree's arrays on one device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)

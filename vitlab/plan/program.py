@@ -1,0 +1,114 @@
+"""The training step of an experiment, compiled for devices that need not be here."""
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from pallas_kernels.dispatch import UnsupportedError
+from vitlab.analysis.counts import macs_of
+from vitlab.config import ConfigError, Experiment
+from vitlab.data import open_source
+from vitlab.data.splits import split_range
+from vitlab.plan.devices import Topology
+from vitlab.train import mesh as meshes
+from vitlab.train.functional import build
+from vitlab.train.periods import Periods
+from vitlab.train.setup import abstract_batch, make_step
+from vitlab.train.state import abstract_state
+from vitlab.train.step import compile_step, trace_step
+
+# Training images, classes: of datasets that a recipe may name and that are not here.
+KNOWN = {"imagenet2012": (1_281_167, 1000), "cifar10": (50_000, 10), "cifar10_jpeg": (50_000, 10), "cifar100": (50_000, 100)}
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.* HLO temporaries \(([\d.]+)([KMGT])\)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a plan needs to know of the training split."""
+
+    examples: int
+    num_classes: int
+    channels: int
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Data":
+        """Of known datasets without opening them, else from the files.
+
+        Raises:
+          ConfigError: The data is neither known nor here.
+        """
+        config = experiment.data
+        name = (config.name or "").split(":")[0]
+        if config.source == "tfds" and name in KNOWN:
+            examples, num_classes = KNOWN[name]
+            part = split_range(config.train_split, examples)
+            return cls(examples=part.stop - part.start, num_classes=num_classes, channels=3)
+        source = open_source(config, train=True)
+        return cls(examples=len(source), num_classes=len(source.class_names), channels=source.channels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled step, or what is known of one that the compiler found too large."""
+
+    state: Any  # shapes, dtypes and sharding
+    batch: Any
+    periods: Periods
+    macs: int  # multiply-accumulates of the forward pass on one image
+    compiled: jax.stages.Compiled | None
+    compile_seconds: float = 0.0
+    temporary_bytes: int | None = None  # per device, where it was too large
+
+
+def compile_program(experiment: Experiment, data: Data, topology: Topology) -> Program:
+    """Builds and compiles as `vitlab.train` does.
+
+    Raises:
+      ConfigError: The experiment cannot be trained, or not on this topology; one line.
+    """
+    mesh = meshes.make_mesh(experiment.mesh.fsdp, topology.devices())
+    meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
+    channels = experiment.model.in_channels or data.channels
+    model, create_weights = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
+    periods = Periods.of(experiment, examples_per_epoch=data.examples)
+    train_step, create_state = make_step(experiment, model, create_weights, periods, num_classes=data.num_classes)
+    state = abstract_state(create_state, mesh)
+    batch = abstract_batch(experiment, model, channels)
+    image = jax.ShapeDtypeStruct((1, *batch["image"].shape[1:]), batch["image"].dtype)
+    parts = {
+        "state": state,
+        "batch": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)), batch),
+        "periods": periods,
+        "macs": macs_of(lambda weights, x: model.apply(weights, x)[0], jax.eval_shape(create_weights), image),
+    }
+    try:
+        with _uncached():
+            compiled, seconds = compile_step(trace_step(train_step, state, batch, mesh))
+    except (ValueError, RuntimeError, UnsupportedError) as error:  # JAX's own are RuntimeErrors
+        if (temporary := out_of_memory(str(error))) is None:
+            raise ConfigError(f"{experiment.model.name} cannot be trained on {topology.name}: {str(error).splitlines()[0]}") from error
+        return Program(**parts, compiled=None, temporary_bytes=temporary)
+    return Program(**parts, compiled=compiled, compile_seconds=seconds)
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Keeps what is compiled inside out of the cache, from which a program for hardware that is not here cannot be read."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def out_of_memory(message: str) -> int | None:
+    """Temporary bytes of each device, from the refusal of XLA's compiler for TPUs; None if it refuses for another reason."""
+    match = _OUT_OF_MEMORY.search(message)
+    return match and round(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))

@@ -1,0 +1,62 @@
+"""Which settings would make a run fit, tried by compiling them."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+from vitlab import cli
+from vitlab.config import Experiment
+from vitlab.models.registry import model_config
+from vitlab.plan.estimate import Plan, make_plan
+from vitlab.plan.program import Data
+
+MAX_PARTS = 3  # numbers of parts of a batch that are tried, each twice the one before
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Overrides of the config and the plan with them."""
+
+    overrides: Mapping[str, str]
+    plan: Plan
+
+
+def try_remedies(experiment: Experiment, plan: Plan, data: Data) -> Iterator[Trial]:
+    """Compiles, one on top of the other: recomputation of the blocks, then, where the state alone is too large, its parameters split
+    over all devices, then a batch in parts; ends with the first that fits. None of them changes what is trained.
+    """
+    chosen: dict[str, str] = {}
+
+    def trial(overrides: Mapping[str, str]) -> Trial:
+        return Trial(overrides, make_plan(cli.override(experiment, overrides), plan.topology, data))
+
+    if _recomputes(experiment):
+        yield (last := trial({"model.remat": "True"}))
+        if last.plan.bytes < plan.bytes:
+            plan, chosen = last.plan, dict(last.overrides)
+    if not plan.fits and room(plan) <= 0 and experiment.mesh.fsdp < plan.topology.count:
+        yield (last := trial({**chosen, "mesh.fsdp": str(plan.topology.count)}))
+        plan, chosen = last.plan, dict(last.overrides)
+    for parts in () if plan.fits else numbers_of_parts(plan):
+        yield (last := trial({**chosen, "accumulation": str(parts * experiment.accumulation)}))
+        if last.plan.fits:
+            return
+
+
+def room(plan: Plan) -> int:
+    """Bytes of a device that what does not grow with the batch leaves."""
+    return plan.topology.device.memory_bytes - sum(size for part, size in plan.memory.items() if part != "activations")
+
+
+def numbers_of_parts(plan: Plan) -> list[int]:
+    """At most MAX_PARTS powers of two, from where the activations, in proportion, would fit; parts that the devices divide."""
+    if room(plan) <= 0:
+        return []
+    first = max(1, math.ceil(math.log2(plan.memory["activations"] / room(plan))))
+    return [2**n for n in range(first, first + MAX_PARTS) if plan.batch_size % (2**n * plan.topology.count) == 0]
+
+
+def _recomputes(experiment: Experiment) -> bool:
+    """Whether the model can recompute its blocks and does not yet."""
+    config = model_config(experiment.model.name)
+    return hasattr(config, "remat") and not experiment.model.fields.get("remat", config.remat)
