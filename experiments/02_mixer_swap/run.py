@@ -1,0 +1,91 @@
+"""Every mixer of the zoo in all stages of one small trunk, on the bundled images, with three seeds; see README.md.
+
+Run: python experiments/02_mixer_swap/run.py            # goes on where it was stopped: rows that exist are not run again
+     python experiments/02_mixer_swap/run.py --costs    # only what a step costs; on an idle machine
+"""
+
+import argparse
+import csv
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from vitlab import cli
+from vitlab.benchmark import append, measure
+from vitlab.config import Experiment
+from vitlab.mixers import MIXERS
+from vitlab.train.loop import train
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = HERE.parents[1] / "configs/metaformer_bundled.py"
+RESULTS, COSTS = HERE / "results.csv", HERE / "costs.csv"
+SEEDS = (0, 1, 2)
+# Maps of 14, 7 and 4 tokens a side: small enough for a CPU, large enough that a window of 7 is not the whole first map.
+TRUNK = {"model.depths": "(1, 1, 1)", "model.dims": "(16, 32, 64)", "model.num_heads": "(1, 2, 4)", "model.drop_path_rate": "0.0"}
+RECIPE = {"batch_size": "32", "duration": "1 epochs", "optimizer.warmup": "30 steps", "eval_every": "1 epochs"}
+COST_BATCH = 64  # images
+
+
+def experiment(mixer: str, seed: int) -> Experiment:
+    return cli.load_experiment(str(CONFIG), TRUNK | RECIPE | {"model.mixers": mixer, "seed": str(seed)})
+
+
+def rows(path: pathlib.Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+
+
+def add(path: pathlib.Path, row: Mapping[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def mixer_of(cost_row: Mapping[str, str]) -> str:
+    return dict(re.findall(r"(\w+)=(\S+)", cost_row["fields"]))["mixers"]
+
+
+def cost(mixer: str) -> None:
+    """One step of training: parameters, GMACs, speed and memory, as `python -m vitlab.benchmark` gives them."""
+    of = cli.override(experiment(mixer, 0), {"model.num_classes": "10", "model.in_channels": "1"})  # the data's
+    measurement = measure(of.model, batch_size=COST_BATCH, train=True)
+    append(COSTS, measurement)
+    print(measurement.line(), flush=True)
+
+
+def accuracy(mixer: str, seed: int) -> None:
+    """Trains and evaluates once."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as workdir:
+        result = train(experiment(mixer, seed), workdir)
+    row = {"mixer": mixer, "seed": seed, "top1": round(100 * result["eval_top1"], 2), "loss": round(result["eval_loss"], 4)}
+    add(RESULTS, row | {"steps": result["step"], "seconds": round(time.perf_counter() - begin, 1)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--costs", action="store_true", help="only what a step costs")
+    args = parser.parse_args()
+    cli.begin()
+    known = {mixer_of(row) for row in rows(COSTS)}
+    done = {(row["mixer"], int(row["seed"])) for row in rows(RESULTS)}
+    for mixer in MIXERS:
+        if mixer not in known:
+            cost(mixer)
+            jax.clear_caches()
+    for seed in SEEDS if not args.costs else ():
+        for mixer in MIXERS:
+            if (mixer, seed) not in done:
+                accuracy(mixer, seed)
+                jax.clear_caches()
+
+
+if __name__ == "__main__":
+    main()
