@@ -87,7 +87,7 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
         "macs": macs_of(lambda weights, x: model.apply(weights, x)[0], jax.eval_shape(create_weights), image),
     }
     try:
-        with _uncached():
+        with _uncached() if topology.is_exact else contextlib.nullcontext():
             compiled, seconds = compile_step(trace_step(train_step, state, batch, mesh))
     except (ValueError, RuntimeError, UnsupportedError) as error:  # JAX's own are RuntimeErrors
         if (temporary := out_of_memory(str(error))) is None:
