@@ -17,13 +17,12 @@ import numpy as np
 from pallas_kernels.benchmark import median_seconds, versions
 from vitlab import cli
 from vitlab.analysis.counts import abstract_model, count_macs, count_params
-from vitlab.config import ConfigError, LossConfig, ModelConfig, OptimizerConfig
+from vitlab.config import ConfigError, Experiment, ModelConfig
 from vitlab.train.functional import FunctionalModel, Weights, build
 from vitlab.train.mesh import check_divides, make_mesh, replicated, shard_batch
-from vitlab.train.optimizer import make_optimizer
-from vitlab.train.schedule import warmup_cosine
-from vitlab.train.state import make_state
-from vitlab.train.step import compile_step, make_train_step, trace_step
+from vitlab.train.periods import Periods
+from vitlab.train.setup import make_step
+from vitlab.train.step import compile_step, trace_step
 
 NUM_CLASSES, CHANNELS = 1000, 3  # where the fields of the model leave them open
 
@@ -80,7 +79,7 @@ def measure(config: ModelConfig, *, batch_size: int, train: bool) -> Measurement
         mesh,
     )
     start = _train if train else _evaluate
-    run, compiled, compile_seconds = start(model, create_weights, batch, mesh)
+    run, compiled, compile_seconds = start(config, model, create_weights, batch, mesh)
     seconds = median_seconds(run)
     memory = compiled.memory_analysis()
     given = {"image_size": (height, width), "drop_path_rate": config.drop_path_rate, "dtype": config.dtype, **config.fields}
@@ -106,11 +105,11 @@ def measure(config: ModelConfig, *, batch_size: int, train: bool) -> Measurement
 _PARTS = {"argument": 1, "output": 1, "temp": 1, "alias": -1}  # results that take the place of arguments count once
 
 
-def _train(model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
-    schedule = warmup_cosine(peak_lr=1e-4, end_lr=1e-4, warmup_steps=0, total_steps=1)
-    optimizer = make_optimizer(OptimizerConfig(), schedule)
-    step = make_train_step(model, optimizer, schedule, loss=LossConfig(), seed=0, log_every=1)
-    state = jax.jit(lambda: make_state(create_weights(), optimizer), out_shardings=replicated(mesh))()
+def _train(config: ModelConfig, model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
+    periods = Periods(total=1, warmup=0, log=1, evaluate=1, save=1)
+    experiment = Experiment(model=config, batch_size=len(batch["label"]))
+    step, create_state = make_step(experiment, model, create_weights, periods, num_classes=config.num_classes or NUM_CLASSES)
+    state = jax.jit(create_state, out_shardings=replicated(mesh))()
     compiled, seconds = compile_step(trace_step(step, state, batch, mesh))
 
     def run() -> None:
@@ -121,7 +120,7 @@ def _train(model: FunctionalModel, create_weights: Callable[[], Weights], batch:
     return run, compiled, seconds
 
 
-def _evaluate(model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
+def _evaluate(_config: ModelConfig, model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
     weights = jax.jit(create_weights, out_shardings=replicated(mesh))()
     traced = jax.jit(lambda weights, images: model.apply(weights, images)[0]).trace(weights, batch["image"])
     compiled, seconds = compile_step(traced)

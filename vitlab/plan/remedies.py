@@ -22,8 +22,9 @@ class Trial:
 
 
 def try_remedies(experiment: Experiment, plan: Plan, data: Data) -> Iterator[Trial]:
-    """Compiles, one on top of the other: recomputation of the blocks, then, where the state alone is too large, its parameters split
-    over all devices, then a batch in parts; ends with the first that fits. None of them changes what is trained.
+    """Compiles one setting on top of the other, and ends with the first that fits; none changes what is trained.
+
+    Recomputation of the blocks; where the state alone is too large, its split over all devices; a batch in parts.
     """
     chosen: dict[str, str] = {}
 
@@ -45,7 +46,7 @@ def try_remedies(experiment: Experiment, plan: Plan, data: Data) -> Iterator[Tri
 
 def room(plan: Plan) -> int:
     """Bytes of a device that what does not grow with the batch leaves."""
-    return plan.topology.device.memory_bytes - sum(size for part, size in plan.memory.items() if part != "activations")
+    return round(plan.topology.device.memory_bytes) - sum(size for part, size in plan.memory.items() if part != "activations")
 
 
 def numbers_of_parts(plan: Plan) -> list[int]:
