@@ -78,11 +78,11 @@ class ModelConfig:
 class DataConfig:
     """Where the images come from and how they reach the device."""
 
-    source: Literal["bundled", "image_folder", "tfds"] = "bundled"
-    data_dir: str | None = None  # image_folder: its root; tfds: the directory that holds the prepared datasets
+    source: Literal["bundled", "image_folder", "tfds", "shards"] = "bundled"
+    data_dir: str | None = None  # image_folder, shards: the folder; tfds: the directory that holds the prepared datasets
     name: str | None = None  # tfds: the dataset, "cifar10" or "imagenet2012:5.1.0"
     train_split: str = "train"  # of the source; tfds slices such as "train[:99%]" are allowed
-    eval_split: str = "test"  # image_folder also takes "val"
+    eval_split: str = "test"  # image_folder and shards also take "val"
     num_threads: int = 0  # that decode and augment; 0: one per core
     num_workers: int = 0  # processes that decode and augment; 0: only threads
     max_bad_fraction: float = 0.01  # share of undecodable images above which the run stops

@@ -55,5 +55,5 @@ class BadImages:
         except DecodeError as error:
             return str(error)
         except OSError as error:
-            return error.strerror or type(error).__name__
+            return error.strerror or str(error) or type(error).__name__
         return "unreadable at first"

@@ -5,6 +5,7 @@ reported in "bad": the image's index, or -1.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -184,7 +185,10 @@ class EvalBatch:
 def _read(source: Source, indices: list[int]) -> Iterable[dict[str, Any] | None]:
     """The examples, at once if the source can; None for one that cannot be read."""
     read_many = getattr(source, "__getitems__", None)
-    return read_many(indices) if read_many else (_read_one(source, index) for index in indices)
+    if read_many:
+        with contextlib.suppress(OSError):  # one of them; which, is found one by one
+            return read_many(indices)
+    return (_read_one(source, index) for index in indices)
 
 
 def _read_one(source: Source, index: int) -> dict[str, Any] | None:

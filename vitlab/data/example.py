@@ -1,4 +1,4 @@
-"""Reads a serialised `tf.train.Example` without TensorFlow or protobuf: eight times faster than TFDS's own deserialiser.
+"""Reads and writes a serialised `tf.train.Example` without TensorFlow or protobuf: eight times faster than TFDS's own deserialiser.
 
 Example = {1: Features}, Features = {1: repeated entry}, entry = {1: name, 2: Feature}, Feature = {1: BytesList, 2: FloatList,
 3: Int64List}, each list = {1: repeated value}; integers may be packed. See tensorflow/core/example/{example,feature}.proto.
@@ -31,6 +31,27 @@ def image_and_label(record: bytes) -> tuple[bytes, int]:
     if image is None or label is None:
         raise ValueError('the record has no bytes "image" and integer "label"')
     return image, label
+
+
+def file_name(record: bytes) -> str | None:
+    """The feature "file_name" of a record that `serialize` made; None if there is none."""
+    for _, start, stop in _fields(record, 0, len(record)):
+        for _, first, last in _fields(record, start, stop):
+            (_, name_start, name_stop), (_, feature_start, feature_stop) = _fields(record, first, last)
+            if record[name_start:name_stop] == b"file_name":
+                value = _first_bytes(record, feature_start, feature_stop)
+                return None if value is None else value.decode("utf-8", "surrogateescape")
+    return None
+
+
+def serialize(image: bytes, label: int, file_name: str) -> bytes:
+    """An Example with the features "image" (bytes), "label" (int64, at least 0) and "file_name" (bytes)."""
+    features = {
+        b"image": _message(1, _message(1, image)),
+        b"label": _message(3, _message(1, _as_varint(label))),
+        b"file_name": _message(1, _message(1, file_name.encode("utf-8", "surrogateescape"))),
+    }
+    return _message(1, b"".join(_message(1, _message(1, name) + _message(2, feature)) for name, feature in features.items()))
 
 
 def _first_bytes(data: bytes, start: int, stop: int) -> bytes | None:
@@ -78,3 +99,17 @@ def _varint(data: bytes, start: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         shift += 7
     return value, start + 1
+
+
+def _message(number: int, payload: bytes) -> bytes:
+    """Field `number` with a value of known length."""
+    return _as_varint(number << 3 | _LENGTH) + _as_varint(len(payload)) + payload
+
+
+def _as_varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

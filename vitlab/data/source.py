@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 from vitlab.config import ConfigError, DataConfig
 from vitlab.data.bundled import open_bundled
 from vitlab.data.image_folder import open_image_folder
+from vitlab.data.shards import open_shards
 from vitlab.data.tfds import open_tfds
 
 
@@ -54,4 +55,6 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
         return open_image_folder(config.data_dir, split)
     if config.source == "tfds":
         return open_tfds(config.name, config.data_dir, split)
-    raise ConfigError(f'data.source="{config.source}" must be one of "bundled", "image_folder", "tfds"')
+    if config.source == "shards":
+        return open_shards(config.data_dir, split)
+    raise ConfigError(f'data.source="{config.source}" must be one of "bundled", "image_folder", "tfds", "shards"')
