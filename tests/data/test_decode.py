@@ -1,6 +1,8 @@
 """Encoded images of every kind to uint8 RGB or grey."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +14,16 @@ from vitlab.data.decode import DecodeError, decode
 PIXELS = smooth(np.random.default_rng(1), 30, 41)
 # Two JPEG decoders differ in their chroma upsampling and inverse DCT.
 JPEG_MEAN = 1.5
+
+
+def bomb(side: int = 17000) -> bytes:
+    """A PNG of a few kilobytes and 289 million white pixels, more than 2**28."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes((side // 8 + 2) * side))) + chunk(b"IEND", b"")
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -70,6 +82,21 @@ def test_decoded_pixels_pass_and_change_channels():
 def test_broken_data_says_why(data, words):
     data = encoded(Image.fromarray(PIXELS), "PNG")[:200] if data is None else data
     with pytest.raises(DecodeError, match=words):
+        decode(data, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+@pytest.mark.parametrize("share", [0.5, 0.97])
+def test_truncated_images_of_every_kind_are_refused(kind, share):
+    data = encoded(Image.fromarray(PIXELS), kind)
+    with pytest.raises(DecodeError):
+        decode(data[: int(share * len(data))], 3)
+
+
+def test_a_real_decompression_bomb_is_refused_by_its_header():
+    data = bomb()
+    assert len(data) < 1e5
+    with pytest.raises(DecodeError, match="too large"):
         decode(data, 3)
 
 

@@ -1,6 +1,8 @@
 """Images that cannot be read or decoded."""
 
+import json
 import logging
+import pathlib
 from collections import Counter
 
 from vitlab.data.decode import DecodeError, decode
@@ -16,12 +18,15 @@ class BadImagesError(RuntimeError):
 class BadImages:
     """Counts and names the images that were left out, each once, and stops the run when they are too many.
 
+    With a file, each becomes a line {"split", "name", "reason"} of it; what an earlier run has written there is not repeated.
+
     One bad image is always allowed, unless `max_fraction` is 0.
     """
 
-    def __init__(self, source: Source, max_fraction: float):
-        """`max_fraction` of the source's images may be bad."""
-        self.source = source
+    def __init__(self, source: Source, max_fraction: float, *, split: str, path: pathlib.Path | None = None):
+        """`max_fraction` of the source's images may be bad; `path` of the file, JSON lines."""
+        self.source, self.split = source, split
+        self._listing = _Listing(path) if path else None
         self.allowed = max(1, int(max_fraction * len(source))) if max_fraction > 0 else 0
         self.reasons: dict[int, str] = {}  # index -> why it cannot be decoded
 
@@ -42,12 +47,22 @@ class BadImages:
         if index in self.reasons:
             return
         self.reasons[index] = reason = self._reason(index)
-        logger.warning("%s cannot be decoded (%s); it is left out", self.source.name_of(index), reason)
+        name = self.source.name_of(index)
+        logger.warning("%s cannot be decoded (%s); it is left out", name, reason)
+        if self._listing:
+            self._listing.add({"split": self.split, "name": name, "reason": reason})
         if len(self.reasons) > self.allowed:
             raise BadImagesError(
                 f"{len(self.reasons)} of {len(self.source)} images cannot be decoded, more than data.max_bad_fraction allows "
-                f"({self.allowed}); the last is {self.source.name_of(index)} ({reason})"
+                f"({self.allowed}); the last is {name} ({reason})"
             )
+
+    def summary(self) -> str:
+        """Numbers by reason, the most frequent first: "3 images were left out: 2 truncated, 1 empty"."""
+        kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(self.reasons.values()).most_common())
+        one = len(self.reasons) == 1
+        where = f"; their names are in {self._listing.path}" if self._listing else ""
+        return f"{len(self.reasons)} image{'' if one else 's'} of {self.split} {'was' if one else 'were'} left out: {kinds}{where}"
 
     def _reason(self, index: int) -> str:
         try:
@@ -57,3 +72,30 @@ class BadImages:
         except OSError as error:
             return error.strerror or str(error) or type(error).__name__
         return "unreadable at first"
+
+
+class _Listing:
+    """JSON lines, one for each image."""
+
+    def __init__(self, path: pathlib.Path):
+        """The file is read, and made if need be, when the first line comes."""
+        self.path = path
+        self._known: set[tuple[str, str]] | None = None
+
+    def add(self, line: dict[str, str]) -> None:
+        """Adds a line, unless there is one of the same image."""
+        if self._known is None:
+            self._known = self._read()
+        key = (line["split"], line["name"])
+        if key not in self._known:
+            self._known.add(key)
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _read(self) -> set[tuple[str, str]]:
+        """What is listed; removes a last line that was cut off."""
+        text = self.path.read_bytes() if self.path.exists() else b""
+        whole, newline, _ = text.rpartition(b"\n")
+        if whole + newline != text:
+            self.path.write_bytes(whole + newline)
+        return {(line["split"], line["name"]) for line in map(json.loads, whole.splitlines())}

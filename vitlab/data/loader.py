@@ -1,6 +1,8 @@
 """The input pipeline: batches computed ahead of the step that needs them, on threads or in worker processes (Grain)."""
 
+import logging
 import os
+import pathlib
 from collections.abc import Iterator
 
 import grain
@@ -12,6 +14,8 @@ from vitlab.data.bad_images import BadImages
 from vitlab.data.batches import Batch, EvalBatch, Layout, Threads, TrainBatch
 from vitlab.data.source import Source
 
+logger = logging.getLogger(__name__)
+
 _AHEAD = 2  # batches ready before they are asked for
 _LAST_STEP = 2**48  # of training: never reached
 
@@ -22,6 +26,7 @@ class Batches(Iterator[Batch]):
     def __init__(self, batches: Iterator[Batch], bad: BadImages, threads: Threads):
         """`batches` is Grain's iterator."""
         self._batches, self._threads, self.bad = batches, threads, bad
+        self._closed = False
 
     def __next__(self) -> Batch:
         """The next batch.
@@ -36,7 +41,10 @@ class Batches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Ends the threads and worker processes; may be called again."""
+        """Ends the threads and worker processes, and sums up the bad images in the log; may be called again."""
+        if self.bad.reasons and not self._closed:
+            logger.warning(self.bad.summary())
+        self._closed = True
         self._batches.close()  # type: ignore[attr-defined]
         self._threads.close()
 
@@ -59,6 +67,7 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    bad_images: pathlib.Path | None = None,
 ) -> Batches:
     """Endless training batches from `start_step` on, shuffled anew in each epoch.
 
@@ -76,6 +85,7 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
       start_step: Of the first batch.
       process_index: This process; it gets the rows [index * b, (index + 1) * b) with b = batch_size / process_count.
       process_count: Processes of the run.
+      bad_images: File that lists the images left out, see `BadImages`.
 
     Returns:
       An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b]}, with `close()` and `bad`. An undecodable image is
@@ -94,7 +104,7 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=1)
         batches = batches.mp_prefetch(options, worker_init_fn=workers.begin)
-    return Batches(iter(batches), BadImages(source, data.max_bad_fraction), threads)
+    return Batches(iter(batches), BadImages(source, data.max_bad_fraction, split=data.train_split, path=bad_images), threads)
 
 
 def eval_batches(  # noqa: PLR0913  as above
@@ -108,6 +118,7 @@ def eval_batches(  # noqa: PLR0913  as above
     crop_fraction: float = 1.0,
     process_index: int = 0,
     process_count: int = 1,
+    bad_images: pathlib.Path | None = None,
 ) -> Batches:
     """Every image of the source exactly once, in its order; the last batch is padded.
 
@@ -123,6 +134,7 @@ def eval_batches(  # noqa: PLR0913  as above
       crop_fraction: Side of the central crop over side of the resized image, in (0, 1].
       process_index: This process.
       process_count: Processes of the run.
+      bad_images: File that lists the images left out.
 
     Returns:
       An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": bool [b]}, with `close()` and `bad`. The mask is
@@ -136,7 +148,7 @@ def eval_batches(  # noqa: PLR0913  as above
     make = EvalBatch(source, layout, interpolation, crop_fraction, threads)
     steps = grain.MapDataset.range(len(make)).map(make)
     batches = iter(steps.to_iter_dataset(_read_options(make.vectorised)))
-    return Batches(batches, BadImages(source, data.max_bad_fraction), threads)
+    return Batches(batches, BadImages(source, data.max_bad_fraction, split=data.eval_split, path=bad_images), threads)
 
 
 def _layout(image_size: tuple[int, int] | int, channels: int, batch_size: int, process_index: int, process_count: int) -> Layout:

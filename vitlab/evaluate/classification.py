@@ -1,5 +1,6 @@
 """Top-1, top-5 and loss over exactly all images of a split."""
 
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -91,8 +92,18 @@ def evaluate(
     return {k: v / max(count, 1) for k, v in totals.items()} | {"images": int(count), "images_per_second": speed}
 
 
-def open_batches(model: FunctionalModel, source: Source, experiment: Experiment, *, channels: int, batch_size: int) -> Batches:
+def open_batches(
+    model: FunctionalModel,
+    source: Source,
+    experiment: Experiment,
+    *,
+    channels: int,
+    batch_size: int,
+    bad_images: pathlib.Path | None = None,
+) -> Batches:
     """The images of a split as the model's evaluation wants them; of each batch, the rows of this process.
+
+    `bad_images` is the file that lists those left out.
 
     The centre crop is the model's where training sees parts of images (`random_resized`); otherwise the whole image is kept.
     """
@@ -107,6 +118,7 @@ def open_batches(model: FunctionalModel, source: Source, experiment: Experiment,
         crop_fraction=recipe.crop_fraction if experiment.augment.crop == "random_resized" else 1.0,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        bad_images=bad_images,
     )
 
 

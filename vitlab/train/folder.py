@@ -1,7 +1,7 @@
 """The run folder: whose it is, and what it holds.
 
-config.json (the experiment), data.json (what it is trained on), metrics.jsonl, timing.jsonl, checkpoints/, tensorboard/,
-evaluation.json (by `python -m vitlab.evaluate`), damaged/ (checkpoints that could not be read).
+config.json (the experiment), data.json (what it is trained on), metrics.jsonl, timing.jsonl, bad_images.jsonl (what could not be decoded),
+checkpoints/, tensorboard/, evaluation.json (by `python -m vitlab.evaluate`), damaged/ (checkpoints that could not be read).
 """
 
 import dataclasses

@@ -55,8 +55,10 @@ def train(
             watchdog.alive()
             return vote()
 
-        setup = distributed.everywhere(lambda: set_up(experiment))
-        periods, workdir = setup.periods, pathlib.Path(workdir)
+        workdir, process = pathlib.Path(workdir), jax.process_index()
+        bad_images = workdir / (f"bad_images.{process}.jsonl" if process else "bad_images.jsonl")
+        setup = distributed.everywhere(lambda: set_up(experiment, bad_images))
+        periods = setup.periods
         data = folder.DataInfo.of(setup.train_source)
         distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])
         lock = distributed.on_first(lambda: folder.claim(workdir, experiment, data, allow_changes=allow_changes))

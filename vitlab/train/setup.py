@@ -1,6 +1,7 @@
 """What a run is made of, built from its experiment; everything that can be refused is refused here, before the run folder."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ class Setup:
     create_state: Callable[[], State]  # the state before the first step
     abstract_state: Any  # its shapes, dtypes and sharding
     channels: int
+    bad_images: pathlib.Path | None  # file that lists the images that cannot be decoded
 
     def initial_state(self) -> State:
         """The state before the first step, on all devices."""
@@ -56,12 +58,14 @@ class Setup:
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            bad_images=self.bad_images,
         )
 
     def evaluate(self, state: State, should_stop: Callable[[], bool]) -> dict[str, float | int] | None:
         """Evaluates the state's weights, and their average, on the evaluation split; None when told to stop."""
         size = self.experiment.eval_batch_size or self.experiment.batch_size
-        batches = open_batches(self.model, self.eval_source, self.experiment, channels=self.channels, batch_size=size)
+        options = {"channels": self.channels, "batch_size": size, "bad_images": self.bad_images}
+        batches = open_batches(self.model, self.eval_source, self.experiment, **options)
         weights = {k: state[k] for k in ("params", "model_state", "average") if k in state}
         return evaluate(self.eval_step, weights, batches, mesh=self.mesh, should_stop=should_stop)
 
@@ -88,8 +92,12 @@ def abstract_batch(experiment: Experiment, model: FunctionalModel, channels: int
     return {"image": image, "label": jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)}
 
 
-def set_up(experiment: Experiment) -> Setup:
+def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Setup:
     """Opens the data and traces the step; computes nothing.
+
+    Args:
+      experiment: What to train.
+      bad_images: File that will list the images that cannot be decoded.
 
     Raises:
       ConfigError: The experiment cannot be run here; one line.
@@ -123,4 +131,5 @@ def set_up(experiment: Experiment) -> Setup:
         create_state=create_state,
         abstract_state=state,
         channels=channels,
+        bad_images=bad_images,
     )

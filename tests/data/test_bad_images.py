@@ -1,0 +1,93 @@
+"""Bad images are replaced, counted by reason, and listed once over all runs in a folder."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.conftest import write_tree
+from tests.data.test_decode import bomb, encoded
+from tests.data.test_loader import RANDOM, folder, same, take, train
+from tests.train.conftest import tiny_experiment
+from vitlab.config import DataConfig
+from vitlab.data import eval_batches, open_source
+from vitlab.train.loop import train as train_run
+from vitlab.train.setup import set_up
+
+REASONS = {"empty.png": "empty", "text.jpg": "not an image", "bomb.png": "too large", "cut.jpg": "truncated"}
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Twelve good images, four bad ones, one of a single pixel and one with another's extension."""
+    root = tmp_path / "images"
+    write_tree(root, size=(20, 26))
+    image = Image.open(root / "bee" / "0.png")
+    (root / "ant" / "empty.png").write_bytes(b"")
+    (root / "ant" / "text.jpg").write_text("<html>not found</html>")
+    (root / "bee" / "bomb.png").write_bytes(bomb())
+    (root / "bee" / "cut.jpg").write_bytes(encoded(image, "JPEG")[:-200])
+    (root / "bee" / "pixel.png").write_bytes(encoded(Image.fromarray(np.full((1, 1, 3), 77, np.uint8)), "PNG"))
+    (root / "bee" / "really_a.png").write_bytes(encoded(image, "JPEG"))
+    return root
+
+
+def listed(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_kind_is_replaced_alike_counted_and_listed_once(spoilt, tmp_path, caplog):
+    path, config = tmp_path / "bad_images.jsonl", folder(spoilt, max_bad_fraction=0.5)
+    expected = take(train(config, batch_size=18, bad_images=path), 2)
+    same(take(train(folder(spoilt, max_bad_fraction=0.5, num_threads=3), batch_size=18, bad_images=path), 2), expected)
+    lines = listed(path)
+    assert {line["name"].rpartition("/")[2]: line["reason"] for line in lines} == REASONS
+    assert len(lines) == 4 and {line["split"] for line in lines} == {"train"}
+    assert "4 images of train were left out: 1 " in caplog.text and str(path) in caplog.text
+
+
+def test_one_pixel_and_a_wrong_extension_are_images(spoilt):
+    (spoilt / "bee" / "bomb.png").unlink()
+    source = open_source(folder(spoilt), train=True)
+    batch = take(train(folder(spoilt, max_bad_fraction=0.5), RANDOM, batch_size=len(source)), 1)[0]
+    assert any((image == 77).all() for image in batch["image"])
+    rows = take(eval_batches(source, data=folder(spoilt, max_bad_fraction=0.5), image_size=12, channels=3, batch_size=len(source)), 1)[0]
+    good = {source.name_of(i).rpartition("/")[2] for i in np.flatnonzero(rows["mask"]).tolist()}
+    assert {"pixel.png", "really_a.png"} <= good and not good & set(REASONS)
+
+
+def test_a_line_that_was_cut_off_is_written_anew_and_splits_are_apart(spoilt, tmp_path):
+    path, config = tmp_path / "bad_images.jsonl", folder(spoilt, max_bad_fraction=0.5)
+    take(train(config, batch_size=18, bad_images=path), 1)
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    take(train(config, batch_size=18, bad_images=path), 1)
+    assert path.read_text() == whole
+    source = open_source(config, train=False)
+    evaluation = folder(spoilt, max_bad_fraction=0.5, eval_split="train[:100%]")
+    take(eval_batches(source, data=evaluation, image_size=12, channels=3, batch_size=18, bad_images=path), 1)
+    assert [line["split"] for line in listed(path)] == ["train"] * 4 + ["train[:100%]"] * 4
+
+
+def test_a_run_lists_the_bad_images_of_both_splits_in_its_folder(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        write_tree(tmp_path / "images" / split, per_class=8, size=(28, 28))
+        (tmp_path / "images" / split / "ant" / "3.png").write_bytes(b"")
+    data = DataConfig(source="image_folder", data_dir=str(tmp_path / "images"), num_threads=1)
+
+    def read_only(experiment, path):  # all of a run that has to do with bad images
+        path.parent.mkdir()
+        setup = set_up(experiment, path)
+        take(setup.open_train_batches(0), 1)
+        setup.evaluate({}, lambda: False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitlab.train.loop.set_up", read_only)
+    monkeypatch.setattr("vitlab.train.setup.evaluate", lambda step, weights, batches, **_: {"images": len(take(batches, 1))})
+    with pytest.raises(KeyboardInterrupt):
+        train_run(tiny_experiment(data=data), tmp_path / "run")
+    lines = listed(tmp_path / "run" / "bad_images.jsonl")
+    expected = [(split, str(tmp_path / "images" / name / "ant" / "3.png")) for split, name in (("train", "train"), ("test", "val"))]
+    assert sorted((line["split"], line["name"]) for line in lines) == sorted(expected)
+    assert {line["reason"] for line in lines} == {"empty"}
