@@ -4,13 +4,14 @@ import re
 import signal
 import time
 
+import pytest
+
 from tests.train.conftest import (
     SECONDS,
     all_gone,
     checksums,
     config_file,
     start,
-    steps_recorded,
     tiny_experiment,
     wait_for_step,
     worker_processes,
@@ -24,33 +25,48 @@ def assert_same_run(workdir, other):
     assert (workdir / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
-def test_kill_9_at_random_steps_and_the_same_command_again_gives_the_uninterrupted_run_bit_by_bit(tmp_path, uninterrupted):
+@pytest.fixture(scope="module")
+def uninterrupted_on_four(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four")
+    process = start(config_file(folder, tiny_experiment()), folder / "run", num_devices=4)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, errors
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("num_devices", "reference", "kills"), [(1, "uninterrupted", (4, 20, 36)), (4, "uninterrupted_on_four", (10, 30))])
+def test_kill_9_at_random_steps_and_the_same_command_again_gives_the_uninterrupted_run_bit_by_bit(
+    tmp_path, request, num_devices, reference, kills
+):
     workdir, config, rng = tmp_path / "run", config_file(tmp_path, tiny_experiment()), random.Random()
-    for attempt in range(5):
-        process = start(config, workdir, "--config.data.num_workers=1" if attempt == 1 else "")
-        wait_for_step(process, workdir, steps_recorded(workdir) + rng.randint(1, 10))
-        time.sleep(rng.random() * 0.05)
+    for step in kills:
+        with_workers = step == kills[1]
+        process = start(config, workdir, "--config.data.num_workers=1" if with_workers else "", num_devices=num_devices)
+        wait_for_step(process, workdir, step + rng.randint(0, 8))
+        time.sleep(rng.random() * 0.02)
         workers = worker_processes(process)
         process.kill()
-        process.communicate()
+        process.communicate(timeout=SECONDS)  # a worker left behind would hold the pipes open
         assert process.returncode == -signal.SIGKILL
-        assert len(workers) == (attempt == 1) and all_gone(workers)
-    train(tiny_experiment(), workdir)
-    assert_same_run(workdir, uninterrupted)
+        assert len(workers) == with_workers and all_gone(workers)
+    _, errors = (process := start(config, workdir, num_devices=num_devices)).communicate(timeout=SECONDS)
+    assert process.returncode == 0, errors
+    assert_same_run(workdir, request.getfixturevalue(reference))
 
 
 def test_sigterm_saves_the_exact_step_and_exits_with_42_and_the_run_goes_on_bit_by_bit(tmp_path, uninterrupted):
     workdir = tmp_path / "run"
     process = start(config_file(tmp_path, tiny_experiment()), workdir, "--config.data.num_workers=1")
-    wait_for_step(process, workdir, 8)
+    wait_for_step(process, workdir, 4)
     workers = worker_processes(process)
-    for pid in (*workers, process.pid):  # as a launcher does, or Ctrl-C in a terminal
-        os.kill(pid, signal.SIGTERM)
+    os.kill(workers[0], signal.SIGTERM)  # as a launcher does, or Ctrl-C in a terminal; the run still needs its batches
+    wait_for_step(process, workdir, 16)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == EXIT_STOPPED, errors
     assert len(workers) == 1 and all_gone(workers)
     step = int(re.search(r"stopped at step (\d+)", errors)[1])
-    assert 8 <= step < 60 and checksums(workdir, step)
+    assert 16 <= step < 60 and checksums(workdir, step)
     train(tiny_experiment(), workdir)
     assert_same_run(workdir, uninterrupted)
 
