@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 
 from tests.train.conftest import config_file, tiny_experiment
 from vitlab import predict
+from vitlab.config import ConfigError
 from vitlab.data import open_source
 from vitlab.evaluate import __main__ as evaluate
 from vitlab.evaluate.trained import from_run
@@ -39,6 +40,17 @@ def test_of_a_run_that_averages_its_weights_the_average_is_evaluated_unless_told
         result = json.loads(capsys.readouterr().out)
         assert result["loss"] == pytest.approx(recorded[prefix + "loss"], rel=1e-6)
         assert ("weights" in result) == (not arguments)
+
+
+def test_the_best_step_was_kept_and_evaluates_as_recorded(uninterrupted, capsys):
+    lines = map(json.loads, (uninterrupted / "metrics.jsonl").read_text().splitlines())
+    scores = {line["step"]: line["eval_top1"] for line in lines if "eval_top1" in line}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert evaluate.main([f"--workdir={uninterrupted}", f"--step={best}"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["step"], result["top1"]) == (best, scores[best])
+    with pytest.raises(ConfigError, match=r"there is no checkpoint of step 1 in .*; steps: 60, "):
+        evaluate.main([f"--workdir={uninterrupted}", "--step=1"])
 
 
 def timm_tensors(params):

@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m vitlab.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--workdir", type=pathlib.Path, help="the run folder of a model that was trained here")
     parser.add_argument("--raw", action="store_true", help="of a run that averages its weights, the weights themselves")
+    parser.add_argument("--step", type=int, help="of its checkpoints, in checkpoints/; the newest if not given")
     parser.add_argument("--model", help="a model of the zoo")
     parser.add_argument("--weights", help="its checkpoint: .safetensors, .pth or hf://owner/name")
     parser.add_argument("--config", help="config file that names the data; of a run folder, its own if not given")
@@ -32,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     if (args.workdir is None) == (args.model is None) or (args.model is None) != (args.weights is None):
         raise ConfigError("say either --workdir=DIR, or --model=NAME --weights=FILE --config=FILE")
+    if args.step is not None and args.workdir is None:
+        raise ConfigError("--step is of a run folder: say --workdir=DIR")
     if args.model and not args.config:
         raise ConfigError("--model needs --config=FILE, which names the data")
     cli.begin()
@@ -65,7 +68,7 @@ def _evaluate(args, experiment: Experiment, stop: StopRequest) -> dict | None:
     source = open_source(experiment.data, train=False)
     trained: Trained
     if args.workdir:
-        trained = from_run(args.workdir, mesh, experiment, raw=args.raw)
+        trained = from_run(args.workdir, mesh, experiment, raw=args.raw, step=args.step)
     else:
         trained = from_weights(args.model, args.weights, experiment, tuple(source.class_names), mesh)
     if trained.class_names != tuple(source.class_names):

@@ -29,8 +29,10 @@ class Trained:
     origin: dict[str, str | int]  # for the result: model, and step or weights
 
 
-def from_run(workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = None, *, raw: bool = False) -> Trained:
-    """The newest whole checkpoint of a run: its averaged weights, where it averages them and not `raw` is asked for.
+def from_run(
+    workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = None, *, raw: bool = False, step: int | None = None
+) -> Trained:
+    """The newest whole checkpoint of a run, or that of a step: its averaged weights, where it averages them and not `raw` is asked for.
 
     `experiment` replaces its own, to evaluate on other data.
 
@@ -46,7 +48,7 @@ def from_run(workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = 
     try:
         with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
             weights = abstract_state(create, mesh)
-            restored = checkpoints.restore({"average": weights} if averaged else weights)
+            restored = checkpoints.restore({"average": weights} if averaged else weights, only=step)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if restored is None:

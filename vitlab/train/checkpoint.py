@@ -134,23 +134,27 @@ class Checkpoints:
         if self._tried(step, self._manager.wait_until_finished):
             self._failure = None
 
-    def restore(self, target: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
-        """Reads the newest checkpoint that is whole.
+    def restore(self, target: Mapping[str, Any], *, only: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Reads the newest checkpoint that is whole, or `only` that of one step.
 
         A damaged one is named in the log, and moved to the folder `damaged` beside this one once an older one has been read.
 
         Args:
           target: `jax.ShapeDtypeStruct` with sharding, in the tree that was saved, or its groups params and model_state, or average.
+          only: Steps done.
 
         Returns:
           Its step and state, or None when there is no checkpoint.
 
         Raises:
-          ConfigError: The checkpoint is of another model or optimizer; names the first differing tensors.
+          ConfigError: The checkpoint is of another model or optimizer, and the first differing tensors are named; or there is none of
+            the step asked for.
           CheckpointError: Every checkpoint is damaged.
         """
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        damaged, steps = [], sorted(self._manager.all_steps(), reverse=True)
+        if only is not None and only not in steps:
+            raise ConfigError(f"there is no checkpoint of step {only} in {self.folder}; steps: {', '.join(map(str, steps)) or 'none'}")
+        for step in steps if only is None else [only]:
             state, reason = None, ""
             try:
                 state = self._read(step, target)
