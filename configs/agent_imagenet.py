@@ -2,13 +2,13 @@
 
 Published: deit_tiny 74.9, deit_small 80.5, deit_small_448 83.1, deit_base 82.0, pvt_tiny 78.4, pvt_small 82.2, pvt_medium 83.4,
 pvt_medium_256 83.8, pvt_large 83.7, swin_tiny 82.6, swin_small 83.7, swin_small_288 84.1, swin_base 84.0 % top-1. Here: not yet run.
-The paper also has RandAugment, mixup, cutmix and random erasing, which this recipe leaves out for now. Drop path is the
+Augmentation and mixing are DeiT's. Drop path is the
 variant's own; for PVT the authors warm up for 5 epochs and clip at 1 (medium, large) or not at all. swin_base_384 (84.9 %)
 was tuned for 30 epochs from swin_base, which this recipe does not do.
 Run: python -m vitlab.train --config=configs/agent_imagenet.py:swin_tiny --workdir=... --config.data.data_dir=...
 """
 
-from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict
+from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
 
 
 def get_config(variant="deit_tiny"):
@@ -16,7 +16,8 @@ def get_config(variant="deit_tiny"):
         Experiment(
             model=ModelConfig(name=f"agent_{variant}", dtype="bfloat16"),
             data=DataConfig(source="tfds", name="imagenet2012", train_split="train", eval_split="validation"),
-            augment=AugmentConfig(crop="random_resized"),
+            augment=AugmentConfig(crop="random_resized", policy="rand-m9-mstd0.5-inc1", erase_prob=0.25),
+            mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0),
             optimizer=OptimizerConfig(peak_lr=1e-3, end_lr=1e-5, warmup="20 epochs", weight_decay=0.05, clip_norm=5.0),
             loss=LossConfig(label_smoothing=0.1),
             batch_size=1024,

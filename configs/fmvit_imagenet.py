@@ -1,12 +1,12 @@
 """FMViT, reconstructed, on ImageNet-1k for 300 epochs; the recipe is Next-ViT's (arXiv:2207.05501): the authors' is not known.
 
 Published: tiny 72.9, small 78.5, medium 80.3, base 82.4, large 83.3 % top-1. Here: not yet run.
-The paper also has DeiT's RandAugment, mixup, cutmix and random erasing, which this recipe leaves out for now. Drop path is
+Augmentation and mixing are DeiT's. Drop path is
 the variant's own.
 Run: python -m vitlab.train --config=configs/fmvit_imagenet.py:tiny --workdir=... --config.data.data_dir=...
 """
 
-from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict
+from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
 
 
 def get_config(variant="tiny"):
@@ -14,7 +14,8 @@ def get_config(variant="tiny"):
         Experiment(
             model=ModelConfig(name=f"fmvit_{variant}", dtype="bfloat16"),
             data=DataConfig(source="tfds", name="imagenet2012", train_split="train", eval_split="validation"),
-            augment=AugmentConfig(crop="random_resized"),
+            augment=AugmentConfig(crop="random_resized", policy="rand-m9-mstd0.5-inc1", erase_prob=0.25),
+            mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0),
             optimizer=OptimizerConfig(peak_lr=2e-3, end_lr=1e-5, warmup="20 epochs", weight_decay=0.1, clip_norm=5.0),
             loss=LossConfig(label_smoothing=0.1),
             batch_size=2048,

@@ -1,12 +1,12 @@
 """GLNet on ImageNet-1k for 300 epochs, after the authors' configs (arXiv:2411.11288, section 4.1).
 
 Published: 4g 83.7, 9g 84.5, 16g 85.0, stl 82.5 % top-1. Here: not yet run.
-The paper also has DeiT's RandAugment, mixup, cutmix and random erasing, which this recipe leaves out for now. Drop path is
+Augmentation and mixing are DeiT's. Drop path is
 the variant's own.
 Run: python -m vitlab.train --config=configs/glnet_imagenet.py:4g --workdir=... --config.data.data_dir=...
 """
 
-from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict
+from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
 
 
 def get_config(variant="4g"):
@@ -14,9 +14,11 @@ def get_config(variant="4g"):
         Experiment(
             model=ModelConfig(name=f"glnet_{variant}", dtype="bfloat16"),
             data=DataConfig(source="tfds", name="imagenet2012", train_split="train", eval_split="validation"),
-            augment=AugmentConfig(crop="random_resized"),
+            augment=AugmentConfig(crop="random_resized", policy="rand-m9-mstd0.5-inc1", erase_prob=0.25, repeats=3),
+            mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0),
             optimizer=OptimizerConfig(peak_lr=2e-3, end_lr=1e-5, warmup="5 epochs", weight_decay=0.05, clip_norm=5.0),
             loss=LossConfig(label_smoothing=0.1),
+            ema_decay=0.9999,
             batch_size=2048,
             duration="300 epochs",
         )

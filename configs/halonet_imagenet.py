@@ -1,9 +1,9 @@
 """HaloNet on ImageNet-1k for 350 epochs, after EfficientNet's recipe, which the paper follows (arXiv:2103.12731).
 
 Published: H0 77.9, H1 79.9, H2 80.4, H3 81.9, H4 83.3, H5 84.0, H6 84.4, H7 84.9 % top-1. Here: not yet run.
-The authors published no code. Their optimizer is stochastic gradient descent with momentum, which does not exist here yet:
-learning rate and decay are those usual for AdamW. The paper also has RandAugment and, in the larger variants, stochastic
-depth of a rate that is not known; both are left out for now.
+The authors published no code. Their optimizer is stochastic gradient descent with momentum at a rate that is not known:
+optimizer, learning rate and decay here are AdamW's usual ones. RandAugment is timm's form; stochastic depth in the larger
+variants, of a rate that is not known, is left out.
 Run: python -m vitlab.train --config=configs/halonet_imagenet.py:h1 --workdir=... --config.data.data_dir=...
 """
 
@@ -15,7 +15,7 @@ def get_config(variant="h1"):
         Experiment(
             model=ModelConfig(name=f"halonet_{variant}", dtype="bfloat16"),
             data=DataConfig(source="tfds", name="imagenet2012", train_split="train", eval_split="validation"),
-            augment=AugmentConfig(crop="random_resized"),
+            augment=AugmentConfig(crop="random_resized", policy="rand-m15-mmax15"),
             optimizer=OptimizerConfig(peak_lr=4e-3, end_lr=1e-5, warmup="5 epochs", weight_decay=0.05, clip_norm=1.0),
             loss=LossConfig(label_smoothing=0.1),
             batch_size=4096,

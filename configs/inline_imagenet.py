@@ -2,12 +2,12 @@
 
 Published: deit_tiny 74.5, deit_small 80.2, deit_base 82.3, pvt_tiny 78.2, pvt_small 82.0, pvt_medium 83.2, pvt_large 83.6,
 swin_tiny 82.4, swin_small 83.6, swin_base 84.1 % top-1. Here: not yet run.
-The paper also has RandAugment, mixup, cutmix and random erasing, which this recipe leaves out for now. Drop path is the
+Augmentation and mixing are DeiT's. Drop path is the
 variant's own; for PVT the authors warm up for 5 epochs and clip at 1 (medium, large) or not at all.
 Run: python -m vitlab.train --config=configs/inline_imagenet.py:swin_tiny --workdir=... --config.data.data_dir=...
 """
 
-from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict
+from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
 
 
 def get_config(variant="deit_tiny"):
@@ -15,7 +15,8 @@ def get_config(variant="deit_tiny"):
         Experiment(
             model=ModelConfig(name=f"inline_{variant}", dtype="bfloat16"),
             data=DataConfig(source="tfds", name="imagenet2012", train_split="train", eval_split="validation"),
-            augment=AugmentConfig(crop="random_resized"),
+            augment=AugmentConfig(crop="random_resized", policy="rand-m9-mstd0.5-inc1", erase_prob=0.25),
+            mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0),
             optimizer=OptimizerConfig(peak_lr=1e-3, end_lr=1e-5, warmup="20 epochs", weight_decay=0.05, clip_norm=5.0),
             loss=LossConfig(label_smoothing=0.1),
             batch_size=1024,

@@ -1,12 +1,12 @@
 """NAT on ImageNet-1k for 300 epochs, after the authors' configs (arXiv:2204.07143, section 4.1).
 
 Published: mini 81.8, tiny 83.2, small 83.7, base 84.3 % top-1. Here: not yet run.
-The paper also has Swin's RandAugment, mixup, cutmix and random erasing, which this recipe leaves out for now. Drop path is
+Augmentation and mixing are Swin's. Drop path is
 the variant's own.
 Run: python -m vitlab.train --config=configs/nat_imagenet.py:mini --workdir=... --config.data.data_dir=...
 """
 
-from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict
+from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
 
 
 def get_config(variant="mini"):
@@ -14,7 +14,8 @@ def get_config(variant="mini"):
         Experiment(
             model=ModelConfig(name=f"nat_{variant}", dtype="bfloat16"),
             data=DataConfig(source="tfds", name="imagenet2012", train_split="train", eval_split="validation"),
-            augment=AugmentConfig(crop="random_resized"),
+            augment=AugmentConfig(crop="random_resized", interpolation="random", policy="rand-m9-mstd0.5-inc1", erase_prob=0.25),
+            mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0),
             optimizer=OptimizerConfig(peak_lr=1e-3, end_lr=5e-6, warmup="20 epochs", weight_decay=0.05, clip_norm=5.0),
             loss=LossConfig(label_smoothing=0.1),
             batch_size=1024,

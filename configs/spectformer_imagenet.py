@@ -1,12 +1,12 @@
 """SpectFormer on ImageNet-1k for 300 epochs, after the authors' scripts (arXiv:2304.06446, section 4.1).
 
 Published: tiny 76.9, xs 80.2, small 81.7, base 82.1 % top-1. Here: not yet run.
-The paper also has DeiT's RandAugment, mixup, cutmix and random erasing, which this recipe leaves out for now. Drop path is
+Augmentation and mixing are DeiT's. Drop path is
 the variant's own.
 Run: python -m vitlab.train --config=configs/spectformer_imagenet.py:xs --workdir=... --config.data.data_dir=...
 """
 
-from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict
+from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
 
 
 def get_config(variant="xs"):
@@ -14,7 +14,8 @@ def get_config(variant="xs"):
         Experiment(
             model=ModelConfig(name=f"spectformer_{variant}", dtype="bfloat16"),
             data=DataConfig(source="tfds", name="imagenet2012", train_split="train", eval_split="validation"),
-            augment=AugmentConfig(crop="random_resized"),
+            augment=AugmentConfig(crop="random_resized", policy="rand-m9-mstd0.5-inc1"),
+            mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0),
             optimizer=OptimizerConfig(peak_lr=1e-3, end_lr=1e-5, warmup="5 epochs", weight_decay=0.05, clip_norm=1.0),
             loss=LossConfig(label_smoothing=0.1),
             batch_size=1024,

@@ -1,12 +1,11 @@
 """Swin on ImageNet-1k for 300 epochs, after the authors' configs/swin (arXiv:2103.14030, section A2.1).
 
 Published: tiny 81.2, small 83.2, base 83.5 % top-1 (the authors' README). Here: not yet run.
-The paper also has RandAugment (m9, mstd 0.5), mixup 0.8, cutmix 1.0 and random erasing 0.25, which this recipe leaves out
-for now. Drop path is the variant's own.
+Drop path is the variant's own.
 Run: python -m vitlab.train --config=configs/swin_imagenet.py:tiny --workdir=... --config.data.data_dir=...
 """
 
-from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict
+from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
 
 
 def get_config(variant="tiny"):
@@ -14,7 +13,8 @@ def get_config(variant="tiny"):
         Experiment(
             model=ModelConfig(name=f"swin_{variant}", dtype="bfloat16"),
             data=DataConfig(source="tfds", name="imagenet2012", train_split="train", eval_split="validation"),
-            augment=AugmentConfig(crop="random_resized"),
+            augment=AugmentConfig(crop="random_resized", policy="rand-m9-mstd0.5-inc1", erase_prob=0.25),
+            mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0),
             optimizer=OptimizerConfig(peak_lr=1e-3, end_lr=1e-5, warmup="20 epochs", weight_decay=0.05, clip_norm=5.0),
             loss=LossConfig(label_smoothing=0.1),
             batch_size=1024,

@@ -97,7 +97,7 @@ class AugmentConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_resized: width over height
     pad: int = 4  # pad: pixels (at the target size) added on each side before the random crop
     flip: bool = True  # left to right, with probability 1/2
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"  # of crop and policy; random: one of the two for each image
     policy: str | None = None  # "rand-m9-mstd0.5-inc1", "original", "v0", "augmix-m3", "3a"; see `vitlab.data.policies`
     color_jitter: float = 0.0  # of brightness, contrast and saturation, after the policy
     erase_prob: float = 0.0  # that a rectangle becomes noise; see `vitlab.train.erase`

@@ -18,12 +18,12 @@ NAMES = ["rand-m9-mstd0.5-inc1", "rand-m15-mmax30-n3", "original", "v0-mstd0.5",
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_policies_are_functions_of_image_and_generator_and_pickle(name, channels):
-    policy, image = make_policy(name, "bicubic"), np.ascontiguousarray(IMAGE[..., :channels])
-    outs = [policy(image, RNG(seed)) for seed in range(30)]
+    policy, image = make_policy(name), np.ascontiguousarray(IMAGE[..., :channels])
+    outs = [policy(image, RNG(seed), "bicubic") for seed in range(30)]
     assert all(out.shape == image.shape and out.dtype == np.uint8 for out in outs)
     assert len({out.tobytes() for out in outs}) > (2 if name == "3a" and channels == 1 else 10)
     again = pickle.loads(pickle.dumps(policy))
-    np.testing.assert_array_equal(again(image, RNG(7)), outs[7])
+    np.testing.assert_array_equal(again(image, RNG(7), "bicubic"), outs[7])
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0, 3.0])
@@ -41,8 +41,8 @@ def test_increasing_operators_leave_the_image_at_level_zero_and_change_more_abov
 
 
 def test_rand_augment_applies_half_of_two_operators():
-    policy = make_policy("rand-m9", "bilinear")
-    same = np.mean([np.array_equal(policy(IMAGE, RNG(seed)), IMAGE) for seed in range(400)])
+    policy = make_policy("rand-m9")
+    same = np.mean([np.array_equal(policy(IMAGE, RNG(seed), "bilinear"), IMAGE) for seed in range(400)])
     assert 0.18 < same < 0.4  # a quarter draws nothing, and some operators do nothing
 
 
@@ -50,7 +50,7 @@ def test_uniform_and_normal_noise_keep_to_the_range(monkeypatch):
     levels = []
     monkeypatch.setitem(OPERATORS, "Invert", lambda image, level, rng, _: levels.append(level) or image)
     for text in ("rand-m9-mstd0.5", "rand-m9-mstd101", "rand-m20-mmax30"):
-        settings = make_policy(text, "bilinear").keywords["settings"]
+        settings = make_policy(text).keywords["settings"]
         levels.clear()
         for seed in range(300):
             settings.apply("Invert", IMAGE, RNG(seed), "bilinear")
@@ -69,10 +69,10 @@ def test_the_tables_of_auto_augment_have_25_pairs_of_known_operators():
 
 
 def test_three_augment_is_grey_solarised_or_blurred():
-    policy = make_policy("3a", "bilinear")
+    policy = make_policy("3a")
     kinds = []
     for seed in range(60):
-        out = policy(IMAGE, RNG(seed))
+        out = policy(IMAGE, RNG(seed), "bilinear")
         grey = (out == out[..., :1]).all()
         kinds.append("grey" if grey else "solarised" if ((out == IMAGE) | (out == 255 - IMAGE)).all() else "blurred")
     assert {k: kinds.count(k) > 8 for k in ("grey", "solarised", "blurred")} == dict.fromkeys(("grey", "solarised", "blurred"), True)
@@ -86,7 +86,7 @@ def test_colour_jitter_of_no_strength_changes_nothing():
 def test_policy_and_jitter_join_the_augmentation():
     config = AugmentConfig(crop="center", policy="rand-m9-inc1", color_jitter=0.3)
     plain = augment(IMAGE, RNG(3), AugmentConfig(crop="center"), (32, 40), None)
-    out = augment(IMAGE, RNG(3), config, (32, 40), make_policy("rand-m9-inc1", "bicubic"))
+    out = augment(IMAGE, RNG(3), config, (32, 40), make_policy("rand-m9-inc1"))
     np.testing.assert_array_equal(plain, IMAGE)
     assert out.shape == IMAGE.shape and (out != IMAGE).any()
 
@@ -103,7 +103,7 @@ def test_policy_and_jitter_join_the_augmentation():
 )
 def test_malformed_names_are_refused(text, words):
     with pytest.raises(ConfigError, match=words):
-        make_policy(text, "bicubic")
+        make_policy(text)
 
 
 def test_an_epoch_of_repeats_has_the_same_length_and_fewer_images():

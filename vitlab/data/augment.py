@@ -19,25 +19,27 @@ Size = tuple[int, int]  # height, width
 
 _CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+INTERPOLATIONS = ("bilinear", "bicubic")
 _ATTEMPTS = 10  # to place a random box, as in torchvision and timm
 
 
 def augment(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size, policy: Policy | None) -> Pixels:
     """What is done to a training image by itself: brings it to `size`, then the policy (that of `config`) and colour jitter."""
-    image = fit(image, rng, config, size)
+    interpolation = INTERPOLATIONS[rng.integers(2)] if config.interpolation == "random" else config.interpolation
+    image = fit(image, rng, config, size, interpolation)
     if policy is not None:
-        image = policy(image, rng)
+        image = policy(image, rng, interpolation)
     return color_jitter(image, rng, config.color_jitter) if config.color_jitter else image
 
 
-def fit(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size) -> Pixels:
+def fit(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size, interpolation: str) -> Pixels:
     """Brings a training image to `size`."""
     if config.crop == "random_resized":
         box = random_resized_box((image.shape[0], image.shape[1]), rng, config.crop_scale, config.crop_ratio)
-        return resize(crop(image, box), size, config.interpolation)
+        return resize(crop(image, box), size, interpolation)
     if config.crop == "pad":
-        return resize(image, size, config.interpolation)
-    return resize_and_center_crop(image, size, config.interpolation, 1.0)
+        return resize(image, size, interpolation)
+    return resize_and_center_crop(image, size, interpolation, 1.0)
 
 
 def random_resized_box(

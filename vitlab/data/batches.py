@@ -99,7 +99,7 @@ class TrainBatch:
         """The batch at a step depends on nothing but these (and not on `threads`)."""
         self.source, self.config, self.layout, self.seed, self.threads = source, config, layout, seed, threads
         self.order = ShuffledOrder(len(source), seed, repeats=config.repeats)
-        self.policy = make_policy(config.policy, config.interpolation) if config.policy else None
+        self.policy = make_policy(config.policy) if config.policy else None
         alone = config.crop == "random_resized" or config.policy or config.color_jitter  # something is done to each image by itself
         self.vectorised = not alone and _fits(source, layout)
 

@@ -1,7 +1,7 @@
 """Augmentation policies by the names that timm and the papers give them: RandAugment, AutoAugment, AugMix, 3-Augment.
 
-"rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "augmix-m3-w3", "3a". A policy is a function of (image, generator). Operators,
-levels and defaults are timm's, whose strings the recipes name; RandAugment and AutoAugment of the TPU code are "rand-m15-mmax30" and "v0".
+"rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "augmix-m3-w3", "3a". A policy is a function of (image, generator,
+interpolation). Operators, levels and defaults are timm's, whose strings the recipes name; "v0" is the policy of the TPU code.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from vitlab.data import image_ops as ops
 from vitlab.data.image_ops import Pixels
 
 Rng = np.random.Generator
-Policy = Callable[[Pixels, Rng], Pixels]
+Policy = Callable[[Pixels, Rng, str], Pixels]
 LEVELS = 10  # a magnitude of 10 is the full range of an operator
 
 
@@ -119,7 +119,7 @@ class Settings:
         return OPERATORS[name](image, min(max(magnitude, 0.0), self.mmax) / LEVELS, rng, interpolation)
 
 
-def make_policy(text: str, interpolation: str) -> Policy:
+def make_policy(text: str) -> Policy:
     """The policy of a name.
 
     Raises:
@@ -138,10 +138,10 @@ def make_policy(text: str, interpolation: str) -> Policy:
         if whole and not match[2].isdigit():
             raise ConfigError(f'"{part}" in augment.policy="{text}" must have a whole number')
         values[match[1]] = int(match[2]) if whole else float(match[2])
-    return functools.partial(make, settings=Settings(**values), interpolation=interpolation, kind=kind)
+    return functools.partial(make, settings=Settings(**values), kind=kind)
 
 
-def _rand_augment(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str, kind: str) -> Pixels:
+def _rand_augment(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings, kind: str) -> Pixels:
     """RandAugment (arXiv:1909.13719); as in timm, each chosen operator is applied with probability 1/2."""
     del kind
     names = _INCREASING if settings.inc else _PLAIN
@@ -151,7 +151,7 @@ def _rand_augment(image: Pixels, rng: Rng, *, settings: Settings, interpolation:
     return image
 
 
-def _auto_augment(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str, kind: str) -> Pixels:
+def _auto_augment(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings, kind: str) -> Pixels:
     """AutoAugment (arXiv:1805.09501)."""
     table = AUTO_AUGMENT[kind]
     for name, prob, magnitude in table[rng.integers(len(table))]:
@@ -160,7 +160,7 @@ def _auto_augment(image: Pixels, rng: Rng, *, settings: Settings, interpolation:
     return image
 
 
-def _aug_mix(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str, kind: str) -> Pixels:
+def _aug_mix(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings, kind: str) -> Pixels:
     """AugMix (arXiv:1912.02781), without its consistency loss."""
     del kind
     mixed = np.zeros(image.shape, np.float32)
@@ -173,7 +173,7 @@ def _aug_mix(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str,
     return (image + share * (np.trunc(mixed) - image)).astype(np.uint8)
 
 
-def _three_augment(image: Pixels, rng: Rng, *, settings: Settings, interpolation: str, kind: str) -> Pixels:
+def _three_augment(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings, kind: str) -> Pixels:
     """3-Augment (DeiT III, arXiv:2204.07118, 3.2): grey, solarised or blurred; its colour jitter is `augment.color_jitter`."""
     del settings, interpolation, kind
     choice = rng.integers(3)

@@ -110,7 +110,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         raise ConfigError("the training and the evaluation split have different classes")
     channels = experiment.model.in_channels or train_source.channels
     if experiment.augment.policy is not None:
-        make_policy(experiment.augment.policy, experiment.augment.interpolation)  # refuses a malformed one
+        make_policy(experiment.augment.policy)  # refuses a malformed one
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
     train_step, create_state = make_step(experiment, model, create_weights, periods, num_classes=len(train_source.class_names))
