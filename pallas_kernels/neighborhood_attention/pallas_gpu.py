@@ -25,7 +25,7 @@ from pallas_kernels.neighborhood_attention.layout import bias_of_three_axes, thr
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 from pallas_kernels.neighborhood_attention.reference import NO_KEY
 from pallas_kernels.neighborhood_attention.tiles import BiasTiles, GpuTiles, bias_tiles, gpu_tiles
-from pallas_kernels.sharding import result_like
+from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import platform
 
 LOG2E = math.log2(math.e)  # logits are kept in units of log 2
@@ -38,6 +38,8 @@ def unsupported_reason(query, key, value, *, interpret: bool = False, **_) -> st
     """Interpreted, a kernel runs on any platform."""
     if not interpret and (here := platform()) != "gpu":
         return f"it needs an NVIDIA GPU, not {here}"
+    if reason := indivisible(query.shape[0]):
+        return reason
     if query.dtype.name not in DTYPES:
         return f"dtype {query.dtype.name} is not one of {', '.join(DTYPES)}"
     for name, dim in (("head_dim", query.shape[-1]), ("value_dim", value.shape[-1])):
@@ -111,17 +113,22 @@ def neighborhood_attention(
 ) -> tuple[Float[Array, "b *spatial heads value_dim"], Float[Array, "b *spatial heads"]]:
     """See the operator for the arguments, canonical here; `interpret` is for tests."""
     del return_logsumexp  # the backward pass needs it anyway
-    canonical = three_axes(axes)
-    sizes = tuple(axis.size for axis in canonical)
-    b, heads, kv_heads = query.shape[0], query.shape[-2], key.shape[-2]
-    problem = Problem(canonical, b, heads, kv_heads, query.shape[-1], value.shape[-1], query.dtype.itemsize, scale, interpret)
-    arrays = tuple(x.reshape(b, *sizes, *x.shape[-2:]) for x in (query, key, value))
-    bias = None if bias is None else bias_of_three_axes(bias, axes).astype(jnp.float32)
-    results: tuple[Array, Array] = _attend(*arrays, bias, problem)  # pyright: ignore[reportAssignmentType]
-    out, logsumexp = results[0].reshape(*query.shape[:-1], -1), results[1].reshape(query.shape[:-1])
-    if extra_key is not None:
-        return attend_extra(out, logsumexp, query, extra_key, extra_value, scale)
-    return out, logsumexp
+
+    def attend(arrays, bias, _):
+        query, key, value, extra_key, extra_value = arrays
+        canonical = three_axes(axes)
+        sizes = tuple(axis.size for axis in canonical)
+        b, heads, kv_heads = query.shape[0], query.shape[-2], key.shape[-2]
+        problem = Problem(canonical, b, heads, kv_heads, query.shape[-1], value.shape[-1], query.dtype.itemsize, scale, interpret)
+        arrays = tuple(x.reshape(b, *sizes, *x.shape[-2:]) for x in (query, key, value))
+        bias = None if bias is None else bias_of_three_axes(bias, axes).astype(jnp.float32)
+        results: tuple[Array, Array] = _attend(*arrays, bias, problem)  # pyright: ignore[reportAssignmentType]
+        out, logsumexp = results[0].reshape(*query.shape[:-1], -1), results[1].reshape(query.shape[:-1])
+        if extra_key is not None:
+            return attend_extra(out, logsumexp, query, extra_key, extra_value, scale)
+        return out, logsumexp
+
+    return by_images(attend, (query, key, value, extra_key, extra_value), bias, None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

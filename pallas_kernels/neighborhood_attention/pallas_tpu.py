@@ -41,7 +41,7 @@ from pallas_kernels.neighborhood_attention.tiles import (
     TpuPlan,
     padded,
 )
-from pallas_kernels.sharding import result_like
+from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import device_kind, platform
 
 LOG2E = math.log2(math.e)  # logits are kept in units of log 2
@@ -57,6 +57,8 @@ def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], interpret: 
     head_dim, value_dim = query.shape[-1], value.shape[-1]
     if not interpret and (here := platform()) != "tpu":
         return f"it needs a TPU, not {here}"
+    if reason := indivisible(query.shape[0]):
+        return reason
     if query.dtype.name not in DTYPES:
         return f"dtype {query.dtype.name} is not one of {', '.join(DTYPES)}"
     if head_dim not in HEAD_DIMS:
@@ -91,20 +93,25 @@ def neighborhood_attention(
     interpret: bool = False,
 ) -> tuple[Float[Array, "b *spatial heads head_dim"], Float[Array, "b *spatial heads"] | None]:
     """See the operator for the arguments, canonical here; `interpret` is for tests."""
-    plan, shape = _plan(query, axes), query.shape
-    shared, missing = query.shape[-2] // key.shape[-2], plan.heads - query.shape[-2]
-    if bias is not None:
-        bias = jnp.pad(bias_of_three_axes(bias, axes).astype(jnp.float32), ((0, missing), *((0, 0),) * 3))
-    maps = (query, *(jnp.repeat(x, shared, -2) if shared > 1 else x for x in (key, value)))
-    maps = tuple(by_class(jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, missing), (0, 0))), axes) for x in maps)
-    call = Call(plan, logsumexp=return_logsumexp or extra_key is not None, sums=bias is not None, interpret=interpret)
-    results: Sequence[Array] = _attend(maps, _tables(bias, plan), call, scale)  # pyright: ignore[reportAssignmentType]
-    out, *logsumexp = (from_classes(x, axes, (*shape[:-2], plan.heads, shape[-1]))[..., : shape[-2], :] for x in results)
-    if not logsumexp:
-        return out, None
-    if extra_key is not None:
-        return attend_extra(out, logsumexp[0][..., 0], query, extra_key, extra_value, scale)
-    return out, logsumexp[0][..., 0]
+
+    def attend(arrays, bias, _):
+        query, key, value, extra_key, extra_value = arrays
+        plan, shape = _plan(query, axes), query.shape
+        shared, missing = query.shape[-2] // key.shape[-2], plan.heads - query.shape[-2]
+        if bias is not None:
+            bias = jnp.pad(bias_of_three_axes(bias, axes).astype(jnp.float32), ((0, missing), *((0, 0),) * 3))
+        maps = (query, *(jnp.repeat(x, shared, -2) if shared > 1 else x for x in (key, value)))
+        maps = tuple(by_class(jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, missing), (0, 0))), axes) for x in maps)
+        call = Call(plan, logsumexp=return_logsumexp or extra_key is not None, sums=bias is not None, interpret=interpret)
+        results: Sequence[Array] = _attend(maps, _tables(bias, plan), call, scale)  # pyright: ignore[reportAssignmentType]
+        out, *logsumexp = (from_classes(x, axes, (*shape[:-2], plan.heads, shape[-1]))[..., : shape[-2], :] for x in results)
+        if not logsumexp:
+            return out, None
+        if extra_key is not None:
+            return attend_extra(out, logsumexp[0][..., 0], query, extra_key, extra_value, scale)
+        return out, logsumexp[0][..., 0]
+
+    return by_images(attend, (query, key, value, extra_key, extra_value), bias, None)
 
 
 def _tables(bias, plan: TpuPlan) -> Float[Array, "chunks kinds rows keys"]:
