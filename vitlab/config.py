@@ -79,7 +79,9 @@ class DataConfig:
     """Where the images come from and how they reach the device."""
 
     source: Literal["bundled", "image_folder", "tfds", "shards"] = "bundled"
-    data_dir: str | None = None  # image_folder, shards: the folder; tfds: the directory that holds the prepared datasets
+    data_dir: str | None = (
+        None  # image_folder: its root, or a CSV of path,label; shards: the folder; tfds: the directory that holds the prepared datasets
+    )
     name: str | None = None  # tfds: the dataset, "cifar10" or "imagenet2012:5.1.0"
     train_split: str = "train"  # of the source; tfds slices such as "train[:99%]" are allowed
     eval_split: str = "test"  # image_folder and shards also take "val"

@@ -1,8 +1,10 @@
 """Images in folders: one folder per class, anywhere below it the files.
 
-Two layouts: `root/<class>/...` (one split, "train") and `root/<split>/<class>/...`.
+Two layouts: `root/<class>/...` (one split, "train") and `root/<split>/<class>/...`. A file root/classes.txt, one name per line,
+fixes the order of the classes.
 """
 
+import collections
 import hashlib
 import logging
 import os
@@ -20,6 +22,7 @@ from vitlab.data.splits import is_sliced, split_name, split_range
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+CLASS_LIST = "classes.txt"
 EVAL_FOLDERS = ("test", "val", "validation", "valid")
 _PROBES = 16  # files whose headers say whether the images are grey
 
@@ -49,9 +52,10 @@ class ImageFolderSource:
 def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
     """Opens one split of a class-per-folder tree.
 
-    The classes are the sorted folders of the training split, also for evaluation, so that a class without evaluation
-    images shifts no label. A slice takes a fixed pseudo-random share of the files, so "train[:90%]" and "train[90%:]" are
-    disjoint and hold every class. Hidden folders and files of other extensions are passed over.
+    The classes are those of classes.txt in the root, which need not all have images, or else the sorted folders of the training
+    split, also for evaluation, so that a class without evaluation images shifts no label. A slice takes a fixed pseudo-random
+    share of the files, so "train[:90%]" and "train[90%:]" are disjoint and hold every class. Hidden folders and files of other
+    extensions are passed over.
 
     Args:
       data_dir: The root.
@@ -59,8 +63,8 @@ def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
         "test" also takes a folder named "val", "validation" or "valid", and says so in the log.
 
     Raises:
-      ConfigError: No root, no such split, no images, fewer than two classes, an empty class, or a class in the evaluation
-        split that the training split lacks.
+      ConfigError: No root, no such split, no images, fewer than two classes, an empty class, or a class that classes.txt or
+        the training split lacks.
     """
     if data_dir is None:
         raise ConfigError('data.source="image_folder" needs data.data_dir, the folder that holds one folder per class')
@@ -69,22 +73,45 @@ def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
         raise ConfigError(f"data.data_dir={data_dir} {'is no folder' if root.exists() else 'does not exist'}")
     train_folder = root / "train" if (root / "train").is_dir() else root
     folder = _split_folder(root, split_name(split))
-    class_names = _class_folders(train_folder)
+    listed = read_class_list(root)
+    class_names = listed or _class_folders(train_folder)
     if len(class_names) < 2:
         raise ConfigError(
             f"{train_folder} has {_count(len(class_names), 'class folder')}; it needs one folder per class and at least 2 classes"
         )
     unknown = sorted(set(_class_folders(folder)) - set(class_names))
     if unknown:
-        raise ConfigError(f'{folder} has a class "{unknown[0]}" that {train_folder} lacks; {near_misses(unknown[0], class_names)}')
+        where = root / CLASS_LIST if listed else train_folder
+        raise ConfigError(f'{folder} has a class "{unknown[0]}" that {where} lacks; {near_misses(unknown[0], class_names)}')
     files, labels, sizes = _scan(folder, class_names)
     empty = [name for label, name in enumerate(class_names) if label not in set(labels)]
-    if not files or (folder == train_folder and empty):
+    if not files or (folder == train_folder and empty and not listed):
         raise ConfigError(f"{folder / empty[0] if files else folder} holds no image ({', '.join(sorted(EXTENSIONS))})")
-    order = _slice_order(files, split) if is_sliced(split) else np.arange(len(files))
+    order = slice_order(files, split) if is_sliced(split) else np.arange(len(files))
     return ImageFolderSource(
         folder, [files[i] for i in order], np.array(labels, np.int32)[order], np.array(sizes, np.int64)[order], class_names
     )
+
+
+def read_class_list(folder: pathlib.Path) -> tuple[str, ...] | None:
+    """The lines of classes.txt in a folder, without empty ones; None if there is no such file.
+
+    Raises:
+      ConfigError: A name comes twice, there are fewer than two, or it is no text in UTF-8.
+    """
+    path = folder / CLASS_LIST
+    if not path.is_file():
+        return None
+    try:
+        names = tuple(filter(None, map(str.strip, path.read_text("utf-8-sig").splitlines())))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8") from error
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigError(f'{path} names "{twice[0]}" more than once')
+    if len(names) < 2:
+        raise ConfigError(f"{path} names {_count(len(names), 'class')}; at least 2 are needed")
+    return names
 
 
 def _split_folder(root: pathlib.Path, name: str) -> pathlib.Path:
@@ -132,7 +159,7 @@ def _walk(path: str, relative: str) -> Iterator[tuple[str, int]]:
                 yield f"{relative}/{entry.name}", entry.stat().st_size
 
 
-def _slice_order(files: Sequence[str], split: str) -> np.ndarray:
+def slice_order(files: Sequence[str], split: str) -> np.ndarray:
     """Sorted indices of the files in the slice, taken in the order of a hash of their paths."""
     hashes = np.array([zlib.crc32(path.encode("utf-8", "surrogateescape")) for path in files])
     return np.sort(np.argsort(hashes, kind="stable")[split_range(split, len(files))])

@@ -23,7 +23,8 @@ from vitlab import cli
 from vitlab.config import ConfigError
 from vitlab.data.decode import DecodeError, decode
 from vitlab.data.example import serialize
-from vitlab.data.image_folder import EVAL_FOLDERS, ImageFolderSource, open_image_folder
+from vitlab.data.image_csv import open_images
+from vitlab.data.image_folder import EVAL_FOLDERS, ImageFolderSource
 from vitlab.data.shards import INDEX, Index, Shard, check, read_index, sha256
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def prepare(
     """Writes, or goes on writing, the shards of an image folder.
 
     Args:
-      src: What `open_image_folder` opens.
+      src: What `open_images` opens: a folder or a CSV.
       dst: Made if need be.
       splits: Names; none: "train" and, if there is a folder of that name, "test", "val", "validation" or "valid".
       shard_size: Images per shard.
@@ -53,7 +54,7 @@ def prepare(
     """
     if shard_size < 1 or (short_side is not None and short_side < 1):
         raise ConfigError(f"--shard_size={shard_size} and --short_side={short_side} must be at least 1")
-    sources = {split: open_image_folder(src, split) for split in splits or _splits(pathlib.Path(src).expanduser())}
+    sources = {split: open_images(src, split) for split in splits or _splits(pathlib.Path(src).expanduser())}
     index = _begin(dst, _plan(sources, shard_size, short_side))
     progress = Progress(sum(map(len, sources.values())))
     with concurrent.futures.ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0))) as pool:
@@ -228,7 +229,9 @@ def _write_shard(dst: pathlib.Path, shard: Shard, records: Iterator[bytes], prog
 def main(argv: Sequence[str]) -> int:
     """The command."""
     parser = cli.Parser(prog="python -m vitlab.data.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("src", nargs="?", help="an image folder: train/ and val/ with a folder per class, or only the folders")
+    parser.add_argument(
+        "src", nargs="?", help="an image folder (train/ and val/ with a folder per class, or only the folders) or a CSV of path,label"
+    )
     parser.add_argument("dst", type=pathlib.Path, help="the folder of the shards; made if need be")
     parser.add_argument("--short_side", type=int, help="pixels to which a longer short side is shrunk; such images become JPEG")
     parser.add_argument("--shard_size", type=int, default=8192, help="images per shard")

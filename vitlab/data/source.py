@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from vitlab.config import ConfigError, DataConfig
 from vitlab.data.bundled import open_bundled
-from vitlab.data.image_folder import open_image_folder
+from vitlab.data.image_csv import open_images
 from vitlab.data.shards import open_shards
 from vitlab.data.tfds import open_tfds
 
@@ -52,7 +52,7 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
     if config.source == "bundled":
         return open_bundled(split)
     if config.source == "image_folder":
-        return open_image_folder(config.data_dir, split)
+        return open_images(config.data_dir, split)
     if config.source == "tfds":
         return open_tfds(config.name, config.data_dir, split)
     if config.source == "shards":

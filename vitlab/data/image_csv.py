@@ -1,0 +1,94 @@
+"""Images listed in a CSV of path,label."""
+
+import csv
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from vitlab.config import ConfigError, near_misses
+from vitlab.data.image_folder import CLASS_LIST, ImageFolderSource, open_image_folder, read_class_list, slice_order
+from vitlab.data.splits import is_sliced, split_name
+
+_HEADERS = ("path", "file", "filename", "file_name", "image", "image_path")  # first cells of a line that is a header
+
+
+def open_images(data_dir: str | None, split: str) -> ImageFolderSource:
+    """Opens a class-per-folder tree, or the CSV that `data_dir` names.
+
+    Raises:
+      ConfigError: As `open_image_folder` and `open_image_csv`.
+    """
+    if data_dir is not None and data_dir.lower().endswith(".csv"):
+        return open_image_csv(pathlib.Path(data_dir).expanduser(), split)
+    return open_image_folder(data_dir, split)
+
+
+def open_image_csv(path: pathlib.Path, split: str) -> ImageFolderSource:
+    """Opens the files that a CSV lists, one "path,label" per line, in UTF-8; a first line "path,label" is a header.
+
+    Relative paths are relative to the folder of the CSV. The classes are the labels, sorted (as numbers, if all are), unless a
+    file classes.txt beside the CSV names them in order. A slice takes a fixed pseudo-random share, as in `open_image_folder`.
+
+    Args:
+      path: The CSV.
+      split: "train", the only split, with an optional slice.
+
+    Raises:
+      ConfigError: No such file or split, a line without two cells, a file that is missing, an unknown label, or fewer than two
+        classes.
+    """
+    if not path.is_file():
+        raise ConfigError(f"data.data_dir={path} {'is no file' if path.exists() else 'does not exist'}")
+    if split_name(split) != "train":
+        raise ConfigError(f'{path} has only the split "train"; set data.train_split="train[:90%]" and data.eval_split="train[90%:]"')
+    lines = _read(path)
+    names = [label for _, _, label in lines]
+    class_names = read_class_list(path.parent) or _sorted_labels(names)
+    if len(class_names) < 2:
+        raise ConfigError(f"{path} has {len(class_names) or 'no'} class; at least 2 are needed")
+    labels_of = {name: label for label, name in enumerate(class_names)}
+    for number, _, label in lines:
+        if label not in labels_of:
+            raise ConfigError(f'{path}, line {number}: {CLASS_LIST} has no class "{label}"; {near_misses(label, class_names)}')
+    files, sizes = [file for _, file, _ in lines], _sizes(path, lines)
+    order = slice_order(files, split) if is_sliced(split) else np.arange(len(files))
+    labels = np.array([labels_of[name] for name in names], np.int32)
+    return ImageFolderSource(path.parent, [files[i] for i in order], labels[order], sizes[order], class_names)
+
+
+def _read(path: pathlib.Path) -> list[tuple[int, str, str]]:
+    """Line number, file and label of each line."""
+    lines = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if not any(cells) or (not lines and cells[0].lower() in _HEADERS):
+                    continue
+                if len(cells) != 2 or not all(cells):
+                    raise ConfigError(f'{path}, line {reader.line_num}: "{",".join(row)}" must be path,label')
+                lines.append((reader.line_num, cells[0], cells[1]))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} is no CSV in UTF-8: {error}") from error
+    if not lines:
+        raise ConfigError(f"{path} lists no image; each line must be path,label")
+    return lines
+
+
+def _sorted_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    names = set(labels)
+    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+
+
+def _sizes(path: pathlib.Path, lines: Sequence[tuple[int, str, str]]) -> np.ndarray:
+    """Bytes of each file, int64."""
+    sizes = np.empty(len(lines), np.int64)
+    for i, (number, file, _) in enumerate(lines):
+        try:
+            sizes[i] = os.stat(path.parent / file).st_size
+        except OSError as error:
+            raise ConfigError(f'{path}, line {number}: "{file}" cannot be read: {error.strerror} (from {path.parent})') from error
+    return sizes
