@@ -45,6 +45,18 @@ def tiny_experiment(**changes) -> Experiment:
     return dataclasses.replace(experiment, **changes)
 
 
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def no_run_outlives_its_test():
+    yield
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
+    _started.clear()
+
+
 def config_file(folder: pathlib.Path, experiment: Experiment, fault: str = "") -> pathlib.Path:
     """A config file is code, so it can also bring a fault with it."""
     path = folder / "config_file.py"
@@ -55,7 +67,8 @@ def config_file(folder: pathlib.Path, experiment: Experiment, fault: str = "") -
 def start(config: pathlib.Path, workdir: pathlib.Path, *arguments: str, num_devices: int = 1) -> subprocess.Popen:
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
     command = [sys.executable, "-m", "vitlab.train", f"--config={config}", f"--workdir={workdir}", *filter(None, arguments)]
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    _started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    return _started[-1]
 
 
 def steps_recorded(workdir: pathlib.Path) -> int:
