@@ -7,12 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from tests.evaluate.test_commands import timm_tensors
 from tests.train.conftest import config_file, start, tiny_experiment
 from vitlab.config import ConfigError, MeshConfig
+from vitlab.evaluate.trained import from_run
 from vitlab.train.checkpoint import NonFiniteError
 from vitlab.train.loop import train
 from vitlab.train.losses import cross_entropy
+from vitlab.train.mesh import make_mesh
+from vitlab.train.setup import set_up
 
 # Sums over 4 devices are taken in another order; measured 2e-6 over 50 steps.
 DEVICES_TOLERANCE = 1e-4
@@ -81,6 +86,21 @@ def test_four_devices_that_split_parameters_and_a_resumed_run_on_other_axes_foll
     for name in one:
         common = sorted(one[name].keys() & run[name].keys())
         np.testing.assert_allclose([run[name][s] for s in common], [one[name][s] for s in common], rtol=0, atol=DEVICES_TOLERANCE)
+
+
+def test_a_run_begins_with_the_weights_of_a_checkpoint_and_a_new_head(tmp_path, uninterrupted, caplog):
+    trained = from_run(uninterrupted, make_mesh())
+    save_file(timm_tensors(trained.weights["params"]), tmp_path / "model.safetensors")
+    model = dataclasses.replace(tiny_experiment().model, in_channels=1, num_classes=12, weights=str(tmp_path / "model.safetensors"))
+    state = set_up(tiny_experiment(model=model)).initial_state()
+    begun, given = (params["blocks"][1]["mlp"]["fc1"]["kernel"] for params in (state["params"], trained.weights["params"]))
+    np.testing.assert_array_equal(begun, given)
+    assert state["params"]["head"]["kernel"].shape == (16, 12) and "begins anew" in caplog.text
+    wider = dataclasses.replace(model, fields={**model.fields, "dim": 32})
+    with pytest.raises(ConfigError, match="does not fit the model: 30 tensors, first blocks.0.attn.proj.bias: checkpoint .16,., model .32,."):
+        set_up(tiny_experiment(model=wider))
+    with pytest.raises(ConfigError, match="model.weights: "):
+        set_up(tiny_experiment(model=dataclasses.replace(model, weights=str(tmp_path / "none.safetensors"))))
 
 
 def test_devices_that_cannot_be_split_so_are_refused(tmp_path):

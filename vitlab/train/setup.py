@@ -1,6 +1,7 @@
 """What a run is made of, built from its experiment; everything that can be refused is refused here, before the run folder."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 from pallas_kernels.dispatch import UnsupportedError
@@ -15,12 +17,15 @@ from vitlab.config import ConfigError, Experiment
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
 from vitlab.train import mesh as meshes
-from vitlab.train.functional import FunctionalModel, Weights, build
+from vitlab.train.functional import FunctionalModel, Weights, build, functional
 from vitlab.train.optimizer import make_optimizer
 from vitlab.train.periods import Periods
 from vitlab.train.schedule import make_schedule
 from vitlab.train.state import State, abstract_state, make_state
 from vitlab.train.step import TrainStep, make_train_step, trace_step
+from vitlab.weights.load import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,14 +40,16 @@ class Setup:
     periods: Periods
     train_step: jax.stages.Traced  # not yet compiled
     eval_step: EvalStep
-    create_state: Callable[[], State]  # the state before the first step
+    create_state: Callable[..., State]  # of weights, or of None for random ones: the state before the first step
+    start: Weights | None  # the weights of a checkpoint, where training begins with one
     abstract_state: Any  # its shapes, dtypes and sharding
     channels: int
     bad_images: pathlib.Path | None  # file that lists the images that cannot be decoded
 
     def initial_state(self) -> State:
         """The state before the first step, on all devices."""
-        return jax.jit(self.create_state, out_shardings=meshes.state_shardings(self.abstract_state, self.mesh))()
+        shardings = meshes.state_shardings(self.abstract_state, self.mesh)
+        return jax.jit(self.create_state, out_shardings=shardings)(self.start)
 
     def open_train_batches(self, start_step: int) -> Batches:
         """The endless training batches from a step on: this process's rows of them."""
@@ -72,18 +79,38 @@ class Setup:
 
 def make_step(
     experiment: Experiment, model: FunctionalModel, create_weights: Callable[[], Weights], periods: Periods, *, num_classes: int
-) -> tuple[TrainStep, Callable[[], State]]:
-    """The step of an experiment on data of so many classes, and a function for the state before the first one."""
+) -> tuple[TrainStep, Callable[..., State]]:
+    """The step of an experiment on data of so many classes, and a function for the state before the first one (see `Setup`)."""
     schedule = make_schedule(experiment.optimizer, periods)
     params = jax.eval_shape(create_weights)["params"]
     optimizer: optax.GradientTransformation = make_optimizer(experiment.optimizer, schedule, params)
     num_classes = experiment.model.num_classes or num_classes
 
-    def create_state() -> State:
-        return make_state(create_weights(), optimizer, experiment)
+    def create_state(weights: Weights | None = None) -> State:
+        return make_state(create_weights() if weights is None else weights, optimizer, experiment)
 
     step = make_train_step(model, optimizer, schedule, experiment=experiment, num_classes=num_classes, log_every=periods.log)
     return step, create_state
+
+
+def load_start(model: FunctionalModel, create_weights: Callable[[], Weights], source: str) -> Weights:
+    """Random weights but for what a checkpoint of others gives: everything, or everything except the heads.
+
+    Raises:
+      ConfigError: It cannot be read, or more than the heads does not fit.
+    """
+    weights = jax.jit(create_weights)()
+    module = nnx.merge(model.graphdef, weights["params"], weights["model_state"], model.constants, copy=True)
+    try:
+        report = load_weights(module, source, strict=False)
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(f"model.weights: {error}") from error
+    refused = [name for name in (*report.missing, *report.unexpected, *report.mismatched) if not name.startswith("head")]
+    if refused:
+        raise ConfigError(f"model.weights={source} does not fit the model: {len(refused)} tensors, first {'; '.join(refused[:3])}")
+    if anew := [*report.missing, *report.mismatched]:
+        logger.warning("begins anew, since the checkpoint has none that fits: %s", "; ".join(anew))
+    return functional(module)[1]
 
 
 def abstract_batch(experiment: Experiment, model: FunctionalModel, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -119,6 +146,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh)
     except (ValueError, RuntimeError, UnsupportedError) as error:
         raise ConfigError(f"{experiment.model.name} cannot be trained so: {error}") from error
+    start = load_start(model, create_weights, experiment.model.weights) if experiment.model.weights else None
     return Setup(
         experiment=experiment,
         mesh=mesh,
@@ -129,6 +157,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         train_step=traced,
         eval_step=make_eval_step(model, mesh),
         create_state=create_state,
+        start=start,
         abstract_state=state,
         channels=channels,
         bad_images=bad_images,

@@ -1,0 +1,29 @@
+"""Any model on your own pictures, a folder with one folder for each class; 10 % of them, a fixed random share, are for evaluation.
+
+Here: see the README. Variants: FOLDER, FOLDER,MODEL or FOLDER,MODEL,WEIGHTS. With weights (timm's or the authors': a .safetensors or
+.pth file, or hf://owner/name) the head begins anew and lower blocks learn more slowly; without, everything begins anew.
+Run: python -m vitlab.train --config=configs/finetune_folder.py:/path/to/images,vit_tiny_patch16,weights.safetensors --workdir=...
+"""
+
+from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
+
+
+def get_config(variant="images"):
+    folder, *rest = variant.split(",")
+    name, weights = rest[0] if rest else "vit_tiny_patch16", rest[1] if rest[1:] else None
+    return to_config_dict(
+        Experiment(
+            model=ModelConfig(name=name, weights=weights, drop_path_rate=0.1),
+            data=DataConfig(source="image_folder", data_dir=folder, train_split="train[:90%]", eval_split="train[90%:]"),
+            augment=AugmentConfig(crop_scale=(0.3, 1.0), policy="rand-m9-mstd0.5-inc1"),
+            mix=MixConfig(mixup_alpha=0.2, prob=0.5),
+            # BEiT's rate and layer-wise decay for fine-tuning (arXiv:2106.08254, appendix), scaled to the batch.
+            optimizer=OptimizerConfig(peak_lr=5e-4, warmup="10 percent", weight_decay=0.05, layer_decay=0.75 if weights else 1.0),
+            loss=LossConfig(label_smoothing=0.1),
+            batch_size=64,
+            duration="30 epochs",
+            ema_decay=0.998,
+            log_every="20 steps",
+            eval_every="5 epochs",
+        )
+    )
