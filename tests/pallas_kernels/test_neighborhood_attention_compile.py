@@ -8,8 +8,8 @@ import pytest
 from pallas_kernels.compile import TARGETS, compile_all, missing
 from pallas_kernels.neighborhood_attention.shapes import MODELS
 
-# A bias with folded images; unequal classes; head_dim 64 on one axis, 128, and three axes.
-NASTIEST = ["does_not_divide_the_tile", "unequal_classes", "one_axis", "head_dim_128", "three_axes"]
+# A bias with folded images; head_dim 64 on one axis; three axes with dilation.
+NASTIEST = ["does_not_divide_the_tile", "one_axis", "three_axes"]
 MODEL = "nat_tiny_stage1"
 
 
