@@ -28,14 +28,13 @@ def mix(images: Images, targets: Float[Array, "b classes"], rng: Array, config: 
     if not (config.mixup_alpha or config.cutmix_alpha):
         return images, targets
     b, h, w, _ = images.shape
-    keys = jax.random.split(rng, 5)
+    keys = jax.random.split(rng, 4)
     draws = {"batch": 1, "pair": -(-b // 2), "elem": b}[config.mode]
     cuts = jax.random.uniform(keys[0], (draws,)) < _share_of_cutmix(config)
-    kept = jnp.where(
-        cuts, _beta(keys[1], config.cutmix_alpha, draws), _beta(keys[2], config.mixup_alpha, draws)
-    )  # share that an image keeps of itself
-    kept = jnp.where(jax.random.uniform(keys[3], (draws,)) < config.prob, kept, 1.0)
-    inside, replaced = _boxes(keys[4], kept, (h, w))
+    alpha = jnp.where(cuts, config.cutmix_alpha, config.mixup_alpha)
+    kept = jax.random.beta(keys[1], alpha, alpha)  # share that an image keeps of itself
+    kept = jnp.where(jax.random.uniform(keys[2], (draws,)) < config.prob, kept, 1.0)
+    inside, replaced = _boxes(keys[3], kept, (h, w))
     kept = jnp.where(cuts, 1 - replaced, kept)
     kept, cuts, inside = (_spread(x, b) for x in (kept, cuts, inside))
     other = images[::-1]
@@ -50,10 +49,6 @@ def _share_of_cutmix(config: MixConfig) -> float:
     if not config.mixup_alpha:
         return 1.0
     return config.switch_prob if config.cutmix_alpha else 0.0
-
-
-def _beta(key: Array, alpha: float, count: int) -> Float[Array, " count"]:
-    return jax.random.beta(key, alpha, alpha, (count,)) if alpha else jnp.ones(count)
 
 
 def _boxes(key: Array, kept: Float[Array, " n"], size: tuple[int, int]) -> tuple[Bool[Array, "n h w"], Float[Array, " n"]]:
