@@ -52,9 +52,10 @@ CASES: dict[str, tuple[str, dict]] = {
 
 # In a ReLU network a pre-activation within rounding of zero switches a path on or off, so that the largest deviation of the
 # gradient is chance: the network in float64, whose logits agree with nextvit_small's recorded float64 logits to 2.4e-7,
-# misses its recorded float32 gradient by 4.3e-2 all the same (and by 7.6e-4 at the median). For these the gate holds
-# at the median, and for the norm of the whole gradient.
-KINKED = {"nextvit_small"}
+# misses its recorded float32 gradient by 4.3e-2 all the same (and by 7.6e-4 at the median). shvit_s1's network in float64
+# agrees with its recorded gradient to 8.4e-6, and in float32, as the processor rounds, to 1e-3 or 2.5e-2 (6.1e-6 at the median).
+# For these the gate holds at the median, and for the norm of the whole gradient.
+KINKED = {"nextvit_small", "shvit_s1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
