@@ -19,7 +19,7 @@ from vitlab import cli
 from vitlab.analysis.counts import abstract_model, count_macs, count_params
 from vitlab.config import ConfigError, Experiment, ModelConfig
 from vitlab.train.functional import FunctionalModel, Weights, build
-from vitlab.train.mesh import check_divides, make_mesh, replicated, shard_batch
+from vitlab.train.mesh import check_divides, make_mesh, place, replicated, shard_batch
 from vitlab.train.periods import Periods
 from vitlab.train.setup import make_step
 from vitlab.train.step import compile_step, trace_step
@@ -108,8 +108,8 @@ _PARTS = {"argument": 1, "output": 1, "temp": 1, "alias": -1}  # results that ta
 def _train(config: ModelConfig, model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
     periods = Periods(total=1, warmup=0, log=1, evaluate=1, save=1)
     experiment = Experiment(model=config, batch_size=len(batch["label"]))
-    step, create_state = make_step(experiment, model, create_weights, periods, num_classes=config.num_classes or NUM_CLASSES)
-    state = jax.jit(create_state, out_shardings=replicated(mesh))()
+    step, create_state = make_step(experiment, model, periods, num_classes=config.num_classes or NUM_CLASSES)
+    state = jax.jit(create_state, out_shardings=replicated(mesh))(place(create_weights(), mesh))
     compiled, seconds = compile_step(trace_step(step, state, batch, mesh))
 
     def run() -> None:
@@ -121,7 +121,7 @@ def _train(config: ModelConfig, model: FunctionalModel, create_weights: Callable
 
 
 def _evaluate(_config: ModelConfig, model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
-    weights = jax.jit(create_weights, out_shardings=replicated(mesh))()
+    weights = place(create_weights(), mesh)
     traced = jax.jit(lambda weights, images: model.apply(weights, images)[0]).trace(weights, batch["image"])
     compiled, seconds = compile_step(traced)
     return lambda: jax.block_until_ready(compiled(weights, batch["image"])), compiled, seconds

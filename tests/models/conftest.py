@@ -20,12 +20,13 @@ REPRESENTATIVES = {name.split("_")[0]: name for name in sorted(list_models(), ke
 
 
 def small(name: str, **fields):
-    """A variant with at most two blocks a stage and narrow images, 10 classes."""
+    """A variant with at most two blocks a stage (one of OverLoCK's, which are many and large), 10 classes."""
     config = model_config(name)
     names = {f.name for f in dataclasses.fields(config)}
     shrink = {}
     if "depths" in names:
-        shrink["depths"] = tuple(min(d, 2) for d in config.depths)
+        most = 1 if name.startswith("overlock") else 2
+        shrink["depths"] = tuple(min(d, most) for d in config.depths)
     if "depth" in names:
         shrink["depth"] = min(config.depth, 2)
     return create_model(name, **({"num_classes": 10} | shrink | fields))

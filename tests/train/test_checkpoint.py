@@ -12,9 +12,8 @@ import pytest
 
 from vitlab.config import ConfigError
 from vitlab.train.checkpoint import CheckpointError, Checkpoints, NonFiniteError, SaveError
-from vitlab.train.mesh import make_mesh
+from vitlab.train.mesh import make_mesh, sharded_shapes
 from vitlab.train.retention import Retention
-from vitlab.train.state import abstract_state
 
 
 def make(value: float = 0.0):
@@ -26,7 +25,7 @@ def make(value: float = 0.0):
     return {"params": params, "model_state": {}, "opt_state": (params,), **rest}
 
 
-TARGET = abstract_state(make, make_mesh())
+TARGET = sharded_shapes(jax.eval_shape(make), make_mesh())
 
 
 @pytest.fixture
@@ -106,7 +105,7 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
 
 
 def test_another_dtype_is_refused_not_cast(saved):
-    target = abstract_state(lambda: {**make(), "step": jnp.zeros((), jnp.float32)}, make_mesh())
+    target = sharded_shapes({**TARGET, "step": jax.ShapeDtypeStruct((), jnp.float32)}, make_mesh())
     with pytest.raises(ConfigError, match=r"1 tensors differ, first step: checkpoint int32\[\], model float32\[\]"):
         restore(saved, target)
 

@@ -11,12 +11,13 @@ from flax import nnx
 from jax.extend import core
 
 from pallas_kernels.neighborhood_attention import macs as neighborhood_macs
+from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import create_model
 
 
 def abstract_model(name: str, **kwargs: Any) -> Any:
     """A model of shapes only; arguments as `create_model`."""
-    return nnx.eval_shape(lambda: create_model(name, **kwargs))
+    return nnx.eval_shape(lambda: create_model(name, rngs=InitRngs(None), **kwargs))
 
 
 def count_params(model: nnx.Module) -> int:

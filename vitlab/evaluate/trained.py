@@ -4,16 +4,16 @@ import dataclasses
 import pathlib
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from vitlab.config import ConfigError, Experiment
+from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import create_model
 from vitlab.train import folder
 from vitlab.train.checkpoint import CheckpointError, Checkpoints
 from vitlab.train.functional import FunctionalModel, Weights, build, functional
-from vitlab.train.mesh import replicated
-from vitlab.train.state import abstract_state, averages
+from vitlab.train.mesh import replicated, sharded_shapes
+from vitlab.train.state import averages
 from vitlab.weights.load import load_weights
 
 
@@ -41,13 +41,13 @@ def from_run(
     """
     own, data = folder.read(workdir)
     channels = own.model.in_channels or data.channels
-    model, create = build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)
+    model, _ = build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"{workdir} has no checkpoint yet")
     averaged = averages(own) and not raw
     try:
         with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-            weights = abstract_state(create, mesh)
+            weights = sharded_shapes(model.shapes, mesh)
             restored = checkpoints.restore({"average": weights} if averaged else weights, only=step)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
@@ -78,7 +78,7 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
             image_size=config.image_size,
             in_channels=config.in_channels or 3,
             dtype=config.dtype,
-            rngs=nnx.Rngs(0),
+            rngs=InitRngs(None),  # every value is the checkpoint's
             **(config.fields if config.name == name else {}),
         )
         load_weights(model, path)

@@ -6,8 +6,9 @@ from vitlab.layers.conv import Conv
 from vitlab.layers.conv_mlp import ConvMlp
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.drop_path import DropPath, drop_path_rates, stage_drop_path_rates
+from vitlab.layers.initial import normal_init
 from vitlab.layers.layer_scale import LayerScale
-from vitlab.layers.linear import Linear, normal_init
+from vitlab.layers.linear import Linear
 from vitlab.layers.mlp import Mlp
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.patch_embed import PatchEmbed

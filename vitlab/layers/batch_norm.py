@@ -6,6 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.layers.initial import full
+
 
 class BatchNorm(nnx.Module):
     """Normalises each channel (Ioffe and Szegedy, arXiv:1502.03167), in float32, returned in `dtype`.
@@ -17,10 +19,10 @@ class BatchNorm(nnx.Module):
     def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         del rngs  # nothing here is random
         self.eps, self.momentum, self.dtype = eps, momentum, dtype
-        self.scale = nnx.Param(jnp.ones(dim))
-        self.bias = nnx.Param(jnp.zeros(dim))
-        self.mean = nnx.BatchStat(jnp.zeros(dim))
-        self.var = nnx.BatchStat(jnp.ones(dim))
+        self.scale = nnx.Param(full(dim, 1.0))
+        self.bias = nnx.Param(full(dim, 0.0))
+        self.mean = nnx.BatchStat(full(dim, 0.0))
+        self.var = nnx.BatchStat(full(dim, 1.0))
 
     def __call__(self, x: Float[Array, "*b dim"], *, train: bool) -> Float[Array, "*b dim"]:
         x = x.astype(jnp.float32)

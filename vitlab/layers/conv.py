@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # what torch leaves a convolution with
+from vitlab.layers.initial import he_normal, zeros_init
 
 
 class Conv(nnx.Conv):
@@ -45,6 +44,7 @@ class Conv(nnx.Conv):
             feature_group_count=groups,
             use_bias=use_bias,
             kernel_init=kernel_init,
+            bias_init=zeros_init,
             dtype=dtype,
             rngs=rngs,
         )

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv import Conv
+from vitlab.layers.initial import full
 
 
 class ConvNorm(nnx.Module):
@@ -40,7 +41,7 @@ class ConvNorm(nnx.Module):
         )
         self.norm: BatchNorm | None = BatchNorm(out_dim, eps=eps, dtype=dtype, rngs=rngs)
         if zero_init:
-            self.norm.scale[...] = jnp.zeros(out_dim)
+            self.norm.scale[...] = full(out_dim, 0.0)
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 c2"]:
         x = self.conv(x)

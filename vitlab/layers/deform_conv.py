@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.conv import Conv
+from vitlab.layers.initial import zeros_init
 
 
 class DeformConv(nnx.Module):
@@ -25,7 +26,7 @@ class DeformConv(nnx.Module):
             kernel_size=kernel_size,
             stride=stride,
             padding=0,
-            kernel_init=nnx.initializers.zeros,
+            kernel_init=zeros_init,
             dtype=jnp.float32,
             rngs=rngs,
         )

@@ -4,12 +4,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.layers.initial import full
+
 
 class GlobalResponseNorm(nnx.Module):
     """(gamma * n + 1) * x + beta; n is a channel's length over the map, divided by the mean length of the channels; float32."""
 
     def __init__(self, dim: int):
-        self.gamma, self.beta = nnx.Param(jnp.zeros(dim)), nnx.Param(jnp.zeros(dim))
+        self.gamma, self.beta = nnx.Param(full(dim, 0.0)), nnx.Param(full(dim, 0.0))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         y = x.astype(jnp.float32)

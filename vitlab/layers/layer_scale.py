@@ -1,15 +1,16 @@
 """A learned factor per channel on a residual branch (CaiT, Touvron et al., arXiv:2103.17239, eq. 1)."""
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from vitlab.layers.initial import full
 
 
 class LayerScale(nnx.Module):
     """gamma * x, gamma initially `init` everywhere."""
 
     def __init__(self, dim: int, *, init: float):
-        self.gamma = nnx.Param(jnp.full(dim, init, jnp.float32))
+        self.gamma = nnx.Param(full(dim, init))
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
         return x * self.gamma[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
@@ -19,7 +20,7 @@ class ChannelAffine(nnx.Module):
     """gamma * x + beta per channel, initially x: what a residual block may do to its identity (OverLoCK, arXiv:2502.20087)."""
 
     def __init__(self, dim: int):
-        self.gamma, self.beta = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
+        self.gamma, self.beta = nnx.Param(full(dim, 1.0)), nnx.Param(full(dim, 0.0))
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
         shape = (1,) * (x.ndim - 1) + (-1,)

@@ -4,12 +4,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-# torch's trunc_normal_(std=0.02) truncates at +-2, a hundred deviations out: it is a plain normal.
-normal_init = nnx.initializers.normal(0.02)
+from vitlab.layers.initial import normal_init, zeros_init
 
 
 class Linear(nnx.Linear):
     """x @ kernel + bias; kernel normal(0.02), bias zero; parameters float32, computed in `dtype`."""
 
     def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(in_dim, out_dim, use_bias=use_bias, dtype=dtype, kernel_init=normal_init, rngs=rngs)
+        super().__init__(in_dim, out_dim, use_bias=use_bias, dtype=dtype, kernel_init=normal_init, bias_init=zeros_init, rngs=rngs)

@@ -5,6 +5,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.layers.initial import ones_init, zeros_init
+
 
 class LayerNorm(nnx.LayerNorm):
     """Layer normalisation over the last axis (Ba et al., arXiv:1607.06450), computed in float32, returned in `dtype`.
@@ -13,7 +15,9 @@ class LayerNorm(nnx.LayerNorm):
     """
 
     def __init__(self, dim: int, *, eps: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(dim, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+        super().__init__(
+            dim, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, scale_init=ones_init, bias_init=zeros_init, rngs=rngs
+        )
         self.out_dtype = dtype
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:

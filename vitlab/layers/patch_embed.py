@@ -5,6 +5,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.layers.conv import Conv
+from vitlab.layers.initial import lecun_normal
 from vitlab.layers.norm import LayerNorm
 
 
@@ -25,9 +27,10 @@ class PatchEmbed(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.patch_size = patch_size
-        self.proj = nnx.Conv(
-            in_channels, dim, (patch_size, patch_size), patch_size, padding="VALID", dtype=dtype, rngs=rngs
-        )  # holds the parameters in a convolution's layout, [p, p, in, out]
+        # Holds the parameters, in a convolution's layout, [p, p, in, out].
+        self.proj = Conv(
+            in_channels, dim, kernel_size=patch_size, stride=patch_size, padding=0, kernel_init=lecun_normal, dtype=dtype, rngs=rngs
+        )
         self.norm = None if norm_eps is None else LayerNorm(dim, eps=norm_eps, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b height width in_channels"]) -> Float[Array, "b h w dim"]:

@@ -5,7 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.linear import normal_init
+from vitlab.layers.initial import normal_init
 from vitlab.layers.patch_embed import PatchEmbed
 from vitlab.layers.pos_embed import resample
 

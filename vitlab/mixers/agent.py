@@ -9,8 +9,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.attention import head_dim_of
-from vitlab.layers.conv import Conv, torch_uniform
-from vitlab.layers.linear import Linear, normal_init
+from vitlab.layers.conv import Conv
+from vitlab.layers.initial import normal_init, torch_uniform
+from vitlab.layers.linear import Linear
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.resize import resize_axis
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.conv_norm import ConvNorm
+from vitlab.layers.initial import full
 from vitlab.layers.linear import Linear
 from vitlab.layers.neighborhood_sum import neighborhood_sum
 from vitlab.layers.pool import adaptive_average_pool
@@ -48,7 +49,7 @@ class ContextMixing(nnx.Module):
         self.query = ConvNorm(dim, dim // 2, dtype=dtype, rngs=rngs)
         self.key = ConvNorm(context_dim or dim, dim // 2, dtype=dtype, rngs=rngs)
         self.taps = Linear(REGIONS**2, small_size**2 + kernel_size**2, dtype=dtype, rngs=rngs)
-        self.small_bias, self.large_bias = (nnx.Param(jnp.zeros((num_heads, 2 * size - 1, 2 * size - 1))) for size in self.sizes)
+        self.small_bias, self.large_bias = (nnx.Param(full((num_heads, 2 * size - 1, 2 * size - 1), 0.0)) for size in self.sizes)
         self.proj = ConvNorm(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.window_attention import window_attention
 from vitlab.layers.attention import head_dim_of
+from vitlab.layers.initial import full
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
 
@@ -41,8 +42,8 @@ class CosineWindowAttention(nnx.Module):
         self.window_size, self.shift, self.implementation = window_size, shift, implementation
         self.measure = pretrained_window_size or window_size
         self.qkv = Linear(dim, 3 * dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.q_bias, self.v_bias = nnx.Param(jnp.zeros(dim)), nnx.Param(jnp.zeros(dim))
-        self.logit_scale = nnx.Param(jnp.full(num_heads, np.log(10.0), jnp.float32))
+        self.q_bias, self.v_bias = nnx.Param(full(dim, 0.0)), nnx.Param(full(dim, 0.0))
+        self.logit_scale = nnx.Param(full(num_heads, np.log(10.0)))
         self.cpb_fc1 = Linear(2, _MLP_DIM, rngs=rngs)
         self.cpb_fc2 = Linear(_MLP_DIM, num_heads, use_bias=False, rngs=rngs)
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)

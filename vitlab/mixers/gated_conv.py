@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.conv import Conv
-from vitlab.layers.linear import Linear, normal_init
+from vitlab.layers.initial import normal_init
+from vitlab.layers.linear import Linear
 from vitlab.layers.mlp import gelu
 
 

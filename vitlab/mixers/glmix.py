@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.attention import Attention
 from vitlab.layers.conv import Conv
-from vitlab.layers.linear import Linear, normal_init
+from vitlab.layers.initial import normal_init
+from vitlab.layers.linear import Linear
 from vitlab.layers.pool import adaptive_average_pool
 
 

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.attention import head_dim_of
+from vitlab.layers.initial import normal
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
 
@@ -41,7 +42,7 @@ class HaloAttention(nnx.Module):
         self.block_size, self.halo_size, self.stride = block_size, halo_size, stride
         self.q = Linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.kv = Linear(dim, dim + self.value_dim, use_bias=False, dtype=dtype, rngs=rngs)  # [heads, key and value]
-        init, shape = nnx.initializers.normal(self.head_dim**-0.5), (2 * self.window_size - 1, self.head_dim)
+        init, shape = normal(self.head_dim**-0.5), (2 * self.window_size - 1, self.head_dim)
         self.height_rel = nnx.Param(init(rngs.params(), shape))  # at [key - query], from the least
         self.width_rel = nnx.Param(init(rngs.params(), shape))
 

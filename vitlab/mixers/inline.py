@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.attention import head_dim_of
-from vitlab.layers.conv import Conv, torch_uniform
+from vitlab.layers.conv import Conv
+from vitlab.layers.initial import torch_uniform
 from vitlab.layers.linear import Linear
 from vitlab.layers.mlp import gelu
 

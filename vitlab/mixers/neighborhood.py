@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.neighborhood_attention import neighborhood_attention
 from vitlab.layers.attention import head_dim_of
-from vitlab.layers.linear import Linear, normal_init
+from vitlab.layers.initial import normal_init
+from vitlab.layers.linear import Linear
 
 
 class NeighborhoodAttention(nnx.Module):

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.conv_norm import ConvNorm
+from vitlab.layers.initial import full
 from vitlab.layers.narrow_attention import narrow_attention
 
 
@@ -50,7 +51,7 @@ class GroupNorm(nnx.Module):
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         del rngs  # nothing here is random
         self.dtype = dtype
-        self.scale, self.bias = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
+        self.scale, self.bias = nnx.Param(full(dim, 1.0)), nnx.Param(full(dim, 0.0))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         x = x.astype(jnp.float32)

@@ -6,6 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.layers.initial import normal_init
+
 
 class SpectralGating(nnx.Module):
     """A learned complex factor for each frequency of each channel, in float32; a circular convolution of the whole map.
@@ -25,7 +27,7 @@ class SpectralGating(nnx.Module):
         del num_heads  # nothing here has heads
         self.dtype = dtype
         shape = (grid[0], grid[1] // 2 + 1, dim, 2)  # real and imaginary part
-        self.complex_weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        self.complex_weight = nnx.Param(normal_init(rngs.params(), shape))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         _, h, w, c = x.shape

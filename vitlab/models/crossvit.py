@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
 from vitlab.layers.attention import head_dim_of
+from vitlab.layers.initial import full, normal_init
 from vitlab.layers.mlp import gelu
 from vitlab.layers.pos_embed import resample
 from vitlab.layers.resize import resize_bicubic
@@ -204,9 +205,8 @@ class Embedding(nnx.Module):
         embed = ConvStem if config.conv_stem else PatchEmbed
         self.patch_embed = embed(config.in_channels, dim, patch_size=patch_size, dtype=config.dtype, rngs=rngs)
         self.grid = config.grid(branch, config.image_size)
-        normal = nnx.initializers.normal(0.02)
-        self.cls_token = nnx.Param(jnp.zeros((1, 1, dim)))
-        self.pos_embed = nnx.Param(normal(rngs.params(), (1, 1 + self.grid[0] * self.grid[1], dim)))
+        self.cls_token = nnx.Param(full((1, 1, dim), 0.0))
+        self.pos_embed = nnx.Param(normal_init(rngs.params(), (1, 1 + self.grid[0] * self.grid[1], dim)))
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         patches = self.patch_embed(images)

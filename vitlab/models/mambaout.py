@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, run_block, stage_drop_path_rates
-from vitlab.layers.linear import normal_init
+from vitlab.layers.initial import normal_init
 from vitlab.layers.mlp import gelu
 from vitlab.mixers.gated_conv import GatedConv
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published

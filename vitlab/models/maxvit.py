@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, run_block
-from vitlab.layers.linear import normal_init
+from vitlab.layers.initial import normal_init
 from vitlab.layers.pool import average_pool_ceil
 from vitlab.layers.squeeze_excite import SqueezeExcite
 from vitlab.mixers.multi_axis import PartitionAttention

@@ -4,19 +4,18 @@ import dataclasses
 import fnmatch
 import functools
 import importlib
-import itertools
 import pkgutil
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 import vitlab.models
 from vitlab.config import near_misses
+from vitlab.layers.initial import InitRngs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,21 +62,6 @@ class Family:
     model: Callable[..., nnx.Module]
     variants: Mapping[str, Any]
     published: Mapping[str, Published]
-
-
-class InitRngs(nnx.Rngs):
-    """The keys that `nnx.Rngs(seed)` gives for initial parameters, counted in Python.
-
-    nnx counts its draws in a variable; under tracing each draw then costs as much as there were before it.
-    """
-
-    def __init__(self, seed: int):
-        super().__init__(seed)
-        self._seed, self._draws = seed, itertools.count()
-
-    def params(self) -> Any:
-        """The next key."""
-        return jax.random.fold_in(jax.random.key(self._seed), next(self._draws))
 
 
 @functools.cache
@@ -145,7 +129,7 @@ def create_model(
       in_channels: Channels of the images.
       drop_path_rate: Of the last block, rising from 0; None for the variant's.
       dtype: Of the computation, float32 or bfloat16; parameters, norms and softmax stay float32.
-      rngs: For the initial parameters; None for the keys of `nnx.Rngs(0)`.
+      rngs: For the initial parameters; None for `vitlab.layers.initial.InitRngs(0)`.
       **family_fields: Fields of the family's config, checked one by one.
 
     Returns:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
+from vitlab.layers.initial import normal_init
 from vitlab.layers.pos_embed import resample
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.spectral import SpectralGating
@@ -117,8 +118,7 @@ class SpectFormer(nnx.Module):
         self.config = config
         dim, dtype = config.dim, config.dtype
         self.patch_embed = PatchEmbed(config.in_channels, dim, patch_size=config.patch_size, dtype=dtype, rngs=rngs)
-        normal = nnx.initializers.normal(0.02)
-        self.pos_embed = nnx.Param(normal(rngs.params(), (1, config.grid[0] * config.grid[1], dim)))
+        self.pos_embed = nnx.Param(normal_init(rngs.params(), (1, config.grid[0] * config.grid[1], dim)))
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         kinds = [SpectralBlock if i < config.num_spectral else AttentionBlock for i in range(config.depth)]
         self.blocks = nnx.List([kind(config, drop_path_rate=rate, rngs=rngs) for kind, rate in zip(kinds, rates, strict=True)])

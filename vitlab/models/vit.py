@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
+from vitlab.layers.initial import normal, normal_init
 from vitlab.layers.pos_embed import resample, sincos_2d
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -113,12 +114,12 @@ class ViT(nnx.Module):
         self.config = config
         dim, dtype = config.dim, config.dtype
         self.patch_embed = PatchEmbed(config.in_channels, dim, patch_size=config.patch_size, dtype=dtype, rngs=rngs)
-        token = nnx.initializers.normal(1e-6)
+        token = normal(1e-6)
         self.cls_token = nnx.Param(token(rngs.params(), (1, 1, dim))) if config.pool == "cls" else None
         self.dist_token = nnx.Param(token(rngs.params(), (1, 1, dim))) if config.distilled else None
         self.reg_token = nnx.Param(token(rngs.params(), (1, config.num_registers, dim))) if config.num_registers else None
         num_positions = config.num_class_tokens + config.grid[0] * config.grid[1]
-        position = nnx.initializers.normal(0.02)(rngs.params(), (1, num_positions, dim))
+        position = normal_init(rngs.params(), (1, num_positions, dim))
         self.pos_embed = nnx.Param(position) if config.pos_embed == "learned" else None
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = nnx.List([Block(config, drop_path_rate=r, rngs=rngs) for r in rates])

@@ -19,7 +19,6 @@ from vitlab.train import mesh as meshes
 from vitlab.train.functional import build
 from vitlab.train.periods import Periods
 from vitlab.train.setup import abstract_batch, make_step
-from vitlab.train.state import abstract_state
 from vitlab.train.step import compile_step, trace_step
 
 # Training images, classes: of datasets that a recipe may name and that are not here.
@@ -74,17 +73,17 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     mesh = meshes.make_mesh(experiment.mesh.fsdp, topology.devices())
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     channels = experiment.model.in_channels or data.channels
-    model, create_weights = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
+    model, _ = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
     periods = Periods.of(experiment, examples_per_epoch=data.examples)
-    train_step, create_state = make_step(experiment, model, create_weights, periods, num_classes=data.num_classes)
-    state = abstract_state(create_state, mesh)
+    train_step, create_state = make_step(experiment, model, periods, num_classes=data.num_classes)
+    state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh)
     batch = abstract_batch(experiment, model, channels)
     image = jax.ShapeDtypeStruct((1, *batch["image"].shape[1:]), batch["image"].dtype)
     parts = {
         "state": state,
         "batch": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)), batch),
         "periods": periods,
-        "macs": macs_of(lambda weights, x: model.apply(weights, x)[0], jax.eval_shape(create_weights), image),
+        "macs": macs_of(lambda weights, x: model.apply(weights, x)[0], model.shapes, image),
     }
     try:
         with _uncached() if topology.is_exact else contextlib.nullcontext():

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vitlab.config import ConfigError, ModelConfig
-from vitlab.models.registry import InitRngs, Preprocessing, create_model
+from vitlab.layers.initial import InitRngs
+from vitlab.models.registry import Preprocessing, create_model
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
 
@@ -22,6 +23,7 @@ class FunctionalModel:
     graphdef: Any
     constants: Any  # variables that are neither parameters nor statistics
     preprocessing: Preprocessing
+    shapes: Weights  # shapes and dtypes of its weights
 
     def apply(
         self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], rng: Array | None = None
@@ -43,11 +45,11 @@ def functional(model: Any) -> tuple[FunctionalModel, Weights]:
     """Splits a model of the zoo into its function and its weights."""
     graphdef, params, stats, constants = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     weights = {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(stats)}
-    return FunctionalModel(graphdef, constants, model.preprocessing), weights
+    return FunctionalModel(graphdef, constants, model.preprocessing, jax.eval_shape(lambda: weights)), weights
 
 
 def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) -> tuple[FunctionalModel, Callable[[], Weights]]:
-    """The model of an experiment, and a function for its initial weights (to be called under jit).
+    """The model of an experiment, and a function for its initial weights, which are made on the default device.
 
     Args:
       config: Which model.
@@ -61,7 +63,7 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
     if config.num_classes is not None and config.num_classes < num_classes:
         raise ConfigError(f"model.num_classes={config.num_classes} is fewer than the {num_classes} classes of the data")
 
-    def create() -> nnx.Module:
+    def create(rngs: InitRngs) -> nnx.Module:
         return create_model(
             config.name,
             num_classes=num_classes if config.num_classes is None else config.num_classes,
@@ -69,15 +71,15 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
             in_channels=channels if config.in_channels is None else config.in_channels,
             drop_path_rate=config.drop_path_rate,
             dtype=config.dtype,
-            rngs=InitRngs(seed),
+            rngs=rngs,
             **config.fields,
         )
 
     try:
-        abstract, _ = functional(nnx.eval_shape(create))
+        abstract, _ = functional(nnx.eval_shape(lambda: create(InitRngs(None))))
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     constants = abstract.constants
     if jax.tree.leaves(constants):
-        constants = jax.jit(lambda: functional(create())[0].constants)()
-    return dataclasses.replace(abstract, constants=constants), lambda: functional(create())[1]
+        constants = functional(create(InitRngs(None)))[0].constants
+    return dataclasses.replace(abstract, constants=constants), lambda: functional(create(InitRngs(seed)))[1]

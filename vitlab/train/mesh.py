@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vitlab.config import ConfigError
@@ -45,6 +46,21 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
 
     return jax.tree.map(sharding, state)
+
+
+def sharded_shapes(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and dtypes with the sharding that `state_shardings` gives them."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, state_shardings(tree, mesh))
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process has, sent to the devices as `state_shardings` says."""
+
+    def send(x: Any, sharding: NamedSharding) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(send, tree, state_shardings(tree, mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -21,7 +21,7 @@ from vitlab.train.functional import FunctionalModel, Weights, build, functional
 from vitlab.train.optimizer import make_optimizer
 from vitlab.train.periods import Periods
 from vitlab.train.schedule import make_schedule
-from vitlab.train.state import State, abstract_state, make_state
+from vitlab.train.state import State, make_state
 from vitlab.train.step import TrainStep, make_train_step, trace_step
 from vitlab.weights.load import load_weights
 
@@ -40,8 +40,8 @@ class Setup:
     periods: Periods
     train_step: jax.stages.Traced  # not yet compiled
     eval_step: EvalStep
-    create_state: Callable[..., State]  # of weights, or of None for random ones: the state before the first step
-    start: Weights | None  # the weights of a checkpoint, where training begins with one
+    create_weights: Callable[[], Weights]  # the initial ones: random, or those of a checkpoint
+    create_state: Callable[[Weights], State]  # before the first step
     abstract_state: Any  # its shapes, dtypes and sharding
     channels: int
     bad_images: pathlib.Path | None  # file that lists the images that cannot be decoded
@@ -49,7 +49,8 @@ class Setup:
     def initial_state(self) -> State:
         """The state before the first step, on all devices."""
         shardings = meshes.state_shardings(self.abstract_state, self.mesh)
-        return jax.jit(self.create_state, out_shardings=shardings)(self.start)
+        weights = meshes.place(self.create_weights(), self.mesh)
+        return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
     def open_train_batches(self, start_step: int) -> Batches:
         """The endless training batches from a step on: this process's rows of them."""
@@ -78,28 +79,26 @@ class Setup:
 
 
 def make_step(
-    experiment: Experiment, model: FunctionalModel, create_weights: Callable[[], Weights], periods: Periods, *, num_classes: int
-) -> tuple[TrainStep, Callable[..., State]]:
+    experiment: Experiment, model: FunctionalModel, periods: Periods, *, num_classes: int
+) -> tuple[TrainStep, Callable[[Weights], State]]:
     """The step of an experiment on data of so many classes, and a function for the state before the first one (see `Setup`)."""
     schedule = make_schedule(experiment.optimizer, periods)
-    params = jax.eval_shape(create_weights)["params"]
-    optimizer: optax.GradientTransformation = make_optimizer(experiment.optimizer, schedule, params)
+    optimizer: optax.GradientTransformation = make_optimizer(experiment.optimizer, schedule, model.shapes["params"])
     num_classes = experiment.model.num_classes or num_classes
 
-    def create_state(weights: Weights | None = None) -> State:
-        return make_state(create_weights() if weights is None else weights, optimizer, experiment)
+    def create_state(weights: Weights) -> State:
+        return make_state(weights, optimizer, experiment)
 
     step = make_train_step(model, optimizer, schedule, experiment=experiment, num_classes=num_classes, log_every=periods.log)
     return step, create_state
 
 
-def load_start(model: FunctionalModel, create_weights: Callable[[], Weights], source: str) -> Weights:
-    """Random weights but for what a checkpoint of others gives: everything, or everything except the heads.
+def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights:
+    """The weights but for what a checkpoint of others gives: everything, or everything except the heads.
 
     Raises:
       ConfigError: It cannot be read, or more than the heads does not fit.
     """
-    weights = jax.jit(create_weights)()
     module = nnx.merge(model.graphdef, weights["params"], weights["model_state"], model.constants, copy=True)
     try:
         report = load_weights(module, source, strict=False)
@@ -140,13 +139,15 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         make_policy(experiment.augment.policy)  # refuses a malformed one
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
-    train_step, create_state = make_step(experiment, model, create_weights, periods, num_classes=len(train_source.class_names))
-    state = abstract_state(create_state, mesh)
+    train_step, create_state = make_step(experiment, model, periods, num_classes=len(train_source.class_names))
+    state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh)
     try:
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh)
     except (ValueError, RuntimeError, UnsupportedError) as error:
         raise ConfigError(f"{experiment.model.name} cannot be trained so: {error}") from error
-    start = load_start(model, create_weights, experiment.model.weights) if experiment.model.weights else None
+    if experiment.model.weights:
+        start = load_start(model, create_weights(), experiment.model.weights)
+        create_weights = lambda: start  # noqa: E731
     return Setup(
         experiment=experiment,
         mesh=mesh,
@@ -156,8 +157,8 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         periods=periods,
         train_step=traced,
         eval_step=make_eval_step(model, mesh),
+        create_weights=create_weights,
         create_state=create_state,
-        start=start,
         abstract_state=state,
         channels=channels,
         bad_images=bad_images,

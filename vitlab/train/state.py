@@ -1,16 +1,13 @@
 """All that changes during training, as one plain dict; what a checkpoint holds."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from vitlab.config import Experiment
 from vitlab.train.functional import Weights
-from vitlab.train.mesh import state_shardings
 from vitlab.train.optimizer import averaged_params
 
 # params, model_state, opt_state, step (int32, steps done), interval (sums since the last log), skips (see step.py), and, where
@@ -46,9 +43,3 @@ def average(experiment: Experiment, old: State, new: State) -> Weights:
     keep = jnp.minimum(experiment.ema_decay, (1 + t) / (10 + t))
     latest = {name: new[name] for name in ("params", "model_state")}
     return jax.tree.map(lambda a, x: (keep * a + (1 - keep) * x).astype(a.dtype), old["average"], latest)
-
-
-def abstract_state(create: Callable[[], Any], mesh: Mesh) -> Any:
-    """Shapes, dtypes and sharding of what `create` returns, without making it."""
-    state = jax.eval_shape(create)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, state_shardings(state, mesh))
