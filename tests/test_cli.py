@@ -1,6 +1,7 @@
 """What a user gets wrong: one line on stderr, exit code 2, nothing left behind."""
 
 import dataclasses
+import subprocess
 import sys
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_bad_input_of_the_other_commands_is_one_line(main, arguments, words, tmp
     arguments = [a.format(tmp=tmp_path, config=config_file(tmp_path, tiny_experiment())) for a in arguments]
     code, errors = run(main, arguments, monkeypatch, capsys)
     assert code == 2 and words in errors and len(errors.splitlines()) == 1
+
+
+def test_a_command_whose_reader_has_gone_says_nothing():
+    code = "from vitlab import cli; cli.run(lambda argv: print('x') or 0)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None and process.stderr.read() == ""
+    assert process.wait() == cli.EXIT_BROKEN_PIPE
 
 
 def test_overrides_take_the_type_of_the_field(tmp_path):

@@ -17,6 +17,7 @@ from absl import flags
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab.config import ConfigError, Experiment, from_config_dict, to_dict
 
+EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; the code that a shell gives for it
 EXIT_USAGE = 2  # the command, the config or the data cannot be used; nothing was begun
 _PREFIX = "--config."
 
@@ -31,15 +32,20 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Calls a command's `main` with the arguments of the process and exits with its code.
 
-    What the user got wrong becomes one line on stderr and exit code 2; anything else keeps its traceback.
+    What the user got wrong becomes one line on stderr and exit code 2; anything else keeps its traceback. When the reader of
+    the output has gone (`| head`), nothing is said.
     """
     if not flags.FLAGS.is_parsed():  # worker processes of the input pipeline read absl's flags; these commands have none
         flags.FLAGS.mark_as_parsed()
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except (ConfigError, UnsupportedError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = EXIT_USAGE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+        code = EXIT_BROKEN_PIPE
     sys.exit(code)
 
 
