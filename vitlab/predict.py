@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("images", nargs="+", type=pathlib.Path, metavar="IMAGE")
     args = parser.parse_args(argv)
     cli.begin()
-    trained = from_run(args.workdir, make_mesh())
+    trained = from_run(args.workdir, make_mesh(devices=jax.local_devices()[:1]))  # one image at a time keeps no more busy
     run = jax.jit(lambda weights, images: jax.nn.softmax(trained.model.apply(weights, images)[0]))
     code = 0
     for path in args.images:
