@@ -6,6 +6,7 @@ overridden with `--config.a.b=x`. Inside the program only the frozen dataclasses
 A duration is a string: "90 epochs", "5000 steps", "1e6 examples" or "5 percent" (of the whole run).
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -322,17 +323,18 @@ def _build(cls: type, tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
         if dataclasses.is_dataclass(hints[key]):
             values[key] = _build(typing.cast(type, hints[key]), value, here)
         else:
-            values[key] = _typed(value, hints[key], here)
+            values[key] = typed(value, hints[key], here)
     return cls(**values)
 
 
-def _typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
-    """`value` as `hint` (a scalar, Literal, X | None or a tuple of such) or a ConfigError that names the key."""
+def typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
+    """`value` as `hint` (a class, Literal, union or a tuple of such) or a ConfigError that names the key."""
     wrong = ConfigError(f"{'.'.join(path)}={value!r} must be {_type_name(hint)}")
     if get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _typed(value, next(a for a in get_args(hint) if a is not type(None)), path)
+        for choice in get_args(hint):
+            with contextlib.suppress(ConfigError):
+                return typed(value, choice, path)
+        raise wrong
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise wrong
@@ -341,12 +343,12 @@ def _typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
         hints = _hints_of_entries(hint, value)
         if hints is None:
             raise wrong
-        return tuple(_typed(v, h, path) for v, h in zip(value, hints, strict=True))
+        return tuple(typed(v, h, path) for v, h in zip(value, hints, strict=True))
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise wrong
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    if not isinstance(value, get_origin(hint) or hint) or (hint is int and isinstance(value, bool)):
         raise wrong
     return value
 

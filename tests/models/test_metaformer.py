@@ -11,6 +11,7 @@ from flax import nnx
 
 from tests.models.conftest import apply
 from vitlab import create_model
+from vitlab.analysis.counts import macs_of
 from vitlab.mixers import MIXERS
 
 
@@ -65,15 +66,30 @@ def test_stages_have_the_mixers_they_name_and_the_fields_reach_them():
     assert model.stages[0].blocks[0].mixer.window_size == 4
 
 
-@pytest.mark.parametrize("fields", [{"mlp": "conv"}, {"norm_placement": "res_post"}, {"layer_scale_init": 1e-2}, {"remat": True}])
+@pytest.mark.parametrize("fields", [{"mlp": "conv"}, {"norm_placement": "res_post"}, {"layer_scale_init": 1e-2}, {"remat": "dots"}])
 def test_the_trunk_has_its_options(fields):
     model = tiny(**fields)
     assert np.isfinite(apply(model, images(), train=True)).all()
 
 
-def test_remat_changes_nothing():
-    plain, again = tiny(), tiny(remat=True)
-    np.testing.assert_allclose(apply(plain, images()), apply(again, images()), rtol=1e-6)
+def test_remat_changes_no_gradient_and_recomputes_what_it_says():
+    def grad(remat):
+        graphdef, state = nnx.split(tiny(remat=remat, mixers="global"))
+        return jax.grad(lambda state: (nnx.merge(graphdef, state, copy=True)(images()) ** 2).sum()), state
+
+    # Forward and backward pass, in products: recomputing adds the attention's, or all of the blocks.
+    macs = {remat: macs_of(*grad(remat)) for remat in ("none", "dots", "full")}
+    assert macs["none"] < macs["dots"] < macs["full"] < 4 / 3 * macs["none"]
+    fn, state = grad("none")
+    plain = jax.jit(fn)(state)
+    for remat in ("dots", "full"):
+        fn, _ = grad(remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), jax.jit(fn)(state), plain)
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match=r"remat='some' must be one of 'none', 'full', 'dots'"):
+        tiny(remat="some")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vitlab.layers.norm import LayerNorm
 from vitlab.layers.patch_embed import PatchEmbed
 from vitlab.layers.patch_merging import PatchMerging
 from vitlab.layers.pos_conv import PosConv
-from vitlab.layers.remat import run_block
+from vitlab.layers.remat import Remat, run_block
 
 __all__ = [
     "Attention",
@@ -30,6 +30,7 @@ __all__ = [
     "PatchEmbed",
     "PatchMerging",
     "PosConv",
+    "Remat",
     "drop_path_rates",
     "normal_init",
     "run_block",

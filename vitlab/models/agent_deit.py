@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, drop_path_rates, run_block
+from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, Remat, drop_path_rates, run_block
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.mixers.agent import AgentAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -33,7 +33,7 @@ class AgentDeiTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):

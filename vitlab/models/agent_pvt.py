@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, run_block, stage_drop_path_rates
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.placed_patches import PlacedPatches
 from vitlab.mixers.agent import AgentAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -32,7 +32,7 @@ class AgentPVTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -90,7 +90,7 @@ class Stage(nnx.Module):
     """Patches with positions, then the blocks."""
 
     def __init__(self, config: AgentPVTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.embed = PlacedPatches(
             config.dims[stage - 1] if stage else config.in_channels,
             config.dims[stage],

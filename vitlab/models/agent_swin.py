@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, run_block, stage_drop_path_rates
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.window_attention import WindowAttention
@@ -37,7 +37,7 @@ class AgentSwinConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -130,7 +130,7 @@ class Stage(nnx.Module):
     """Patch merging (but in the first stage), then the blocks."""
 
     def __init__(self, config: AgentSwinConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = PatchMerging(config.dims[stage - 1], eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, index=i, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)])
 

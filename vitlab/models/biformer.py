@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.transitions import DeepStem, Transition
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
@@ -36,7 +36,7 @@ class BiFormerConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -105,7 +105,7 @@ class Stage(nnx.Module):
     """Stem or transition, then the blocks."""
 
     def __init__(self, config: BiFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = _downsample(config, stage, rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, run_block, stage_drop_path_rates
+from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.mixers.long_short import LongShortAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -36,7 +36,7 @@ class CrossFormerConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -131,7 +131,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: CrossFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.norm = LayerNorm(dims[stage - 1], eps=EPS, dtype=dtype, rngs=rngs) if stage else None
         self.reductions = (
             CrossScaleEmbedding(dims[stage - 1], dims[stage], kernel_sizes=(2, 4), stride=2, dtype=dtype, rngs=rngs) if stage else None

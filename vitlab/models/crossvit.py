@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
+from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_block
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import full, normal_init
 from vitlab.layers.mlp import gelu
@@ -39,7 +39,7 @@ class CrossViTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -156,7 +156,7 @@ class Encoder(nnx.Module):
     """The blocks of both branches, then both fusions at once."""
 
     def __init__(self, config: CrossViTConfig, *, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.blocks = nnx.List(
             [
                 nnx.List([Block(config, dim=dim, drop_path_rate=rates[i], rngs=rngs) for i in range(depth)])

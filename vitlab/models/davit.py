@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, drop_path_rates, run_block
+from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, drop_path_rates, run_block
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.window_attention import WindowAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -32,7 +32,7 @@ class DaViTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
@@ -122,7 +122,7 @@ class Stage(nnx.Module):
     """Downsampling (but in the first stage), then pairs of a window block and a channel block."""
 
     def __init__(self, config: DaViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = Downsample(config.dims[stage - 1], config.dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List(
             [

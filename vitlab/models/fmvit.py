@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, Linear, drop_path_rates, run_block
+from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, Linear, Remat, drop_path_rates, run_block
 from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.multi_group import MultiGroupLinear
 from vitlab.layers.pool import average_pool_ceil
@@ -39,7 +39,7 @@ class FMViTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
@@ -181,7 +181,7 @@ class Stage(nnx.Module):
     """The blocks; the first one halves the map, but in the first stage."""
 
     def __init__(self, config: FMViTConfig, *, stage: int, in_dim: int, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         blocks = []
         for i, rate in enumerate(rates):
             halve = stage > 0 and i == 0

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, LayerScale, Linear, Mlp, run_block, stage_drop_path_rates
+from vitlab.layers import Conv, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_block, stage_drop_path_rates
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -34,7 +34,7 @@ class FocalNetConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -133,7 +133,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: FocalNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, kernel = config.dims[stage], 3 if config.overlapping else 2
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = (
             Downsample(config.dims[stage - 1], dim, kernel_size=kernel, stride=2, padding=kernel - 2, dtype=config.dtype, rngs=rngs)
             if stage

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, PosConv, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, PosConv, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.transitions import DeepStem, Transition
 from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.global_attention import GlobalAttention
@@ -34,7 +34,7 @@ class GLNetConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -107,7 +107,7 @@ class Stage(nnx.Module):
     """Stem or transition, then the blocks."""
 
     def __init__(self, config: GLNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = _downsample(config, stage, rngs)
         self.blocks = nnx.List([Block(config, stage=stage, index=i, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)])
 

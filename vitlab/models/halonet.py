@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, Remat, run_block, stage_drop_path_rates
 from vitlab.mixers.halo import HaloAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -38,7 +38,7 @@ class HaloNetConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = _CROP
 
     def __post_init__(self):
@@ -117,7 +117,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: HaloNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         in_dims = (config.out_dims[stage - 1] if stage else config.stem_dim, *(config.out_dims[stage],) * len(rates))
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.blocks = nnx.List(
             [
                 Block(config, stage=stage, in_dim=in_dims[i], stride=2 if stage and not i else 1, drop_path_rate=rate, rngs=rngs)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, Linear, PatchEmbed, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, Linear, PatchEmbed, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.deform_conv import DeformConv
 from vitlab.layers.mlp import gelu
 from vitlab.layers.pad import pad_to_multiple
@@ -36,7 +36,7 @@ class LITv2Config:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -96,7 +96,7 @@ class Stage(nnx.Module):
     """Token merging (but in the first stage), then the blocks."""
 
     def __init__(self, config: LITv2Config, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         dims = config.dims
         self.downsample = DeformableTokenMerging(dims[stage - 1], dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])

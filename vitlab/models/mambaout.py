@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, Linear, run_block, stage_drop_path_rates
+from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.initial import normal_init
 from vitlab.layers.mlp import gelu
 from vitlab.mixers.gated_conv import GatedConv
@@ -31,7 +31,7 @@ class MambaOutConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.2
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=1.0)
 
     def __post_init__(self):
@@ -98,7 +98,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: MambaOutConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim = config.dims[stage]
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = Downsample(config.dims[stage - 1], dim, dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, dim=dim, drop_path_rate=rate, rngs=rngs) for rate in rates])
 

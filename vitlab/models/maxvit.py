@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, run_block
+from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_block
 from vitlab.layers.initial import normal_init
 from vitlab.layers.pool import average_pool_ceil
 from vitlab.layers.squeeze_excite import SqueezeExcite
@@ -42,7 +42,7 @@ class MaxViTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.2  # one less the authors' survival rate
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_fraction=0.95)
 
     def __post_init__(self):
@@ -153,7 +153,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: MaxViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, in_dim = config.dims[stage], config.dims[stage - 1] if stage else config.stem_dim
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.blocks = nnx.List(
             [
                 Block(config, in_dim=dim if i else in_dim, dim=dim, stride=1 if i else 2, drop_path_rate=rate, rngs=rngs)

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.config import near_misses
-from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, run_block, stage_drop_path_rates
+from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_block, stage_drop_path_rates
 from vitlab.mixers import MIXERS
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -38,7 +38,7 @@ class MetaFormerConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -97,7 +97,7 @@ class Stage(nnx.Module):
     def __init__(self, config: MetaFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         stride = 2 if stage else config.stem_stride
         in_dim = config.dims[stage - 1] if stage else config.in_channels
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = Conv(in_dim, config.dims[stage], kernel_size=2 * stride - 1, stride=stride, dtype=config.dtype, rngs=rngs)
         self.norm = LayerNorm(config.dims[stage], eps=EPS, dtype=config.dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])

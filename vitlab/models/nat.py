@@ -13,7 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, PatchMerging, run_block, stage_drop_path_rates
+from vitlab.layers import (
+    Conv,
+    DropPath,
+    LayerNorm,
+    LayerScale,
+    Linear,
+    Mlp,
+    PatchEmbed,
+    PatchMerging,
+    Remat,
+    run_block,
+    stage_drop_path_rates,
+)
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -38,7 +50,7 @@ class NATConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.2
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -170,7 +182,7 @@ class Stage(nnx.Module):
     """Merging (but in the first stage), then the blocks."""
 
     def __init__(self, config: NATConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = _merging(config, config.dims[stage - 1], rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, index=i, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)])
 

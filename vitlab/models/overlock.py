@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, LayerNorm, Linear, PosConv, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, LayerNorm, Linear, PosConv, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.dilated_reparam import DilatedReparam
 from vitlab.layers.global_response_norm import GlobalResponseNorm
@@ -39,7 +39,7 @@ class OverLoCKConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
@@ -187,7 +187,7 @@ class BaseStage(nnx.Module):
     def __init__(self, config: OverLoCKConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
         widths = (config.dims[stage - 1], dim) if stage else (config.in_channels, dim // 2, dim // 2, dim, dim)
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.embed = nnx.List(
             [
                 ConvNorm(widths[i], widths[i + 1], kernel_size=3, stride=1 if i % 2 else 2, dtype=dtype, rngs=rngs)

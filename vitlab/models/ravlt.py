@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.mlp import ResidualConvMlp, gelu
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -33,7 +33,7 @@ class RAVLTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -103,7 +103,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: RAVLTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = Conv(dims[stage - 1], dims[stage], kernel_size=3, stride=2, dtype=dtype, rngs=rngs) if stage else None
         self.norm = BatchNorm(dims[stage], dtype=dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])

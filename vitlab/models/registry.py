@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 import vitlab.models
-from vitlab.config import near_misses
+from vitlab.config import near_misses, typed
 from vitlab.layers.initial import InitRngs
 
 
@@ -97,15 +97,16 @@ def model_config(name: str, **fields: Any) -> Any:
     """The family's config of a variant, with fields replaced.
 
     Raises:
-      ValueError: Unknown variant or field (with the near misses), or a combination that the family refuses.
+      ValueError: Unknown variant or field (with the near misses), a value of another type, or a combination that the family refuses.
     """
     config = family_of(name).variants[name]
-    known = {f.name for f in dataclasses.fields(config)}
-    for field in fields:
-        if field not in known:
-            raise ValueError(f'model "{name}" has no field "{field}": {near_misses(field, known)}')
     if isinstance(fields.get("image_size"), int):
         fields["image_size"] = (fields["image_size"],) * 2
+    hints = typing.get_type_hints(type(config))
+    for field, value in fields.items():
+        if field not in hints:
+            raise ValueError(f'model "{name}" has no field "{field}": {near_misses(field, hints)}')
+        fields[field] = typed(value, hints[field], (field,))
     return dataclasses.replace(config, **fields)
 
 

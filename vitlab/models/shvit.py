@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Linear, run_block
+from vitlab.layers import BatchNorm, Linear, Remat, run_block
 from vitlab.layers.conv_sandwich import ConvFfn, ConvStem16, ResidualDepthwise, SandwichDownsample, fuse_sandwiches
 from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -26,7 +26,7 @@ class SHViTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.0  # the published recipe has none
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -72,7 +72,7 @@ class Stage(nnx.Module):
     """Downsampling (but in the first stage), then the blocks."""
 
     def __init__(self, config: SHViTConfig, *, stage: int, rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = SandwichDownsample(config.dims[stage - 1], config.dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, rngs=rngs) for _ in range(config.depths[stage])])
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.attention import head_dim_of
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -35,7 +35,7 @@ class SMTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -125,7 +125,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: SMTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.stem = None if stage else Stem(config.in_channels, dim, kernel_size=config.stem_kernel, dtype=dtype, rngs=rngs)
         self.proj = Conv(config.dims[stage - 1], dim, kernel_size=3, stride=2, dtype=dtype, rngs=rngs) if stage else None
         self.embed_norm = LayerNorm(dim, eps=EMBED_EPS, dtype=dtype, rngs=rngs)

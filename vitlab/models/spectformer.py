@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_block
 from vitlab.layers.initial import normal_init
 from vitlab.layers.pos_embed import resample
 from vitlab.mixers.global_attention import GlobalAttention
@@ -34,7 +34,7 @@ class SpectFormerConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):

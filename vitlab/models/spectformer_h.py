@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.attention import head_dim_of
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -34,7 +34,7 @@ class SpectFormerHConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -139,7 +139,7 @@ class Stage(nnx.Module):
     def __init__(self, config: SpectFormerHConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
         in_dim = config.dims[stage - 1] if stage else config.stem_dim
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.proj = Conv(in_dim, dim, kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
         self.embed_norm = LayerNorm(dim, eps=EMBED_EPS, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, run_block, stage_drop_path_rates
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, run_block, stage_drop_path_rates
 from vitlab.layers.patch_merging import PatchMerging
 from vitlab.mixers.cosine_window import CosineWindowAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -34,7 +34,7 @@ class SwinV2Config:
     num_classes: int = 1000
     drop_path_rate: float = 0.2
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -117,7 +117,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: SwinV2Config, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         merge = PatchMerging(config.dims[stage - 1], norm_last=True, eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.downsample = merge
         self.blocks = nnx.List(
             [Block(config, stage=stage, shifted=i % 2 == 1, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_block, stage_drop_path_rates
 from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -28,7 +28,7 @@ class VANConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -94,7 +94,7 @@ class Stage(nnx.Module):
     def __init__(self, config: VANConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
         in_dim, kernel, stride = (dims[stage - 1], 3, 2) if stage else (config.in_channels, 7, 4)
-        self.remat = config.remat
+        self.remat: Remat = config.remat
         self.patch_embed = OverlapPatchEmbed(in_dim, dims[stage], kernel_size=kernel, stride=stride, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
         self.norm = LayerNorm(dims[stage], eps=EPS, dtype=dtype, rngs=rngs)

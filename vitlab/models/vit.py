@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_block
+from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_block
 from vitlab.layers.initial import normal, normal_init
 from vitlab.layers.pos_embed import resample, sincos_2d
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -39,7 +39,7 @@ class ViTConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes of each block
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):

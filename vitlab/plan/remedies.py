@@ -31,8 +31,8 @@ def try_remedies(experiment: Experiment, plan: Plan, data: Data) -> Iterator[Tri
     def trial(overrides: Mapping[str, str]) -> Trial:
         return Trial(overrides, make_plan(cli.override(experiment, overrides), plan.topology, data))
 
-    if _recomputes(experiment):
-        yield (last := trial({"model.remat": "True"}))
+    if _can_recompute(experiment):
+        yield (last := trial({"model.remat": "full"}))
         if last.plan.bytes < plan.bytes:
             plan, chosen = last.plan, dict(last.overrides)
     if not plan.fits and room(plan) <= 0 and experiment.mesh.fsdp < plan.topology.count:
@@ -57,7 +57,6 @@ def numbers_of_parts(plan: Plan) -> list[int]:
     return [2**n for n in range(first, first + MAX_PARTS) if plan.batch_size % (2**n * plan.topology.count) == 0]
 
 
-def _recomputes(experiment: Experiment) -> bool:
-    """Whether the model can recompute its blocks and does not yet."""
-    config = model_config(experiment.model.name)
-    return hasattr(config, "remat") and not experiment.model.fields.get("remat", config.remat)
+def _can_recompute(experiment: Experiment) -> bool:
+    """Whether the model can recompute more of its blocks than it does."""
+    return getattr(model_config(experiment.model.name, **experiment.model.fields), "remat", "full") != "full"
