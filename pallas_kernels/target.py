@@ -1,10 +1,28 @@
 """What a program traced now will run on."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
+
+_assumed: contextvars.ContextVar[str | None] = contextvars.ContextVar("assumed", default=None)
+
+
+@contextlib.contextmanager
+def assume(platform: str) -> Iterator[None]:
+    """Within, programs are traced as for this platform; to look at, not to run."""
+    token = _assumed.set(platform)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
 
 
 def platform() -> str:
     """The platform, "cpu", "gpu" or "tpu": that of the abstract mesh in force when one compiles for a device that is elsewhere."""
+    if (assumed := _assumed.get()) is not None:
+        return assumed
     device = _abstract_device()
     return jax.default_backend() if device is None else device.platform
 

@@ -14,10 +14,10 @@ import jax
 
 from vitlab import cli
 from vitlab.config import ConfigError
-from vitlab.plan.devices import Topology
 from vitlab.plan.estimate import Plan, make_plan
 from vitlab.plan.program import Data
 from vitlab.plan.remedies import try_remedies
+from vitlab.plan.topology import Topology
 
 HERE = pathlib.Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"

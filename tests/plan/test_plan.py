@@ -8,10 +8,10 @@ from tests.train.conftest import config_file, tiny_experiment
 from vitlab.config import ConfigError, DataConfig, ModelConfig
 from vitlab.plan.__main__ import main
 from vitlab.plan.collectives import Collective, collectives, sent_bytes
-from vitlab.plan.devices import Topology, missing
 from vitlab.plan.estimate import Plan, make_plan
 from vitlab.plan.program import Data, compile_program, out_of_memory
 from vitlab.plan.remedies import numbers_of_parts
+from vitlab.plan.topology import Topology, missing
 
 V5E = Topology.of("v5e:2x2")
 HUGE = {"batch_size": 2_400_000, "duration": "3 steps", "optimizer": dataclasses.replace(tiny_experiment().optimizer, warmup="1 steps")}

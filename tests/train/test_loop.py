@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pallas_kernels import target
 from tests.evaluate.test_commands import timm_tensors
 from tests.train.conftest import config_file, start, tiny_experiment
+from vitlab.analysis.counts import abstract_model, count_macs
+from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, MeshConfig
 from vitlab.evaluate.trained import from_run
 from vitlab.train.checkpoint import NonFiniteError
 from vitlab.train.loop import train
 from vitlab.train.losses import LOSSES, softmax_cross_entropy
 from vitlab.train.mesh import make_mesh
+from vitlab.train.profile import window_of
 from vitlab.train.setup import set_up
 
 # Sums over 4 devices are taken in another order; measured 2e-6 over 50 steps.
@@ -178,3 +182,37 @@ def test_a_folder_in_use_is_refused(tmp_path):
     with folder.claim(tmp_path, experiment, info), pytest.raises(ConfigError, match="another process"):
         folder.claim(tmp_path, experiment, info)
     folder.claim(tmp_path, experiment, info).close()
+
+
+def test_steps_are_traced_and_the_share_of_the_peak_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitlab.train.setup.peak_flops", lambda kind: 1e12)
+    macs = count_macs(abstract_model("vit_tiny_patch16", num_classes=10, in_channels=1, image_size=28, **tiny_experiment().model.fields))
+    train(tiny_experiment(duration="8 steps"), tmp_path / "run", profile=range(3, 5))
+    assert [path.stat().st_size > 0 for path in (tmp_path / "run" / "profile").rglob("*.xplane.pb")] == [True]
+    for lap in map(json.loads, (tmp_path / "run" / "timing.jsonl").read_text().splitlines()):
+        assert lap["mfu"] == pytest.approx(lap["images_per_second"] * 6 * macs / 1e12)
+
+
+def test_steps_to_trace_are_named_so():
+    assert window_of("100:5") == range(100, 105)
+    for text in ("100", "0:5", "5:0", "a:b"):
+        with pytest.raises(ConfigError, match="must be FIRST:COUNT"):
+            window_of(text)
+
+
+def test_the_peaks_are_found_by_the_names_that_jax_gives():
+    names = {
+        "TPU v5 lite": 197e12,
+        "TPU v5": 459e12,
+        "TPU v6 lite": 918e12,
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": None,
+        "cpu": None,
+    }
+    assert {name: peak_flops(name) for name in names} == names
+
+
+def test_attention_kernels_count_what_attention_counts():
+    here = count_macs(abstract_model("swin_tiny"))
+    with target.assume("tpu"):
+        assert count_macs(abstract_model("swin_tiny")) == here

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
+from pallas_kernels import target
 from pallas_kernels.neighborhood_attention import macs as neighborhood_macs
 from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import create_model
@@ -28,8 +29,7 @@ def count_params(model: nnx.Module) -> int:
 def count_macs(model: Any, image_size: tuple[int, int] | None = None) -> int:
     """Multiply-accumulates of the forward pass on one image: matrix products and convolutions, attention included.
 
-    The count of FlopCounterMode / 2 in torch, which the published "GFLOPs" of vision models are. Kernels written in
-    Pallas are not seen.
+    The count of FlopCounterMode / 2 in torch, which the published "GFLOPs" of vision models are.
     """
     height, width = image_size or model.preprocessing.image_size
     images = jax.ShapeDtypeStruct((1, height, width, model.config.in_channels), jnp.float32)
@@ -40,9 +40,12 @@ def count_macs(model: Any, image_size: tuple[int, int] | None = None) -> int:
 def macs_of(fn: Callable[..., Any], *args: Any) -> int:
     """Multiply-accumulates of a function at these shapes; a loop of unknown length counts once.
 
-    Neighborhood attention and sums count what their definition needs, not the masked products that an implementation adds.
+    Attention counts alike whatever kernel runs it. Neighborhood attention and sums count what their definition needs, not the
+    masked products that an implementation adds.
     """
-    return sum(times * _macs(eqn) for eqn, times in _equations(jax.make_jaxpr(fn)(*args).jaxpr, 1))
+    with target.assume("cpu"):  # kernels of other platforms are opaque
+        jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    return sum(times * _macs(eqn) for eqn, times in _equations(jaxpr, 1))
 
 
 def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, int]]:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import jax
 
 from vitlab import cli
-from vitlab.plan.devices import Topology
 from vitlab.plan.estimate import make_plan
 from vitlab.plan.program import Data
 from vitlab.plan.remedies import try_remedies
 from vitlab.plan.text import describe, describe_trial
+from vitlab.plan.topology import Topology
 
 EXIT_TOO_LARGE = 3
 

@@ -8,8 +8,8 @@ import jax
 
 from vitlab.config import Experiment
 from vitlab.plan.collectives import Collective, collectives, sent_bytes
-from vitlab.plan.devices import Topology
 from vitlab.plan.program import Data, Program, compile_program
+from vitlab.plan.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

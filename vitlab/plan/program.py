@@ -14,7 +14,7 @@ from vitlab.analysis.counts import macs_of
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import open_source
 from vitlab.data.splits import split_range
-from vitlab.plan.devices import Topology
+from vitlab.plan.topology import Topology
 from vitlab.train import mesh as meshes
 from vitlab.train.functional import build
 from vitlab.train.periods import Periods

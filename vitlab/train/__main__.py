@@ -13,6 +13,7 @@ from vitlab.data import BadImagesError
 from vitlab.train import distributed
 from vitlab.train.checkpoint import CheckpointError, NonFiniteError, SaveError
 from vitlab.train.loop import train
+from vitlab.train.profile import window_of
 from vitlab.train.signals import EXIT_STOPPED, Stopped
 
 
@@ -25,10 +26,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--watchdog_seconds", type=float, default=1800.0, help="without a step, after which the run shows its stacks and exits; 0: off"
     )
+    parser.add_argument("--profile", metavar="FIRST:COUNT", help="steps to trace into the run folder's profile/, such as 100:5")
     distributed.add_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
-    experiment = cli.load_experiment(args.config, overrides)
+    experiment, profile = cli.load_experiment(args.config, overrides), window_of(args.profile)
     cli.begin()
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     try:
@@ -37,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
             args.workdir,
             allow_changes=args.allow_changes,
             watchdog_seconds=args.watchdog_seconds,
+            profile=profile,
         )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -11,9 +11,9 @@ T = TypeVar("T")
 class Clock:
     """Measures training without its pauses, the share of it spent waiting for data, and the time to the end."""
 
-    def __init__(self, *, step: int, total_steps: int, batch_size: int):
-        """Starts at `step`."""
-        self._first, self._total, self._batch_size = step, total_steps, batch_size
+    def __init__(self, *, step: int, total_steps: int, batch_size: int, peak_speed: float | None = None):
+        """Starts at `step`; `peak_speed` in images/s is what the devices could reach, None where unknown."""
+        self._first, self._total, self._batch_size, self._peak_speed = step, total_steps, batch_size, peak_speed
         self._begin = time.perf_counter()
         self._restart(step)
 
@@ -32,7 +32,7 @@ class Clock:
         self._paused += time.perf_counter() - begin
 
     def lap(self, step: int) -> dict[str, float]:
-        """Ends an interval: {"images_per_second", "data_wait" (share), "eta" (seconds), "elapsed" (seconds)}."""
+        """Ends an interval: {"images_per_second", "data_wait" (share), "eta", "elapsed" (seconds), if known "mfu" (share of the peak)}."""
         now = time.perf_counter()
         seconds = max(now - self._lap_begin - self._paused, 1e-9)
         elapsed = now - self._begin
@@ -42,6 +42,8 @@ class Clock:
             "eta": elapsed / max(step - self._first, 1) * (self._total - step),
             "elapsed": elapsed,
         }
+        if self._peak_speed is not None:
+            values["mfu"] = values["images_per_second"] / self._peak_speed
         self._restart(step)
         return values
 

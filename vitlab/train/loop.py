@@ -13,6 +13,7 @@ from vitlab.train.checkpoint import Checkpoints
 from vitlab.train.clock import Clock
 from vitlab.train.mesh import shard_batch
 from vitlab.train.paths import leaf_names
+from vitlab.train.profile import Profile
 from vitlab.train.report import Report
 from vitlab.train.retention import Retention
 from vitlab.train.setup import Setup, set_up
@@ -23,7 +24,12 @@ from vitlab.train.watchdog import Watchdog
 
 
 def train(
-    experiment: Experiment, workdir: str | pathlib.Path, *, allow_changes: bool = False, watchdog_seconds: float = 0.0
+    experiment: Experiment,
+    workdir: str | pathlib.Path,
+    *,
+    allow_changes: bool = False,
+    watchdog_seconds: float = 0.0,
+    profile: range = range(0),
 ) -> dict[str, float | int]:
     """Trains, or goes on with, the run in a folder.
 
@@ -35,6 +41,7 @@ def train(
       workdir: The run folder, see `vitlab.train.folder`; made if need be.
       allow_changes: Go on with a run of another config.
       watchdog_seconds: Without progress, after which the process writes its stacks and exits with 43; 0 waits for ever.
+      profile: Steps, counted from 1, that are traced into the run folder's profile/, by the first process.
 
     Returns:
       The record of the last evaluation: {"step", "eval_top1", "eval_top5", "eval_loss", "eval_images"}.
@@ -73,18 +80,21 @@ def train(
             raise Stopped(step)
         train_step, compile_seconds = compile_step(setup.train_step)
         batches = stack.enter_context(setup.open_train_batches(step))
-        clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size)
+        clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size, peak_speed=setup.peak_speed())
         leaves, max_skips = leaf_names(state["params"]), experiment.max_skips
         report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, leaves=leaves, max_skips=max_skips))
         report.line(_beginning(setup, state, step, compile_seconds))
+        profiler = stack.enter_context(Profile(workdir / "profile", profile if distributed.is_first() else range(0)))
 
         # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a
         # step's evaluation before the next step; so a resumed run neither repeats nor drops a record.
         _evaluate(setup, report, state, step, should_stop)
         while step < periods.total and not should_stop():
+            profiler.before(step + 1)
             batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
             state, metrics = train_step(state, batch)
             step += 1
+            profiler.after(step, metrics)
             report.step(step, metrics)
             if periods.evaluates_at(step) or periods.saves_at(step):
                 report.flush()

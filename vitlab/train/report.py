@@ -123,9 +123,11 @@ class Report:
         self._write(step, values)
         if self._side_logs is not None:
             self._side_logs.timing(step, lap)
+        used = f"MFU {lap['mfu']:.0%}  " if "mfu" in lap else ""
         self.console.line(
             f"step {step}/{self._total}  loss {values['train_loss']:.4f}  accuracy {values['train_accuracy']:.1%}  lr {values['lr']:.2e}  "
-            f"{lap['images_per_second']:.0f} images/s  data wait {lap['data_wait']:.0%}  ETA {duration_text(lap['eta'])}"
+            f"{lap['images_per_second']:.0f} images/s  {used}"
+            f"data wait {lap['data_wait']:.0%}  ETA {duration_text(lap['eta'])}"
         )
 
     def _write(self, step: int, values: Mapping[str, float | int]) -> None:

@@ -13,6 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pallas_kernels.dispatch import UnsupportedError
+from vitlab.analysis.counts import macs_of
+from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
@@ -51,6 +53,15 @@ class Setup:
         shardings = meshes.state_shardings(self.abstract_state, self.mesh)
         weights = meshes.place(self.create_weights(), self.mesh)
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
+
+    def peak_speed(self) -> float | None:
+        """Images/s if the devices multiplied all the time: three times the products of the forward pass; None where no peak is known."""
+        peak = peak_flops(self.mesh.devices.flat[0].device_kind)
+        if peak is None:
+            return None
+        image = jax.ShapeDtypeStruct((1, *self.model.preprocessing.image_size, self.channels), np.uint8)
+        macs = macs_of(lambda weights, x: self.model.apply(weights, x)[0], self.model.shapes, image)
+        return peak * self.mesh.size / (6 * macs)
 
     def open_train_batches(self, start_step: int) -> Batches:
         """The endless training batches from a step on: this process's rows of them."""

@@ -1,43 +1,19 @@
-"""Devices that a plan can be made for, and the slices of them that the compiler knows."""
+"""The slices of devices that a plan can be made for."""
 
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
+from vitlab.analysis.devices import DEVICES, Device
 from vitlab.config import ConfigError, near_misses
 
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """One chip, per its vendor; None where nothing is published."""
-
-    platform: str  # that XLA compiles for
-    memory_bytes: float  # that a program may use
-    flops_per_second: float | None = None  # bfloat16, dense
-    bytes_per_second: float | None = None  # of its memory
-    link_bytes_per_second: float | None = None  # to the other chips, one way, all links together
-    default_slice: str | None = None  # the smallest host
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the topology
-
-
-# Google Cloud's documentation, TPU system architecture, one page a version: peak, bandwidth, interconnect (stated both ways; half of
-# it here). Memory of TPUs: what XLA's compiler says is available when it refuses a program, a little less than the chip has. H100
-# SXM: NVIDIA's data sheet (NVLink 900 GB/s both ways). A chip of v4 and v5p has two cores that run as one ("megacore").
-DEVICES: Mapping[str, Device] = {
-    "v4": Device("tpu", 30.75 * 2**30, 275e12, 1200e9, 300e9, "2x2x1", {"chip_config_name": "megacore"}),
-    "v5e": Device("tpu", 15.75 * 2**30, 197e12, 819e9, 200e9, "2x2"),
-    "v5p": Device("tpu", 95.74 * 2**30, 459e12, 2765e9, 600e9, "2x2x1"),
-    "v6e": Device("tpu", 31.25 * 2**30, 918e12, 1640e9, 400e9, "2x2"),
-    "h100": Device("gpu", 80e9, 989e12, 3352e9, 450e9),
-    "cpu": Device("cpu", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))),
-}
 _NAME = re.compile(r"(v\d\w?)(?::(\d+(?:x\d+){1,2}))?|(h100|cpu)(?:x(\d+))?")
 
 
