@@ -209,6 +209,7 @@ class Experiment:
     keep_best: int = 1  # beside them: those with the highest top-1; an evaluation that is the best so far is always saved
     keep_every: str | None = None  # beside them: the first of each such stretch, "10 epochs"
     nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does: end the run, or drop the update
+    spike_factor: float | None = None  # under nonfinite="skip", drops updates whose gradient is so many times longer than usual
     max_skips: int = 10  # updates that may be dropped in a row, before the run ends
 
     def __post_init__(self):
@@ -221,6 +222,8 @@ class Experiment:
             found = self.mesh.fsdp if name == "mesh.fsdp" else getattr(self, name)
             if found < value:
                 raise ConfigError(f"{name}={found} must be at least {value}")
+        if self.spike_factor is not None and (self.spike_factor <= 1 or self.nonfinite != "skip"):
+            raise ConfigError(f'spike_factor={self.spike_factor} must be above 1, with nonfinite="skip"')
         if self.batch_size % self.accumulation:
             raise ConfigError(f"accumulation={self.accumulation} must divide batch_size={self.batch_size}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

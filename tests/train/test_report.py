@@ -18,16 +18,17 @@ def report(tmp_path):
         yield report
 
 
-def metrics(*, in_a_row: int, loss: float = 1.0):
+def metrics(*, in_a_row: int, loss: float = 1.0, finite: bool | None = None):
+    finite = in_a_row == 0 if finite is None else finite
     values = {
         "loss": loss,
         "accuracy": 0.5,
         "lr": 0.5,
-        "grad_norm": jnp.nan if in_a_row else 1.0,
+        "grad_norm": 1.0 if finite else jnp.nan,
         "skipped": 5,
         "skipped_in_a_row": in_a_row,
     }
-    return {**{k: jnp.asarray(v) for k, v in values.items()}, "finite": jnp.array([True, True, in_a_row == 0])}
+    return {**{k: jnp.asarray(v) for k, v in values.items()}, "finite": jnp.array([True, True, finite])}
 
 
 def test_more_skips_in_a_row_than_allowed_end_the_run(report, caplog):
@@ -44,3 +45,13 @@ def test_records_have_no_nan_which_json_has_not(report, tmp_path):
     report.step(1, metrics(in_a_row=1, loss=jnp.nan))
     report.flush()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "train_accuracy": 0.5, "lr": 0.5, "skipped": 5.0}
+
+
+def test_a_spike_is_told_and_ends_the_run_likewise(report, caplog):
+    with caplog.at_level(logging.WARNING):
+        report.step(1, metrics(in_a_row=1, finite=True))
+        report.flush()
+    assert "step 1: a spike: learning rate 0.5, gradient norm 1. The update is dropped (1 in a row)" in caplog.text
+    report.step(2, metrics(in_a_row=3, finite=True))
+    with pytest.raises(NonFiniteError, match="^step 2: a spike.* More than max_skips=2"):
+        report.flush()

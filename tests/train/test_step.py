@@ -45,6 +45,14 @@ class FaultyModel(NormedModel):
         return super().__call__(images, train=train, rngs=rngs) + jnp.where(white, jnp.nan, 0)
 
 
+class SpikyModel(NormedModel):
+    """Gives logits a thousand times as large for a batch whose first pixel is white."""
+
+    def __call__(self, images, *, train=False, rngs=None):
+        white = images[0, 0, 0, 0] >= (1 - 0.5) / 0.25
+        return super().__call__(images, train=train, rngs=rngs) * jnp.where(white, 1000.0, 1.0)
+
+
 def run(num_steps, log_every=2, kind=NormedModel, white_at=(), **fields):
     model, weights = functional(kind(nnx.Rngs(0)))
     optimizer = optax.sgd(0.1, momentum=0.9)
@@ -129,3 +137,17 @@ def test_skip_changes_no_bit_of_a_run_without_faults():
     _, stopping, *_ = run(3)
     _, skipping, *_ = run(3, nonfinite="skip")
     jax.tree.map(np.testing.assert_array_equal, stopping, skipping)
+
+
+def test_a_spike_is_dropped_once_it_is_known_what_is_usual(monkeypatch):
+    monkeypatch.setattr("vitlab.train.step.STEADY_STEPS", 2)
+    fields = {"nonfinite": "skip", "spike_factor": 10.0, "log_every": 5, "kind": SpikyModel}
+    _, state, history, _ = run(5, white_at=(2, 3), **fields)
+    _, clean, expected, _ = run(3, **fields)
+    for key in ("params", "model_state", "opt_state", "interval"):
+        jax.tree.map(np.testing.assert_array_equal, state[key], clean[key])
+    assert [int(h["skipped_in_a_row"]) for h in history] == [0, 0, 1, 2, 0]
+    norms = [h["grad_norm"] for h in expected]
+    np.testing.assert_allclose(state["skips"]["usual_norm"], np.mean(norms), rtol=1e-6)
+    _, _, early, _ = run(2, white_at=(1,), **fields)
+    assert not early[1]["skipped"]

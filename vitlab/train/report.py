@@ -72,7 +72,9 @@ class Report:
         finite, in_a_row = metrics.pop("finite"), int(metrics.pop("skipped_in_a_row", 0))
         values = {f"train_{k}" if k in ("loss", "accuracy") else k: float(v) for k, v in metrics.items()}
         if not finite.all():
-            self._not_finite(_not_finite(step, values, finite, self._leaves), in_a_row)
+            self._dropped(_not_finite(step, values, finite, self._leaves), in_a_row)
+        elif in_a_row:
+            self._dropped(f"step {step}: a spike: learning rate {values['lr']:.3g}, gradient norm {values['grad_norm']:.3g}", in_a_row)
         self.console.at(step)
         if step % self._log_every == 0 or step == self._total:
             self._log(step, values)
@@ -109,7 +111,7 @@ class Report:
         """
         self.records.sync()
 
-    def _not_finite(self, what: str, in_a_row: int) -> None:
+    def _dropped(self, what: str, in_a_row: int) -> None:
         if not in_a_row:
             raise NonFiniteError(f"{what}. Training stops and saves nothing more; {_REMEDY}")
         if in_a_row > self._max_skips:

@@ -19,6 +19,8 @@ def make_state(weights: Weights, optimizer: optax.GradientTransformation, experi
     """The state before the first step."""
     interval = {"loss": jnp.zeros((), jnp.float32), "correct": jnp.zeros((), jnp.int32), "images": jnp.zeros((), jnp.int32)}
     skips = {"total": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)}
+    if experiment.spike_factor is not None:
+        skips |= {"usual_norm": jnp.zeros((), jnp.float32), "kept": jnp.zeros((), jnp.int32)}
     opt_state = optimizer.init(weights["params"])
     state = {**weights, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32), "interval": interval, "skips": skips}
     if averages(experiment):

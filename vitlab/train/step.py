@@ -22,6 +22,7 @@ from vitlab.train.state import State, average
 Batch = dict[str, Array]  # image: uint8 [b, h, w, c], label: int32 [b]
 Metrics = dict[str, Array]
 TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
+STEADY_STEPS = 100  # gradients to know what is usual
 _MIX, _ERASE = 2**31 - 1, 2**31 - 2  # what is folded into the step's key; accumulation folds small numbers
 
 
@@ -41,10 +42,12 @@ def make_train_step(
     an uninterrupted one does. `finite` is [the loss, then every gradient in the order of the leaves]; `grad_norm` is before clipping.
 
     Under `nonfinite="skip"` a step whose flags are not all True leaves weights and optimizer as they were and is in no mean; the
-    metrics `skipped` and `skipped_in_a_row` count such steps. Under "stop" it is the report that ends the run.
+    metrics `skipped` and `skipped_in_a_row` count such steps. Under "stop" it is the report that ends the run. With a
+    `spike_factor` the same happens to a step whose `grad_norm` is so many times the running mean of those before (of which a new
+    one is a hundredth), once there are `STEADY_STEPS` of them.
     """
     loss_fn, smoothing = LOSSES[experiment.loss.kind], experiment.loss.label_smoothing
-    skip = experiment.nonfinite == "skip"
+    skip, spike_factor = experiment.nonfinite == "skip", experiment.spike_factor
 
     def part(params: Any, model_state: Any, images: Array, targets: Array, rng: Array) -> tuple[Array, tuple[Array, Any]]:
         logits, model_state = model.apply({"params": params, "model_state": model_state}, images, rng)
@@ -59,22 +62,28 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         squares = jnp.stack([jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(grads)])
         finite = jnp.isfinite(jnp.concatenate([value[None], squares]))
+        grad_norm, skips = jnp.sqrt(squares.sum()), state["skips"]
         keep = finite.all() | (not skip)
+        if spike_factor is not None:
+            keep &= (skips["kept"] < STEADY_STEPS) | (grad_norm <= spike_factor * skips["usual_norm"])
         interval = _add(state, value, correct, len(images), log_every, keep)
         metrics = {
             "loss": interval["loss"] / interval["images"],
             "accuracy": interval["correct"] / interval["images"],
             "lr": schedule(state["step"]),
-            "grad_norm": jnp.sqrt(squares.sum()),
+            "grad_norm": grad_norm,
             "finite": finite,
         }
         new = {"params": optax.apply_updates(state["params"], updates), "model_state": model_state, "opt_state": opt_state}
         if "average" in state:
             new["average"] = average(experiment, state, new)
-        skips = state["skips"]
+        if spike_factor is not None:
+            share = jnp.maximum(0.01, 1 / (1 + skips["kept"]))  # the plain mean of the first hundred
+            usual = jnp.where(keep, (1 - share) * skips["usual_norm"] + share * grad_norm, skips["usual_norm"])
+            skips = {**skips, "usual_norm": usual, "kept": skips["kept"] + keep}
         if skip:
             new = jax.tree.map(lambda x, old: jnp.where(keep, x, old), new, {k: state[k] for k in new})
-            skips = {"total": skips["total"] + ~keep, "in_a_row": jnp.where(keep, 0, skips["in_a_row"] + 1)}
+            skips = {**skips, "total": skips["total"] + ~keep, "in_a_row": jnp.where(keep, 0, skips["in_a_row"] + 1)}
             metrics |= {"skipped": skips["total"], "skipped_in_a_row": skips["in_a_row"]}
         return {**new, "step": state["step"] + 1, "interval": interval, "skips": skips}, metrics
 
