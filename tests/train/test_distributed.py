@@ -1,5 +1,6 @@
 """Real processes on this machine, which find each other over the loopback and sum over Gloo."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for_step
-from vitlab.config import ConfigError
+from vitlab.config import ConfigError, MeshConfig
 from vitlab.train import distributed
 from vitlab.train.signals import EXIT_STOPPED
 
-# The same sums over two devices, of one process or of two; measured 0 over 24 steps.
+# The same sums over two devices, of one process or of two; measured 0 over 24 steps. Over four, too.
 TOLERANCE = 1e-6
 
 
@@ -50,10 +51,26 @@ def test_two_processes_stop_together_at_one_step_and_give_the_run_of_one_process
     (output, _), _ = finish(start_all(config, run, (), ()), 0)
     assert "on 2 x cpu in 2 processes" in output and f"resumed at step {int(*steps)}" in output
     finish([start(config, tmp_path / "one", num_devices=2)], 0)
-    two, one = records(run), records(tmp_path / "one")
-    assert [line.keys() for line in two] == [line.keys() for line in one] and len(two) == 8
-    assert two[-1]["eval_images"] == one[-1]["eval_images"] == 50  # 3 batches of 20, each image once
-    for a, b in zip(two, one, strict=True):
+    assert len(records(run)) == 8
+    agree(run, tmp_path / "one")
+
+
+def test_four_processes_split_large_parameters_and_give_the_run_of_one(tmp_path):
+    fields = {**tiny_experiment().model.fields, "dim": 128}  # a kernel above the floor
+    experiment = tiny_experiment(duration="8 steps", eval_every="8 steps", eval_batch_size=20, mesh=MeshConfig(fsdp=2))
+    config = config_file(tmp_path, dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, fields=fields)))
+    (output, _), *_ = finish(start_all(config, tmp_path / "four", (), (), (), ()), 0)
+    assert "on 4 x cpu in 4 processes" in output
+    finish([start(config, tmp_path / "one", num_devices=4)], 0)
+    agree(tmp_path / "four", tmp_path / "one")
+
+
+def agree(several, one):
+    """The same lines with the same values, all images evaluated."""
+    several, one = records(several), records(one)
+    assert [line.keys() for line in several] == [line.keys() for line in one]
+    assert several[-1]["eval_images"] == one[-1]["eval_images"] == 50  # 3 batches of 20, each image once
+    for a, b in zip(several, one, strict=True):
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=TOLERANCE, atol=TOLERANCE)
 
 
