@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from vitlab.config import Experiment
+from vitlab.models.registry import Preprocessing
 from vitlab.train.erase import erase
 from vitlab.train.functional import FunctionalModel
 from vitlab.train.losses import LOSSES, soft_targets
@@ -46,7 +47,7 @@ def make_train_step(
     `spike_factor` the same happens to a step whose `grad_norm` is so many times the running mean of those before (of which a new
     one is a hundredth), once there are `STEADY_STEPS` of them.
     """
-    loss_fn, smoothing = LOSSES[experiment.loss.kind], experiment.loss.label_smoothing
+    loss_fn = LOSSES[experiment.loss.kind]
     skip, spike_factor = experiment.nonfinite == "skip", experiment.spike_factor
 
     def part(params: Any, model_state: Any, images: Array, targets: Array, rng: Array) -> tuple[Array, tuple[Array, Any]]:
@@ -55,9 +56,7 @@ def make_train_step(
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(experiment.seed), state["step"])
-        targets = soft_targets(batch["label"], num_classes, label_smoothing=smoothing)
-        images = erase(batch["image"], jax.random.fold_in(rng, _ERASE), experiment.augment.erase_prob, model.preprocessing)
-        images, targets = mix(images, targets, jax.random.fold_in(rng, _MIX), experiment.mix)
+        images, targets = augmented(batch, rng, experiment, num_classes=num_classes, preprocessing=model.preprocessing)
         value, correct, model_state, grads = _accumulate(part, state, images, targets, rng, parts=experiment.accumulation)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         squares = jnp.stack([jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(grads)])
@@ -88,6 +87,26 @@ def make_train_step(
         return {**new, "step": state["step"] + 1, "interval": interval, "skips": skips}, metrics
 
     return train_step
+
+
+def augmented(
+    batch: Batch, rng: Array, experiment: Experiment, *, num_classes: int, preprocessing: Preprocessing
+) -> tuple[Array, Float[Array, "b classes"]]:
+    """What the model is trained on: images erased and mixed, targets smoothed and mixed.
+
+    Args:
+      batch: From the host.
+      rng: Key of the step, fold_in(key(seed), step).
+      experiment: Its erasing, mixing and label smoothing count.
+      num_classes: Width of the targets.
+      preprocessing: The model's; the noise of erasing has its mean and deviation.
+
+    Returns:
+      Images [b, h, w, c] in [0, 255], uint8 or float32, the noise unbounded; and targets.
+    """
+    targets = soft_targets(batch["label"], num_classes, label_smoothing=experiment.loss.label_smoothing)
+    images = erase(batch["image"], jax.random.fold_in(rng, _ERASE), experiment.augment.erase_prob, preprocessing)
+    return mix(images, targets, jax.random.fold_in(rng, _MIX), experiment.mix)
 
 
 def _accumulate(part: Callable[..., Any], state: State, images: Array, targets: Array, rng: Array, *, parts: int) -> tuple[Any, ...]:
