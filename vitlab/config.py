@@ -76,20 +76,44 @@ class ModelConfig:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the family's own, flattened in the ConfigDict
 
 
+SourceKind = Literal["bundled", "image_folder", "tfds", "shards"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Further training images, of the same classes and channels; the fields are those of `DataConfig`."""
+
+    source: SourceKind = "bundled"
+    data_dir: str | None = None
+    name: str | None = None
+    train_split: str = "train"
+    weight: int = 1
+
+    def __post_init__(self):
+        if self.weight < 1:
+            raise ConfigError(f"data.more_sources: weight={self.weight} must be at least 1")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the images come from and how they reach the device."""
 
-    source: Literal["bundled", "image_folder", "tfds", "shards"] = "bundled"
+    source: SourceKind = "bundled"
     data_dir: str | None = (
         None  # image_folder: its root, or a CSV of path,label; shards: the folder; tfds: the directory that holds the prepared datasets
     )
     name: str | None = None  # tfds: the dataset, "cifar10" or "imagenet2012:5.1.0"
     train_split: str = "train"  # of the source; tfds slices such as "train[:99%]" are allowed
     eval_split: str = "test"  # image_folder and shards also take "val"
+    weight: int = 1  # with more_sources: of so many training images as the weights add up to, these are of the source above
+    more_sources: tuple[SourceConfig, ...] = ()  # mixed in by weight; an epoch is as many images as all have; evaluation is without them
     num_threads: int = 0  # that decode and augment; 0: one per core
     num_workers: int = 0  # processes that decode and augment; 0: only threads
     max_bad_fraction: float = 0.01  # share of undecodable images above which the run stops
+
+    def __post_init__(self):
+        if self.weight < 1:
+            raise ConfigError(f"data.weight={self.weight} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,7 +307,7 @@ def difference(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
 def smoke(experiment: Experiment) -> Experiment:
     """The same experiment shrunk to seconds: 2 steps of 4 images of at most 48 pixels, float32, on the bundled data."""
     replace = dataclasses.replace
-    data = replace(experiment.data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]")
+    data = replace(experiment.data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]", more_sources=())
     return replace(
         experiment,
         model=replace(experiment.model, dtype="float32", image_size=min(experiment.model.image_size or 48, 48)),
@@ -322,16 +346,21 @@ def _build(cls: type, tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     for key, value in tree.items():
         if key in extra:
             continue
-        here = (*path, key)
-        if dataclasses.is_dataclass(hints[key]):
-            values[key] = _build(typing.cast(type, hints[key]), value, here)
-        else:
-            values[key] = typed(value, hints[key], here)
+        values[key] = _value(value, hints[key], (*path, key))
     return cls(**values)
 
 
+def _value(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
+    """A group of the tree or, with `typed`, one of its leaves."""
+    if not dataclasses.is_dataclass(hint):
+        return typed(value, hint, path)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{'.'.join(path)}={value!r} must be a group of keys: {', '.join(f.name for f in dataclasses.fields(hint))}")
+    return _build(typing.cast(type, hint), value, path)
+
+
 def typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
-    """`value` as `hint` (a class, Literal, union or a tuple of such) or a ConfigError that names the key."""
+    """`value` as `hint` (a class, Literal, union, or a tuple of such or of groups) or a ConfigError that names the key."""
     wrong = ConfigError(f"{'.'.join(path)}={value!r} must be {_type_name(hint)}")
     if get_origin(hint) in (typing.Union, types.UnionType):
         for choice in get_args(hint):
@@ -346,7 +375,7 @@ def typed(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
         hints = _hints_of_entries(hint, value)
         if hints is None:
             raise wrong
-        return tuple(typed(v, h, path) for v, h in zip(value, hints, strict=True))
+        return tuple(_value(v, h, path) for v, h in zip(value, hints, strict=True))
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise wrong

@@ -16,7 +16,8 @@ from vitlab.config import AugmentConfig
 from vitlab.data.arrays import ArraySource
 from vitlab.data.augment import Size, augment, draw_corners, draw_flips, flip, pad_crop, resize_and_center_crop
 from vitlab.data.decode import DecodeError, decode
-from vitlab.data.order import ShuffledOrder, stream
+from vitlab.data.mixture import MixedSource
+from vitlab.data.order import MixedOrder, ShuffledOrder, stream
 from vitlab.data.policies import make_policy
 from vitlab.data.source import Source
 
@@ -98,7 +99,7 @@ class TrainBatch:
     def __init__(self, source: Source, config: AugmentConfig, layout: Layout, seed: int, threads: Threads):
         """The batch at a step depends on nothing but these (and not on `threads`)."""
         self.source, self.config, self.layout, self.seed, self.threads = source, config, layout, seed, threads
-        self.order = ShuffledOrder(len(source), seed, repeats=config.repeats)
+        self.order = training_order(source, seed, repeats=config.repeats)
         self.policy = make_policy(config.policy) if config.policy else None
         alone = config.crop == "random_resized" or config.policy or config.color_jitter  # something is done to each image by itself
         self.vectorised = not alone and _fits(source, layout)
@@ -180,6 +181,13 @@ class EvalBatch:
                 continue
             batch["image"][row] = resize_and_center_crop(decoded["image"], self.layout.size, self.interpolation, self.crop_fraction)
             batch["label"][row] = decoded["label"]
+
+
+def training_order(source: Source, seed: int, *, repeats: int = 1) -> ShuffledOrder | MixedOrder:
+    """Position in the endless sequence of training images -> index in the source."""
+    if isinstance(source, MixedSource):
+        return source.order(seed, repeats=repeats)
+    return ShuffledOrder(len(source), seed, repeats=repeats)
 
 
 def _read(source: Source, indices: list[int]) -> Iterable[dict[str, Any] | None]:

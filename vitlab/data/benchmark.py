@@ -17,10 +17,9 @@ import numpy as np
 from vitlab import cli
 from vitlab.config import AugmentConfig, ConfigError, Experiment
 from vitlab.data.arrays import ArraySource
-from vitlab.data.batches import Layout, Threads, TrainBatch
+from vitlab.data.batches import Layout, Threads, TrainBatch, training_order
 from vitlab.data.decode import DecodeError, decode
 from vitlab.data.loader import train_batches
-from vitlab.data.order import ShuffledOrder
 from vitlab.data.source import Source, open_source
 from vitlab.models.registry import model_config
 
@@ -65,7 +64,7 @@ def measure(experiment: Experiment, *, batch_size: int, seconds: float) -> Itera
     """
     source = open_source(experiment.data, train=True)
     channels = experiment.model.in_channels or source.channels
-    indices = ShuffledOrder(len(source), experiment.seed)(np.arange(min(_SAMPLE, len(source)))).tolist()
+    indices = training_order(source, experiment.seed)(np.arange(min(_SAMPLE, len(source)))).tolist()
     layout = Layout(size=_image_size(experiment), channels=channels, batch_size=batch_size, process_index=0, process_count=1)
 
     yield "read", _rate(lambda: sum(len(_read(source, indices[i : i + _CHUNK])) for i in range(0, len(indices), _CHUNK)), seconds)

@@ -72,7 +72,8 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
     """Endless training batches from `start_step` on, shuffled anew in each epoch.
 
     Batch = f(source, augment, size, batch_size, seed, step): the same for any number of threads, workers, processes and
-    restarts. Epochs run into each other: a batch may hold the end of one and the beginning of the next.
+    restarts. Epochs run into each other: a batch may hold the end of one and the beginning of the next. Of a mixture each source
+    has its own epochs, see `vitlab.data.order.MixedOrder`.
 
     Args:
       source: Of the training split.

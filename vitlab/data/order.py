@@ -4,17 +4,22 @@ Position p = step * batch_size + row. Nothing is kept between batches, so resumi
 number of threads, processes and hosts draws the same images.
 """
 
+import math
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-_STREAMS = ("image", "batch", "epoch")  # independent random streams
+_STREAMS = ("image", "batch", "epoch", "round")  # independent random streams
+_ROUND = 256  # least number of positions in which the weights of a mixture are kept exactly
 _local = threading.local()
 
 
-def stream(name: str, seed: int, number: int) -> np.random.Generator:
-    """The generator of image (by position), batch (by step) or epoch `number`; valid until this thread's next call.
+def stream(name: str, seed: int, number: int, part: int = 0) -> np.random.Generator:
+    """The generator of image (by position), batch (by step), epoch or round `number`; valid until this thread's next call.
+
+    The sources of a mixture have epochs of their own, told apart by `part`.
 
     One Philox generator per thread is set to the key (seed, number): a tenth of the time of making one.
     """
@@ -23,7 +28,7 @@ def stream(name: str, seed: int, number: int) -> np.random.Generator:
     bits = _local.generator.bit_generator
     state: dict[str, Any] = dict(bits.state)
     state["state"]["key"][:] = (seed, number)
-    state["state"]["counter"][:] = (0, 0, 0, _STREAMS.index(name))
+    state["state"]["counter"][:] = (0, 0, part, _STREAMS.index(name))
     state["buffer_pos"], state["has_uint32"] = 4, 0
     bits.state = state
     return _local.generator
@@ -36,13 +41,13 @@ class ShuffledOrder:
     augmentation, Hoffer et al., arXiv:1901.09335; as in DeiT).
     """
 
-    def __init__(self, num_examples: int, seed: int, *, repeats: int = 1):
-        """`num_examples` images; the order is a function of `seed`."""
-        self.num_examples, self.seed, self.repeats = num_examples, seed, repeats
+    def __init__(self, num_examples: int, seed: int, *, repeats: int = 1, part: int = 0):
+        """`num_examples` images; the order is a function of `seed`, and of `part`, the number of the source in a mixture."""
+        self.num_examples, self.seed, self.repeats, self.part = num_examples, seed, repeats, part
         self._epochs: dict[int, np.ndarray] = {}  # the last two asked for: a batch may span them
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Indices int64 [k] of the images at consecutive positions int64 [k]."""
+        """Indices int64 [k] of the images at positions int64 [k], which had better span few epochs."""
         epochs, offsets = np.divmod(positions, self.num_examples)
         indices = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
@@ -52,9 +57,56 @@ class ShuffledOrder:
     def _permutation(self, epoch: int) -> np.ndarray:
         order = self._epochs.get(epoch)
         if order is None:
-            order = stream("epoch", self.seed, epoch).permutation(self.num_examples)
+            order = stream("epoch", self.seed, epoch, self.part).permutation(self.num_examples)
             self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: order}
         return order
 
     def __getstate__(self):
         return self.__dict__ | {"_epochs": {}}
+
+
+class MixedOrder:
+    """Position -> index in a mixture, whose sources lie one after the other: which source, by weight, and which of its images.
+
+    The sequence falls into rounds, each a multiple of the sum of the weights and at least 256 positions long, in which each source
+    has exactly its share. Within a round the images of a source are spread evenly: each has a stretch of the round to itself and
+    lies at random in it, so that any batch has the weights' proportions but for a few images. Each source goes through its own
+    epochs as `ShuffledOrder` does: all its images come once before one comes again.
+    """
+
+    def __init__(self, lengths: Sequence[int], weights: Sequence[int], seed: int, *, repeats: int = 1):
+        """`lengths` of the sources in images, `weights` at least 1; `repeats` as in `ShuffledOrder`."""
+        self.seed, self.repeats = seed, repeats
+        self.offsets = np.cumsum([0, *lengths[:-1]])
+        self.orders = [ShuffledOrder(length, seed, repeats=repeats, part=part) for part, length in enumerate(lengths)]
+        shares = np.array(weights, np.int64) // math.gcd(*weights)
+        self.shares = shares * -(-_ROUND // int(shares.sum()))  # images of each source in a round
+        self._rounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # those of the last call
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Indices int64 [k] of the images at positions int64 [k]."""
+        slots, copies = np.divmod(positions, self.repeats)  # copies of an image lie side by side
+        rounds, places = np.divmod(slots, self.shares.sum())
+        known = self._rounds
+        current = {number: known[number] if number in known else self._round(number) for number in np.unique(rounds).tolist()}
+        self._rounds = current
+        parts, counts = np.empty_like(positions), np.empty_like(positions)
+        for number, (part, count) in current.items():
+            here = rounds == number
+            parts[here], counts[here] = part[places[here]], count[places[here]]
+        indices = np.empty_like(positions)
+        for part, order in enumerate(self.orders):
+            here = parts == part
+            indices[here] = self.offsets[part] + order((rounds[here] * self.shares[part] + counts[here]) * self.repeats + copies[here])
+        return indices
+
+    def _round(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each place of a round its source, and how many of that source come before it, int64 [round]."""
+        parts = np.repeat(np.arange(len(self.shares)), self.shares)
+        counts = np.concatenate([np.arange(share) for share in self.shares])
+        times = (counts + stream("round", self.seed, number).random(len(parts))) / self.shares[parts]
+        order = np.argsort(times, kind="stable")
+        return parts[order], counts[order]
+
+    def __getstate__(self):
+        return self.__dict__ | {"_rounds": {}}

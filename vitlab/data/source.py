@@ -2,9 +2,10 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-from vitlab.config import ConfigError, DataConfig
+from vitlab.config import ConfigError, DataConfig, SourceConfig
 from vitlab.data.bundled import open_bundled
 from vitlab.data.image_csv import open_images
+from vitlab.data.mixture import mixture
 from vitlab.data.shards import open_shards
 from vitlab.data.tfds import open_tfds
 
@@ -43,12 +44,20 @@ class Source(Protocol):
 
 
 def open_source(config: DataConfig, *, train: bool) -> Source:
-    """Opens the training or the evaluation split.
+    """Opens the training or the evaluation split; for training with `more_sources`, a mixture.
 
     Raises:
-      ConfigError: There is no such data; the message is one line that names the remedy.
+      ConfigError: There is no such data, or the sources to mix have different classes or channels; the message is one line that
+        names the remedy.
     """
-    split = config.train_split if train else config.eval_split
+    if not train:
+        return _open(config, config.eval_split)
+    configs = (config, *config.more_sources)
+    sources = [_open(part, part.train_split) for part in configs]
+    return mixture(sources, [part.weight for part in configs], [_name(part) for part in configs]) if config.more_sources else sources[0]
+
+
+def _open(config: DataConfig | SourceConfig, split: str) -> Source:
     if config.source == "bundled":
         return open_bundled(split)
     if config.source == "image_folder":
@@ -58,3 +67,9 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
     if config.source == "shards":
         return open_shards(config.data_dir, split)
     raise ConfigError(f'data.source="{config.source}" must be one of "bundled", "image_folder", "tfds", "shards"')
+
+
+def _name(config: DataConfig | SourceConfig) -> str:
+    """What an error about a mixture calls one of its sources."""
+    where = " ".join(filter(None, (config.name, config.data_dir)))
+    return f"{config.source} {where}".strip() + f" ({config.train_split})"

@@ -36,14 +36,14 @@ class Data:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Data":
-        """Of known datasets without opening them, else from the files.
+        """Of a known dataset without opening it, else from the files.
 
         Raises:
           ConfigError: The data is neither known nor here.
         """
         config = experiment.data
         name = (config.name or "").split(":")[0]
-        if config.source == "tfds" and name in KNOWN:
+        if config.source == "tfds" and name in KNOWN and not config.more_sources:
             examples, num_classes = KNOWN[name]
             part = split_range(config.train_split, examples)
             return cls(examples=part.stop - part.start, num_classes=num_classes, channels=3)

@@ -1,0 +1,100 @@
+"""Several sources as one, drawn from by weight."""
+
+import bisect
+import dataclasses
+import functools
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from vitlab.config import ConfigError
+from vitlab.data.order import MixedOrder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class MixedSource:
+    """The images of `parts`, one source after the other.
+
+    Its length is the number of all images, which is what an epoch means in a duration: "90 epochs" draws 90 times as many images
+    as there are, whatever the weights, and a source with more than its share of the weights is gone through more often than that.
+    Only the order knows of the weights: `order` draws the images of training.
+    """
+
+    parts: tuple[Any, ...]  # at least two sources of the same classes and channels, see `open_mixture`
+    weights: tuple[int, ...]  # of each, at least 1
+    class_names: tuple[str, ...]
+    channels: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the fingerprints and weights of its parts."""
+        what = [(part.fingerprint, weight) for part, weight in zip(self.parts, self.weights, strict=True)]
+        return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        return list(itertools.accumulate(map(len, self.parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part, within = self._locate(index)
+        return self.parts[part][within]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The examples at `indices`, those of each part read at once if it can; raises OSError if one cannot be read."""
+        places = [self._locate(index) for index in indices]
+        examples: dict[tuple[int, int], dict[str, Any]] = {}
+        for number, part in enumerate(self.parts):
+            wanted = [within for other, within in places if other == number]
+            read = getattr(part, "__getitems__", None) or (lambda wanted, part=part: [part[i] for i in wanted])
+            if wanted:
+                examples |= zip([(number, within) for within in wanted], read(wanted), strict=True)
+        return [examples[place] for place in places]
+
+    def name_of(self, index: int) -> str:
+        """That of the part."""
+        part, within = self._locate(index)
+        return self.parts[part].name_of(within)
+
+    def order(self, seed: int, *, repeats: int = 1) -> MixedOrder:
+        """The order of training, a function of the seed and the position."""
+        return MixedOrder([len(part) for part in self.parts], self.weights, seed, repeats=repeats)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Number of the part, and index within it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index={index} must be in [0, {len(self)})")
+        part = bisect.bisect_right(self._ends, index)
+        return part, index - (self._ends[part - 1] if part else 0)
+
+
+def mixture(parts: Sequence[Any], weights: Sequence[int], names: Sequence[str]) -> MixedSource:
+    """Sources as one.
+
+    Args:
+      parts: At least one.
+      weights: Of each, at least 1: of sum(weights) images in a row so many are of it.
+      names: What an error calls each.
+
+    Raises:
+      ConfigError: Two have different classes (or the same in another order), or one is grey and one RGB.
+    """
+    first = parts[0]
+    for part, name in zip(parts[1:], names[1:], strict=True):
+        if part.class_names != first.class_names:
+            raise ConfigError(f"sources to mix need the same classes: {_difference(first.class_names, part.class_names, names[0], name)}")
+        if part.channels != first.channels:
+            raise ConfigError(
+                f"sources to mix need the same channels: {names[0]} has {first.channels}, {name} has {part.channels} (1 is grey, 3 RGB)"
+            )
+    return MixedSource(parts=tuple(parts), weights=tuple(weights), class_names=first.class_names, channels=first.channels)
+
+
+def _difference(one: tuple[str, ...], other: tuple[str, ...], name: str, other_name: str) -> str:
+    if len(one) != len(other):
+        return f"{name} has {len(one)}, {other_name} has {len(other)}"
+    label = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    return f'class {label} is "{one[label]}" in {name}, "{other[label]}" in {other_name}'
