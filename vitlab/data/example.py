@@ -4,17 +4,18 @@ Example = {1: Features}, Features = {1: repeated entry}, entry = {1: name, 2: Fe
 3: Int64List}, each list = {1: repeated value}; integers may be packed. See tensorflow/core/example/{example,feature}.proto.
 """
 
+import mmap
 from collections.abc import Iterator
 
 _VARINT, _LENGTH = 0, 2  # wire types
 _WIDTHS = {1: 8, 5: 4}  # wire type of fixed-width values -> bytes
 
 
-def image_and_label(record: bytes) -> tuple[bytes, int]:
-    """The first value of the features "image" (bytes) and "label" (int64).
+def image_and_label(record: bytes, image_key: bytes = b"image", label_key: bytes = b"label") -> tuple[bytes, int]:
+    """The first value of two features, of bytes and of int64.
 
     Raises:
-      ValueError: One of them is missing or of another type, or the bytes are no Example.
+      ValueError: One of them is missing, empty or of another type, or the bytes are no Example.
     """
     image, label = None, None
     try:
@@ -22,15 +23,35 @@ def image_and_label(record: bytes) -> tuple[bytes, int]:
             for _, first, last in _fields(record, start, stop):
                 (_, name_start, name_stop), (_, feature_start, feature_stop) = _fields(record, first, last)
                 name = record[name_start:name_stop]
-                if name == b"image":
+                if name == image_key:
                     image = _first_bytes(record, feature_start, feature_stop)
-                elif name == b"label":
+                elif name == label_key:
                     label = _first_integer(record, feature_start, feature_stop)
-    except (IndexError, KeyError, TypeError) as error:
-        raise ValueError("the record is no tf.train.Example") from error
+    except (IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
+        raise ValueError("the record is no tf.train.Example, or has a feature without a value") from error
     if image is None or label is None:
-        raise ValueError('the record has no bytes "image" and integer "label"')
+        raise ValueError(f'the record has no bytes "{image_key.decode()}" and integer "{label_key.decode()}"')
     return image, label
+
+
+def integer(data: bytes | mmap.mmap, key: bytes, start: int, stop: int) -> int:
+    """The first value of an int64 feature of the Example in `data[start:stop]`; of an image beside it nothing is read.
+
+    Raises:
+      ValueError: It is missing, empty or of another type, or there is no Example.
+    """
+    value = None
+    try:
+        for _, first, last in _fields(data, start, stop):
+            for _, entry_start, entry_stop in _fields(data, first, last):
+                (_, name_start, name_stop), (_, feature_start, feature_stop) = _fields(data, entry_start, entry_stop)
+                if data[name_start:name_stop] == key:
+                    value = _first_integer(data, feature_start, feature_stop)
+    except (IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
+        raise ValueError("the record is no tf.train.Example, or has a feature without a value") from error
+    if value is None:
+        raise ValueError(f'the record has no integer "{key.decode()}"')
+    return value
 
 
 def file_name(record: bytes) -> str | None:
@@ -62,7 +83,7 @@ def _first_bytes(data: bytes, start: int, stop: int) -> bytes | None:
     return data[start:stop]
 
 
-def _first_integer(data: bytes, start: int, stop: int) -> int | None:
+def _first_integer(data: bytes | mmap.mmap, start: int, stop: int) -> int | None:
     kind, start, stop = next(_fields(data, start, stop))
     if kind != 3:
         return None
@@ -71,7 +92,7 @@ def _first_integer(data: bytes, start: int, stop: int) -> int | None:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: bytes | mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """Field number and the range of its value, for each field of the message in `data[start:stop]`."""
     while start < stop:
         tag, start = _varint(data, start)
@@ -89,7 +110,7 @@ def _fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]
         start = end
 
 
-def _varint(data: bytes, start: int) -> tuple[int, int]:
+def _varint(data: bytes | mmap.mmap, start: int) -> tuple[int, int]:
     """The integer at `start`, and where it ends."""
     byte = data[start]
     value, shift = byte & 127, 7

@@ -10,8 +10,8 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -36,7 +36,7 @@ class ImageFolderSource:
         digest = hashlib.blake2b("\0".join((*class_names, *self.files)).encode("utf-8", "surrogateescape"), digest_size=8)
         digest.update(sizes.tobytes() + labels.tobytes())
         self.fingerprint = digest.hexdigest()
-        self.channels = _channels(root, self.files)
+        self.channels = channels_of(root / self.files[i] for i in probes(len(self.files)))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -165,16 +165,21 @@ def slice_order(files: Sequence[str], split: str) -> np.ndarray:
     return np.sort(np.argsort(hashes, kind="stable")[split_range(split, len(files))])
 
 
-def _channels(root: pathlib.Path, files: Sequence[str]) -> int:
-    """1 if the headers of a few files spread over the list are all grey, else 3."""
+def channels_of(images: Iterable[pathlib.Path | BinaryIO]) -> int:
+    """1 if the headers of the images are all grey, else 3."""
     modes = []
-    for path in files[:: max(1, len(files) // _PROBES)]:
+    for file in images:
         try:
-            with Image.open(root / path) as image:
+            with Image.open(file) as image:
                 modes.append(image.mode)
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
     return 1 if modes and all(mode[0] in "1LIF" for mode in modes) else 3
+
+
+def probes(count: int) -> range:
+    """Indices of a few images spread over a list of so many."""
+    return range(0, count, max(1, count // _PROBES))
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,5 +1,7 @@
 """Writes array_record shards from an image folder: python -m vitlab.data.prepare SRC DST [--short_side=N] [--split=train,val].
 
+With --tfrecord, SRC is a folder of TFRecord files, ImageNet's usual layout; they are read without TensorFlow.
+
 The same command again goes on where it was stopped; what is finished is kept. Train on them with data.source="shards" and
 data.data_dir=DST. Checking the checksums: python -m vitlab.data.prepare --verify DST.
 """
@@ -26,7 +28,9 @@ from vitlab.data.example import serialize
 from vitlab.data.image_csv import open_images
 from vitlab.data.image_folder import EVAL_FOLDERS, ImageFolderSource
 from vitlab.data.shards import INDEX, Index, Shard, check, read_index, sha256
+from vitlab.data.tfrecord import Layout, TfrecordSource, open_tfrecords
 
+Images = ImageFolderSource | TfrecordSource  # what can be converted: `files` name its images
 logger = logging.getLogger(__name__)
 
 _JPEG_QUALITY = 95
@@ -36,25 +40,38 @@ _SECONDS = 10  # between two lines of progress
 
 
 def prepare(
-    src: str, dst: pathlib.Path, *, splits: Sequence[str] = (), shard_size: int = 8192, short_side: int | None = None, num_threads: int = 0
+    src: str,
+    dst: pathlib.Path,
+    *,
+    splits: Sequence[str] = (),
+    shard_size: int = 8192,
+    short_side: int | None = None,
+    num_threads: int = 0,
+    tfrecord: Layout | None = None,
 ) -> Index:
-    """Writes, or goes on writing, the shards of an image folder.
+    """Writes, or goes on writing, the shards of an image folder or of TFRecord files.
 
     Args:
-      src: What `open_images` opens: a folder or a CSV.
+      src: What `open_images` opens: a folder or a CSV; or what `open_tfrecords` opens.
       dst: Made if need be.
-      splits: Names; none: "train" and, if there is a folder of that name, "test", "val", "validation" or "valid".
+      splits: Names; none: "train" and, if there is a folder of that name, "test", "val", "validation" or "valid"; of TFRecord files all.
       shard_size: Images per shard.
       short_side: Pixels to which a longer short side is shrunk (bicubic, antialiased), as JPEG of quality 95 without metadata;
         other images, and those that cannot be decoded, are kept byte for byte. None: all are.
       num_threads: That read and resize; 0: one per core.
+      tfrecord: Of the records, if `src` holds TFRecord files.
 
     Raises:
-      ConfigError: SRC holds no images, DST holds other shards, or a number is out of range.
+      ConfigError: SRC holds no images or a damaged record, DST holds other shards, or a number is out of range. Shards that are
+        finished remain, of an unfinished one nothing does.
     """
     if shard_size < 1 or (short_side is not None and short_side < 1):
         raise ConfigError(f"--shard_size={shard_size} and --short_side={short_side} must be at least 1")
-    sources = {split: open_images(src, split) for split in splits or _splits(pathlib.Path(src).expanduser())}
+    sources: dict[str, Images] = {}
+    if tfrecord:
+        sources |= open_tfrecords(src, splits, tfrecord)
+    else:
+        sources |= {split: open_images(src, split) for split in splits or _splits(pathlib.Path(src).expanduser())}
     index = _begin(dst, _plan(sources, shard_size, short_side))
     progress = Progress(sum(map(len, sources.values())))
     with concurrent.futures.ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0))) as pool:
@@ -119,7 +136,7 @@ def _splits(root: pathlib.Path) -> list[str]:
     return ["train", *[name for name in EVAL_FOLDERS if (root / "train").is_dir() and (root / name).is_dir()][:1]]
 
 
-def _plan(sources: dict[str, ImageFolderSource], shard_size: int, short_side: int | None) -> Index:
+def _plan(sources: dict[str, Images], shard_size: int, short_side: int | None) -> Index:
     first = next(iter(sources.values()))
     splits = {}
     for split, source in sources.items():
@@ -172,20 +189,18 @@ def _is_finished(dst: pathlib.Path, shard: Shard) -> bool:
     return True
 
 
-def _order(source: ImageFolderSource) -> np.ndarray:
+def _order(source: Images) -> np.ndarray:
     """Indices in the order of a hash of the paths: the same on every machine, and no class lies together."""
     return np.argsort([zlib.crc32(path.encode("utf-8", "surrogateescape")) for path in source.files], kind="stable")
 
 
-def _records(
-    source: ImageFolderSource, indices: Sequence[int], short_side: int | None, pool: concurrent.futures.Executor
-) -> Iterator[bytes]:
+def _records(source: Images, indices: Sequence[int], short_side: int | None, pool: concurrent.futures.Executor) -> Iterator[bytes]:
     make = functools.partial(_record, source, short_side)
     for start in range(0, len(indices), _AT_ONCE):
         yield from pool.map(make, indices[start : start + _AT_ONCE])
 
 
-def _record(source: ImageFolderSource, short_side: int | None, index: int) -> bytes:
+def _record(source: Images, short_side: int | None, index: int) -> bytes:
     try:
         example = source[index]
     except OSError as error:
@@ -194,7 +209,7 @@ def _record(source: ImageFolderSource, short_side: int | None, index: int) -> by
     return serialize(data, example["label"], source.files[index])
 
 
-def _shrunk(data: bytes, short_side: int, source: ImageFolderSource, index: int) -> bytes:
+def _shrunk(data: bytes, short_side: int, source: Images, index: int) -> bytes:
     try:
         pixels = decode(data, source.channels)
     except DecodeError as error:
@@ -215,9 +230,13 @@ def _write_shard(dst: pathlib.Path, shard: Shard, records: Iterator[bytes], prog
     """Writes to a temporary name, which becomes the shard's when all is on disk."""
     temporary = dst / (shard.file + ".tmp")
     writer = ArrayRecordWriter(str(temporary), _WRITER)
-    for record in records:
-        writer.write(record)
-        progress.step()
+    try:
+        for record in records:
+            writer.write(record)
+            progress.step()
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     writer.close()
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -233,6 +252,10 @@ def main(argv: Sequence[str]) -> int:
         "src", nargs="?", help="an image folder (train/ and val/ with a folder per class, or only the folders) or a CSV of path,label"
     )
     parser.add_argument("dst", type=pathlib.Path, help="the folder of the shards; made if need be")
+    parser.add_argument("--tfrecord", action="store_true", help="SRC is a folder of TFRecord files of tf.train.Example")
+    parser.add_argument("--image_key", default=Layout.image_key, help="of the encoded image, with --tfrecord")
+    parser.add_argument("--label_key", default=Layout.label_key, help="of the integer label, with --tfrecord")
+    parser.add_argument("--first_label", type=int, default=0, help="label of the first class of SRC/classes.txt, with --tfrecord")
     parser.add_argument("--short_side", type=int, help="pixels to which a longer short side is shrunk; such images become JPEG")
     parser.add_argument("--shard_size", type=int, default=8192, help="images per shard")
     parser.add_argument("--split", default="", help="splits, with commas; without it all that are there")
@@ -247,7 +270,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         splits = tuple(filter(None, args.split.split(",")))
         options = {"shard_size": args.shard_size, "short_side": args.short_side, "num_threads": args.num_threads}
-        index = prepare(args.src, args.dst, splits=splits, **options)
+        layout = Layout(image_key=args.image_key, label_key=args.label_key, first_label=args.first_label)
+        index = prepare(args.src, args.dst, splits=splits, tfrecord=layout if args.tfrecord else None, **options)
     for split, shards in index.splits.items():
         gigabytes = sum(shard.size or 0 for shard in shards) / 1e9
         done = "checksums agree" if args.verify else args.dst
