@@ -183,16 +183,23 @@ class ViT(nnx.Module):
         tokens = tokens.astype(jnp.float32)
         return tokens[:, 0] if self.config.pool == "cls" else tokens[:, self.config.num_registers :].mean(1)
 
+    def head_logits(
+        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b k"], ...]:
+        """What each head gives: that of the class token (or mean) and, if `distilled`, that of the distillation token."""
+        tokens = self.tokens(images, train=train, rngs=rngs)
+        pooled = self.pool(tokens)
+        if self.head is None:
+            return (pooled,)
+        if self.head_dist is None:
+            return (self.head(pooled),)
+        return self.head(pooled), self.head_dist(tokens[:, 1].astype(jnp.float32))
+
     def __call__(
         self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b k"]:
-        tokens = self.tokens(images, train=train, rngs=rngs)
-        if self.head is None:
-            return self.pool(tokens)
-        logits = self.head(self.pool(tokens))
-        if self.head_dist is None:
-            return logits
-        return (logits + self.head_dist(tokens[:, 1].astype(jnp.float32))) / 2
+        logits = self.head_logits(images, train=train, rngs=rngs)
+        return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
 
 
 # Counts: timm 1.0.31, and torchvision's table for base and large with patch 32. Top-1 of vit_*: timm's results for

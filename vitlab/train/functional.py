@@ -33,12 +33,27 @@ class FunctionalModel:
         Returns:
           Logits, float32, and the new model_state.
         """
+        (logits,), model_state = self._run(_whole, weights, images, rng)
+        return logits, model_state
+
+    def apply_heads(
+        self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], rng: Array | None = None
+    ) -> tuple[tuple[Float[Array, "b classes"], ...], dict[str, Any]]:
+        """As `apply`, but with the logits of each head: two of a model with DeiT's distillation token, one of any other."""
+        return self._run(lambda model: getattr(model, "head_logits", _whole(model)), weights, images, rng)
+
+    def _run(self, forward: Callable[[Any], Callable[..., tuple[Array, ...]]], weights: Weights, images: Array, rng: Array | None) -> Any:
+        """Float32 outputs of the function that `forward` makes of the model, and the new model_state."""
         model = nnx.merge(self.graphdef, weights["params"], weights["model_state"], self.constants, copy=True)
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.preprocessing.mean, self.preprocessing.std))
         pixels = (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
         rngs = None if rng is None else nnx.Rngs(dropout=rng)
-        logits = model(pixels, train=rng is not None, rngs=rngs)
-        return logits.astype(jnp.float32), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        outputs = forward(model)(pixels, train=rng is not None, rngs=rngs)
+        return tuple(x.astype(jnp.float32) for x in outputs), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def _whole(model: Any) -> Callable[..., tuple[Array, ...]]:
+    return lambda *args, **options: (model(*args, **options),)
 
 
 def functional(model: Any) -> tuple[FunctionalModel, Weights]:
