@@ -191,11 +191,28 @@ class MixConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """A teacher, which the loss also follows; see `vitlab.train.losses.distilled_loss` and `vitlab.train.teacher`."""
+
+    teacher: str = ""  # run folder of vitlab.train: its newest checkpoint, the averaged weights where it has them; "": no teacher
+    kind: Literal["soft", "hard"] = "soft"  # its probabilities, or its likeliest class as the label
+    alpha: float = 0.5  # weight of the teacher's part of the loss; that of the labels' is 1 - alpha
+    temperature: float = 1.0  # soft: by which the logits of both are divided
+
+    def __post_init__(self):
+        if not 0 <= self.alpha <= 1 or self.temperature <= 0:
+            raise ConfigError(
+                f"loss.distillation.alpha={self.alpha} must be in [0, 1], loss.distillation.temperature={self.temperature} above 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Of the logits; targets are labels after smoothing and mixing."""
 
     kind: Literal["softmax", "sigmoid"] = "softmax"  # cross-entropy, or binary cross-entropy for each class
     label_smoothing: float = 0.0  # mass moved from the label to all classes evenly
+    distillation: DistillationConfig = DistillationConfig()
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
@@ -305,7 +322,7 @@ def difference(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
 
 
 def smoke(experiment: Experiment) -> Experiment:
-    """The same experiment shrunk to seconds: 2 steps of 4 images of at most 48 pixels, float32, on the bundled data."""
+    """The same experiment shrunk to seconds: 2 steps of 4 images of at most 48 pixels, float32, on the bundled data, without a teacher."""
     replace = dataclasses.replace
     data = replace(experiment.data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]", more_sources=())
     return replace(
@@ -313,6 +330,7 @@ def smoke(experiment: Experiment) -> Experiment:
         model=replace(experiment.model, dtype="float32", image_size=min(experiment.model.image_size or 48, 48)),
         data=replace(data, num_workers=0, num_threads=1),
         optimizer=replace(experiment.optimizer, warmup="1 steps", cooldown="0 steps"),
+        loss=replace(experiment.loss, distillation=DistillationConfig()),  # a teacher knows other classes and sizes
         mesh=MeshConfig(),
         batch_size=4,
         accumulation=min(experiment.accumulation, 2),

@@ -1,7 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from vitlab.train.losses import cross_entropy, sigmoid_cross_entropy, soft_targets, softmax_cross_entropy
+from vitlab.config import DistillationConfig, LossConfig
+from vitlab.train.losses import cross_entropy, distilled_loss, sigmoid_cross_entropy, soft_targets, softmax_cross_entropy
 
 LOGITS, LABELS = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([1])
 
@@ -18,3 +21,42 @@ def test_the_sigmoid_loss_is_the_mean_over_classes_of_the_binary_one():
     p = 1 / (1 + np.exp([-2.0, 0, 1]))
     expected = -np.mean([np.log(1 - p[0]), np.log(p[1]), np.log(1 - p[2])])
     np.testing.assert_allclose(sigmoid_cross_entropy(LOGITS, soft_targets(LABELS, 3)), [expected], rtol=1e-6)
+
+
+CLASS_HEAD, DISTILLATION_HEAD = np.array([[2.0, 0, -1], [0.5, 1, 0]]), np.array([[0.0, 1, 3], [-1, 2, 0.3]])
+TEACHER, TARGETS = np.array([[0.1, 2, -2], [3, 0, 1.0]]), np.array([[0.0, 1, 0], [0.2, 0, 0.8]])
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def distilled(heads, **options):
+    arrays = [jnp.asarray(x, jnp.float32) for x in (TARGETS, TEACHER)]
+    config = LossConfig(distillation=DistillationConfig(**options))
+    return distilled_loss([jnp.asarray(x, jnp.float32) for x in heads], *arrays, config)
+
+
+@pytest.mark.parametrize("heads", [(CLASS_HEAD,), (CLASS_HEAD, DISTILLATION_HEAD)])
+def test_soft_distillation_is_the_divergence_from_the_teacher_at_that_temperature_over_the_classes(heads):
+    log_p, log_q = log_softmax(TEACHER / 3), log_softmax(heads[-1] / 3)
+    divergence = 3**2 * (np.exp(log_p) * (log_p - log_q)).sum(-1) / 3
+    expected = 0.9 * -(TARGETS * log_softmax(heads[0])).sum(-1) + 0.1 * divergence
+    np.testing.assert_allclose(distilled(heads, kind="soft", alpha=0.1, temperature=3.0), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [(CLASS_HEAD,), (CLASS_HEAD, DISTILLATION_HEAD)])
+def test_hard_distillation_takes_the_teachers_likeliest_class_for_the_label(heads):
+    log_q = log_softmax(heads[-1])
+    expected = 0.7 * -(TARGETS * log_softmax(heads[0])).sum(-1) - 0.3 * np.array([log_q[0, 1], log_q[1, 0]])
+    np.testing.assert_allclose(distilled(heads, kind="hard", alpha=0.3, temperature=3.0), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_no_gradient_flows_to_the_teacher_and_one_does_to_the_student(kind):
+    config = LossConfig(distillation=DistillationConfig(kind=kind, alpha=1.0))
+    logits, teacher = jnp.asarray(CLASS_HEAD), jnp.asarray(TEACHER)
+    to_student, to_teacher = jax.grad(lambda x, y: distilled_loss([x], jnp.asarray(TARGETS), y, config).sum(), argnums=(0, 1))(
+        logits, teacher
+    )
+    assert np.abs(to_student).min() > 0 and not np.any(to_teacher)

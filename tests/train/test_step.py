@@ -4,12 +4,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vitlab.config import Experiment, MixConfig
+from vitlab.config import DistillationConfig, Experiment, LossConfig, MixConfig
 from vitlab.models.registry import Preprocessing
 from vitlab.train.functional import functional
 from vitlab.train.mesh import make_mesh, replicated, shard_batch
+from vitlab.train.mix import mix
 from vitlab.train.state import make_state
-from vitlab.train.step import compile_step, make_train_step, trace_step
+from vitlab.train.step import _MIX, compile_step, make_train_step, trace_step
 
 
 class NormedModel(nnx.Module):
@@ -53,20 +54,47 @@ class SpikyModel(NormedModel):
         return super().__call__(images, train=train, rngs=rngs) * jnp.where(white, 1000.0, 1.0)
 
 
-def run(num_steps, log_every=2, kind=NormedModel, white_at=(), **fields):
+class Teacher(NormedModel):
+    """Others' weights, statistics and normalisation."""
+
+    def __init__(self):
+        super().__init__(nnx.Rngs(7))
+        self.norm.mean[...], self.norm.var[...] = jnp.arange(4.0), 1 + jnp.arange(4.0)
+        self.preprocessing = Preprocessing(mean=(0.1,), std=(0.7,), image_size=(8, 8))
+
+
+class TwoHeads(nnx.Module):
+    """A head for each of two tokens, as a distilled ViT has."""
+
+    def __init__(self, rngs):
+        self.head, self.head_dist = nnx.Linear(64, 3, rngs=rngs), nnx.Linear(64, 3, rngs=rngs)
+        self.preprocessing = Preprocessing(mean=(0.5,), std=(0.25,), image_size=(8, 8))
+
+    def head_logits(self, images, *, train=False, rngs=None):
+        x = images.reshape(len(images), -1)
+        return self.head(x), self.head_dist(x)
+
+    def __call__(self, images, *, train=False, rngs=None):
+        return sum(self.head_logits(images)) / 2
+
+
+def run(num_steps, log_every=2, kind=NormedModel, white_at=(), taught=False, **fields):
     model, weights = functional(kind(nnx.Rngs(0)))
+    teacher, teacher_weights = functional(Teacher()) if taught else (None, None)
     optimizer = optax.sgd(0.1, momentum=0.9)
     experiment = Experiment(batch_size=4, **fields)
-    step = make_train_step(model, optimizer, lambda s: jnp.float32(0.1), experiment=experiment, num_classes=3, log_every=log_every)
+    options = {"experiment": experiment, "num_classes": 3, "log_every": log_every, "teacher": teacher}
+    step = make_train_step(model, optimizer, lambda s: jnp.float32(0.1), **options)
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8), "label": np.array([0, 1, 2, 0], np.int32)}
     mesh = make_mesh()
     state = jax.device_put(make_state(weights, optimizer, experiment), replicated(mesh))
-    compiled, _ = compile_step(trace_step(step, state, batch, mesh))
+    compiled, _ = compile_step(trace_step(step, state, batch, mesh, teacher=teacher))
+    fixed = (jax.device_put(teacher_weights, replicated(mesh)),) if taught else ()
     history = []
     for number in range(num_steps):
         batch["image"][0, 0, 0, 0] = 255 if number in white_at else 0
-        state, metrics = compiled(state, shard_batch(batch, mesh))
+        state, metrics = compiled(state, shard_batch(batch, mesh), *fixed)
         history.append(jax.device_get(metrics))
     return model, state, history, batch
 
@@ -151,3 +179,40 @@ def test_a_spike_is_dropped_once_it_is_known_what_is_usual(monkeypatch):
     np.testing.assert_allclose(state["skips"]["usual_norm"], np.mean(norms), rtol=1e-6)
     _, _, early, _ = run(2, white_at=(1,), **fields)
     assert not early[1]["skipped"]
+
+
+def loss_config(**options):
+    return LossConfig(distillation=DistillationConfig(teacher="another run", **options))
+
+
+def test_the_teacher_runs_as_in_evaluation_on_the_students_mixed_pixels_normalised_as_its_own():
+    config = MixConfig(mixup_alpha=0.8)
+    _, _, history, batch = run(1, kind=PlainModel, taught=True, loss=loss_config(alpha=1.0, temperature=2.0), mix=config)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), _MIX)
+    mixed, _ = mix(jnp.asarray(batch["image"]), jnp.zeros((4, 3)), key, config)
+    pixels = np.asarray(mixed) / 255
+    assert np.abs(pixels - batch["image"] / 255).max() > 0.1
+    teacher, student = np.asarray(Teacher()((pixels - 0.1) / 0.7)), np.asarray(PlainModel(nnx.Rngs(0))((pixels - 0.5) / 0.25))
+    log_p, log_q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (teacher / 2, student / 2))
+    np.testing.assert_allclose(history[0]["loss"], 4 * (np.exp(log_p) * (log_p - log_q)).mean(), rtol=1e-5)
+
+
+def test_a_teacher_without_weight_in_the_loss_changes_no_step():
+    _, alone, *_ = run(3, ema_decay=0.5)
+    _, taught, *_ = run(3, ema_decay=0.5, taught=True, loss=loss_config(alpha=0.0))
+    jax.tree.map(np.testing.assert_array_equal, alone, taught)
+    _, taught, *_ = run(3, ema_decay=0.5, taught=True, loss=loss_config(alpha=0.5))
+    assert not np.allclose(alone["params"]["head"]["kernel"], taught["params"]["head"]["kernel"])
+
+
+def test_accumulation_with_a_teacher_gives_the_step_of_the_whole_batch():
+    whole, parts = (run(3, kind=PlainModel, taught=True, loss=loss_config(), accumulation=n) for n in (1, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), whole[1], parts[1])
+
+
+def test_of_two_heads_one_follows_the_labels_and_the_other_the_teacher():
+    for alpha, still, moved in ((0.0, "head_dist", "head"), (1.0, "head", "head_dist")):
+        _, state, *_ = run(1, kind=TwoHeads, taught=True, loss=loss_config(kind="hard", alpha=alpha))
+        begun = functional(TwoHeads(nnx.Rngs(0)))[1]["params"]
+        np.testing.assert_array_equal(state["params"][still]["kernel"], begun[still]["kernel"])
+        assert not np.array_equal(state["params"][moved]["kernel"], begun[moved]["kernel"])

@@ -29,6 +29,17 @@ class Trained:
     origin: dict[str, str | int]  # for the result: model, and step or weights
 
 
+def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, folder.DataInfo]:
+    """The model of a run, without its weights, its experiment, and what it was trained on.
+
+    Raises:
+      ConfigError: It is no run folder.
+    """
+    own, data = folder.read(workdir)
+    channels = own.model.in_channels or data.channels
+    return build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)[0], own, data
+
+
 def from_run(
     workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = None, *, raw: bool = False, step: int | None = None
 ) -> Trained:
@@ -39,9 +50,7 @@ def from_run(
     Raises:
       ConfigError: It is no run folder, has no checkpoint, or its checkpoints do not fit or are damaged.
     """
-    own, data = folder.read(workdir)
-    channels = own.model.in_channels or data.channels
-    model, _ = build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)
+    model, own, data = model_of_run(workdir)
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"{workdir} has no checkpoint yet")
     averaged = averages(own) and not raw
@@ -58,7 +67,7 @@ def from_run(
         model=model,
         weights=state["average"] if averaged else state,
         experiment=experiment or own,
-        channels=channels,
+        channels=own.model.in_channels or data.channels,
         class_names=data.class_names,
         origin={"model": own.model.name, "step": step, **({"weights": "averaged"} if averaged else {})},
     )

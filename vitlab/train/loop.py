@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from vitlab.config import DataConfig, Experiment, to_dict
+from vitlab.evaluate.trained import Trained
 from vitlab.train import distributed, folder
 from vitlab.train.checkpoint import Checkpoints
 from vitlab.train.clock import Clock
@@ -68,6 +69,8 @@ def train(
         periods = setup.periods
         data = folder.DataInfo.of(setup.train_source)
         distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])
+        teacher = setup.restore_teacher()
+        fixed = () if teacher is None else (teacher.weights,)
         lock = distributed.on_first(lambda: folder.claim(workdir, experiment, data, allow_changes=allow_changes))
         stack.enter_context(lock or contextlib.nullcontext())
         keep = Retention(newest=experiment.keep_checkpoints, best=experiment.keep_best, every=periods.keep)
@@ -83,7 +86,7 @@ def train(
         clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size, peak_speed=setup.peak_speed())
         leaves, max_skips = leaf_names(state["params"]), experiment.max_skips
         report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, leaves=leaves, max_skips=max_skips))
-        report.line(_beginning(setup, state, step, compile_seconds))
+        report.line(_beginning(setup, teacher, state, step, compile_seconds))
         profiler = stack.enter_context(Profile(workdir / "profile", profile if distributed.is_first() else range(0)))
 
         # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a
@@ -92,7 +95,7 @@ def train(
         while step < periods.total and not should_stop():
             profiler.before(step + 1)
             batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, batch, *fixed)
             step += 1
             profiler.after(step, metrics)
             report.step(step, metrics)
@@ -118,12 +121,17 @@ def _evaluate(setup: Setup, report: Report, state: State, step: int, should_stop
         report.evaluation(step, result)
 
 
-def _beginning(setup: Setup, state: State, step: int, compile_seconds: float) -> str:
+def _beginning(setup: Setup, teacher: Trained | None, state: State, step: int, compile_seconds: float) -> str:
     count = sum(x.size for x in jax.tree.leaves(state["params"]))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if jax.process_count() > 1:
         devices += f" in {jax.process_count()} processes"
+    taught = ""
+    if teacher is not None:
+        origin = ", ".join(f"{name} {value}" for name, value in teacher.origin.items())
+        taught = f"; taught by {setup.experiment.loss.distillation.teacher} ({origin})"
     return (
         f"{setup.experiment.model.name}: {count:,} parameters, {len(setup.train_source):,} images, {setup.periods.total:,} steps of "
-        f"{setup.experiment.batch_size} on {devices}; compiled in {compile_seconds:.1f} s" + (f"; resumed at step {step}" if step else "")
+        f"{setup.experiment.batch_size} on {devices}{taught}; compiled in {compile_seconds:.1f} s"
+        + (f"; resumed at step {step}" if step else "")
     )

@@ -1,8 +1,12 @@
 """Losses of logits against soft targets, one value per image."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from vitlab.config import DistillationConfig, LossConfig
 
 
 def soft_targets(labels: Int[Array, " b"], num_classes: int, *, label_smoothing: float = 0.0) -> Float[Array, "b classes"]:
@@ -26,3 +30,46 @@ LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
 def cross_entropy(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
     """Softmax cross-entropy with labels (nats), for evaluation; infinite where a label's logit is minus infinity."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), labels[:, None], axis=-1)[:, 0]
+
+
+def soft_distillation(logits: Float[Array, "b classes"], teacher: Float[Array, "b classes"], temperature: float) -> Float[Array, " b"]:
+    """temperature**2 * KL(softmax(teacher / temperature) || softmax(logits / temperature)) / classes, in nats.
+
+    Hinton et al., arXiv:1503.02531 section 2; DeiT, arXiv:2012.12877 eq. 2. Neither paper divides by the number of classes; DeiT's
+    code does (its losses.py averages over all elements, as older versions of torch did), and it is followed: DeiT's alpha goes with
+    it. The weights of the papers are had with alpha' = classes * alpha / (1 - alpha + classes * alpha) and a learning rate to match.
+    Eq. 2 writes the student first in KL; the code, and Hinton et al., have the teacher's distribution first.
+    """
+    log_p, log_q = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (jax.lax.stop_gradient(teacher), logits))
+    return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).mean(-1)
+
+
+def hard_distillation(logits: Float[Array, "b classes"], teacher: Float[Array, "b classes"]) -> Float[Array, " b"]:
+    """Cross-entropy (nats) with the teacher's likeliest class, which is not smoothed; DeiT, arXiv:2012.12877 eq. 3."""
+    return cross_entropy(logits, teacher.argmax(-1))
+
+
+def distilled_loss(
+    heads: Sequence[Float[Array, "b classes"]], targets: Float[Array, "b classes"], teacher: Float[Array, "b classes"], config: LossConfig
+) -> Float[Array, " b"]:
+    """(1 - alpha) * loss of the labels + alpha * distillation.
+
+    With one head both are of it. With DeiT's two (arXiv:2012.12877, section 4) the first, of the class token, follows the labels, and
+    the last, of the distillation token, the teacher. Eq. 3 has both halves of the hard loss equal; DeiT's code weighs them by alpha
+    too, and so does this. As there, the labels' loss is that of `config.kind`, the teacher's always of a softmax.
+
+    Args:
+      heads: Logits of the student's heads.
+      targets: Labels after smoothing and mixing.
+      teacher: Its logits of the same images; no gradient flows to them.
+      config: Kinds, alpha and temperature.
+
+    Returns:
+      One value per image.
+    """
+    options = config.distillation
+    return (1 - options.alpha) * LOSSES[config.kind](heads[0], targets) + options.alpha * _distillation(heads[-1], teacher, options)
+
+
+def _distillation(logits: Array, teacher: Array, options: DistillationConfig) -> Array:
+    return soft_distillation(logits, teacher, options.temperature) if options.kind == "soft" else hard_distillation(logits, teacher)

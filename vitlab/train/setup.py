@@ -18,6 +18,7 @@ from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
+from vitlab.evaluate.trained import Trained
 from vitlab.train import mesh as meshes
 from vitlab.train.functional import FunctionalModel, Weights, build, functional
 from vitlab.train.optimizer import make_optimizer
@@ -25,6 +26,7 @@ from vitlab.train.periods import Periods
 from vitlab.train.schedule import make_schedule
 from vitlab.train.state import State, make_state
 from vitlab.train.step import TrainStep, make_train_step, trace_step
+from vitlab.train.teacher import open_teacher, restore_teacher
 from vitlab.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,14 @@ class Setup:
         macs = macs_of(lambda weights, x: self.model.apply(weights, x)[0], self.model.shapes, image)
         return peak * self.mesh.size / (6 * macs)
 
+    def restore_teacher(self) -> Trained | None:
+        """The teacher with its weights, which are the step's third argument, on all devices; None without one.
+
+        Raises:
+          ConfigError: Its run has no checkpoint, or only such as do not fit or are damaged.
+        """
+        return restore_teacher(self.experiment, self.mesh)
+
     def open_train_batches(self, start_step: int) -> Batches:
         """The endless training batches from a step on: this process's rows of them."""
         experiment = self.experiment
@@ -90,7 +100,7 @@ class Setup:
 
 
 def make_step(
-    experiment: Experiment, model: FunctionalModel, periods: Periods, *, num_classes: int
+    experiment: Experiment, model: FunctionalModel, periods: Periods, *, num_classes: int, teacher: FunctionalModel | None = None
 ) -> tuple[TrainStep, Callable[[Weights], State]]:
     """The step of an experiment on data of so many classes, and a function for the state before the first one (see `Setup`)."""
     schedule = make_schedule(experiment.optimizer, periods)
@@ -100,8 +110,8 @@ def make_step(
     def create_state(weights: Weights) -> State:
         return make_state(weights, optimizer, experiment)
 
-    step = make_train_step(model, optimizer, schedule, experiment=experiment, num_classes=num_classes, log_every=periods.log)
-    return step, create_state
+    options = {"experiment": experiment, "num_classes": num_classes, "log_every": periods.log, "teacher": teacher}
+    return make_train_step(model, optimizer, schedule, **options), create_state
 
 
 def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights:
@@ -150,10 +160,12 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         make_policy(experiment.augment.policy)  # refuses a malformed one
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
-    train_step, create_state = make_step(experiment, model, periods, num_classes=len(train_source.class_names))
+    class_names = tuple(train_source.class_names)
+    teacher = open_teacher(experiment, model, channels=channels, num_classes=len(class_names), class_names=class_names)
+    train_step, create_state = make_step(experiment, model, periods, num_classes=len(class_names), teacher=teacher)
     state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh)
     try:
-        traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh)
+        traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh, teacher=teacher)
     except (ValueError, RuntimeError, UnsupportedError) as error:
         raise ConfigError(f"{experiment.model.name} cannot be trained so: {error}") from error
     if experiment.model.weights:

@@ -1,5 +1,6 @@
-"""One step of training as a pure function of (state, batch)."""
+"""One step of training as a pure function of (state, batch), and of the weights of a teacher where there is one."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +15,15 @@ from vitlab.config import Experiment
 from vitlab.models.registry import Preprocessing
 from vitlab.train.erase import erase
 from vitlab.train.functional import FunctionalModel
-from vitlab.train.losses import LOSSES, soft_targets
-from vitlab.train.mesh import batch_sharding, replicated, state_shardings
+from vitlab.train.losses import LOSSES, distilled_loss, soft_targets
+from vitlab.train.mesh import batch_sharding, replicated, sharded_shapes, state_shardings
 from vitlab.train.mix import mix
 from vitlab.train.schedule import Schedule
 from vitlab.train.state import State, average
 
 Batch = dict[str, Array]  # image: uint8 [b, h, w, c], label: int32 [b]
 Metrics = dict[str, Array]
-TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
+TrainStep = Callable[..., tuple[State, Metrics]]  # of state and batch and, where there is a teacher, its weights
 STEADY_STEPS = 100  # gradients to know what is usual
 _MIX, _ERASE = 2**31 - 1, 2**31 - 2  # what is folded into the step's key; accumulation folds small numbers
 
@@ -35,6 +36,7 @@ def make_train_step(
     experiment: Experiment,
     num_classes: int,
     log_every: int,
+    teacher: FunctionalModel | None = None,
 ) -> TrainStep:
     """Builds the step.
 
@@ -46,18 +48,31 @@ def make_train_step(
     metrics `skipped` and `skipped_in_a_row` count such steps. Under "stop" it is the report that ends the run. With a
     `spike_factor` the same happens to a step whose `grad_norm` is so many times the running mean of those before (of which a new
     one is a hundredth), once there are `STEADY_STEPS` of them.
+
+    A teacher sees the student's pixels, erased and mixed, normalises them as it was trained, and runs as in evaluation. Its weights
+    are the step's third argument: neither state nor constants of the program.
     """
     loss_fn = LOSSES[experiment.loss.kind]
     skip, spike_factor = experiment.nonfinite == "skip", experiment.spike_factor
 
-    def part(params: Any, model_state: Any, images: Array, targets: Array, rng: Array) -> tuple[Array, tuple[Array, Any]]:
-        logits, model_state = model.apply({"params": params, "model_state": model_state}, images, rng)
-        return loss_fn(logits, targets).mean(), ((logits.argmax(-1) == targets.argmax(-1)).sum(), model_state)
+    def part(
+        teacher_weights: Any, params: Any, model_state: Any, images: Array, targets: Array, rng: Array
+    ) -> tuple[Array, tuple[Array, Any]]:
+        weights = {"params": params, "model_state": model_state}
+        if teacher is None:
+            logits, model_state = model.apply(weights, images, rng)
+            losses = loss_fn(logits, targets)
+        else:
+            heads, model_state = model.apply_heads(weights, images, rng)
+            logits = jnp.stack(heads).mean(0)
+            losses = distilled_loss(heads, targets, teacher.apply(teacher_weights, images)[0], experiment.loss)
+        return losses.mean(), ((logits.argmax(-1) == targets.argmax(-1)).sum(), model_state)
 
-    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def train_step(state: State, batch: Batch, teacher_weights: Any = None) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(experiment.seed), state["step"])
         images, targets = augmented(batch, rng, experiment, num_classes=num_classes, preprocessing=model.preprocessing)
-        value, correct, model_state, grads = _accumulate(part, state, images, targets, rng, parts=experiment.accumulation)
+        own_part = functools.partial(part, teacher_weights)
+        value, correct, model_state, grads = _accumulate(own_part, state, images, targets, rng, parts=experiment.accumulation)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         squares = jnp.stack([jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(grads)])
         finite = jnp.isfinite(jnp.concatenate([value[None], squares]))
@@ -133,8 +148,10 @@ def _accumulate(part: Callable[..., Any], state: State, images: Array, targets: 
     return jax.lax.scan(add, begin, (jnp.arange(parts), split(images), split(targets)))[0]
 
 
-def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh) -> jax.stages.Traced:
+def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh, *, teacher: FunctionalModel | None = None) -> jax.stages.Traced:
     """Traces the step for states and batches of these shapes; the old state's memory will be given to the new one.
+
+    With a teacher it is also traced for its weights, which lie on the mesh as parameters do and stay there.
 
     Raises:
       ValueError, RuntimeError, UnsupportedError: The model cannot run such a batch, or not on this device.
@@ -142,7 +159,8 @@ def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh) -> jax
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch)
     shardings = (state_shardings(state, mesh), replicated(mesh))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels are chosen for its devices, which may be elsewhere
-        return jax.jit(train_step, donate_argnums=0, out_shardings=shardings).trace(state, batch)
+        fixed = () if teacher is None else (sharded_shapes(teacher.shapes, mesh),)
+        return jax.jit(train_step, donate_argnums=0, out_shardings=shardings).trace(state, batch, *fixed)
 
 
 def compile_step(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, float]:

@@ -1,0 +1,70 @@
+"""The teacher of a distillation: the model of another run, which knows the same classes and sees the same pixels."""
+
+import pathlib
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from vitlab.config import ConfigError, Experiment
+from vitlab.evaluate.trained import Trained, from_run, model_of_run
+from vitlab.train.functional import FunctionalModel
+
+
+def open_teacher(
+    experiment: Experiment, student: FunctionalModel, *, channels: int, num_classes: int, class_names: Sequence[str] | None
+) -> FunctionalModel | None:
+    """The function of the teacher, without its weights; None if the experiment names none.
+
+    Args:
+      experiment: The student's.
+      student: Its model.
+      channels: Of its images.
+      num_classes: Of its data.
+      class_names: Of its data, in their order; None: not known here, and not compared.
+
+    Raises:
+      ConfigError: There is no such run, or it has other classes, image channels or another image size; one line.
+    """
+    workdir = experiment.loss.distillation.teacher
+    if not workdir:
+        return None
+    try:
+        teacher, own, data = model_of_run(pathlib.Path(workdir))
+    except ConfigError as error:
+        raise ConfigError(f"loss.distillation.teacher: {error}") from error
+    logits = own.model.num_classes or len(data.class_names), experiment.model.num_classes or num_classes
+    for what, (theirs, ours) in {
+        "classes": logits,
+        "image channels": (own.model.in_channels or data.channels, channels),
+        "pixels (height, width)": (teacher.preprocessing.image_size, student.preprocessing.image_size),
+    }.items():
+        if theirs != ours:
+            raise ConfigError(f"loss.distillation.teacher={workdir} has {theirs} {what}, the student {ours}")
+    if class_names is not None and data.class_names != tuple(class_names):
+        raise ConfigError(f"loss.distillation.teacher={workdir} knows other classes: {_first_difference(data.class_names, class_names)}")
+    return teacher
+
+
+def restore_teacher(experiment: Experiment, mesh: Mesh) -> Trained | None:
+    """The teacher with its weights, which lie on the mesh as parameters do; None if the experiment names none.
+
+    It is the newest whole checkpoint of its run, averaged where that averages: a run that resumes is bit-equal only if its
+    teacher's run has not gone on meanwhile. To be called by all processes.
+
+    Raises:
+      ConfigError: Its run has no checkpoint, or only such as do not fit or are damaged.
+    """
+    workdir = experiment.loss.distillation.teacher
+    if not workdir:
+        return None
+    try:
+        return from_run(pathlib.Path(workdir), mesh)
+    except ConfigError as error:
+        raise ConfigError(f"loss.distillation.teacher: {error}") from error
+
+
+def _first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} of them, the data has {len(ours)}"
+    index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f"number {index} is {theirs[index]!r}, of the data {ours[index]!r}"
