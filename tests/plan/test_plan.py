@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 
 from tests.train.conftest import config_file, tiny_experiment
-from vitlab.config import ConfigError, DataConfig, ModelConfig
+from vitlab.config import ConfigError, DataConfig, DistillationConfig, LossConfig, ModelConfig
+from vitlab.data import open_source
 from vitlab.plan.__main__ import main
 from vitlab.plan.collectives import Collective, collectives, sent_bytes
 from vitlab.plan.estimate import Plan, make_plan
 from vitlab.plan.program import Data, compile_program, out_of_memory
 from vitlab.plan.remedies import numbers_of_parts
 from vitlab.plan.topology import Topology, missing
+from vitlab.train import folder
 
 V5E = Topology.of("v5e:2x2")
 HUGE = {"batch_size": 2_400_000, "duration": "3 steps", "optimizer": dataclasses.replace(tiny_experiment().optimizer, warmup="1 steps")}
@@ -40,6 +42,19 @@ def test_the_cpu_s_plan_adds_up_and_names_no_time():
     assert 0.5 * plan.model_flops < plan.flops < 2 * plan.model_flops
     assert plan.collectives == () and plan.step_seconds is None
     assert (plan.total_steps, plan.epochs) == (60, 15.0)
+
+
+def test_a_teacher_counts_with_its_weights_and_one_forward_pass(tmp_path):
+    experiment = tiny_experiment()
+    folder.write(tmp_path, experiment, folder.DataInfo.of(open_source(experiment.data, train=True)))
+    taught = tiny_experiment(loss=LossConfig(distillation=DistillationConfig(teacher=str(tmp_path))))
+    alone, plan = (make_plan(e, Topology.of("cpu"), Data.of(e)) for e in (experiment, taught))
+    assert plan.memory["teacher"] == 4 * weights(experiment) and "teacher" not in alone.memory
+    assert plan.memory["padding"] == alone.memory["padding"] and plan.bytes == sum(plan.memory.values())
+    assert plan.model_flops == pytest.approx(alone.model_flops * 4 / 3)
+    wrong = dataclasses.replace(taught, model=dataclasses.replace(taught.model, image_size=42))
+    with pytest.raises(ConfigError, match=r"loss.distillation.teacher=.* has \(28, 28\) pixels"):
+        make_plan(wrong, Topology.of("cpu"), Data.of(wrong))
 
 
 @pytest.mark.tpu

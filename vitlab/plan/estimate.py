@@ -21,7 +21,7 @@ class Plan:
     batch_size: int  # over all devices
     compile_seconds: float
     memory: dict[str, int]  # part -> bytes; they add up
-    model_flops: float  # three times those of the forward pass: what the mathematics needs
+    model_flops: float  # three times those of the forward pass, and a teacher's once: what the mathematics needs
     flops: float | None  # that the compiler counts, recomputation included and kernels left out
     bytes_accessed: float | None  # that the compiler counts
     collectives: tuple[Collective, ...]
@@ -72,7 +72,7 @@ def make_plan(experiment: Experiment, topology: Topology, data: Data) -> Plan:
         batch_size=experiment.batch_size,
         compile_seconds=program.compile_seconds,
         memory=_memory(program),
-        model_flops=6 * program.macs * experiment.batch_size / topology.count,
+        model_flops=(6 * program.macs + 2 * program.teacher_macs) * experiment.batch_size / topology.count,
         flops=cost.get("flops"),
         bytes_accessed=cost.get("bytes accessed"),
         collectives=collectives(program.compiled.as_text() or "") if program.compiled else (),
@@ -91,6 +91,8 @@ def _memory(program: Program) -> dict[str, int]:
     """The parts of a device's memory; arrays in the compiler's layout may be larger than their elements."""
     weights = {k: program.state[k] for k in ("params", "model_state", "average") if k in program.state}
     parts = {"parameters": _bytes(weights), "optimizer": _bytes(program.state["opt_state"]), "batch": _bytes(program.batch)}
+    if program.teacher is not None:
+        parts["teacher"] = _bytes(program.teacher)
     if program.compiled is None:
         assert program.temporary_bytes is not None
         return {**parts, "activations": program.temporary_bytes}

@@ -16,10 +16,11 @@ from vitlab.data import open_source
 from vitlab.data.splits import split_range
 from vitlab.plan.topology import Topology
 from vitlab.train import mesh as meshes
-from vitlab.train.functional import build
+from vitlab.train.functional import FunctionalModel, build
 from vitlab.train.periods import Periods
 from vitlab.train.setup import abstract_batch, make_step
 from vitlab.train.step import compile_step, trace_step
+from vitlab.train.teacher import open_teacher
 
 # Training images, classes: of datasets that a recipe may name and that are not here.
 KNOWN = {"imagenet2012": (1_281_167, 1000), "cifar10": (50_000, 10), "cifar10_jpeg": (50_000, 10), "cifar100": (50_000, 100)}
@@ -59,6 +60,8 @@ class Program:
     batch: Any
     periods: Periods
     macs: int  # multiply-accumulates of the forward pass on one image
+    teacher: Any  # its weights: shapes, dtypes and sharding; None without one
+    teacher_macs: int  # of its forward pass on one image
     compiled: jax.stages.Compiled | None
     compile_seconds: float = 0.0
     temporary_bytes: int | None = None  # per device, where it was too large
@@ -75,7 +78,8 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     channels = experiment.model.in_channels or data.channels
     model, _ = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
     periods = Periods.of(experiment, examples_per_epoch=data.examples)
-    train_step, create_state = make_step(experiment, model, periods, num_classes=data.num_classes)
+    teacher = open_teacher(experiment, model, channels=channels, num_classes=data.num_classes, class_names=None)
+    train_step, create_state = make_step(experiment, model, periods, num_classes=data.num_classes, teacher=teacher)
     state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh)
     batch = abstract_batch(experiment, model, channels)
     image = jax.ShapeDtypeStruct((1, *batch["image"].shape[1:]), batch["image"].dtype)
@@ -83,16 +87,22 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
         "state": state,
         "batch": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)), batch),
         "periods": periods,
-        "macs": macs_of(lambda weights, x: model.apply(weights, x)[0], model.shapes, image),
+        "macs": _macs(model, image),
+        "teacher": teacher and meshes.sharded_shapes(teacher.shapes, mesh),
+        "teacher_macs": _macs(teacher, image) if teacher else 0,
     }
     try:
         with _uncached() if topology.is_exact else contextlib.nullcontext():
-            compiled, seconds = compile_step(trace_step(train_step, state, batch, mesh))
+            compiled, seconds = compile_step(trace_step(train_step, state, batch, mesh, teacher=teacher))
     except (ValueError, RuntimeError, UnsupportedError) as error:  # JAX's own are RuntimeErrors
         if (temporary := out_of_memory(str(error))) is None:
             raise ConfigError(f"{experiment.model.name} cannot be trained on {topology.name}: {str(error).splitlines()[0]}") from error
         return Program(**parts, compiled=None, temporary_bytes=temporary)
     return Program(**parts, compiled=compiled, compile_seconds=seconds)
+
+
+def _macs(model: FunctionalModel, image: jax.ShapeDtypeStruct) -> int:
+    return macs_of(lambda weights, x: model.apply(weights, x)[0], model.shapes, image)
 
 
 @contextlib.contextmanager
