@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vitlab.analysis.counts import abstract_model
 from vitlab.layers import initial
 from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import create_model
@@ -51,3 +52,11 @@ def test_nothing_is_compiled_to_create_a_model(caplog):
         create_model("swin_tiny", image_size=64, dim=40, num_heads=(1, 2, 4, 8))  # shapes that no other test has
     compiled = [record.message for record in caplog.records if "Finished XLA compilation" in record.message]
     assert not compiled
+
+
+def test_a_model_s_values_are_those_of_its_seed_and_without_one_none_are_drawn(monkeypatch):
+    kernels = [create_model("vit_tiny_patch16", depth=1, rngs=rngs).head.kernel[...] for rngs in (None, InitRngs(0), InitRngs(1))]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+    monkeypatch.setattr(np.random, "default_rng", None)
+    abstract_model("vit_tiny_patch16")

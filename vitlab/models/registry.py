@@ -142,4 +142,4 @@ def create_model(
     given = {"image_size": image_size, "drop_path_rate": drop_path_rate, "dtype": None if dtype is None else jnp.dtype(dtype).name}
     fields = {k: v for k, v in given.items() if v is not None} | family_fields
     config = model_config(name, num_classes=num_classes, in_channels=in_channels, **fields)
-    return family_of(name).model(config, rngs=rngs or InitRngs(0))
+    return family_of(name).model(config, rngs=InitRngs(0) if rngs is None else rngs)
