@@ -35,9 +35,9 @@ def records(workdir, name):
 def test_the_loss_falls_on_64_fixed_images(tmp_path):
     experiment = tiny_experiment(
         augment=dataclasses.replace(tiny_experiment().augment, pad=0, flip=False),
-        duration="150 steps",
+        duration="200 steps",
         optimizer=dataclasses.replace(tiny_experiment().optimizer, peak_lr=1e-2),
-        eval_every="150 steps",
+        eval_every="200 steps",
     )
     train(experiment, tmp_path / "run")
     losses = list(records(tmp_path / "run", "train_loss").values())
