@@ -6,6 +6,7 @@ same bits whatever the backend, the mesh and the number of processes.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,28 +32,28 @@ class InitRngs(nnx.Rngs):
 
 def normal(std: float) -> nnx.Initializer:
     """Normal of mean zero."""
-
-    def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-        del out_sharding
-        if key is None:
-            return jnp.zeros(shape, dtype)
-        if isinstance(key, np.random.Generator):
-            return jnp.asarray(np.float32(std) * key.standard_normal(shape, np.float32), dtype)
-        return std * jax.random.normal(key, shape, dtype)
-
-    return init
+    return _drawn(
+        lambda key, shape: np.float32(std) * key.standard_normal(shape, np.float32),
+        lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype),
+    )
 
 
 def uniform(bound: float) -> nnx.Initializer:
     """Uniform in [-bound, bound)."""
+    return _drawn(
+        lambda key, shape: np.float32(bound) * (2 * key.random(shape, np.float32) - 1),
+        lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+    )
+
+
+def _drawn(by_numpy: Callable[..., np.ndarray], by_jax: Callable[..., jax.Array]) -> nnx.Initializer:
+    """What draws as the key tells it to, see `InitRngs`."""
 
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del out_sharding
         if key is None:
             return jnp.zeros(shape, dtype)
-        if isinstance(key, np.random.Generator):
-            return jnp.asarray(np.float32(bound) * (2 * key.random(shape, np.float32) - 1), dtype)
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return jnp.asarray(by_numpy(key, shape), dtype) if isinstance(key, np.random.Generator) else by_jax(key, shape, dtype)
 
     return init
 
