@@ -10,13 +10,12 @@ from typing import Any
 import jax
 
 from pallas_kernels.dispatch import UnsupportedError
-from vitlab.analysis.counts import macs_of
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import open_source
 from vitlab.data.splits import split_range
 from vitlab.plan.topology import Topology
 from vitlab.train import mesh as meshes
-from vitlab.train.functional import FunctionalModel, build
+from vitlab.train.functional import build
 from vitlab.train.periods import Periods
 from vitlab.train.setup import abstract_batch, make_step
 from vitlab.train.step import compile_step, trace_step
@@ -82,14 +81,13 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     train_step, create_state = make_step(experiment, model, periods, num_classes=data.num_classes, teacher=teacher)
     state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh)
     batch = abstract_batch(experiment, model, channels)
-    image = jax.ShapeDtypeStruct((1, *batch["image"].shape[1:]), batch["image"].dtype)
     parts = {
         "state": state,
         "batch": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)), batch),
         "periods": periods,
-        "macs": _macs(model, image),
+        "macs": model.count_macs(),
         "teacher": teacher and meshes.sharded_shapes(teacher.shapes, mesh),
-        "teacher_macs": _macs(teacher, image) if teacher else 0,
+        "teacher_macs": teacher.count_macs() if teacher else 0,
     }
     try:
         with _uncached() if topology.is_exact else contextlib.nullcontext():
@@ -99,10 +97,6 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
             raise ConfigError(f"{experiment.model.name} cannot be trained on {topology.name}: {str(error).splitlines()[0]}") from error
         return Program(**parts, compiled=None, temporary_bytes=temporary)
     return Program(**parts, compiled=compiled, compile_seconds=seconds)
-
-
-def _macs(model: FunctionalModel, image: jax.ShapeDtypeStruct) -> int:
-    return macs_of(lambda weights, x: model.apply(weights, x)[0], model.shapes, image)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from vitlab.analysis.counts import macs_of
 from vitlab.config import ConfigError, ModelConfig
 from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import Preprocessing, create_model
@@ -41,6 +42,11 @@ class FunctionalModel:
     ) -> tuple[tuple[Float[Array, "b classes"], ...], dict[str, Any]]:
         """As `apply`, but with the logits of each head: two of a model with DeiT's distillation token, one of any other."""
         return self._run(lambda model: getattr(model, "head_logits", _whole(model)), weights, images, rng)
+
+    def count_macs(self) -> int:
+        """Multiply-accumulates of the forward pass on one image."""
+        image = jax.ShapeDtypeStruct((1, *self.preprocessing.image_size, len(self.preprocessing.mean)), jnp.uint8)
+        return macs_of(lambda weights, x: self.apply(weights, x)[0], self.shapes, image)
 
     def _run(self, forward: Callable[[Any], Callable[..., tuple[Array, ...]]], weights: Weights, images: Array, rng: Array | None) -> Any:
         """Float32 outputs of the function that `forward` makes of the model, and the new model_state."""
@@ -96,5 +102,5 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
         raise ConfigError(str(error)) from error
     constants = abstract.constants
     if jax.tree.leaves(constants):
-        constants = functional(create(InitRngs(None)))[0].constants
+        constants = jax.jit(lambda: functional(create(InitRngs(None)))[0].constants)()  # nothing else is made
     return dataclasses.replace(abstract, constants=constants), lambda: functional(create(InitRngs(seed)))[1]

@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pallas_kernels.dispatch import UnsupportedError
-from vitlab.analysis.counts import macs_of
 from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
@@ -61,9 +60,7 @@ class Setup:
         peak = peak_flops(self.mesh.devices.flat[0].device_kind)
         if peak is None:
             return None
-        image = jax.ShapeDtypeStruct((1, *self.model.preprocessing.image_size, self.channels), np.uint8)
-        macs = macs_of(lambda weights, x: self.model.apply(weights, x)[0], self.model.shapes, image)
-        return peak * self.mesh.size / (6 * macs)
+        return peak * self.mesh.size / (6 * self.model.count_macs())
 
     def restore_teacher(self) -> Trained | None:
         """The teacher with its weights, which are the step's third argument, on all devices; None without one.
@@ -168,9 +165,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh, teacher=teacher)
     except (ValueError, RuntimeError, UnsupportedError) as error:
         raise ConfigError(f"{experiment.model.name} cannot be trained so: {error}") from error
-    if experiment.model.weights:
-        start = load_start(model, create_weights(), experiment.model.weights)
-        create_weights = lambda: start  # noqa: E731
+    start = load_start(model, create_weights(), experiment.model.weights) if experiment.model.weights else None
     return Setup(
         experiment=experiment,
         mesh=mesh,
@@ -180,7 +175,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         periods=periods,
         train_step=traced,
         eval_step=make_eval_step(model, mesh),
-        create_weights=create_weights,
+        create_weights=create_weights if start is None else lambda: start,
         create_state=create_state,
         abstract_state=state,
         channels=channels,
