@@ -23,10 +23,10 @@ def get_config(variant=None):
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup="1 epochs", weight_decay=0.05),
             loss=LossConfig(label_smoothing=0.1),
             batch_size=64,
-            duration="45 epochs",
+            duration="36 epochs",
             log_every="1 epochs",
-            eval_every="5 epochs",
+            eval_every="4 epochs",
             eval_batch_size=500,
-            checkpoint_every="5 epochs",
+            checkpoint_every="4 epochs",
         )
     )
