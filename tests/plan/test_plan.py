@@ -10,6 +10,7 @@ from vitlab.data import open_source
 from vitlab.plan.__main__ import main
 from vitlab.plan.collectives import Collective, collectives, sent_bytes
 from vitlab.plan.estimate import Plan, make_plan
+from vitlab.plan.hlo import instructions, repeated_bytes
 from vitlab.plan.program import Data, compile_program, out_of_memory
 from vitlab.plan.remedies import numbers_of_parts
 from vitlab.plan.topology import Topology, missing
@@ -75,7 +76,7 @@ def test_a_kernel_runs_on_every_device_of_a_slice(libtpu):
     program = compile_program(experiment, Data.of(experiment), V5E)
     text = program.compiled.as_text()
     assert "window_attention_forward" in text and "window_attention_backward" in text
-    assert {c.kind for c in collectives(text)} == {"all-reduce"}  # no device fetches the images of another
+    assert {c.kind for c in collectives(instructions(text))} == {"all-reduce"}  # no device fetches the images of another
 
 
 @pytest.mark.tpu
@@ -130,13 +131,61 @@ PROGRAM = """
 
 
 def test_collectives_are_read_from_the_program():
-    found = collectives(PROGRAM)
+    found = collectives(instructions(PROGRAM))
     assert found == (
         Collective("all-gather", 1, 16 * 2 * 4),
         Collective("all-reduce", 1, 4 + 3 * 8 * 2 + 16 * 4),
         Collective("reduce-scatter", 1, 4 * 4),
     )
     assert sent_bytes(found, 4) == 0.75 * 128 + 1.5 * 116 + 3 * 16
+
+
+LOOP = """%fused (a: f32[8,2], i: s32[]) -> f32[2] {
+  %a = f32[8,2]{1,0:T(8,128)} parameter(0)
+  ROOT %negate = f32[2]{0} negate(%a)
+}
+
+%body (carry: (s32[], f32[2], f32[8,2])) -> (s32[], f32[2], f32[8,2]) {
+  %carry = (s32[], f32[2]{0}, f32[8,2]{1,0:T(8,128)}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %rows = f32[8,2]{1,0} get-tuple-element(%carry), index=2
+  %row = f32[2]{0} fusion(%rows, %i), kind=kLoop, calls=%fused
+  %all-reduce = f32[2]{0} all-reduce(%row), to_apply=%sum
+  ROOT %next = (s32[], f32[2]{0}, f32[8,2]{1,0}) tuple(%i, %all-reduce, %rows)
+}
+
+%condition (carry: (s32[], f32[2], f32[8,2])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(8)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %while = (s32[], f32[2]{0}, f32[8,2]{1,0}) while(%tuple), condition=%condition, body=%body
+  %all-reduce.1 = f32[4]{0} all-reduce(%y), to_apply=%sum
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    program = instructions(LOOP)
+    assert collectives(program) == (Collective("all-reduce", 9, 8 * 2 * 4 + 4 * 4),)
+    assert repeated_bytes(program) == 7 * ((8 + 8 + 4) + (8 + 8))  # of eight rows one a trip, the index, the results
+    said = LOOP.replace("body=%body", """body=%body, backend_config={"known_trip_count":{"n":"5"}}""")
+    assert collectives(instructions(said))[0].count == 6
+    assert collectives(instructions(LOOP.replace("constant(8)", "parameter(0)")))[0].count == 2  # unknown: once
+
+
+def test_a_plan_of_blocks_in_a_loop_is_that_of_blocks_in_turn():
+    experiment = tiny_experiment()
+    shape = {"depth": 6, "dim": 64}
+    plans = {}
+    for scan in (False, True):
+        model = dataclasses.replace(experiment.model, fields={**experiment.model.fields, **shape, "scan_blocks": scan})
+        one = dataclasses.replace(experiment, model=model)
+        plans[scan] = make_plan(one, Topology.of("cpu"), Data.of(one))
+    # Of a loop the products are counted, not what is done element by element; its parameters are moved once more, to be stacked.
+    assert plans[True].flops == pytest.approx(plans[False].flops, rel=0.2)
+    assert plans[True].bytes_accessed == pytest.approx(plans[False].bytes_accessed, rel=0.5)
 
 
 def test_the_compiler_s_refusal_is_read():

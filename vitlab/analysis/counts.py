@@ -44,7 +44,11 @@ def macs_of(fn: Callable[..., Any], *args: Any) -> int:
     masked products that an implementation adds.
     """
     with target.assume("cpu"):  # kernels of other platforms are opaque
-        jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+        return macs_in(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def macs_in(jaxpr: core.Jaxpr) -> int:
+    """Multiply-accumulates of a traced function, as `macs_of`; kernels count only where their definition stands in it."""
     return sum(times * _macs(eqn) for eqn, times in _equations(jaxpr, 1))
 
 

@@ -1,13 +1,11 @@
 """What the devices say to each other, read from a compiled program."""
 
 import dataclasses
-import math
-import re
+from collections.abc import Iterable
+
+from vitlab.plan.hlo import Instruction, array_bytes, arrays
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_OPERATION = re.compile(rf"= (?P<type>\(.*?\)|\S+) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
-_ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<shape>[\d,]*)\]")
-_LAYOUT = re.compile(r"\{[^{}]*\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +17,17 @@ class Collective:
     bytes: int  # of their results, on one device
 
 
-def collectives(program: str) -> tuple[Collective, ...]:
-    """Those of an optimized HLO program; one inside a loop counts once."""
+def collectives(program: Iterable[Instruction]) -> tuple[Collective, ...]:
+    """Those of a program; one inside a loop counts each time."""
     found: dict[str, list[int]] = {}
-    for line in program.splitlines():
-        if match := _OPERATION.search(_LAYOUT.sub("", line)):
-            sizes = [_bytes(array) for array in _ARRAY.finditer(match["type"])]
-            if match["start"] and match["kind"] != "all-reduce":  # (operands, results): half of them, and counters
-                sizes = [max(sizes)]
-            found.setdefault(match["kind"], []).append(sum(sizes))
+    for each in program:
+        kind, start = each.operation.removesuffix("-start"), each.operation.endswith("-start")
+        if kind not in _KINDS:
+            continue
+        sizes = [array_bytes(array) for array in arrays(each.type)]
+        if start and kind != "all-reduce":  # (operands, results): half of them, and counters
+            sizes = [max(sizes)]
+        found.setdefault(kind, []).extend([sum(sizes)] * each.times)
     return tuple(Collective(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items()))
 
 
@@ -36,8 +36,3 @@ def sent_bytes(found: tuple[Collective, ...], num_devices: int) -> float:
     share = (num_devices - 1) / num_devices
     times = {"all-reduce": 2 * share, "all-gather": share, "reduce-scatter": num_devices - 1, "all-to-all": share}
     return sum((c.bytes * times.get(c.kind, 1) for c in found), 0.0)
-
-
-def _bytes(array: re.Match[str]) -> int:
-    bits = 8 if array["dtype"] == "pred" else int(re.findall(r"\d+", array["dtype"])[0])
-    return math.prod(map(int, filter(None, array["shape"].split(",")))) * bits // 8

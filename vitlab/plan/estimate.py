@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vitlab.config import Experiment
+from vitlab.plan import hlo
 from vitlab.plan.collectives import Collective, collectives, sent_bytes
 from vitlab.plan.program import Data, Program, compile_program
 from vitlab.plan.topology import Topology
@@ -22,8 +23,8 @@ class Plan:
     compile_seconds: float
     memory: dict[str, int]  # part -> bytes; they add up
     model_flops: float  # three times those of the forward pass, and a teacher's once: what the mathematics needs
-    flops: float | None  # that the compiler counts, recomputation included and kernels left out
-    bytes_accessed: float | None  # that the compiler counts
+    flops: float | None  # that the compiler or the tracing counts, whichever finds more; recomputation included, kernels left out
+    bytes_accessed: float | None  # that the compiler counts, and what loops move after their first trip
     collectives: tuple[Collective, ...]
     total_steps: int
     epochs: float
@@ -66,6 +67,7 @@ def make_plan(experiment: Experiment, topology: Topology, data: Data) -> Plan:
     """
     program = compile_program(experiment, data, topology)
     cost = _cost(program.compiled)
+    text = hlo.instructions(program.compiled.as_text() or "") if program.compiled else []
     return Plan(
         model=experiment.model.name,
         topology=topology,
@@ -73,9 +75,9 @@ def make_plan(experiment: Experiment, topology: Topology, data: Data) -> Plan:
         compile_seconds=program.compile_seconds,
         memory=_memory(program),
         model_flops=(6 * program.macs + 2 * program.teacher_macs) * experiment.batch_size / topology.count,
-        flops=cost.get("flops"),
-        bytes_accessed=cost.get("bytes accessed"),
-        collectives=collectives(program.compiled.as_text() or "") if program.compiled else (),
+        flops=max(cost["flops"], 2 * program.step_macs / topology.count) if "flops" in cost else None,
+        bytes_accessed=cost["bytes accessed"] + hlo.repeated_bytes(text) if "bytes accessed" in cost else None,
+        collectives=collectives(text),
         total_steps=program.periods.total,
         epochs=program.periods.total * experiment.batch_size / data.examples,
         examples=data.examples,

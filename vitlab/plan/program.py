@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from pallas_kernels.dispatch import UnsupportedError
+from vitlab.analysis.counts import macs_in
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import open_source
 from vitlab.data.splits import split_range
@@ -59,6 +60,7 @@ class Program:
     batch: Any
     periods: Periods
     macs: int  # multiply-accumulates of the forward pass on one image
+    step_macs: int = 0  # of the step over all devices, what is recomputed included
     teacher: Any  # its weights: shapes, dtypes and sharding; None without one
     teacher_macs: int  # of its forward pass on one image
     compiled: jax.stages.Compiled | None
@@ -91,12 +93,13 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     }
     try:
         with _uncached() if topology.is_exact else contextlib.nullcontext():
-            compiled, seconds = compile_step(trace_step(train_step, state, batch, mesh, teacher=teacher))
+            traced = trace_step(train_step, state, batch, mesh, teacher=teacher)
+            compiled, seconds = compile_step(traced)
     except (ValueError, RuntimeError, UnsupportedError) as error:  # JAX's own are RuntimeErrors
         if (temporary := out_of_memory(str(error))) is None:
             raise ConfigError(f"{experiment.model.name} cannot be trained on {topology.name}: {str(error).splitlines()[0]}") from error
         return Program(**parts, compiled=None, temporary_bytes=temporary)
-    return Program(**parts, compiled=compiled, compile_seconds=seconds)
+    return Program(**parts, step_macs=macs_in(traced.jaxpr.jaxpr), compiled=compiled, compile_seconds=seconds)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,97 @@
+"""An optimized HLO program, read from its text: what runs, and how often. XLA's own counts take what a loop repeats once."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+
+_COMPUTATION = re.compile(r"(?:ENTRY )?%(?P<name>[\w.-]+) \(.*\{$")
+_LAYOUT = re.compile(r"\{[^{}]*\}")
+_INSTRUCTION = re.compile(r" +(?:ROOT )?%(?P<name>[\w.-]+) = (?P<type>.+?) (?P<operation>[a-z][\w-]*)\((?P<operands>.*?)\)")
+_CALLED = re.compile(r"\b(?P<role>body|calls|to_apply|\w+_computations?)=\{?(?P<names>%[\w.-]+(?:, %[\w.-]+)*)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LIMIT = re.compile(r"s32\[\] constant\((\d+)\)")
+_ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<shape>[\d,]*)\]")
+_STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One operation of a program."""
+
+    name: str
+    operation: str  # "fusion", "all-reduce-start"
+    type: str  # of the result, without layouts: "f32[8,2]", "(f32[4], s32[])"
+    operands: tuple[str, ...]  # their types
+    times: int = 1  # how often it runs
+    loop: int = 1  # trips of the loop that it is in
+    fused: bool = False  # whether it is a part of another one
+
+    @property
+    def moved_bytes(self) -> float:
+        """What it reads and writes each time; of arrays with a row for each trip of its loop, one row."""
+        if self.fused or self.operation in _STILL or self.operation.endswith("-done"):
+            return 0.0
+        return sum(
+            (array_bytes(array) / (self.loop if rows == self.loop else 1) for array, rows in _arrays(self.type, *self.operands)), 0.0
+        )
+
+
+def instructions(program: str) -> list[Instruction]:
+    """Those of all computations of a program; a loop whose number of trips is not in the text counts once."""
+    computations: dict[str, list[str]] = {"": []}
+    lines = computations[""]
+    for line in program.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = computations.setdefault(match["name"], [])
+        else:
+            lines.append(line)
+    runs = {name: (1, 1, False) for name in computations}  # times, loop, fused
+    found: list[Instruction] = []
+    for name in reversed(computations):  # what calls stands after what is called
+        times, loop, fused = runs[name]
+        types: dict[str, str] = {}
+        for line in computations[name]:
+            if not (match := _INSTRUCTION.match(_LAYOUT.sub("", line))):
+                continue
+            types[match["name"]] = match["type"]
+            operands = tuple(types.get(operand, "") for operand in re.findall(r"%([\w.-]+)", match["operands"]))
+            found.append(Instruction(match["name"], match["operation"], match["type"], operands, times, loop, fused))
+            for called in _CALLED.finditer(line):
+                trips = _trips(line, computations) if called["role"] == "body" else 1
+                inner = fused or called["role"] == "to_apply" and match["operation"] != "call" or match["operation"] == "fusion"
+                for callee in re.findall(r"%([\w.-]+)", called["names"]):
+                    runs[callee] = (times * trips, trips if called["role"] == "body" else loop, inner)
+    return found
+
+
+def repeated_bytes(program: Iterable[Instruction]) -> float:
+    """What the instructions in loops move after the first trip."""
+    return sum(((each.times - 1) * each.moved_bytes for each in program), 0.0)
+
+
+def array_bytes(array: str) -> int:
+    """Of one array's type, such as `bf16[8,2]`."""
+    match = _ARRAY.fullmatch(array)
+    assert match, array
+    bits = 8 if match["dtype"] == "pred" else int(re.findall(r"\d+", match["dtype"])[0])
+    return math.prod(map(int, filter(None, match["shape"].split(",")))) * bits // 8
+
+
+def arrays(*types: str) -> list[str]:
+    """The arrays of types, tuples taken apart."""
+    return [match[0] for text in types for match in _ARRAY.finditer(text)]
+
+
+def _arrays(*types: str) -> list[tuple[str, int]]:
+    """Each array, and its rows."""
+    return [(array, int(re.findall(r"\[(\d*)", array)[0] or 0)) for array in arrays(*types)]
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+    """How often the body of a `while` runs: said by XLA for CPUs, else the limit that its condition compares with."""
+    if match := _TRIPS.search(line):
+        return int(match[1])
+    condition = re.search(r"condition=%([\w.-]+)", line)
+    limits = _LIMIT.findall(_LAYOUT.sub("", "\n".join(computations[condition[1]]))) if condition else []
+    return int(limits[0]) if len(limits) == 1 else 1
