@@ -143,6 +143,12 @@ def test_remat_recomputes_the_blocks(representative):
     assert primitives(remat="full") >= len(tiny(representative).feature_info) > primitives()
 
 
+def test_blocks_that_are_alike_run_as_a_loop(representative):
+    name, size = {"fmvit_tiny": "fmvit_large"}.get(representative, representative), size_of(representative)  # no two alike in tiny
+    model, x = abstract_model(name, image_size=size, scan_blocks=True), jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    assert "scan" in {eqn.primitive.name for eqn in trace(model, x).eqns}
+
+
 def test_remakes_itself_from_its_config(representative):
     config = model_config(representative)
     assert dataclasses.replace(config) == config

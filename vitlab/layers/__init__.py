@@ -2,6 +2,7 @@
 
 from vitlab.layers.attention import Attention
 from vitlab.layers.batch_norm import BatchNorm
+from vitlab.layers.blocks import Remat, run_blocks
 from vitlab.layers.conv import Conv
 from vitlab.layers.conv_mlp import ConvMlp
 from vitlab.layers.conv_norm import ConvNorm
@@ -14,7 +15,6 @@ from vitlab.layers.norm import LayerNorm
 from vitlab.layers.patch_embed import PatchEmbed
 from vitlab.layers.patch_merging import PatchMerging
 from vitlab.layers.pos_conv import PosConv
-from vitlab.layers.remat import Remat, run_block
 
 __all__ = [
     "Attention",
@@ -33,6 +33,6 @@ __all__ = [
     "Remat",
     "drop_path_rates",
     "normal_init",
-    "run_block",
+    "run_blocks",
     "stage_drop_path_rates",
 ]

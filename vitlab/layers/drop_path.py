@@ -27,10 +27,10 @@ class DropPath(nnx.Module):
     def __init__(self, rate: float):
         if not 0 <= rate < 1:
             raise ValueError(f"drop_path {rate=} must be in [0, 1)")
-        self.rate = rate
+        self.rate: float | Array = float(rate)  # an array where blocks of several rates run as a loop
 
     def __call__(self, x: Float[Array, "b *rest"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b *rest"]:
-        if not train or self.rate == 0:
+        if not train or (isinstance(self.rate, float) and self.rate == 0):
             return x
         if rngs is None:
             raise ValueError("training with drop path needs random numbers: pass rngs=nnx.Rngs(dropout=key)")

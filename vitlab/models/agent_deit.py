@@ -5,13 +5,14 @@ of whole patches; another size than the model's resamples the position embedding
 """
 
 import dataclasses
+import itertools
 from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, Remat, drop_path_rates, run_block
+from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, Remat, drop_path_rates, run_blocks
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.mixers.agent import AgentAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -34,6 +35,7 @@ class AgentDeiTConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -118,10 +120,10 @@ class AgentDeiT(nnx.Module):
         """The tokens after a quarter, half, three quarters and all of the blocks; the last ones normalised."""
         grid = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
         x, kept = self.embed(images.astype(self.config.dtype)), []
-        for i, block in enumerate(self.blocks, 1):
-            x = run_block(block, x, remat=self.config.remat, train=train, rngs=rngs, grid=grid)
-            if i in self._feature_depths:
-                kept.append(x)
+        options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "grid": grid}
+        for start, end in itertools.pairwise((0, *self._feature_depths)):
+            x = run_blocks(self.blocks[start:end], x, train=train, rngs=rngs, **options)
+            kept.append(x)
         return *kept[:-1], self.norm(x)
 
     def features(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.window_attention import WindowAttention
@@ -38,6 +38,7 @@ class AgentSwinConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -131,15 +132,14 @@ class Stage(nnx.Module):
 
     def __init__(self, config: AgentSwinConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = PatchMerging(config.dims[stage - 1], eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, index=i, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)])
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None:
             x = self.downsample(x)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class AgentSwin(nnx.Module):

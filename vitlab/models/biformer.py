@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.transitions import DeepStem, Transition
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
@@ -37,6 +37,7 @@ class BiFormerConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -106,14 +107,13 @@ class Stage(nnx.Module):
 
     def __init__(self, config: BiFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = _downsample(config, stage, rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         x = self.downsample(x, train=train)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class BiFormer(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.mixers.long_short import LongShortAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -37,6 +37,7 @@ class CrossFormerConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -132,6 +133,7 @@ class Stage(nnx.Module):
     def __init__(self, config: CrossFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.norm = LayerNorm(dims[stage - 1], eps=EPS, dtype=dtype, rngs=rngs) if stage else None
         self.reductions = (
             CrossScaleEmbedding(dims[stage - 1], dims[stage], kernel_sizes=(2, 4), stride=2, dtype=dtype, rngs=rngs) if stage else None
@@ -141,9 +143,7 @@ class Stage(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.norm is not None and self.reductions is not None:
             x = self.reductions(pad_to_multiple(self.norm(x), 2))
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class CrossFormer(nnx.Module):

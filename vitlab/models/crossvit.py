@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_block
+from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import full, normal_init
 from vitlab.layers.mlp import gelu
@@ -40,6 +40,7 @@ class CrossViTConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -157,6 +158,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: CrossViTConfig, *, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.blocks = nnx.List(
             [
                 nnx.List([Block(config, dim=dim, drop_path_rate=rates[i], rngs=rngs) for i in range(depth)])
@@ -169,8 +171,7 @@ class Encoder(nnx.Module):
     def __call__(self, small, large, *, train: bool, rngs: nnx.Rngs | None) -> tuple[Float[Array, "b n d"], Float[Array, "b m d2"]]:
         branches = []
         for blocks, x in zip(self.blocks, (small, large), strict=True):
-            for block in blocks:
-                x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+            x = run_blocks(blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
             branches.append(x)
         small, large = branches
         return (

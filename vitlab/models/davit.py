@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, drop_path_rates, run_block
+from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, drop_path_rates, run_blocks
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.window_attention import WindowAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -33,6 +33,7 @@ class DaViTConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
@@ -123,6 +124,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: DaViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = Downsample(config.dims[stage - 1], config.dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List(
             [
@@ -134,10 +136,8 @@ class Stage(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None:
             x = self.downsample(x)
-        for pair in self.blocks:
-            for block in pair:
-                x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        blocks = [block for pair in self.blocks for block in pair]
+        return run_blocks(blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class DaViT(nnx.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Linear, Remat, run_block
+from vitlab.layers import BatchNorm, Linear, Remat, run_blocks
 from vitlab.layers.conv_sandwich import ConvFfn, ConvStem16, ResidualDepthwise, SandwichDownsample, fuse_sandwiches
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -30,6 +30,7 @@ class EfficientViTConfig:
     drop_path_rate: float = 0.0  # the published recipe has none
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -93,15 +94,14 @@ class Stage(nnx.Module):
 
     def __init__(self, config: EfficientViTConfig, *, stage: int, rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = SandwichDownsample(config.dims[stage - 1], config.dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, rngs=rngs) for _ in range(config.depths[stage])])
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None:
             x = self.downsample(x, train=train)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class EfficientViT(nnx.Module):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, Linear, Remat, drop_path_rates, run_block
+from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, Linear, Remat, drop_path_rates, run_blocks
 from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.multi_group import MultiGroupLinear
 from vitlab.layers.pool import average_pool_ceil
@@ -40,6 +40,7 @@ class FMViTConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
@@ -182,6 +183,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: FMViTConfig, *, stage: int, in_dim: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         blocks = []
         for i, rate in enumerate(rates):
             halve = stage > 0 and i == 0
@@ -197,9 +199,7 @@ class Stage(nnx.Module):
         self.dim = in_dim
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class FMViT(nnx.Module):

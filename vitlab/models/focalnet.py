@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import Conv, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -35,6 +35,7 @@ class FocalNetConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -134,6 +135,7 @@ class Stage(nnx.Module):
     def __init__(self, config: FocalNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, kernel = config.dims[stage], 3 if config.overlapping else 2
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = (
             Downsample(config.dims[stage - 1], dim, kernel_size=kernel, stride=2, padding=kernel - 2, dtype=config.dtype, rngs=rngs)
             if stage
@@ -144,9 +146,7 @@ class Stage(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None:
             x = self.downsample(x)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class FocalNet(nnx.Module):

@@ -10,7 +10,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, PosConv, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import (
+    BatchNorm,
+    ConvMlp,
+    DropPath,
+    LayerNorm,
+    LayerScale,
+    Linear,
+    Mlp,
+    PosConv,
+    Remat,
+    run_blocks,
+    stage_drop_path_rates,
+)
 from vitlab.layers.transitions import DeepStem, Transition
 from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.global_attention import GlobalAttention
@@ -35,6 +47,7 @@ class GLNetConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -108,14 +121,13 @@ class Stage(nnx.Module):
 
     def __init__(self, config: GLNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = _downsample(config, stage, rngs)
         self.blocks = nnx.List([Block(config, stage=stage, index=i, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)])
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         x = self.downsample(x, train=train)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class GLNet(nnx.Module):

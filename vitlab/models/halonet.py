@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.mixers.halo import HaloAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -39,6 +39,7 @@ class HaloNetConfig:
     drop_path_rate: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = _CROP
 
     def __post_init__(self):
@@ -118,6 +119,7 @@ class Stage(nnx.Module):
     def __init__(self, config: HaloNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         in_dims = (config.out_dims[stage - 1] if stage else config.stem_dim, *(config.out_dims[stage],) * len(rates))
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.blocks = nnx.List(
             [
                 Block(config, stage=stage, in_dim=in_dims[i], stride=2 if stage and not i else 1, drop_path_rate=rate, rngs=rngs)
@@ -126,9 +128,7 @@ class Stage(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class HaloNet(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, Linear, PatchEmbed, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, Linear, PatchEmbed, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.deform_conv import DeformConv
 from vitlab.layers.mlp import gelu
 from vitlab.layers.pad import pad_to_multiple
@@ -37,6 +37,7 @@ class LITv2Config:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -97,6 +98,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: LITv2Config, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         dims = config.dims
         self.downsample = DeformableTokenMerging(dims[stage - 1], dims[stage], dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
@@ -104,9 +106,7 @@ class Stage(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None:
             x = self.downsample(x, train=train)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class LITv2(nnx.Module):

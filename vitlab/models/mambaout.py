@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.initial import normal_init
 from vitlab.layers.mlp import gelu
 from vitlab.mixers.gated_conv import GatedConv
@@ -32,6 +32,7 @@ class MambaOutConfig:
     drop_path_rate: float = 0.2
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=1.0)
 
     def __post_init__(self):
@@ -99,15 +100,14 @@ class Stage(nnx.Module):
     def __init__(self, config: MambaOutConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim = config.dims[stage]
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = Downsample(config.dims[stage - 1], dim, dtype=config.dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, dim=dim, drop_path_rate=rate, rngs=rngs) for rate in rates])
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None:
             x = self.downsample(x)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class Head(nnx.Module):

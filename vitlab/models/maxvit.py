@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_block
+from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks
 from vitlab.layers.initial import normal_init
 from vitlab.layers.pool import average_pool_ceil
 from vitlab.layers.squeeze_excite import SqueezeExcite
@@ -43,6 +43,7 @@ class MaxViTConfig:
     drop_path_rate: float = 0.2  # one less the authors' survival rate
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_fraction=0.95)
 
     def __post_init__(self):
@@ -154,6 +155,7 @@ class Stage(nnx.Module):
     def __init__(self, config: MaxViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, in_dim = config.dims[stage], config.dims[stage - 1] if stage else config.stem_dim
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.blocks = nnx.List(
             [
                 Block(config, in_dim=dim if i else in_dim, dim=dim, stride=1 if i else 2, drop_path_rate=rate, rngs=rngs)
@@ -162,9 +164,7 @@ class Stage(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class Head(nnx.Module):

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.config import near_misses
-from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.mixers import MIXERS
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -39,6 +39,7 @@ class MetaFormerConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -98,15 +99,14 @@ class Stage(nnx.Module):
         stride = 2 if stage else config.stem_stride
         in_dim = config.dims[stage - 1] if stage else config.in_channels
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = Conv(in_dim, config.dims[stage], kernel_size=2 * stride - 1, stride=stride, dtype=config.dtype, rngs=rngs)
         self.norm = LayerNorm(config.dims[stage], eps=EPS, dtype=config.dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         x = self.norm(self.downsample(x))
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class MetaFormer(nnx.Module):

@@ -23,7 +23,7 @@ from vitlab.layers import (
     PatchEmbed,
     PatchMerging,
     Remat,
-    run_block,
+    run_blocks,
     stage_drop_path_rates,
 )
 from vitlab.layers.pad import pad_to_multiple
@@ -51,6 +51,7 @@ class NATConfig:
     drop_path_rate: float = 0.2
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -183,15 +184,14 @@ class Stage(nnx.Module):
 
     def __init__(self, config: NATConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = _merging(config, config.dims[stage - 1], rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, index=i, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)])
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None:
             x = self.downsample(x)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class NAT(nnx.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, LayerNorm, Linear, PosConv, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, LayerNorm, Linear, PosConv, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.dilated_reparam import DilatedReparam
 from vitlab.layers.global_response_norm import GlobalResponseNorm
@@ -40,6 +40,7 @@ class OverLoCKConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
@@ -151,10 +152,9 @@ class FocusBlock(nnx.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def __call__(
-        self, maps: tuple[Float[Array, "b h w joint"], Float[Array, "b h w c"]], *, train: bool, rngs: nnx.Rngs | None
+        self, joint: Float[Array, "b h w joint"], *, overview: Float[Array, "b h w c"], train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "b h w joint"]:
         """From the joint map and the overview (in the size of the stage) the next joint map."""
-        joint, overview = maps
         if self.x_scale is not None and self.h_scale is not None:
             x, context = joint[..., : self.dim], joint[..., self.dim :]
             joint = jnp.concatenate((x, self.x_scale(context) + self.h_scale(overview)), -1)
@@ -188,6 +188,7 @@ class BaseStage(nnx.Module):
         dim, dtype = config.dims[stage], config.dtype
         widths = (config.dims[stage - 1], dim) if stage else (config.in_channels, dim // 2, dim // 2, dim, dim)
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.embed = nnx.List(
             [
                 ConvNorm(widths[i], widths[i + 1], kernel_size=3, stride=1 if i % 2 else 2, dtype=dtype, rngs=rngs)
@@ -199,9 +200,7 @@ class BaseStage(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         for i, conv in enumerate(self.embed):
             x = conv(gelu(x) if i else x, train=train)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class OverLoCK(nnx.Module):
@@ -255,9 +254,8 @@ class OverLoCK(nnx.Module):
         return *maps[:2], joint, self._focus(1, joined, overview, train, rngs)
 
     def _focus(self, stage: int, joint: Array, overview: Array, train: bool, rngs: nnx.Rngs | None) -> Array:
-        for block in self.focus[stage]:
-            joint = run_block(block, (joint, overview), remat=self.config.remat, train=train, rngs=rngs)
-        return joint
+        options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "overview": overview}
+        return run_blocks(self.focus[stage], joint, train=train, rngs=rngs, **options)
 
     def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the projected positions of the last map; float32."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import head_dim_of
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -36,6 +36,7 @@ class SMTConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -126,6 +127,7 @@ class Stage(nnx.Module):
     def __init__(self, config: SMTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.stem = None if stage else Stem(config.in_channels, dim, kernel_size=config.stem_kernel, dtype=dtype, rngs=rngs)
         self.proj = Conv(config.dims[stage - 1], dim, kernel_size=3, stride=2, dtype=dtype, rngs=rngs) if stage else None
         self.embed_norm = LayerNorm(dim, eps=EMBED_EPS, dtype=dtype, rngs=rngs)
@@ -136,8 +138,7 @@ class Stage(nnx.Module):
         x = self.stem(x, train=train) if self.stem is not None else x
         x = self.proj(x) if self.proj is not None else x
         x = self.embed_norm(x)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        x = run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
         return self.norm(x)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_block
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.initial import normal_init
 from vitlab.layers.pos_embed import resample
 from vitlab.mixers.global_attention import GlobalAttention
@@ -35,6 +35,7 @@ class SpectFormerConfig:
     drop_path_rate: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -142,8 +143,7 @@ class SpectFormer(nnx.Module):
         _, h, w, c = x.shape
         position = resample(self.pos_embed[...], self.config.grid, (h, w))
         x = x + position.reshape(1, h, w, c).astype(x.dtype)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.config.remat, train=train, rngs=rngs)
+        x = run_blocks(self.blocks, x, remat=self.config.remat, scan=self.config.scan_blocks, train=train, rngs=rngs)
         return (x,)
 
     def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:

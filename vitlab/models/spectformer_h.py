@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import head_dim_of
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -35,6 +35,7 @@ class SpectFormerHConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -140,6 +141,7 @@ class Stage(nnx.Module):
         dim, dtype = config.dims[stage], config.dtype
         in_dim = config.dims[stage - 1] if stage else config.stem_dim
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.proj = Conv(in_dim, dim, kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
         self.embed_norm = LayerNorm(dim, eps=EMBED_EPS, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
@@ -148,8 +150,7 @@ class Stage(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         x = self.embed_norm(self.proj(x))
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        x = run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
         return x if self.norm is None else self.norm(x)
 
 

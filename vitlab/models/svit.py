@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.mlp import ResidualConvMlp, gelu
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -35,6 +35,7 @@ class SViTConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -103,6 +104,7 @@ class Stage(nnx.Module):
     def __init__(self, config: SViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = Conv(dims[stage - 1], dims[stage], kernel_size=3, stride=2, dtype=dtype, rngs=rngs) if stage else None
         self.norm = BatchNorm(dims[stage], dtype=dtype, rngs=rngs) if stage else None
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
@@ -110,9 +112,7 @@ class Stage(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None and self.norm is not None:
             x = self.norm(self.downsample(x), train=train)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class SViT(nnx.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.patch_merging import PatchMerging
 from vitlab.mixers.cosine_window import CosineWindowAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -35,6 +35,7 @@ class SwinV2Config:
     drop_path_rate: float = 0.2
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -118,6 +119,7 @@ class Stage(nnx.Module):
     def __init__(self, config: SwinV2Config, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         merge = PatchMerging(config.dims[stage - 1], norm_last=True, eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.downsample = merge
         self.blocks = nnx.List(
             [Block(config, stage=stage, shifted=i % 2 == 1, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)]
@@ -126,9 +128,7 @@ class Stage(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         if self.downsample is not None:
             x = self.downsample(x)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
-        return x
+        return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
 class SwinV2(nnx.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_block, stage_drop_path_rates
+from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -29,6 +29,7 @@ class VANConfig:
     drop_path_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -95,14 +96,14 @@ class Stage(nnx.Module):
         dims, dtype = config.dims, config.dtype
         in_dim, kernel, stride = (dims[stage - 1], 3, 2) if stage else (config.in_channels, 7, 4)
         self.remat: Remat = config.remat
+        self.scan_blocks = config.scan_blocks
         self.patch_embed = OverlapPatchEmbed(in_dim, dims[stage], kernel_size=kernel, stride=stride, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
         self.norm = LayerNorm(dims[stage], eps=EPS, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         x = self.patch_embed(x, train=train)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, train=train, rngs=rngs)
+        x = run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
         return self.norm(x)
 
 

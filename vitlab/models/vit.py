@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_block
+from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.initial import normal, normal_init
 from vitlab.layers.pos_embed import resample, sincos_2d
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -40,6 +40,7 @@ class ViTConfig:
     drop_path_rate: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
@@ -162,8 +163,7 @@ class ViT(nnx.Module):
     ) -> Float[Array, "b n d"]:
         """All tokens after the final norm: class tokens, registers, patches in row-major order."""
         x = self._embed(images)
-        for block in self.blocks:
-            x = run_block(block, x, remat=self.config.remat, train=train, rngs=rngs)
+        x = run_blocks(self.blocks, x, remat=self.config.remat, scan=self.config.scan_blocks, train=train, rngs=rngs)
         return self.norm(x)
 
     def features(self, images: Float[Array, "b height width c"]) -> tuple[Float[Array, "b _h _w _d"], ...]:
