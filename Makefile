@@ -11,7 +11,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m vitlab.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-$(EXTRAS)
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def run_blocks(
 
         return _split_over_batch((call if remat == "none" else nnx.remat(call, policy=_POLICIES[remat]))(block, x, rngs))
 
-    for groups in _alike(blocks) if scan else ([[block]] for block in blocks):
+    for groups in _alike(blocks) if scan else [[blocks]]:
         if len(groups) == 1:
             for block in groups[0]:
                 x = run(block, x, rngs)
@@ -79,7 +79,7 @@ def _drop_paths(blocks: Any) -> list[DropPath]:
     return [module for _, module in nnx.iter_modules(blocks) if isinstance(module, DropPath)]
 
 
-def _loop(run: Callable[..., Array], groups: list[Sequence[Any]], x: Array, rngs: nnx.Rngs | None) -> Array:
+def _loop(run: Callable[..., Array], groups: Sequence[Sequence[Any]], x: Array, rngs: nnx.Rngs | None) -> Array:
     """`run` over all blocks of the groups, compiled for one group."""
     lists = [nnx.List(group) for group in groups]
     graphdef = nnx.graphdef(lists[0])

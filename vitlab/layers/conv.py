@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from vitlab.layers.grouped_conv import conv_general_dilated
 from vitlab.layers.initial import he_normal, zeros_init
 
 
@@ -45,6 +46,7 @@ class Conv(nnx.Conv):
             use_bias=use_bias,
             kernel_init=kernel_init,
             bias_init=zeros_init,
+            conv_general_dilated=conv_general_dilated,
             dtype=dtype,
             rngs=rngs,
         )

@@ -59,7 +59,7 @@ def instructions(program: str) -> list[Instruction]:
             found.append(Instruction(match["name"], match["operation"], match["type"], operands, times, loop, fused))
             for called in _CALLED.finditer(line):
                 trips = _trips(line, computations) if called["role"] == "body" else 1
-                inner = fused or called["role"] == "to_apply" and match["operation"] != "call" or match["operation"] == "fusion"
+                inner = fused or (called["role"] == "to_apply" and match["operation"] != "call") or match["operation"] == "fusion"
                 for callee in re.findall(r"%([\w.-]+)", called["names"]):
                     runs[callee] = (times * trips, trips if called["role"] == "body" else loop, inner)
     return found

@@ -1,0 +1,66 @@
+"""Convolutions in groups equal XLA's own, values and gradients, in every form of stride, padding and dilation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import target
+from vitlab.layers.grouped_conv import conv_general_dilated
+
+CASES = [  # side, channels, outputs, groups, kernel, stride, padding, dilation
+    (7, 6, 6, 6, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),
+    (8, 4, 4, 4, (7, 7), (1, 1), [(3, 3), (3, 3)], (1, 1)),
+    (11, 3, 3, 3, (9, 9), (1, 1), [(4, 4), (4, 4)], (1, 1)),  # rows in a loop
+    (12, 3, 3, 3, (7, 5), (1, 1), [(9, 9), (6, 6)], (3, 3)),
+    (9, 4, 4, 4, (3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1)),
+    (8, 4, 4, 4, (3, 3), (2, 3), [(1, 1), (0, 2)], (2, 1)),  # pixels that no window reaches
+    (8, 4, 4, 4, (3, 3), (2, 2), "SAME", (1, 1)),
+    (6, 8, 4, 2, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),
+    (6, 8, 8, 4, (3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1)),
+    (4, 66, 66, 33, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),  # too many to split
+    (4, 4, 8, 4, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),  # two outputs a channel
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_convolution_of_xla(case):
+    side, channels, outputs, groups, size, strides, padding, dilation = case
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, side, side + 1, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((*size, channels // groups, outputs)), jnp.float32)
+    convolve = functools.partial(
+        conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        lhs_dilation=(1, 1),
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+    def run(platform):
+        with target.assume(platform):
+            value, back = jax.vjp(lambda x, kernel: convolve(x, kernel), x, kernel)
+            return value, back(jnp.asarray(np.random.default_rng(1).standard_normal(value.shape), jnp.float32))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), run("cpu"), run("any"))
+
+
+def test_sums_of_bfloat16_are_made_in_float32():
+    x, kernel = jnp.ones((1, 32, 32, 2), jnp.bfloat16), jnp.full((17, 17, 1, 2), 1 + 2**-7, jnp.bfloat16)
+    options = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 2}
+    out = conv_general_dilated(x, kernel, (1, 1), [(0, 0), (0, 0)], **options)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), 289 * (1 + 2**-7), rtol=2**-8)
+
+
+def test_another_platform_keeps_the_convolution():
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
+    options = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 4}
+    for platform, expected in (("tpu", True), ("gpu", True), ("cpu", False)):
+        with target.assume(platform):
+            jaxpr = jax.make_jaxpr(lambda x, kernel: conv_general_dilated(x, kernel, (1, 1), "SAME", **options))(x, kernel)
+        assert ("conv_general_dilated" in str(jaxpr)) == expected
