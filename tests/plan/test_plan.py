@@ -8,7 +8,7 @@ from tests.train.conftest import config_file, tiny_experiment
 from vitlab.config import ConfigError, DataConfig, DistillationConfig, LossConfig, ModelConfig
 from vitlab.data import open_source
 from vitlab.plan.__main__ import main
-from vitlab.plan.collectives import Collective, collectives, sent_bytes
+from vitlab.plan.collectives import Collective, _group_size, collectives
 from vitlab.plan.estimate import Plan, make_plan
 from vitlab.plan.hlo import instructions, repeated_bytes
 from vitlab.plan.program import Data, compile_program, out_of_memory
@@ -76,7 +76,7 @@ def test_a_kernel_runs_on_every_device_of_a_slice(libtpu):
     program = compile_program(experiment, Data.of(experiment), V5E)
     text = program.compiled.as_text()
     assert "window_attention_forward" in text and "window_attention_backward" in text
-    assert {c.kind for c in collectives(instructions(text))} == {"all-reduce"}  # no device fetches the images of another
+    assert {c.kind for c in collectives(instructions(text), 4)} == {"all-reduce"}  # no device fetches the images of another
 
 
 @pytest.mark.tpu
@@ -125,19 +125,37 @@ PROGRAM = """
   %all-reduce.1 = (f32[]{:T(128)}, bf16[3,8]{1,0:T(8,128)(2,1)}, /*index=2*/f32[16]{0}) all-reduce(%a, %b, %c), channel_id=1
   %all-gather-start = (f32[4,2]{1,0:T(4,128)}, f32[16,2]{1,0:T(8,128)}) all-gather-start(%x), dimensions={0}
   %all-gather-done = f32[16,2]{1,0} all-gather-done(%all-gather-start)
-  %reduce-scatter.2 = f32[4]{0} reduce-scatter(%y), channel_id=3
+  %reduce-scatter.2 = f32[4]{0} reduce-scatter(%y), channel_id=3, replica_groups={{0,1},{2,3}}
+  %all-to-all = f32[2,4]{1,0} all-to-all(%z), channel_id=4, replica_groups=[1,4]<=[4]
+  %collective-permute-start = (f32[5]{0}, f32[5]{0}, u32[]) collective-permute-start(%w), source_target_pairs={{0,2},{2,0}}
   %fusion = f32[4]{0} fusion(%reduce-scatter.2), calls=%all-reduce-like
 """
 
 
 def test_collectives_are_read_from_the_program():
-    found = collectives(instructions(PROGRAM))
-    assert found == (
-        Collective("all-gather", 1, 16 * 2 * 4),
-        Collective("all-reduce", 1, 4 + 3 * 8 * 2 + 16 * 4),
-        Collective("reduce-scatter", 1, 4 * 4),
+    assert collectives(instructions(PROGRAM), 8) == (  # among all eight, or in groups
+        Collective("all-gather", 1, 16 * 2 * 4, 128 * 7 / 8),
+        Collective("all-reduce", 1, 4 + 3 * 8 * 2 + 16 * 4, 116 * 7 / 4),
+        Collective("all-to-all", 1, 2 * 4 * 4, 32 * 3 / 4),
+        Collective("collective-permute", 1, 5 * 4, 20.0),
+        Collective("reduce-scatter", 1, 4 * 4, 16.0),
     )
-    assert sent_bytes(found, 4) == 0.75 * 128 + 1.5 * 116 + 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1},{2,3},{4,5}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=2], device_ids=([2,2,2]T(1,0,2)) {'axis_0','axis_2'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1':(1)2}", 4),
+        ("{}", None),
+    ],
+)
+def test_the_devices_of_a_group_are_counted(groups, size):
+    assert _group_size(f'%all-reduce = f32[4] all-reduce(%x), replica_groups={groups}, metadata={{op_name="a"}}') == size
 
 
 LOOP = """%fused (a: f32[8,2], i: s32[]) -> f32[2] {
@@ -168,11 +186,11 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 
 def test_a_loop_counts_as_often_as_it_runs():
     program = instructions(LOOP)
-    assert collectives(program) == (Collective("all-reduce", 9, 8 * 2 * 4 + 4 * 4),)
+    assert collectives(program, 4) == (Collective("all-reduce", 9, 8 * 2 * 4 + 4 * 4, 80 * 6 / 4),)
     assert repeated_bytes(program) == 7 * ((8 + 8 + 4) + (8 + 8))  # of eight rows one a trip, the index, the results
     said = LOOP.replace("body=%body", """body=%body, backend_config={"known_trip_count":{"n":"5"}}""")
-    assert collectives(instructions(said))[0].count == 6
-    assert collectives(instructions(LOOP.replace("constant(8)", "parameter(0)")))[0].count == 2  # unknown: once
+    assert collectives(instructions(said), 4)[0].count == 6
+    assert collectives(instructions(LOOP.replace("constant(8)", "parameter(0)")), 4)[0].count == 2  # unknown: once
 
 
 def test_a_plan_of_blocks_in_a_loop_is_that_of_blocks_in_turn():

@@ -8,7 +8,7 @@ import jax
 
 from vitlab.config import Experiment
 from vitlab.plan import hlo
-from vitlab.plan.collectives import Collective, collectives, sent_bytes
+from vitlab.plan.collectives import Collective, collectives
 from vitlab.plan.program import Data, Program, compile_program
 from vitlab.plan.topology import Topology
 
@@ -50,7 +50,7 @@ class Plan:
         return {
             "compute": max(self.flops, self.model_flops) / device.flops_per_second,
             "memory": self.bytes_accessed / device.bytes_per_second,
-            "links": sent_bytes(self.collectives, self.topology.count) / device.link_bytes_per_second,
+            "links": sum(c.sent_bytes for c in self.collectives) / device.link_bytes_per_second,
         }
 
     @property
@@ -77,7 +77,7 @@ def make_plan(experiment: Experiment, topology: Topology, data: Data) -> Plan:
         model_flops=(6 * program.macs + 2 * program.teacher_macs) * experiment.batch_size / topology.count,
         flops=max(cost["flops"], 2 * program.step_macs / topology.count) if "flops" in cost else None,
         bytes_accessed=cost["bytes accessed"] + hlo.repeated_bytes(text) if "bytes accessed" in cost else None,
-        collectives=collectives(text),
+        collectives=collectives(text, topology.count),
         total_steps=program.periods.total,
         epochs=program.periods.total * experiment.batch_size / data.examples,
         examples=data.examples,
