@@ -1,5 +1,7 @@
 """Kernels on many devices: XLA partitions everything but them, so each runs on the images of its device, by `jax.shard_map`.
 
+Devices along a mesh axis `tensor` have the same images; there a kernel runs on the heads of its device, where it says it can.
+
 A kernel sees the mesh that is in force when it is traced (`jax.set_mesh`, `jax.sharding.use_abstract_mesh`). What it owes
 `jax.shard_map` is to tell which of its arrays differ from shard to shard.
 """
@@ -12,6 +14,8 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
+
+TENSOR = "tensor"  # the mesh axis along which devices have the same images and other heads
 
 
 def varying_like(x: Array, like: Array) -> Array:
@@ -29,25 +33,38 @@ def result_like(x: Array, shape: tuple[int, ...], dtype: DTypeLike | None = None
     return jax.ShapeDtypeStruct(shape, dtype or x.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
-def by_images(fn: Callable[..., Any], arrays: Any, bias: Any, mask: Any) -> Any:
+def by_images(fn: Callable[..., Any], arrays: Any, bias: Any, mask: Any, *, heads: bool = False) -> Any:
     """fn(arrays, bias, mask), on each device with its share of the images; the bias is whole everywhere.
 
     Nothing is split where one device is all there is, or where the caller has split already.
+
+    Args:
+      fn: The kernel.
+      arrays: A tree of arrays, images first.
+      bias: What all images share, or None.
+      mask: Of the images, or None.
+      heads: The arrays are [b, h, w, ..., heads, head_dim], the bias [heads, ...] and the result [b, h, w, heads, head_dim], and the
+        kernel may run on some of the heads: on a device's share of them, where there is an axis `tensor` that divides them.
     """
     axes = _automatic_axes()
-    if math.prod(axes.values()) == 1:
+    tensor = axes.pop(TENSOR, 1)
+    if math.prod(axes.values()) * tensor == 1:
         return fn(arrays, bias, mask)
 
     def shard(arrays, bias, mask):
         return fn(arrays, None if bias is None else varying_like(bias, jax.tree.leaves(arrays)[0]), mask)
 
     images = PartitionSpec(tuple(axes))
-    return jax.shard_map(shard, in_specs=(images, PartitionSpec(), images), out_specs=images)(arrays, bias, mask)
+    in_specs, out_specs = (images, PartitionSpec(), images), images
+    if heads and tensor > 1 and jax.tree.leaves(arrays)[0].shape[-2] % tensor == 0:
+        by_heads = jax.tree.map(lambda x: PartitionSpec(tuple(axes), *(None,) * (x.ndim - 3), TENSOR, None), arrays)
+        in_specs, out_specs = (by_heads, PartitionSpec(TENSOR), images), PartitionSpec(tuple(axes), None, None, TENSOR, None)
+    return jax.shard_map(shard, in_specs=in_specs, out_specs=out_specs)(arrays, bias, mask)
 
 
 def indivisible(num_images: int) -> str | None:
     """Why so many images cannot be split over the mesh in force, or None."""
-    shards = math.prod(_automatic_axes().values())
+    shards = math.prod(size for name, size in _automatic_axes().items() if name != TENSOR)
     return f"{num_images} images cannot be split over {shards} devices" if num_images % shards else None
 
 

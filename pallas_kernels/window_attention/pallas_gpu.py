@@ -88,7 +88,7 @@ def _run(arrays, parts, interpret, *, window_size, shift, grid, bias, mask, scal
         problem = Problem(Windows.of(shape[1:3], window_size, shift, grid), shape, parts, scale, arrays[0].dtype.itemsize)
         return _attend(arrays, bias, mask, problem, interpret)
 
-    return by_images(attend, arrays, bias, mask)
+    return by_images(attend, arrays, bias, mask, heads=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -89,7 +89,7 @@ def _run(arrays, interpret, *, window_size, shift, grid, bias, mask, scale):
         out: Array = _attend(arrays, bias, mask, layout, scale, interpret)  # pyright: ignore[reportAssignmentType]
         return out.reshape(layout.shape)
 
-    return by_images(attend, arrays, bias, mask)
+    return by_images(attend, arrays, bias, mask, heads=True)
 
 
 def _hide(arrays: tuple[Array, ...], mask: Bool[Array, "b h w"]) -> tuple[Array, ...]:
