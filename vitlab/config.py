@@ -221,9 +221,15 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How the devices are laid out; those that `fsdp` leaves hold copies, each of its own part of the batch."""
+    """How the devices are laid out; groups of fsdp * tensor devices hold copies, each of its own part of the batch."""
 
-    fsdp: int = 1  # devices among which large parameters and their optimizer state are split
+    fsdp: int = 1  # devices among which large parameters and their optimizer state are split, each with its own images
+    tensor: int = 1  # devices that work on the same images, each with its heads and hidden units of a block; not every family can
+
+    def __post_init__(self):
+        for name in ("fsdp", "tensor"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"mesh.{name}={getattr(self, name)} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,11 +264,10 @@ class Experiment:
             parse_duration(getattr(self, name))
         if self.keep_every is not None:
             parse_duration(self.keep_every)
-        least = {"batch_size": 1, "accumulation": 1, "keep_checkpoints": 1, "keep_best": 0, "max_skips": 1, "mesh.fsdp": 1}
+        least = {"batch_size": 1, "accumulation": 1, "keep_checkpoints": 1, "keep_best": 0, "max_skips": 1}
         for name, value in least.items():
-            found = self.mesh.fsdp if name == "mesh.fsdp" else getattr(self, name)
-            if found < value:
-                raise ConfigError(f"{name}={found} must be at least {value}")
+            if getattr(self, name) < value:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {value}")
         if self.spike_factor is not None and (self.spike_factor <= 1 or self.nonfinite != "skip"):
             raise ConfigError(f'spike_factor={self.spike_factor} must be above 1, with nonfinite="skip"')
         if self.batch_size % self.accumulation:

@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(data=DataConfig(eval_split="test[:53]", num_threads=1), 
 def run(batch_size, model=None, **kwargs):
     fn, weights = functional(model or Linear())
     mesh, source = make_mesh(), open_source(EXPERIMENT.data, train=False)
-    batches = open_batches(fn, source, EXPERIMENT, channels=1, batch_size=batch_size)
+    batches = open_batches(fn, source, EXPERIMENT, channels=1, batch_size=batch_size, mesh=mesh)
     return evaluate(make_eval_step(fn, mesh), weights, batches, mesh=mesh, **kwargs)
 
 

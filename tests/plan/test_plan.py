@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tests.train.conftest import config_file, tiny_experiment
-from vitlab.config import ConfigError, DataConfig, DistillationConfig, LossConfig, ModelConfig
+from vitlab.config import ConfigError, DataConfig, DistillationConfig, LossConfig, MeshConfig, ModelConfig
 from vitlab.data import open_source
 from vitlab.plan.__main__ import main
 from vitlab.plan.collectives import Collective, _group_size, collectives
@@ -70,6 +70,21 @@ def test_a_slice_splits_the_batch_and_adds_up_the_gradients(libtpu):
 
 
 @pytest.mark.tpu
+def test_devices_along_tensor_have_the_same_images_and_half_of_each_block(libtpu):
+    experiment = tiny_experiment(mesh=MeshConfig(tensor=2))
+    plan = make_plan(experiment, V5E, Data.of(experiment))
+    d, tokens, images = 16, 5, 8
+    halved = 2 * (d * 3 * d + d * d + d * 4 * d + 4 * d + 4 * d * d)  # of two blocks, but norms and other biases
+    assert plan.memory["parameters"] == 4 * (weights(experiment) - halved // 2)
+    assert plan.memory["batch"] == images * (28 * 28 + 4)
+    said = {c.kind: c for c in plan.collectives}
+    sums = 2 * 4 * 4 * images * tokens * d  # of each block, activations: two in the forward and two in the backward pass
+    gradients = plan.memory["parameters"] - 2 * 4 * 3 * d // 2  # half of the bias of each projection is gathered afterwards
+    assert 0 <= said["all-reduce"].bytes - sums - gradients < 100  # and numbers
+    assert said["all-to-all"].count == 2 * 2  # of the kernel of each projection, and of its gradient
+
+
+@pytest.mark.tpu
 def test_a_kernel_runs_on_every_device_of_a_slice(libtpu):
     fields = {"dims": (32,), "depths": (1,), "num_heads": (1,), "mixers": "window", "stem_stride": 4}
     experiment = tiny_experiment(model=ModelConfig(name="metaformer_nano", image_size=28, fields=fields))
@@ -106,12 +121,15 @@ def test_topologies_are_counted_in_chips():
 
 
 @pytest.mark.tpu
-def test_a_slice_that_does_not_exist_and_a_batch_that_does_not_divide_are_refused(libtpu):
+def test_a_slice_that_does_not_exist_a_batch_that_does_not_divide_and_axes_that_do_not_fit_are_refused(libtpu):
     experiment = tiny_experiment()
     with pytest.raises(ConfigError, match="knows no slice v5e:3x3"):
         make_plan(experiment, Topology.of("v5e:3x3"), Data.of(experiment))
     with pytest.raises(ConfigError, match="multiple of the 256 devices"):
         make_plan(experiment, Topology.of("v5e:16x16"), Data.of(experiment))
+    experiment = tiny_experiment(mesh=MeshConfig(fsdp=2, tensor=4))
+    with pytest.raises(ConfigError, match="cannot be laid out with mesh.fsdp=2 and mesh.tensor=4"):
+        make_plan(experiment, Topology.of("v4:2x2x4"), Data.of(experiment))
 
 
 def test_known_datasets_are_planned_without_being_here():
@@ -214,9 +232,9 @@ def test_the_compiler_s_refusal_is_read():
 
 def test_the_number_of_parts_begins_where_the_activations_would_fit():
     plan = make_plan_of(memory={"parameters": 2**30, "batch": 2**20, "activations": 40 * 2**30}, batch_size=256)
-    assert numbers_of_parts(plan) == [4, 8, 16]
-    assert numbers_of_parts(dataclasses.replace(plan, batch_size=4)) == []  # a device would have no whole image
-    assert numbers_of_parts(dataclasses.replace(plan, memory={"parameters": 2**40, "activations": 1})) == []
+    assert numbers_of_parts(plan, 4) == [4, 8, 16]
+    assert numbers_of_parts(dataclasses.replace(plan, batch_size=4), 4) == []  # a device would have no whole image
+    assert numbers_of_parts(dataclasses.replace(plan, memory={"parameters": 2**40, "activations": 1}), 4) == []
 
 
 def make_plan_of(**changes) -> Plan:

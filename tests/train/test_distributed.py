@@ -55,9 +55,9 @@ def test_two_processes_stop_together_at_one_step_and_give_the_run_of_one_process
     agree(run, tmp_path / "one")
 
 
-def test_four_processes_split_large_parameters_and_give_the_run_of_one(tmp_path):
+def test_four_processes_split_parameters_and_two_of_them_read_the_same_images_and_give_the_run_of_one(tmp_path):
     fields = {**tiny_experiment().model.fields, "dim": 128}  # a kernel above the floor
-    experiment = tiny_experiment(duration="8 steps", eval_every="8 steps", eval_batch_size=20, mesh=MeshConfig(fsdp=2))
+    experiment = tiny_experiment(duration="8 steps", eval_every="8 steps", eval_batch_size=20, mesh=MeshConfig(fsdp=2, tensor=2))
     config = config_file(tmp_path, dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, fields=fields)))
     (output, _), *_ = finish(start_all(config, tmp_path / "four", (), (), (), ()), 0)
     assert "on 4 x cpu in 4 processes" in output

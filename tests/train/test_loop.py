@@ -64,7 +64,7 @@ def test_four_devices_follow_the_loss_of_one(tmp_path):
     np.testing.assert_allclose(four, one, rtol=0, atol=DEVICES_TOLERANCE)
 
 
-def test_four_devices_that_split_parameters_and_a_resumed_run_on_other_axes_follow_the_loss_of_one(tmp_path):
+def test_four_devices_that_split_parameters_both_ways_and_a_resumed_run_on_other_axes_follow_the_loss_of_one(tmp_path):
     optimizer = dataclasses.replace(tiny_experiment().optimizer, schedule="constant")  # so that the end may move
     wide = dataclasses.replace(tiny_experiment().model, fields={"patch_size": 14, "dim": 128, "depth": 1, "num_heads": 2})
     experiment = tiny_experiment(
@@ -77,11 +77,12 @@ def test_four_devices_that_split_parameters_and_a_resumed_run_on_other_axes_foll
         ema_decay=0.9,
         accumulation=2,
     )
-    split = dataclasses.replace(experiment, mesh=MeshConfig(fsdp=4), duration="12 steps")
+    split = dataclasses.replace(experiment, mesh=MeshConfig(fsdp=2, tensor=2), duration="12 steps")
     process = start(config_file(tmp_path, split), tmp_path / "run", num_devices=4)
     train(experiment, tmp_path / "one")
-    _, errors = process.communicate(timeout=180)
+    output, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
+    assert re.search(r"on 4 x cpu, fsdp 2 by tensor 2: each has \d\d% of the state; compiled", output)
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "12" / "manifest" / "metadata").read_text())["leaves"]
     assert manifest["params/blocks/0/mlp/fc1/kernel"]["shape"] == [128, 512]  # above the floor, so it was split
     train(experiment, tmp_path / "run", allow_changes=True)
@@ -110,7 +111,7 @@ def test_a_run_begins_with_the_weights_of_a_checkpoint_and_a_new_head(tmp_path, 
 
 
 def test_devices_that_cannot_be_split_so_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"mesh.fsdp=3 must divide the 1 devices"):
+    with pytest.raises(ConfigError, match=r"mesh.fsdp=3 times mesh.tensor=1 must divide the 1 devices"):
         train(tiny_experiment(mesh=MeshConfig(fsdp=3)), tmp_path / "run")
 
 

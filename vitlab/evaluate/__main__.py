@@ -73,7 +73,7 @@ def _evaluate(args, experiment: Experiment, stop: StopRequest) -> dict | None:
         trained = from_weights(args.model, args.weights, experiment, tuple(source.class_names), mesh)
     if trained.class_names != tuple(source.class_names):
         raise ConfigError(f"the model knows {len(trained.class_names)} classes, the data has {len(source.class_names)} others")
-    batches = open_batches(trained.model, source, trained.experiment, channels=trained.channels, batch_size=size)
+    batches = open_batches(trained.model, source, trained.experiment, channels=trained.channels, batch_size=size, mesh=mesh)
     step = make_eval_step(trained.model, mesh)
     result = evaluate(step, trained.weights, batches, mesh=mesh, should_stop=distributed.Vote(lambda: stop.requested))
     return result and {**trained.origin, "split": experiment.data.eval_split, **result}

@@ -14,7 +14,7 @@ from vitlab.config import Experiment
 from vitlab.data import Batches, Source, eval_batches
 from vitlab.train.functional import FunctionalModel, Weights
 from vitlab.train.losses import cross_entropy
-from vitlab.train.mesh import replicated, shard_batch
+from vitlab.train.mesh import part_of_process, replicated, shard_batch
 
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 
@@ -99,15 +99,16 @@ def open_batches(
     *,
     channels: int,
     batch_size: int,
+    mesh: Mesh,
     bad_images: pathlib.Path | None = None,
 ) -> Batches:
-    """The images of a split as the model's evaluation wants them; of each batch, the rows of this process.
+    """The images of a split as the model's evaluation wants them; of each batch, the rows of this process on the mesh.
 
     `bad_images` is the file that lists those left out.
 
     The centre crop is the model's where training sees parts of images (`random_resized`); otherwise the whole image is kept.
     """
-    recipe = model.preprocessing
+    recipe, (part, num_parts) = model.preprocessing, part_of_process(mesh)
     return eval_batches(
         source,
         data=experiment.data,
@@ -116,8 +117,8 @@ def open_batches(
         batch_size=batch_size,
         interpolation=recipe.interpolation,
         crop_fraction=recipe.crop_fraction if experiment.augment.crop == "random_resized" else 1.0,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=num_parts,
         bad_images=bad_images,
     )
 

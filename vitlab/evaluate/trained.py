@@ -56,7 +56,7 @@ def from_run(
     averaged = averages(own) and not raw
     try:
         with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-            weights = sharded_shapes(model.shapes, mesh)
+            weights = sharded_shapes(model.shapes, mesh, model.tensor_split)
             restored = checkpoints.restore({"average": weights} if averaged else weights, only=step)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error

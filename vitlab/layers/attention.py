@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.linear import Linear
+from vitlab.layers.tensor_split import project_qkv
 
 
 def head_dim_of(dim: int, num_heads: int) -> int:
@@ -42,7 +43,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
+        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         out = jax.nn.dot_product_attention(query, key, value, implementation=self.implementation)
         return self.proj(out.reshape(b, n, d))

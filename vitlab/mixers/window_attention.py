@@ -9,6 +9,7 @@ from pallas_kernels.window_attention import window_attention_qkv
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
+from vitlab.layers.tensor_split import project_qkv
 
 
 class WindowAttention(nnx.Module):
@@ -48,7 +49,7 @@ class WindowAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         _, h, w, _ = x.shape
         x = jnp.pad(x, ((0, 0), (0, -h % self.window_size), (0, -w % self.window_size), (0, 0)))
-        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, self.head_dim)
+        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads)
         out = window_attention_qkv(
             qkv,
             window_size=self.window_size,

@@ -57,11 +57,13 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family's model class, its variants by full name, and what is published of them."""
+    """A family's model class, its variants by full name, what is published of them, and how its parameters may be split."""
 
     model: Callable[..., nnx.Module]
     variants: Mapping[str, Any]
     published: Mapping[str, Published]
+    # As `vitlab.layers.tensor_split.TENSOR_SPLIT`; {}: it cannot be split over `tensor`.
+    tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
 
 
 @functools.cache

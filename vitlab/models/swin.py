@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.tensor_split import TENSOR_SPLIT
 from vitlab.mixers.window_attention import WindowAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -148,4 +149,4 @@ class Swin(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(Swin, VARIANTS, PUBLISHED)
+FAMILY = Family(Swin, VARIANTS, PUBLISHED, TENSOR_SPLIT)

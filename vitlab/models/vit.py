@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.initial import normal, normal_init
 from vitlab.layers.pos_embed import resample, sincos_2d
+from vitlab.layers.tensor_split import TENSOR_SPLIT
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
 EPS = 1e-6  # of every LayerNorm
@@ -222,4 +223,4 @@ PUBLISHED = {
     "deit_small_distilled_patch16": Published(params=22_436_432, gmacs=4.624, top1=81.2, source=_DEIT),
     "deit_base_distilled_patch16": Published(params_m=87.34, top1=83.4, source=_DEIT),
 }
-FAMILY = Family(ViT, VARIANTS, PUBLISHED)
+FAMILY = Family(ViT, VARIANTS, PUBLISHED, TENSOR_SPLIT)

@@ -74,21 +74,22 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     Raises:
       ConfigError: The experiment cannot be trained, or not on this topology; one line.
     """
-    mesh = meshes.make_mesh(experiment.mesh.fsdp, topology.devices())
+    mesh = meshes.make_mesh(fsdp=experiment.mesh.fsdp, tensor=experiment.mesh.tensor, devices=topology.devices())
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     channels = experiment.model.in_channels or data.channels
     model, _ = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
+    meshes.check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=data.examples)
     teacher = open_teacher(experiment, model, channels=channels, num_classes=data.num_classes, class_names=None)
     train_step, create_state = make_step(experiment, model, periods, num_classes=data.num_classes, teacher=teacher)
-    state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh)
+    state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh, model.tensor_split)
     batch = abstract_batch(experiment, model, channels)
     parts = {
         "state": state,
         "batch": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)), batch),
         "periods": periods,
         "macs": model.count_macs(),
-        "teacher": teacher and meshes.sharded_shapes(teacher.shapes, mesh),
+        "teacher": teacher and meshes.sharded_shapes(teacher.shapes, mesh, teacher.tensor_split),
         "teacher_macs": teacher.count_macs() if teacher else 0,
     }
     try:

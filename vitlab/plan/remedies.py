@@ -24,9 +24,11 @@ class Trial:
 def try_remedies(experiment: Experiment, plan: Plan, data: Data) -> Iterator[Trial]:
     """Compiles one setting on top of the other, and ends with the first that fits; none changes what is trained.
 
-    Recomputation of the blocks; where the state alone is too large, its split over all devices; a batch in parts.
+    Recomputation of the blocks; where the state alone is too large, its split over all devices; a batch in parts. Not `mesh.tensor`:
+    it splits no more of the state than `mesh.fsdp`, and of the activations what parts of a batch save without communication.
     """
     chosen: dict[str, str] = {}
+    groups = plan.topology.count // experiment.mesh.tensor  # of devices with the same images
 
     def trial(overrides: Mapping[str, str]) -> Trial:
         return Trial(overrides, make_plan(cli.override(experiment, overrides), plan.topology, data))
@@ -35,10 +37,10 @@ def try_remedies(experiment: Experiment, plan: Plan, data: Data) -> Iterator[Tri
         yield (last := trial({"model.remat": "full"}))
         if last.plan.bytes < plan.bytes:
             plan, chosen = last.plan, dict(last.overrides)
-    if not plan.fits and room(plan) <= 0 and experiment.mesh.fsdp < plan.topology.count:
-        yield (last := trial({**chosen, "mesh.fsdp": str(plan.topology.count)}))
+    if not plan.fits and room(plan) <= 0 and experiment.mesh.fsdp < groups:
+        yield (last := trial({**chosen, "mesh.fsdp": str(groups)}))
         plan, chosen = last.plan, dict(last.overrides)
-    for parts in () if plan.fits else numbers_of_parts(plan):
+    for parts in () if plan.fits else numbers_of_parts(plan, groups):
         yield (last := trial({**chosen, "accumulation": str(parts * experiment.accumulation)}))
         if last.plan.fits:
             return
@@ -49,12 +51,12 @@ def room(plan: Plan) -> int:
     return round(plan.topology.device.memory_bytes) - sum(size for part, size in plan.memory.items() if part != "activations")
 
 
-def numbers_of_parts(plan: Plan) -> list[int]:
-    """At most MAX_PARTS powers of two, from where the activations, in proportion, would fit; parts that the devices divide."""
+def numbers_of_parts(plan: Plan, groups: int) -> list[int]:
+    """At most MAX_PARTS powers of two, from where the activations, in proportion, would fit; parts that so many groups divide."""
     if room(plan) <= 0:
         return []
     first = max(1, math.ceil(math.log2(plan.memory["activations"] / room(plan))))
-    return [2**n for n in range(first, first + MAX_PARTS) if plan.batch_size % (2**n * plan.topology.count) == 0]
+    return [2**n for n in range(first, first + MAX_PARTS) if plan.batch_size % (2**n * groups) == 0]
 
 
 def _can_recompute(experiment: Experiment) -> bool:

@@ -1,7 +1,7 @@
 """A model as a pure function of its weights: what jit, optax and checkpoints see."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from vitlab.analysis.counts import macs_of
 from vitlab.config import ConfigError, ModelConfig
 from vitlab.layers.initial import InitRngs
-from vitlab.models.registry import Preprocessing, create_model
+from vitlab.models.registry import Preprocessing, create_model, family_of
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
 
@@ -25,6 +25,7 @@ class FunctionalModel:
     constants: Any  # variables that are neither parameters nor statistics
     preprocessing: Preprocessing
     shapes: Weights  # shapes and dtypes of its weights
+    tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)  # its family's
 
     def apply(
         self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], rng: Array | None = None
@@ -103,4 +104,5 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
     constants = abstract.constants
     if jax.tree.leaves(constants):
         constants = jax.jit(lambda: functional(create(InitRngs(None)))[0].constants)()  # nothing else is made
-    return dataclasses.replace(abstract, constants=constants), lambda: functional(create(InitRngs(seed)))[1]
+    model = dataclasses.replace(abstract, constants=constants, tensor_split=family_of(config.name).tensor_split)
+    return model, lambda: functional(create(InitRngs(seed)))[1]

@@ -12,7 +12,7 @@ from vitlab.evaluate.trained import Trained
 from vitlab.train import distributed, folder
 from vitlab.train.checkpoint import Checkpoints
 from vitlab.train.clock import Clock
-from vitlab.train.mesh import shard_batch
+from vitlab.train.mesh import shard_batch, share_of_device
 from vitlab.train.paths import leaf_names
 from vitlab.train.profile import Profile
 from vitlab.train.report import Report
@@ -126,6 +126,8 @@ def _beginning(setup: Setup, teacher: Trained | None, state: State, step: int, c
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if jax.process_count() > 1:
         devices += f" in {jax.process_count()} processes"
+    if sizes := [f"{axis} {size}" for axis, size in setup.mesh.shape.items() if size > 1 and axis != "data"]:
+        devices += f", {' by '.join(sizes)}: each has {share_of_device(setup.abstract_state):.0%} of the state"
     taught = ""
     if teacher is not None:
         origin = ", ".join(f"{name} {value}" for name, value in teacher.origin.items())

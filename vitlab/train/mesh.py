@@ -1,66 +1,119 @@
-"""All devices of all processes as one mesh: a batch is split over its axes `data` and `fsdp`, large parameters over `fsdp`."""
+"""All devices of all processes as one mesh: a batch is split over its axes `data` and `fsdp`, large parameters over `fsdp`.
+
+Devices along its third axis, `tensor`, have the same images, and parts of the parameters that the model's family names.
+"""
 
 import collections
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
-from vitlab.config import ConfigError
+from vitlab.config import ConfigError, ModelConfig
+from vitlab.models.registry import model_config
+from vitlab.train.functional import FunctionalModel
+from vitlab.train.paths import leaf_names
 
+TensorSplit = Mapping[str, tuple[str | None, ...]]  # see vitlab/layers/tensor_split.py
 FSDP_FLOOR = 2**16  # elements; a smaller array costs more to gather than to keep everywhere
 
 
-def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Axes `data` and `fsdp` over these devices; over all of all processes by default.
+def make_mesh(*, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Axes `data`, `fsdp` and `tensor` over these devices; over all of all processes by default.
 
     Raises:
-      ConfigError: The devices are not a multiple of `fsdp`; or a process has more of them than another, so that a batch cannot be
-        split evenly over the processes.
+      ConfigError: The devices are not a multiple of `fsdp` * `tensor`, or cannot be laid out so; or a process has more of them than
+        another, or has parts of groups of `tensor` devices, so that a batch cannot be split evenly over the processes.
     """
     if devices is None:
         devices = jax.devices()
         counts = collections.Counter(device.process_index for device in devices)
         if len(set(counts.values())) > 1:
             raise ConfigError(f"every process must have the same number of devices; they have {sorted(counts.values())}")
-    if len(devices) % fsdp:
-        raise ConfigError(f"mesh.fsdp={fsdp} must divide the {len(devices)} devices")
-    shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    if len(devices) % (fsdp * tensor):
+        raise ConfigError(f"mesh.fsdp={fsdp} times mesh.tensor={tensor} must divide the {len(devices)} devices")
+    shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
+    try:
+        mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    except NotImplementedError as error:  # links of a TPU slice that no such rings fit on
+        raise ConfigError(f"the devices cannot be laid out with mesh.fsdp={fsdp} and mesh.tensor={tensor}; try others") from error
+    parts_of_batch(_processes(mesh))
+    return mesh
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Each array of at least `FSDP_FLOOR` elements is split along its longest dimension that `fsdp` divides; others are everywhere.
+def check_tensor(tensor: int, config: ModelConfig, model: FunctionalModel) -> None:
+    """Refuses so many devices along `tensor` if the model cannot be split over them.
 
-    Optimizer state follows its parameters, whose shapes it has.
+    Raises:
+      ConfigError: Its family does not say how, or they do not divide its heads or its hidden units.
+    """
+    if tensor == 1:
+        return
+    rule, remedy = f"mesh.tensor={tensor} must divide", "mesh.fsdp splits the parameters of any model"
+    if not model.tensor_split:
+        raise ConfigError(f"mesh.tensor={tensor} must be 1: the family of {config.name} does not say how to split it; {remedy}")
+    num_heads = model_config(config.name, **config.fields).num_heads
+    if any(heads % tensor for heads in np.atleast_1d(num_heads)):
+        raise ConfigError(f"{rule} num_heads={num_heads} of {config.name}; {remedy}")
+    params = model.shapes["params"]
+    for name, x in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
+        for size, axis in zip(x.shape, _named_axes(name, x.shape, model.tensor_split), strict=True):
+            if axis is not None and size % tensor:
+                raise ConfigError(f"{rule} the {size} of {name}, {list(x.shape)}; {remedy}")
+
+
+def state_shardings(state: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:
+    """Where each array lies; optimizer state follows its parameters, whose names and shapes it has.
+
+    Over `tensor` as `split`, the family's, says of its name, where that divides; and, if it has at least `FSDP_FLOOR` elements, over
+    `fsdp` along the longest other dimension that it divides.
     """
 
-    def sharding(x: Any) -> NamedSharding:
-        count = mesh.shape["fsdp"]
-        fitting = [i for i, n in enumerate(x.shape) if n % count == 0]
-        if count == 1 or x.size < FSDP_FLOOR or not fitting:
-            return replicated(mesh)
-        longest = max(fitting, key=lambda i: x.shape[i])
-        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
+    def sharding(name: str, x: Any) -> NamedSharding:
+        sizes = mesh.shape
+        named = _named_axes(name, x.shape, split or {})
+        axes = [axis if axis and sizes[axis] > 1 and n % sizes[axis] == 0 else None for n, axis in zip(x.shape, named, strict=True)]
+        fitting = [i for i, n in enumerate(x.shape) if axes[i] is None and n % sizes["fsdp"] == 0]
+        if sizes["fsdp"] > 1 and x.size >= FSDP_FLOOR and fitting:
+            axes[max(fitting, key=lambda i: x.shape[i])] = "fsdp"
+        while axes and axes[-1] is None:
+            axes.pop()
+        return NamedSharding(mesh, PartitionSpec(*axes))
 
-    return jax.tree.map(sharding, state)
+    leaves, treedef = jax.tree.flatten(state)
+    return jax.tree.unflatten(treedef, map(sharding, leaf_names(state), leaves))
 
 
-def sharded_shapes(tree: Any, mesh: Mesh) -> Any:
+def _named_axes(name: str, shape: tuple[int, ...], split: TensorSplit) -> tuple[str | None, ...]:
+    """The axes that `split` names for an array; one of other rank, as of a factored moment, lies over none."""
+    found = (axes for regex, axes in split.items() if len(axes) == len(shape) and re.search(regex, name))
+    return next(found, (None,) * len(shape))
+
+
+def sharded_shapes(tree: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:
     """Shapes and dtypes with the sharding that `state_shardings` gives them."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, state_shardings(tree, mesh))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, state_shardings(tree, mesh, split))
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def share_of_device(tree: Any) -> float:
+    """The part of the elements of a tree of `sharded_shapes` that one device has."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves) / sum(x.size for x in leaves)
+
+
+def place(tree: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:
     """Arrays that every process has, sent to the devices as `state_shardings` says."""
 
     def send(x: Any, sharding: NamedSharding) -> jax.Array:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    return jax.tree.map(send, tree, state_shardings(tree, mesh))
+    return jax.tree.map(send, tree, state_shardings(tree, mesh, split))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -69,13 +122,41 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first dimension is split over the devices."""
+    """The first dimension is split over the devices, but for those along `tensor`, which have the same."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Sends this process's rows of a batch to its devices, each its rows; all processes make one global batch."""
+    """Sends this process's part of a batch (see `part_of_process`) to its devices; all processes make one global batch."""
     return {k: jax.make_array_from_process_local_data(batch_sharding(mesh), v) for k, v in batch.items()}
+
+
+def part_of_process(mesh: Mesh) -> tuple[int, int]:
+    """Which part of each batch this process reads, and of how many; processes along `tensor` read the same."""
+    parts = parts_of_batch(_processes(mesh))
+    return parts[jax.process_index()], max(parts.values()) + 1
+
+
+def _processes(mesh: Mesh) -> Int[np.ndarray, "groups tensor"]:
+    """Number of the process of each device; a group has the same rows of a batch."""
+    return np.array([device.process_index for device in mesh.devices.flat]).reshape(-1, mesh.shape["tensor"])
+
+
+def parts_of_batch(processes: Int[np.ndarray, "groups tensor"]) -> dict[int, int]:
+    """The part of a batch that each process reads, by the number of the process.
+
+    Args:
+      processes: That each device belongs to; those in a row have the same images.
+
+    Raises:
+      ConfigError: The parts would overlap, or differ in size.
+    """
+    rows = {int(p): frozenset(np.nonzero(processes == p)[0].tolist()) for p in np.unique(processes)}
+    parts = list(dict.fromkeys(rows.values()))
+    if sum(map(len, parts)) != len(processes) or len(set(map(len, parts))) > 1:
+        count = np.count_nonzero(processes == processes[0, 0])
+        raise ConfigError(f"mesh.tensor={processes.shape[1]} must divide the {count} devices of a process, or be a multiple of them")
+    return {p: parts.index(own) for p, own in rows.items()}
 
 
 def check_divides(name: str, batch_size: int, mesh: Mesh) -> None:
@@ -84,6 +165,8 @@ def check_divides(name: str, batch_size: int, mesh: Mesh) -> None:
     Raises:
       ConfigError: The message has a batch size that can.
     """
-    count = mesh.size
+    tensor = mesh.shape["tensor"]
+    count = mesh.size // tensor
     if batch_size % count:
-        raise ConfigError(f"{name}={batch_size} must be a multiple of the {count} devices, such as {max(batch_size // count, 1) * count}")
+        what = f"{count} devices" if tensor == 1 else f"{count} groups of mesh.tensor={tensor} devices"
+        raise ConfigError(f"{name}={batch_size} must be a multiple of the {what}, such as {max(batch_size // count, 1) * count}")

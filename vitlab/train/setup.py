@@ -51,8 +51,8 @@ class Setup:
 
     def initial_state(self) -> State:
         """The state before the first step, on all devices."""
-        shardings = meshes.state_shardings(self.abstract_state, self.mesh)
-        weights = meshes.place(self.create_weights(), self.mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        weights = meshes.place(self.create_weights(), self.mesh, self.model.tensor_split)
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
     def peak_speed(self) -> float | None:
@@ -72,7 +72,7 @@ class Setup:
 
     def open_train_batches(self, start_step: int) -> Batches:
         """The endless training batches from a step on: this process's rows of them."""
-        experiment = self.experiment
+        experiment, (part, num_parts) = self.experiment, meshes.part_of_process(self.mesh)
         return train_batches(
             self.train_source,
             augment=experiment.augment,
@@ -82,15 +82,15 @@ class Setup:
             batch_size=experiment.batch_size,
             seed=experiment.seed,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=num_parts,
             bad_images=self.bad_images,
         )
 
     def evaluate(self, state: State, should_stop: Callable[[], bool]) -> dict[str, float | int] | None:
         """Evaluates the state's weights, and their average, on the evaluation split; None when told to stop."""
         size = self.experiment.eval_batch_size or self.experiment.batch_size
-        options = {"channels": self.channels, "batch_size": size, "bad_images": self.bad_images}
+        options = {"channels": self.channels, "batch_size": size, "mesh": self.mesh, "bad_images": self.bad_images}
         batches = open_batches(self.model, self.eval_source, self.experiment, **options)
         weights = {k: state[k] for k in ("params", "model_state", "average") if k in state}
         return evaluate(self.eval_step, weights, batches, mesh=self.mesh, should_stop=should_stop)
@@ -146,7 +146,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     Raises:
       ConfigError: The experiment cannot be run here; one line.
     """
-    mesh = meshes.make_mesh(experiment.mesh.fsdp)
+    mesh = meshes.make_mesh(fsdp=experiment.mesh.fsdp, tensor=experiment.mesh.tensor)
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     meshes.check_divides("eval_batch_size", experiment.eval_batch_size or experiment.batch_size, mesh)
     train_source, eval_source = (open_source(experiment.data, train=train) for train in (True, False))
@@ -156,11 +156,12 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # refuses a malformed one
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
+    meshes.check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
     class_names = tuple(train_source.class_names)
     teacher = open_teacher(experiment, model, channels=channels, num_classes=len(class_names), class_names=class_names)
     train_step, create_state = make_step(experiment, model, periods, num_classes=len(class_names), teacher=teacher)
-    state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh)
+    state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh, model.tensor_split)
     try:
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh, teacher=teacher)
     except (ValueError, RuntimeError, UnsupportedError) as error:

@@ -16,7 +16,7 @@ from vitlab.models.registry import Preprocessing
 from vitlab.train.erase import erase
 from vitlab.train.functional import FunctionalModel
 from vitlab.train.losses import LOSSES, distilled_loss, soft_targets
-from vitlab.train.mesh import batch_sharding, replicated, sharded_shapes, state_shardings
+from vitlab.train.mesh import batch_sharding, replicated, sharded_shapes
 from vitlab.train.mix import mix
 from vitlab.train.schedule import Schedule
 from vitlab.train.state import State, average
@@ -149,7 +149,7 @@ def _accumulate(part: Callable[..., Any], state: State, images: Array, targets: 
 
 
 def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh, *, teacher: FunctionalModel | None = None) -> jax.stages.Traced:
-    """Traces the step for states and batches of these shapes; the old state's memory will be given to the new one.
+    """Traces the step for states and batches of these shapes; the new state lies where the old one does, whose memory it gets.
 
     With a teacher it is also traced for its weights, which lie on the mesh as parameters do and stay there.
 
@@ -157,9 +157,9 @@ def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh, *, tea
       ValueError, RuntimeError, UnsupportedError: The model cannot run such a batch, or not on this device.
     """
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch)
-    shardings = (state_shardings(state, mesh), replicated(mesh))
+    shardings = (jax.tree.map(lambda x: x.sharding, state), replicated(mesh))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels are chosen for its devices, which may be elsewhere
-        fixed = () if teacher is None else (sharded_shapes(teacher.shapes, mesh),)
+        fixed = () if teacher is None else (sharded_shapes(teacher.shapes, mesh, teacher.tensor_split),)
         return jax.jit(train_step, donate_argnums=0, out_shardings=shardings).trace(state, batch, *fixed)
 
 
