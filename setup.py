@@ -41,6 +41,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which also compiles for TPUs that are not here
     "wandb": ["wandb>=0.19"],
     "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
+    "gcs": ["etils[epath-gcs]>=1.12"],  # images in a bucket, gs://
     "notebooks": ["jupyter>=1.1", "matplotlib>=3.9"],
     "parity": ["torch>=2.6", "timm>=1.0.20"],  # to read .pth files, and to compare speed with timm
     "test": TEST,

@@ -100,7 +100,7 @@ class DataConfig:
 
     source: SourceKind = "bundled"
     data_dir: str | None = (
-        None  # image_folder: its root, or a CSV of path,label; shards: the folder; tfds: the directory that holds the prepared datasets
+        None  # image_folder: its root or a CSV of path,label, here or at gs://; shards: the folder; tfds: where the prepared datasets lie
     )
     name: str | None = None  # tfds: the dataset, "cifar10" or "imagenet2012:5.1.0"
     train_split: str = "train"  # of the source; tfds slices such as "train[:99%]" are allowed

@@ -1,14 +1,16 @@
 """Images listed in a CSV of path,label."""
 
 import csv
+import io
 import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 
 from vitlab.config import ConfigError, near_misses
 from vitlab.data.image_folder import CLASS_LIST, ImageFolderSource, open_image_folder, read_class_list, slice_order
+from vitlab.data.paths import data_path, join, size_of
 from vitlab.data.splits import is_sliced, split_name
 
 _HEADERS = ("path", "file", "filename", "file_name", "image", "image_path")  # first cells of a line that is a header
@@ -21,15 +23,16 @@ def open_images(data_dir: str | None, split: str) -> ImageFolderSource:
       ConfigError: As `open_image_folder` and `open_image_csv`.
     """
     if data_dir is not None and data_dir.lower().endswith(".csv"):
-        return open_image_csv(pathlib.Path(data_dir).expanduser(), split)
+        return open_image_csv(data_path(data_dir), split)
     return open_image_folder(data_dir, split)
 
 
-def open_image_csv(path: pathlib.Path, split: str) -> ImageFolderSource:
+def open_image_csv(path: epath.Path, split: str) -> ImageFolderSource:
     """Opens the files that a CSV lists, one "path,label" per line, in UTF-8; a first line "path,label" is a header.
 
-    Relative paths are relative to the folder of the CSV. The classes are the labels, sorted (as numbers, if all are), unless a
-    file classes.txt beside the CSV names them in order. A slice takes a fixed pseudo-random share, as in `open_image_folder`.
+    Relative paths are relative to the folder of the CSV, and a path may be in a bucket ("gs://bucket/0.jpg"). The classes are the
+    labels, sorted (as numbers, if all are), unless a file classes.txt beside the CSV names them in order. A slice takes a fixed
+    pseudo-random share, as in `open_image_folder`.
 
     Args:
       path: The CSV.
@@ -58,19 +61,18 @@ def open_image_csv(path: pathlib.Path, split: str) -> ImageFolderSource:
     return ImageFolderSource(path.parent, [files[i] for i in order], labels[order], sizes[order], class_names)
 
 
-def _read(path: pathlib.Path) -> list[tuple[int, str, str]]:
+def _read(path: epath.Path) -> list[tuple[int, str, str]]:
     """Line number, file and label of each line."""
     lines = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if not any(cells) or (not lines and cells[0].lower() in _HEADERS):
-                    continue
-                if len(cells) != 2 or not all(cells):
-                    raise ConfigError(f'{path}, line {reader.line_num}: "{",".join(row)}" must be path,label')
-                lines.append((reader.line_num, cells[0], cells[1]))
+        reader = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or (not lines and cells[0].lower() in _HEADERS):
+                continue
+            if len(cells) != 2 or not all(cells):
+                raise ConfigError(f'{path}, line {reader.line_num}: "{",".join(row)}" must be path,label')
+            lines.append((reader.line_num, cells[0], cells[1]))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} is no CSV in UTF-8: {error}") from error
     if not lines:
@@ -83,12 +85,12 @@ def _sorted_labels(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
 
 
-def _sizes(path: pathlib.Path, lines: Sequence[tuple[int, str, str]]) -> np.ndarray:
+def _sizes(path: epath.Path, lines: Sequence[tuple[int, str, str]]) -> np.ndarray:
     """Bytes of each file, int64."""
-    sizes = np.empty(len(lines), np.int64)
+    sizes, folder = np.empty(len(lines), np.int64), os.fspath(path.parent)
     for i, (number, file, _) in enumerate(lines):
         try:
-            sizes[i] = os.stat(path.parent / file).st_size
+            sizes[i] = size_of(join(folder, file))
         except OSError as error:
-            raise ConfigError(f'{path}, line {number}: "{file}" cannot be read: {error.strerror} (from {path.parent})') from error
+            raise ConfigError(f'{path}, line {number}: "{file}" cannot be read: {error.strerror or error} (from {folder})') from error
     return sizes

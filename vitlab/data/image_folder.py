@@ -5,18 +5,21 @@ fixes the order of the classes.
 """
 
 import collections
+import contextlib
 import hashlib
+import io
 import logging
 import os
-import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from vitlab.config import ConfigError, near_misses
+from vitlab.data.paths import data_path, is_remote, join, read_bytes
 from vitlab.data.splits import is_sliced, split_name, split_range
 
 logger = logging.getLogger(__name__)
@@ -30,23 +33,29 @@ _PROBES = 16  # files whose headers say whether the images are grey
 class ImageFolderSource:
     """The files of one split; `__getitem__` reads one, nothing is kept."""
 
-    def __init__(self, root: pathlib.Path, files: Sequence[str], labels: np.ndarray, sizes: np.ndarray, class_names: tuple[str, ...]):
-        """`files` are relative to `root`; `labels` int32 [n], indices into `class_names`; `sizes` int64 [n], bytes."""
+    def __init__(self, root: epath.Path, files: Sequence[str], labels: np.ndarray, sizes: np.ndarray, class_names: tuple[str, ...]):
+        """`files` are relative to `root`, see `join`; `labels` int32 [n], indices into `class_names`; `sizes` int64 [n], bytes."""
         self.root, self.files, self.labels, self.class_names = root, tuple(files), labels, class_names
+        self._folder = os.fspath(root)
         digest = hashlib.blake2b("\0".join((*class_names, *self.files)).encode("utf-8", "surrogateescape"), digest_size=8)
         digest.update(sizes.tobytes() + labels.tobytes())
         self.fingerprint = digest.hexdigest()
-        self.channels = channels_of(root / self.files[i] for i in probes(len(self.files)))
+        self.channels = channels_of(self._readable(probes(len(self.files))))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": (self.root / self.files[index]).read_bytes(), "label": int(self.labels[index])}
+        return {"image": read_bytes(join(self._folder, self.files[index])), "label": int(self.labels[index])}
+
+    def _readable(self, indices: Iterable[int]) -> Iterator[bytes]:
+        for index in indices:
+            with contextlib.suppress(OSError):
+                yield read_bytes(join(self._folder, self.files[index]))
 
     def name_of(self, index: int) -> str:
         """The file's path."""
-        return str(self.root / self.files[index])
+        return join(self._folder, self.files[index])
 
 
 def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
@@ -58,7 +67,7 @@ def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
     extensions are passed over.
 
     Args:
-      data_dir: The root.
+      data_dir: The root, here or in a bucket ("gs://bucket/folder").
       split: A folder below the root, with an optional slice; "train" is the root itself if no folder has that name.
         "test" also takes a folder named "val", "validation" or "valid", and says so in the log.
 
@@ -68,7 +77,7 @@ def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
     """
     if data_dir is None:
         raise ConfigError('data.source="image_folder" needs data.data_dir, the folder that holds one folder per class')
-    root = pathlib.Path(data_dir).expanduser()
+    root = data_path(data_dir)
     if not root.is_dir():
         raise ConfigError(f"data.data_dir={data_dir} {'is no folder' if root.exists() else 'does not exist'}")
     train_folder = root / "train" if (root / "train").is_dir() else root
@@ -93,7 +102,7 @@ def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
     )
 
 
-def read_class_list(folder: pathlib.Path) -> tuple[str, ...] | None:
+def read_class_list(folder: epath.Path) -> tuple[str, ...] | None:
     """The lines of classes.txt in a folder, without empty ones; None if there is no such file.
 
     Raises:
@@ -103,7 +112,7 @@ def read_class_list(folder: pathlib.Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     try:
-        names = tuple(filter(None, map(str.strip, path.read_text("utf-8-sig").splitlines())))
+        names = tuple(filter(None, map(str.strip, path.read_bytes().decode("utf-8-sig").splitlines())))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8") from error
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
@@ -114,7 +123,7 @@ def read_class_list(folder: pathlib.Path) -> tuple[str, ...] | None:
     return names
 
 
-def _split_folder(root: pathlib.Path, name: str) -> pathlib.Path:
+def _split_folder(root: epath.Path, name: str) -> epath.Path:
     if (root / name).is_dir():
         return root / name
     if name == "train" and not any((root / other).is_dir() for other in EVAL_FOLDERS):
@@ -131,17 +140,16 @@ def _split_folder(root: pathlib.Path, name: str) -> pathlib.Path:
     raise ConfigError(f'{root} has no folder "{name}"; {near_misses(name, _class_folders(root))}')
 
 
-def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
-    with os.scandir(folder) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__"))))
+def _class_folders(folder: epath.Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in _entries(folder) if not path.name.startswith("__") and path.is_dir()))
 
 
-def _scan(folder: pathlib.Path, class_names: Sequence[str]) -> tuple[list[str], list[int], list[int]]:
+def _scan(folder: epath.Path, class_names: Sequence[str]) -> tuple[list[str], list[int], list[int]]:
     """Paths relative to `folder`, labels and sizes in bytes, class by class, each sorted by path."""
     files, labels, sizes = [], [], []
     for label, name in enumerate(class_names):
         if (folder / name).is_dir():
-            found = sorted(_walk(str(folder / name), name))
+            found = sorted(_walk_remote(folder / name, name) if is_remote(folder) else _walk(os.fspath(folder / name), name))
             files += [path for path, _ in found]
             sizes += [size for _, size in found]
             labels += [label] * len(found)
@@ -159,18 +167,31 @@ def _walk(path: str, relative: str) -> Iterator[tuple[str, int]]:
                 yield f"{relative}/{entry.name}", entry.stat().st_size
 
 
+def _entries(folder: epath.Path) -> Iterator[epath.Path]:
+    """What lies in a folder, but for what is hidden; some buckets list the folder too."""
+    return (path for path in folder.iterdir() if not path.name.startswith(".") and path != folder)
+
+
+def _walk_remote(folder: epath.Path, relative: str) -> Iterator[tuple[str, int]]:
+    for path in _entries(folder):
+        if path.suffix.lower() in EXTENSIONS:
+            yield f"{relative}/{path.name}", path.stat().length
+        elif path.is_dir():
+            yield from _walk_remote(path, f"{relative}/{path.name}")
+
+
 def slice_order(files: Sequence[str], split: str) -> np.ndarray:
     """Sorted indices of the files in the slice, taken in the order of a hash of their paths."""
     hashes = np.array([zlib.crc32(path.encode("utf-8", "surrogateescape")) for path in files])
     return np.sort(np.argsort(hashes, kind="stable")[split_range(split, len(files))])
 
 
-def channels_of(images: Iterable[pathlib.Path | BinaryIO]) -> int:
+def channels_of(images: Iterable[bytes]) -> int:
     """1 if the headers of the images are all grey, else 3."""
     modes = []
-    for file in images:
+    for data in images:
         try:
-            with Image.open(file) as image:
+            with Image.open(io.BytesIO(data)) as image:
                 modes.append(image.mode)
         except (OSError, ValueError, Image.DecompressionBombError):
             continue

@@ -12,13 +12,14 @@ import functools
 import io
 import logging
 import os
-import pathlib
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from PIL import Image
 
 from vitlab import cli
@@ -27,6 +28,7 @@ from vitlab.data.decode import DecodeError, decode
 from vitlab.data.example import serialize
 from vitlab.data.image_csv import open_images
 from vitlab.data.image_folder import EVAL_FOLDERS, ImageFolderSource
+from vitlab.data.paths import data_path, is_remote
 from vitlab.data.shards import INDEX, Index, Shard, check, read_index, sha256
 from vitlab.data.tfrecord import Layout, TfrecordSource, open_tfrecords
 
@@ -41,7 +43,7 @@ _SECONDS = 10  # between two lines of progress
 
 def prepare(
     src: str,
-    dst: pathlib.Path,
+    dst: str | os.PathLike[str],
     *,
     splits: Sequence[str] = (),
     shard_size: int = 8192,
@@ -53,7 +55,7 @@ def prepare(
 
     Args:
       src: What `open_images` opens: a folder or a CSV; or what `open_tfrecords` opens.
-      dst: Made if need be.
+      dst: Made if need be; it may be in a bucket, from which the shards must be copied, or mounted, to be read.
       splits: Names; none: "train" and, if there is a folder of that name, "test", "val", "validation" or "valid"; of TFRecord files all.
       shard_size: Images per shard.
       short_side: Pixels to which a longer short side is shrunk (bicubic, antialiased), as JPEG of quality 95 without metadata;
@@ -71,8 +73,9 @@ def prepare(
     if tfrecord:
         sources |= open_tfrecords(src, splits, tfrecord)
     else:
-        sources |= {split: open_images(src, split) for split in splits or _splits(pathlib.Path(src).expanduser())}
-    index = _begin(dst, _plan(sources, shard_size, short_side))
+        sources |= {split: open_images(src, split) for split in splits or _splits(data_path(src))}
+    folder = data_path(dst)
+    index = _begin(folder, _plan(sources, shard_size, short_side))
     progress = Progress(sum(map(len, sources.values())))
     with concurrent.futures.ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0))) as pool:
         for split, source in sources.items():
@@ -80,26 +83,27 @@ def prepare(
             for number, shard in enumerate(index.splits[split]):
                 indices = order[first : first + shard.records].tolist()
                 first += shard.records
-                if _is_finished(dst, shard):
+                if _is_finished(folder, shard):
                     progress.add(shard.records)
                     continue
                 records = _records(source, indices, short_side, pool)
-                index = _replaced(index, split, number, _write_shard(dst, shard, records, progress))
-                index.write(dst)
+                index = _replaced(index, split, number, _write_shard(folder, shard, records, progress))
+                index.write(folder)
     progress.end()
     return index
 
 
-def verify(dst: pathlib.Path) -> Index:
+def verify(dst: str | os.PathLike[str]) -> Index:
     """Compares every shard with its checksum in the index.
 
     Raises:
       ConfigError: One is not written, missing or other; names it.
     """
-    index = read_index(dst)
+    folder = data_path(dst)
+    index = read_index(folder)
     for shards in index.splits.values():
         for shard in shards:
-            check(dst, shard, checksum=True)
+            check(folder, shard, checksum=True)
     return index
 
 
@@ -132,7 +136,7 @@ class Progress:
         print(f"{self.done:,} of {self.total:,} images{kept}  {speed:.0f} images/s", flush=True)
 
 
-def _splits(root: pathlib.Path) -> list[str]:
+def _splits(root: epath.Path) -> list[str]:
     return ["train", *[name for name in EVAL_FOLDERS if (root / "train").is_dir() and (root / name).is_dir()][:1]]
 
 
@@ -152,7 +156,7 @@ def _plan(sources: dict[str, Images], shard_size: int, short_side: int | None) -
     )
 
 
-def _begin(dst: pathlib.Path, plan: Index) -> Index:
+def _begin(dst: epath.Path, plan: Index) -> Index:
     """The index to go on with: that in `dst` if it is of the same plan, or the plan itself, written there."""
     try:
         dst.mkdir(parents=True, exist_ok=True)
@@ -163,7 +167,7 @@ def _begin(dst: pathlib.Path, plan: Index) -> Index:
         if _unwritten(index) == plan:
             return index
         raise ConfigError(f"{dst} holds the shards of another source, or with other options; give another folder, or delete it")
-    if any(dst.iterdir()):
+    if dst.exists() and any(dst.iterdir()):  # a bucket has no empty folders
         raise ConfigError(f"{dst} is not empty and holds no {INDEX}; give another folder")
     plan.write(dst)
     return plan
@@ -181,7 +185,7 @@ def _replaced(index: Index, split: str, number: int, shard: Shard) -> Index:
     return dataclasses.replace(index, splits=index.splits | {split: (*shards[:number], shard, *shards[number + 1 :])})
 
 
-def _is_finished(dst: pathlib.Path, shard: Shard) -> bool:
+def _is_finished(dst: epath.Path, shard: Shard) -> bool:
     try:
         check(dst, shard)
     except ConfigError:
@@ -226,10 +230,15 @@ def _shrunk(data: bytes, short_side: int, source: Images, index: int) -> bytes:
     return buffer.getvalue()
 
 
-def _write_shard(dst: pathlib.Path, shard: Shard, records: Iterator[bytes], progress: Progress) -> Shard:
-    """Writes to a temporary name, which becomes the shard's when all is on disk."""
+def _write_shard(dst: epath.Path, shard: Shard, records: Iterator[bytes], progress: Progress) -> Shard:
+    """Writes to a temporary name, which becomes the shard's when all is on disk; what is for a bucket is written here first."""
+    if is_remote(dst):
+        with tempfile.TemporaryDirectory() as here:
+            written = _write_shard(epath.Path(here), shard, records, progress)
+            (epath.Path(here) / shard.file).copy(dst / shard.file, overwrite=True)
+        return written
     temporary = dst / (shard.file + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), _WRITER)
+    writer = ArrayRecordWriter(os.fspath(temporary), _WRITER)
     try:
         for record in records:
             writer.write(record)
@@ -240,7 +249,7 @@ def _write_shard(dst: pathlib.Path, shard: Shard, records: Iterator[bytes], prog
     writer.close()
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    written = dataclasses.replace(shard, size=temporary.stat().st_size, sha256=sha256(temporary))
+    written = dataclasses.replace(shard, size=temporary.stat().length, sha256=sha256(temporary))
     temporary.replace(dst / shard.file)
     return written
 
@@ -251,7 +260,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "src", nargs="?", help="an image folder (train/ and val/ with a folder per class, or only the folders) or a CSV of path,label"
     )
-    parser.add_argument("dst", type=pathlib.Path, help="the folder of the shards; made if need be")
+    parser.add_argument("dst", help="the folder of the shards; made if need be")
     parser.add_argument("--tfrecord", action="store_true", help="SRC is a folder of TFRecord files of tf.train.Example")
     parser.add_argument("--image_key", default=Layout.image_key, help="of the encoded image, with --tfrecord")
     parser.add_argument("--label_key", default=Layout.label_key, help="of the integer label, with --tfrecord")

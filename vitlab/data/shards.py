@@ -6,15 +6,17 @@ The records of a split lie in a fixed pseudo-random order, so that every slice o
 import dataclasses
 import hashlib
 import json
-import pathlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
 
 from vitlab.config import ConfigError, near_misses
 from vitlab.data.example import file_name, image_and_label
 from vitlab.data.image_folder import EVAL_FOLDERS
+from vitlab.data.paths import data_path, refuse_remote, size_of
 from vitlab.data.splits import split_name, split_range
 
 INDEX = "index.json"
@@ -41,14 +43,14 @@ class Index:
     sources: dict[str, str]  # split -> fingerprint of what it was made of
     splits: dict[str, tuple[Shard, ...]]
 
-    def write(self, folder: pathlib.Path) -> None:
+    def write(self, folder: epath.Path) -> None:
         """Replaces the folder's index at once."""
         temporary = folder / (INDEX + ".tmp")
         temporary.write_text(json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=1) + "\n")
         temporary.replace(folder / INDEX)
 
 
-def read_index(folder: pathlib.Path) -> Index:
+def read_index(folder: epath.Path) -> Index:
     """The index of a folder of shards.
 
     Raises:
@@ -110,15 +112,17 @@ def open_shards(data_dir: str | None, split: str) -> ShardsSource:
     Only sizes are compared here; `python -m vitlab.data.prepare --verify DST` compares the checksums.
 
     Args:
-      data_dir: The folder.
+      data_dir: The folder, on a local disk.
       split: A split of its index, with an optional slice; "test" also takes "val", "validation" or "valid".
 
     Raises:
-      ConfigError: No index, no such split, an unfinished one, or a shard that is missing, empty or of another size.
+      ConfigError: No index, no such split, an unfinished one, a shard that is missing, empty or of another size, or a folder in a
+        bucket, where array_record cannot read.
     """
     if data_dir is None:
         raise ConfigError('data.source="shards" needs data.data_dir, the folder that python -m vitlab.data.prepare wrote')
-    folder = pathlib.Path(data_dir).expanduser()
+    refuse_remote(data_dir, "shards")
+    folder = data_path(data_dir)
     index = read_index(folder)
     name = _find_split(index, folder, split_name(split))
     shards = index.splits[name]
@@ -134,7 +138,7 @@ def open_shards(data_dir: str | None, split: str) -> ShardsSource:
     )
 
 
-def check(folder: pathlib.Path, shard: Shard, *, checksum: bool = False) -> None:
+def check(folder: epath.Path, shard: Shard, *, checksum: bool = False) -> None:
     """Compares a shard with the index.
 
     Raises:
@@ -145,20 +149,20 @@ def check(folder: pathlib.Path, shard: Shard, *, checksum: bool = False) -> None
         raise ConfigError(f"shard {path} is not written yet; {remedy}")
     if not path.is_file():
         raise ConfigError(f"shard {path} is missing; {remedy}")
-    size = path.stat().st_size
+    size = size_of(os.fspath(path))
     if size != shard.size:
         raise ConfigError(f"shard {path} has {size} bytes{' (it is empty)' * (not size)}, not {shard.size} as in {INDEX}; {remedy}")
     if checksum and sha256(path) != shard.sha256:
         raise ConfigError(f"shard {path} has another SHA-256 than in {INDEX}; delete it and {remedy}")
 
 
-def sha256(path: pathlib.Path) -> str:
+def sha256(path: epath.Path) -> str:
     """Checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_split(index: Index, folder: pathlib.Path, name: str) -> str:
+def _find_split(index: Index, folder: epath.Path, name: str) -> str:
     for candidate in (name, *(EVAL_FOLDERS if name == "test" else ())):
         if candidate in index.splits:
             return candidate
@@ -168,7 +172,7 @@ def _find_split(index: Index, folder: pathlib.Path, name: str) -> str:
     )
 
 
-def _ranges(folder: pathlib.Path, shards: Sequence[Shard], part: slice) -> list[str]:
+def _ranges(folder: epath.Path, shards: Sequence[Shard], part: slice) -> list[str]:
     """The records of `part` as "path[start:stop]", shard by shard."""
     ranges, first = [], 0
     for shard in shards:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitlab.config import ConfigError, near_misses
 from vitlab.data.example import image_and_label
+from vitlab.data.paths import refuse_remote
 from vitlab.data.splits import split_name
 
 
@@ -53,6 +54,7 @@ def open_tfds(name: str | None, data_dir: str | None, split: str) -> TfdsSource:
     if name is None:
         raise ConfigError('data.source="tfds" needs data.name, the data set: "cifar10"')
     where = data_dir or tfds.core.constants.DATA_DIR
+    refuse_remote(where, "array_record files")
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:

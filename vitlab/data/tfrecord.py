@@ -6,7 +6,6 @@ A record is its length (uint64, little endian), a masked CRC-32C of the length, 
 import collections
 import dataclasses
 import hashlib
-import io
 import mmap
 import pathlib
 import re
@@ -20,6 +19,7 @@ from vitlab.config import ConfigError, near_misses
 from vitlab.data.crc32c import masked_crc32c
 from vitlab.data.example import image_and_label, integer
 from vitlab.data.image_folder import CLASS_LIST, channels_of, probes, read_class_list
+from vitlab.data.paths import data_path, refuse_remote
 
 # "train-00000-of-01024", "imagenet2012-train.tfrecord-00000-of-01024", "train_07.tfrecord", "train.tfrecords"
 _FILE = re.compile(
@@ -65,7 +65,7 @@ class TfrecordSource:
         for array in (records.file, records.offset, records.length, records.checksum, labels):
             digest.update(array.tobytes())
         self.fingerprint = digest.hexdigest()
-        self.channels = channels_of(io.BytesIO(self[i]["image"]) for i in probes(len(self)))
+        self.channels = channels_of(self[i]["image"] for i in probes(len(self)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,13 +107,14 @@ def open_tfrecords(src: str, splits: Sequence[str], layout: Layout) -> dict[str,
       ConfigError: No such folder, split or file of many, a damaged header, a record without label or with one that classes.txt
         lacks, or fewer than two classes. The message names the file and the offset of the record in bytes.
     """
+    refuse_remote(src, "TFRecord files")
     root = pathlib.Path(src).expanduser()
     found = _find_files(root)
     for split in splits:
         if split not in found:
             raise ConfigError(f'{root} has no TFRecord files of a split "{split}"; {near_misses(split, found)}')
     records = {split: _scan(found[split], layout.label_key.encode()) for split in splits or sorted(found)}
-    listed = read_class_list(root)
+    listed = read_class_list(data_path(root))
     values = sorted(set().union(*(np.unique(r.label).tolist() for r in records.values())))
     class_names = listed or tuple(map(str, values))
     if len(class_names) < 2:
