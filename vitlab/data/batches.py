@@ -14,7 +14,7 @@ import numpy as np
 
 from vitlab.config import AugmentConfig
 from vitlab.data.arrays import ArraySource
-from vitlab.data.augment import Size, augment, draw_corners, draw_flips, flip, pad_crop, resize_and_center_crop
+from vitlab.data.augment import Size, augment, draw_corners, draw_flips, flip, flip_rows, pad_crop, resize_and_center_crop
 from vitlab.data.decode import DecodeError, decode
 from vitlab.data.mixture import MixedSource
 from vitlab.data.order import MixedOrder, ShuffledOrder, stream
@@ -101,8 +101,9 @@ class TrainBatch:
         self.source, self.config, self.layout, self.seed, self.threads = source, config, layout, seed, threads
         self.order = training_order(source, seed, repeats=config.repeats)
         self.policy = make_policy(config.policy) if config.policy else None
-        alone = config.crop == "random_resized" or config.policy or config.color_jitter  # something is done to each image by itself
-        self.vectorised = not alone and _fits(source, layout)
+        # Whether something is done to each image by itself, even if it has the right size.
+        self.alone = bool(config.crop == "random_resized" or config.policy or config.color_jitter)
+        self.vectorised = not self.alone and _fits(source, layout)
 
     def __call__(self, step: int) -> Batch:
         """{"image": uint8 [b, h, w, c], "label": int32 [b], "bad": int64 [b]}."""
@@ -132,9 +133,11 @@ class TrainBatch:
             if decoded is None:
                 batch["bad"][row] = indices[row]
                 decoded = self._next_decodable(int(indices[row]))
-            rng = stream("image", self.seed, int(positions[row]))
-            pixels = augment(decoded["image"], rng, self.config, self.layout.size, self.policy)
-            batch["image"][row] = pixels[:, ::-1] if flipped[row] else pixels
+            pixels = decoded["image"]
+            if self.alone or pixels.shape[:2] != self.layout.size:
+                rng = stream("image", self.seed, int(positions[row]))
+                pixels = augment(pixels, rng, self.config, self.layout.size, self.policy)
+            batch["image"][row] = flip_rows(pixels) if flipped[row] else pixels
             batch["label"][row] = decoded["label"]
 
     def _next_decodable(self, index: int) -> dict[str, Any]:
