@@ -24,8 +24,8 @@ def _look_up(image: Pixels, table: np.ndarray) -> Pixels:
 def auto_contrast(image: Pixels) -> Pixels:
     """Stretches each channel to the whole range."""
     tables = []
-    for channel in range(image.shape[2]):
-        low, high = int(image[..., channel].min()), int(image[..., channel].max())
+    for channel in cv2.split(image):
+        low, high = int(channel.min()), int(channel.max())
         scale = 255.0 / (high - low) if high > low else 1.0
         tables.append(np.trunc(_VALUES * scale - (low * scale if high > low else 0)))
     return _look_up(image, np.stack(tables, -1)[None])
@@ -34,8 +34,8 @@ def auto_contrast(image: Pixels) -> Pixels:
 def equalize(image: Pixels) -> Pixels:
     """Makes the histogram of each channel flat."""
     tables = []
-    for channel in range(image.shape[2]):
-        counts = np.bincount(image[..., channel].ravel(), minlength=256)
+    for channel in cv2.split(image):
+        counts = cv2.calcHist([channel], [0], None, [256], (0, 256)).ravel().astype(np.int64)
         present = counts[counts > 0]
         step = int(present.sum() - present[-1]) // 255
         tables.append((step // 2 + np.cumsum(counts) - counts) // step if step else _VALUES)
@@ -125,4 +125,7 @@ def rotate(image: Pixels, degrees: float, interpolation: str) -> Pixels:
 def _away_from(other: Pixels, image: Pixels, factor: float) -> Pixels:
     """other + factor * (image - other), cut to the range and towards zero."""
     base = other.astype(np.float32)
-    return np.clip(base + np.float32(factor) * (image - base), 0, 255).astype(np.uint8)
+    out = np.subtract(image.astype(np.float32), base)
+    out *= np.float32(factor)
+    out += base
+    return np.clip(out, 0, 255, out=out).astype(np.uint8)
