@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import grain
 import numpy as np
 import pytest
 
@@ -159,3 +160,17 @@ def test_what_a_worker_raises_is_raised_here_with_the_workers_traceback():
     with batches, pytest.raises(ZeroDivisionError, match="a fault in the source") as caught:
         next(batches)
     assert "__getitem__" in [entry.name for entry in caught.traceback]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_one_thread_is_one_thread(monkeypatch, tree, num_threads):
+    read_ahead, options = [], grain.ReadOptions
+    monkeypatch.setattr(grain, "ReadOptions", lambda **given: read_ahead.append(given["num_threads"]) or options(**given))
+    take(train(folder(tree, num_threads=num_threads)), 1)
+    take(
+        eval_batches(
+            open_source(folder(tree), train=False), data=folder(tree, num_threads=num_threads), image_size=12, channels=3, batch_size=4
+        ),
+        1,
+    )
+    assert read_ahead == [num_threads, num_threads]  # each computes a batch, alone or with the pool

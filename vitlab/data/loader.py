@@ -99,7 +99,7 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
     threads = Threads(_threads_per_worker(data.num_threads, data.num_workers))
     make = TrainBatch(source, augment, layout, seed, threads)
     steps = grain.MapDataset.range(start_step, _LAST_STEP).map(make)
-    batches = steps.to_iter_dataset(_read_options(make.vectorised))
+    batches = steps.to_iter_dataset(_read_options(make, threads))
     if data.num_workers > 0:
         if not flags.FLAGS.is_parsed():  # Grain hands the flags to its workers; in a notebook there are none
             flags.FLAGS.mark_as_parsed()
@@ -148,7 +148,7 @@ def eval_batches(  # noqa: PLR0913  as above
     threads = Threads(_threads_per_worker(data.num_threads, 0))
     make = EvalBatch(source, layout, interpolation, crop_fraction, threads)
     steps = grain.MapDataset.range(len(make)).map(make)
-    batches = iter(steps.to_iter_dataset(_read_options(make.vectorised)))
+    batches = iter(steps.to_iter_dataset(_read_options(make, threads)))
     return Batches(batches, BadImages(source, data.max_bad_fraction, split=data.eval_split, path=bad_images), threads)
 
 
@@ -161,6 +161,7 @@ def _threads_per_worker(num_threads: int, num_workers: int) -> int:
     return num_threads or max(1, len(os.sched_getaffinity(0)) // max(1, num_workers))
 
 
-def _read_options(vectorised: bool) -> grain.ReadOptions:
-    """One thread runs ahead of the step; a second begins the next batch while the pool ends the last."""
-    return grain.ReadOptions(num_threads=1 if vectorised else 2, prefetch_buffer_size=_AHEAD)
+def _read_options(make: TrainBatch | EvalBatch, threads: Threads) -> grain.ReadOptions:
+    """One thread runs ahead of the step; where it has a pool, a second begins the next batch while the pool ends the last."""
+    alone = make.vectorised or threads.num_threads == 1
+    return grain.ReadOptions(num_threads=1 if alone else 2, prefetch_buffer_size=_AHEAD)
