@@ -2,8 +2,13 @@
 
 import importlib.util
 import pathlib
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 
@@ -15,7 +20,7 @@ def load(folder: str, script: str):
     return module
 
 
-@pytest.mark.parametrize(("folder", "script"), [("02_mixer_swap", "plot"), ("05_pod_plans", "run")])
+@pytest.mark.parametrize(("folder", "script"), [("02_mixer_swap", "plot"), ("04_input_pipeline", "run"), ("05_pod_plans", "run")])
 def test_the_table_is_made_from_the_results(folder, script):
     module = load(folder, script)
     assert f" -->\n{module.table()}\n<!-- end -->" in (EXPERIMENTS / folder / "README.md").read_text(), f"run {folder}/{script}.py"
@@ -25,3 +30,28 @@ def test_every_mixer_is_in_the_comparison():
     run, plot = load("02_mixer_swap", "run"), load("02_mixer_swap", "plot")
     assert set(plot.costs()) <= set(run.MIXERS)
     assert {run.experiment(mixer, 0).model.fields["mixers"] for mixer in run.MIXERS} == set(run.MIXERS)
+
+
+def test_every_pipeline_that_is_compared_is_there_and_ours_make_images(tmp_path):
+    run, pipelines = load("04_input_pipeline", "run"), load("04_input_pipeline", "pipelines")
+    compared = {name for comparison in run.COMPARISONS.values() for name in comparison.pipelines}
+    assert compared == set(pipelines.PIPELINES)
+    assert {name for target in run.TARGETS for name in (target.pipeline, target.against)} <= compared
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / name / "0.jpg")
+    with pipelines.OPEN:
+        for name in ("vitlab", "vitlab, RandAugment", "plain loop", "loader, 2 threads", "first batch", "bundled"):
+            pipelines.PIPELINES[name](str(tmp_path))(256)
+
+
+def test_a_pipeline_counts_the_time_of_its_processes():
+    pipelines = load("04_input_pipeline", "pipelines")
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        before, begin = pipelines.cpu_seconds(), time.process_time()
+        time.sleep(0.5)
+        assert pipelines.cpu_seconds() - before > time.process_time() - begin + 0.05
+    finally:
+        child.kill()
+        child.wait()
