@@ -127,9 +127,10 @@ def test_a_preparation_into_a_bucket_goes_on_and_is_checked(trees, capsys):
     prepare(trees[0], "gs://bucket/shards", shard_size=4)
     (shard,) = (path for path in epath.Path("gs://bucket/shards").iterdir() if path.name.startswith("val-"))
     data = shard.read_bytes()
-    shard.unlink()
-    prepare(trees[0], "gs://bucket/shards", shard_size=4)
-    assert shard.read_bytes() == data and "6 of them there already" in capsys.readouterr().out.splitlines()[-1]
+    for damage in (shard.unlink, lambda: shard.write_bytes(b"cut off")):
+        damage()
+        prepare(trees[0], "gs://bucket/shards", shard_size=4)
+        assert shard.read_bytes() == data and "6 of them there already" in capsys.readouterr().out.splitlines()[-1]
     shard.write_bytes(bytes(len(data)))
     with pytest.raises(ConfigError, match="gs://bucket/shards/val-00000-of-00001.array_record has another SHA-256"):
         main(["--verify", "gs://bucket/shards"])

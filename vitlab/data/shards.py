@@ -21,6 +21,7 @@ from vitlab.data.splits import split_name, split_range
 
 INDEX = "index.json"
 _VERSION = 1  # of the format
+_CHUNK = 2**20  # bytes read at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,8 +159,11 @@ def check(folder: epath.Path, shard: Shard, *, checksum: bool = False) -> None:
 
 def sha256(path: epath.Path) -> str:
     """Checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # of a bucket's files only `read` is sure
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _find_split(index: Index, folder: epath.Path, name: str) -> str:
