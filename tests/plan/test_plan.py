@@ -81,7 +81,8 @@ def test_devices_along_tensor_have_the_same_images_and_half_of_each_block(libtpu
     sums = 2 * 4 * 4 * images * tokens * d  # of each block, activations: two in the forward and two in the backward pass
     gradients = plan.memory["parameters"] - 2 * 4 * 3 * d // 2  # half of the bias of each projection is gathered afterwards
     assert 0 <= said["all-reduce"].bytes - sums - gradients < 100  # and numbers
-    assert said["all-to-all"].count == 2 * 2  # of the kernel of each projection, and of its gradient
+    exchanged = said["all-to-all"].count  # the kernel of each projection; its gradient too, or newer compilers gather that
+    assert exchanged == 2 * 2 or (exchanged, said["all-gather"].count) == (2, 2 * 2)
 
 
 @pytest.mark.tpu

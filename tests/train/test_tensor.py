@@ -19,6 +19,7 @@ BEGIN = """
     from tests.train.conftest import tiny_experiment
     from vitlab.config import ConfigError, MeshConfig, ModelConfig
     from vitlab.plan.collectives import collectives
+    from vitlab.plan.hlo import instructions
     from vitlab.train.checkpoint import Checkpoints
     from vitlab.train.functional import build
     from vitlab.train.mesh import make_mesh, place, shard_batch
