@@ -194,7 +194,8 @@ class MixConfig:
 class DistillationConfig:
     """A teacher, which the loss also follows; see `vitlab.train.losses.distilled_loss` and `vitlab.train.teacher`."""
 
-    teacher: str = ""  # run folder of vitlab.train: its newest checkpoint, the averaged weights where it has them; "": no teacher
+    teacher: str = ""  # run folder of vitlab.train: the averaged weights where it has them; "": no teacher
+    step: int | None = None  # of the teacher's checkpoint; None: the newest at each start of the run
     kind: Literal["soft", "hard"] = "soft"  # its probabilities, or its likeliest class as the label
     alpha: float = 0.5  # weight of the teacher's part of the loss; that of the labels' is 1 - alpha
     temperature: float = 1.0  # soft: by which the logits of both are divided

@@ -94,6 +94,22 @@ def test_the_averaged_weights_teach_where_the_run_averages(tmp_path):
     assert not np.array_equal(raw["head"]["kernel"], teacher.weights["params"]["head"]["kernel"])
 
 
+def test_a_step_pins_the_teacher(tmp_path, uninterrupted):
+    steps = sorted(int(path.name) for path in (uninterrupted / "checkpoints").iterdir() if path.name.isdigit())
+    loss = LossConfig(distillation=DistillationConfig(teacher=str(uninterrupted), step=steps[0]))
+    teacher = set_up(tiny_experiment(loss=loss, **SHORT)).restore_teacher()
+    assert teacher.origin["step"] == steps[0] < steps[-1]
+    wrong = LossConfig(distillation=DistillationConfig(teacher=str(uninterrupted), step=steps[-1] + 1))
+    with pytest.raises(ConfigError, match=r"loss\.distillation\.teacher: .*step"):
+        set_up(tiny_experiment(loss=wrong, **SHORT)).restore_teacher()
+
+
+def test_the_share_of_the_peak_counts_the_teachers_products_once(uninterrupted, monkeypatch):
+    monkeypatch.setattr("vitlab.train.setup.peak_flops", lambda kind: 1e12)
+    alone, taught = set_up(tiny_experiment(**SHORT)).peak_speed(), set_up(taught_by(uninterrupted)).peak_speed()
+    assert taught == pytest.approx(alone * 3 / 4)  # the teacher is such a model itself
+
+
 def test_four_devices_that_split_the_teacher_follow_the_loss_of_one(tmp_path):
     wide = ModelConfig(name="vit_tiny_patch16", image_size=28, fields={"patch_size": 14, "dim": 128, "depth": 1, "num_heads": 2})
     short = {"model": wide, "duration": "5 steps", "eval_every": "5 steps", "eval_batch_size": 20, "log_every": "1 steps"}

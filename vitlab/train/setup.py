@@ -46,6 +46,7 @@ class Setup:
     create_weights: Callable[[], Weights]  # the initial ones: random, or those of a checkpoint
     create_state: Callable[[Weights], State]  # before the first step
     abstract_state: Any  # its shapes, dtypes and sharding
+    teacher: FunctionalModel | None  # without its weights
     channels: int
     bad_images: pathlib.Path | None  # file that lists the images that cannot be decoded
 
@@ -56,11 +57,15 @@ class Setup:
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
     def peak_speed(self) -> float | None:
-        """Images/s if the devices multiplied all the time: three times the products of the forward pass; None where no peak is known."""
+        """Images/s if the devices multiplied all the time: three times the products of the forward pass, and a teacher's once.
+
+        None where no peak is known.
+        """
         peak = peak_flops(self.mesh.devices.flat[0].device_kind)
         if peak is None:
             return None
-        return peak * self.mesh.size / (6 * self.model.count_macs())
+        macs = 3 * self.model.count_macs() + (self.teacher.count_macs() if self.teacher else 0)
+        return peak * self.mesh.size / (2 * macs)
 
     def restore_teacher(self) -> Trained | None:
         """The teacher with its weights, which are the step's third argument, on all devices; None without one.
@@ -179,6 +184,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         create_weights=create_weights if start is None else lambda: start,
         create_state=create_state,
         abstract_state=state,
+        teacher=teacher,
         channels=channels,
         bad_images=bad_images,
     )

@@ -48,17 +48,17 @@ def open_teacher(
 def restore_teacher(experiment: Experiment, mesh: Mesh) -> Trained | None:
     """The teacher with its weights, which lie on the mesh as parameters do; None if the experiment names none.
 
-    It is the newest whole checkpoint of its run, averaged where that averages: a run that resumes is bit-equal only if its
-    teacher's run has not gone on meanwhile. To be called by all processes.
+    It is the checkpoint of `loss.distillation.step`, or the newest whole one of its run, averaged where that averages: a run that
+    resumes is bit-equal only if the step is given or its teacher's run has not gone on meanwhile. To be called by all processes.
 
     Raises:
-      ConfigError: Its run has no checkpoint, or only such as do not fit or are damaged.
+      ConfigError: Its run has no checkpoint, or none of that step, or only such as do not fit or are damaged.
     """
-    workdir = experiment.loss.distillation.teacher
-    if not workdir:
+    distillation = experiment.loss.distillation
+    if not distillation.teacher:
         return None
     try:
-        return from_run(pathlib.Path(workdir), mesh)
+        return from_run(pathlib.Path(distillation.teacher), mesh, step=distillation.step)
     except ConfigError as error:
         raise ConfigError(f"loss.distillation.teacher: {error}") from error
 
