@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitlab.models.registry import list_models
+
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 
 
@@ -20,7 +22,10 @@ def load(folder: str, script: str):
     return module
 
 
-@pytest.mark.parametrize(("folder", "script"), [("02_mixer_swap", "plot"), ("04_input_pipeline", "run"), ("05_pod_plans", "run")])
+MADE = [("02_mixer_swap", "plot"), ("03_against_timm", "run"), ("04_input_pipeline", "run"), ("05_pod_plans", "run")]
+
+
+@pytest.mark.parametrize(("folder", "script"), MADE)
 def test_the_table_is_made_from_the_results(folder, script):
     module = load(folder, script)
     assert f" -->\n{module.table()}\n<!-- end -->" in (EXPERIMENTS / folder / "README.md").read_text(), f"run {folder}/{script}.py"
@@ -30,6 +35,10 @@ def test_every_mixer_is_in_the_comparison():
     run, plot = load("02_mixer_swap", "run"), load("02_mixer_swap", "plot")
     assert set(plot.costs()) <= set(run.MIXERS)
     assert {run.experiment(mixer, 0).model.fields["mixers"] for mixer in run.MIXERS} == set(run.MIXERS)
+
+
+def test_models_that_are_compared_with_timms_are_in_the_zoo():
+    assert set(load("03_against_timm", "run").TIMM) <= set(list_models())
 
 
 def test_every_pipeline_that_is_compared_is_there_and_ours_make_images(tmp_path):
