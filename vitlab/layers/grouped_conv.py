@@ -5,6 +5,7 @@ times as long as the sum of 49 shifted products, and the gradient of one in twel
 """
 
 import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -73,13 +74,14 @@ def _correlate(x: Float[Array, "b h w c"], kernel: Float[Array, "k l c"], stride
     height, width = ((n - (size - 1) * d - 1) // s + 1 for n, size, d, s in zip(x.shape[1:3], (rows, cols), dilation, strides, strict=True))
     span = (height - 1) * strides[0] + 1
 
-    def row(i, weights):
+    def row(i: int | Array, weights: Array) -> Array:
         lines = jax.lax.dynamic_slice_in_dim(x, i * dilation[0], span, 1)[:, :: strides[0]]
         starts = [j * dilation[1] for j in range(cols)]
-        return sum(lines[:, :, start : start + (width - 1) * strides[1] + 1 : strides[1]] * weights[j] for j, start in enumerate(starts))
+        shifted = (lines[:, :, start : start + (width - 1) * strides[1] + 1 : strides[1]] for start in starts)
+        return functools.reduce(operator.add, map(operator.mul, shifted, weights))
 
     if rows <= _UNROLLED:
-        return sum(row(i, kernel[i]) for i in range(rows))
+        return functools.reduce(operator.add, (row(i, kernel[i]) for i in range(rows)))
     zero = jnp.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
     return jax.lax.fori_loop(0, rows, lambda i, total: total + row(i, kernel[i]), zero)
 
