@@ -76,8 +76,7 @@ def _correlate(x: Float[Array, "b h w c"], kernel: Float[Array, "k l c"], stride
 
     def row(i: int | Array, weights: Array) -> Array:
         lines = jax.lax.dynamic_slice_in_dim(x, i * dilation[0], span, 1)[:, :: strides[0]]
-        starts = [j * dilation[1] for j in range(cols)]
-        shifted = (lines[:, :, start : start + (width - 1) * strides[1] + 1 : strides[1]] for start in starts)
+        shifted = _shifts(lines, cols, width, strides[1], dilation[1])
         return functools.reduce(operator.add, map(operator.mul, shifted, weights))
 
     if rows <= _UNROLLED:
@@ -96,10 +95,14 @@ def _kernel_gradient(x: Float[Array, "b h w c"], grad: Float[Array, "b h2 w2 c"]
         image, i = index // height, index % height
         lines = jax.lax.dynamic_slice(x, (image, i * strides[0], 0, 0), (1, reach, *x.shape[2:]))[0, :: dilation[0]]
         above = jax.lax.dynamic_slice(grad, (image, i, 0, 0), (1, 1, width, c))[0]
-        starts = [j * dilation[1] for j in range(cols)]
-        shifted = (lines[:, start : start + (width - 1) * strides[1] + 1 : strides[1]] for start in starts)
+        shifted = _shifts(lines, cols, width, strides[1], dilation[1])
         return tuple(one + each * above for one, each in zip(total, shifted, strict=True)), None
 
     zeros = tuple(jnp.zeros((rows, width, c), x.dtype) for _ in range(cols))
     total, _ = jax.lax.scan(line, zeros, jnp.arange(b * height))
     return jnp.stack([one.sum(1) for one in total], 1)
+
+
+def _shifts(lines: Float[Array, "*b w c"], cols: int, width: int, stride: int, dilation: int) -> list[Float[Array, "*b w2 c"]]:
+    """For each column of a kernel, the pixels that it meets."""
+    return [lines[..., start : start + (width - 1) * stride + 1 : stride, :] for start in range(0, cols * dilation, dilation)]
