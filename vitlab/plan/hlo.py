@@ -19,7 +19,6 @@ _STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whi
 class Instruction:
     """One operation of a program."""
 
-    name: str
     operation: str  # "fusion", "all-reduce-start"
     type: str  # of the result, without layouts: "f32[8,2]", "(f32[4], s32[])"
     operands: tuple[str, ...]  # their types
@@ -57,7 +56,7 @@ def instructions(program: str) -> list[Instruction]:
                 continue
             types[match["name"]] = match["type"]
             operands = tuple(types.get(operand, "") for operand in re.findall(r"%([\w.-]+)", match["operands"]))
-            found.append(Instruction(match["name"], match["operation"], match["type"], operands, line, times, loop, fused))
+            found.append(Instruction(match["operation"], match["type"], operands, line, times, loop, fused))
             for called in _CALLED.finditer(line):
                 trips = _trips(line, computations) if called["role"] == "body" else 1
                 inner = fused or (called["role"] == "to_apply" and match["operation"] != "call") or match["operation"] == "fusion"
