@@ -8,7 +8,7 @@ import argparse
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -140,15 +140,15 @@ def check_columns(path: pathlib.Path) -> None:
             raise ConfigError(f"{path} has the columns {', '.join(head)} in place of {', '.join(_COLUMNS)}: name another file")
 
 
-def append(path: pathlib.Path, measurement: Measurement) -> None:
+def append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
     """Adds a row to a CSV file, with a head if it is new."""
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerow(dataclasses.asdict(measurement))
+        writer.writerow(row)
 
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Measurement))
@@ -183,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
     measurement = measure(config, batch_size=args.batch_size, train=args.train)
     print(measurement.line())
     if args.output is not None:
-        append(args.output, measurement)
+        append(args.output, dataclasses.asdict(measurement))
     return 0
 
 

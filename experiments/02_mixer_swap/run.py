@@ -6,12 +6,12 @@ Run: python experiments/02_mixer_swap/run.py            # goes on where it was s
 
 import argparse
 import csv
+import dataclasses
 import pathlib
 import re
 import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
@@ -39,15 +39,6 @@ def rows(path: pathlib.Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
 
 
-def add(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def mixer_of(cost_row: Mapping[str, str]) -> str:
     return dict(re.findall(r"(\w+)=(\S+)", cost_row["fields"]))["mixers"]
 
@@ -56,7 +47,7 @@ def cost(mixer: str) -> None:
     """One step of training: parameters, GMACs, speed and memory, as `python -m vitlab.benchmark` gives them."""
     of = cli.override(experiment(mixer, 0), {"model.num_classes": "10", "model.in_channels": "1"})  # the data's
     measurement = measure(of.model, batch_size=COST_BATCH, train=True)
-    append(COSTS, measurement)
+    append(COSTS, dataclasses.asdict(measurement))
     print(measurement.line(), flush=True)
 
 
@@ -66,7 +57,7 @@ def accuracy(mixer: str, seed: int) -> None:
     with tempfile.TemporaryDirectory() as workdir:
         result = train(experiment(mixer, seed), workdir)
     row = {"mixer": mixer, "seed": seed, "top1": round(100 * result["eval_top1"], 2), "loss": round(result["eval_loss"], 4)}
-    add(RESULTS, row | {"steps": result["step"], "seconds": round(time.perf_counter() - begin, 1)})
+    append(RESULTS, row | {"steps": result["step"], "seconds": round(time.perf_counter() - begin, 1)})
 
 
 def main() -> None:

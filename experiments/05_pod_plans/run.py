@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from vitlab import cli
+from vitlab.benchmark import append
 from vitlab.config import ConfigError
 from vitlab.plan.estimate import Plan, make_plan
 from vitlab.plan.program import Data
@@ -107,12 +108,7 @@ def main() -> None:
         except ConfigError as error:
             print(f"{recipe}: {error}", flush=True)
             continue
-        new = not PLANS.exists()
-        with PLANS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(planned), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(planned)
+        append(PLANS, planned)
         print(planned, flush=True)
         jax.clear_caches()
     README.write_text(MARKS.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", README.read_text()))
