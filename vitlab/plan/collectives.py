@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from vitlab.plan.hlo import Instruction, array_bytes, arrays
+from vitlab.plan.hlo import Instruction, arrays
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # {{0,1},{2,3}} or [2,2]<=[4], or mesh['a'=2,'b'=4] {'b'}.
@@ -30,7 +30,7 @@ def collectives(program: Iterable[Instruction], num_devices: int) -> tuple[Colle
         kind, start = each.operation.removesuffix("-start"), each.operation.endswith("-start")
         if kind not in _KINDS:
             continue
-        sizes = [array_bytes(array) for array in arrays(each.type)]
+        sizes = [array.bytes for array in arrays(each.type)]
         if start and kind != "all-reduce":  # (operands, results): half of them, and counters
             sizes = [max(sizes)]
         size = sum(sizes) * each.times

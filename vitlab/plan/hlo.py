@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"(?:ENTRY )?%(?P<name>[\w.-]+) \(.*\{$")
 _LAYOUT = re.compile(r"\{[^{}]*\}")
@@ -32,9 +33,8 @@ class Instruction:
         """What it reads and writes each time; of arrays with a row for each trip of its loop, one row."""
         if self.fused or self.operation in _STILL or self.operation.endswith("-done"):
             return 0.0
-        return sum(
-            (array_bytes(array) / (self.loop if rows == self.loop else 1) for array, rows in _arrays(self.type, *self.operands)), 0.0
-        )
+        found = arrays(self.type, *self.operands)
+        return sum((array.bytes / (self.loop if array.rows == self.loop else 1) for array in found), 0.0)
 
 
 def instructions(program: str) -> list[Instruction]:
@@ -70,22 +70,21 @@ def repeated_bytes(program: Iterable[Instruction]) -> float:
     return sum(((each.times - 1) * each.moved_bytes for each in program), 0.0)
 
 
-def array_bytes(array: str) -> int:
-    """Of one array's type, such as `bf16[8,2]`."""
-    match = _ARRAY.fullmatch(array)
-    assert match, array
-    bits = 8 if match["dtype"] == "pred" else int(re.findall(r"\d+", match["dtype"])[0])
-    return math.prod(map(int, filter(None, match["shape"].split(",")))) * bits // 8
+class ArrayType(NamedTuple):
+    """One array of a type."""
+
+    bytes: int
+    rows: int  # along its first dimension; 0 of a number
 
 
-def arrays(*types: str) -> list[str]:
-    """The arrays of types, tuples taken apart."""
-    return [match[0] for text in types for match in _ARRAY.finditer(text)]
-
-
-def _arrays(*types: str) -> list[tuple[str, int]]:
-    """Each array, and its rows."""
-    return [(array, int(re.findall(r"\[(\d*)", array)[0] or 0)) for array in arrays(*types)]
+def arrays(*types: str) -> list[ArrayType]:
+    """The arrays of types, such as `bf16[8,2]`, tuples taken apart."""
+    found = []
+    for match in (match for text in types for match in _ARRAY.finditer(text)):
+        shape = [int(n) for n in match["shape"].split(",") if n]
+        bits = 8 if match["dtype"] == "pred" else int(re.findall(r"\d+", match["dtype"])[0])
+        found.append(ArrayType(math.prod(shape) * bits // 8, shape[0] if shape else 0))
+    return found
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
