@@ -65,7 +65,8 @@ def config_file(folder: pathlib.Path, experiment: Experiment, fault: str = "") -
 
 
 def start(config: pathlib.Path, workdir: pathlib.Path, *arguments: str, num_devices: int = 1) -> subprocess.Popen:
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
+    env = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-m", "vitlab.train", f"--config={config}", f"--workdir={workdir}", *filter(None, arguments)]
     _started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     return _started[-1]
