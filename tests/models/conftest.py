@@ -42,6 +42,6 @@ def apply(model, images, **kwargs):
     return jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x, **kwargs))(state, images)
 
 
-@pytest.fixture(params=sorted(REPRESENTATIVES.values()))
+@pytest.fixture(params=sorted(REPRESENTATIVES.values()), scope="module")  # so that the tests of one model follow each other
 def representative(request):
     return request.param

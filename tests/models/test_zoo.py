@@ -27,6 +27,7 @@ def images(size, *, width=None, channels=3):
     return jnp.asarray(rng.standard_normal((2, size, width or size, channels)), jnp.float32)
 
 
+@functools.lru_cache(maxsize=4)
 def tiny(name, **fields):
     return small(name, **({"image_size": size_of(name)} | fields))
 
@@ -37,7 +38,7 @@ def trace(model, x, **options):
     return jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state, copy=True)(x, **options))(state, x).jaxpr
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def float32_logits(name):
     return apply(tiny(name), images(size_of(name)))
 
