@@ -1,4 +1,8 @@
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -51,6 +55,32 @@ def test_the_best_step_was_kept_and_evaluates_as_recorded(uninterrupted, capsys)
     assert (result["step"], result["top1"]) == (best, scores[best])
     with pytest.raises(ConfigError, match=r"there is no checkpoint of step 1 in .*; steps: 60, "):
         evaluate.main([f"--workdir={uninterrupted}", "--step=1"])
+
+
+SPLIT = """
+import sys
+from vitlab.evaluate import __main__ as command
+from vitlab.train.mesh import share_of_device
+
+def evaluate(step, weights, *arguments, evaluate=command.evaluate, **options):
+    print(share_of_device(weights), file=sys.stderr)
+    return evaluate(step, weights, *arguments, **options)
+
+command.evaluate = evaluate
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("tensor", "words"), [(2, None), (3, "mesh.fsdp=1 times mesh.tensor=3 does not divide the 4 devices here")])
+def test_parameters_are_split_as_in_training_where_the_devices_allow_it(uninterrupted, tensor, words):
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    arguments = [f"--workdir={uninterrupted}", "--config.eval_batch_size=8", f"--config.mesh.tensor={tensor}"]
+    done = subprocess.run([sys.executable, "-c", SPLIT, *arguments], capture_output=True, text=True, env=env, check=True)
+    recorded = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[-1])
+    result, share = json.loads(done.stdout), float(done.stderr.splitlines()[-1])
+    assert (result["images"], result["top1"]) == (50, recorded["eval_top1"])
+    assert result["loss"] == pytest.approx(recorded["eval_loss"], rel=1e-5)
+    assert share == 1 and words in done.stderr if words else share < 0.7
 
 
 def timm_tensors(params):

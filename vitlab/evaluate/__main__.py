@@ -5,12 +5,16 @@ evaluation.json in the run folder. Exit codes: 0 done; 2 the command, run folder
 """
 
 import json
+import logging
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
+import jax
+from jax.sharding import Mesh
+
 from vitlab import cli
-from vitlab.config import ConfigError, Experiment
+from vitlab.config import ConfigError, Experiment, MeshConfig
 from vitlab.data import open_source
 from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
 from vitlab.evaluate.trained import Trained, from_run, from_weights
@@ -18,6 +22,8 @@ from vitlab.train import distributed, folder
 from vitlab.train.mesh import check_divides, make_mesh
 from vitlab.train.records import write_atomically
 from vitlab.train.signals import EXIT_STOPPED, StopRequest
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,7 +68,7 @@ def _own_experiment(workdir: pathlib.Path, overrides: Mapping[str, str]) -> Expe
 
 
 def _evaluate(args, experiment: Experiment, stop: StopRequest) -> dict | None:
-    mesh = make_mesh()
+    mesh = _make_mesh(experiment.mesh)
     size = experiment.eval_batch_size or experiment.batch_size
     check_divides("eval_batch_size", size, mesh)
     source = open_source(experiment.data, train=False)
@@ -77,6 +83,17 @@ def _evaluate(args, experiment: Experiment, stop: StopRequest) -> dict | None:
     step = make_eval_step(trained.model, mesh)
     result = evaluate(step, trained.weights, batches, mesh=mesh, should_stop=distributed.Vote(lambda: stop.requested))
     return result and {**trained.origin, "split": experiment.data.eval_split, **result}
+
+
+def _make_mesh(axes: MeshConfig) -> Mesh:
+    """The axes that training has, if the devices here are a multiple of them; otherwise each device has all parameters."""
+    if jax.device_count() % (axes.fsdp * axes.tensor) == 0:
+        return make_mesh(fsdp=axes.fsdp, tensor=axes.tensor)
+    logger.warning(
+        "mesh.fsdp=%d times mesh.tensor=%d does not divide the %d devices here: each has all parameters",
+        *(axes.fsdp, axes.tensor, jax.device_count()),
+    )
+    return make_mesh()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 
-import jax
 from jax.sharding import Mesh
 
 from vitlab.config import ConfigError, Experiment
@@ -12,7 +11,7 @@ from vitlab.models.registry import create_model
 from vitlab.train import folder
 from vitlab.train.checkpoint import CheckpointError, Checkpoints
 from vitlab.train.functional import FunctionalModel, Weights, build, functional
-from vitlab.train.mesh import replicated, sharded_shapes
+from vitlab.train.mesh import place, sharded_shapes
 from vitlab.train.state import averages
 from vitlab.weights.load import load_weights
 
@@ -96,7 +95,7 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
     fn, weights = functional(model)
     return Trained(
         model=fn,
-        weights=jax.device_put(weights, replicated(mesh)),
+        weights=place(weights, mesh, fn.tensor_split),
         experiment=experiment,
         channels=config.in_channels or 3,
         class_names=class_names,
