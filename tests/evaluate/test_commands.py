@@ -1,14 +1,11 @@
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from tests.four_devices import run_on_four_devices
 from tests.train.conftest import config_file, tiny_experiment
 from vitlab import predict
 from vitlab.config import ConfigError
@@ -73,9 +70,8 @@ sys.exit(command.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("tensor", "words"), [(2, None), (3, "mesh.fsdp=1 times mesh.tensor=3 does not divide the 4 devices here")])
 def test_parameters_are_split_as_in_training_where_the_devices_allow_it(uninterrupted, tensor, words):
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     arguments = [f"--workdir={uninterrupted}", "--config.eval_batch_size=8", f"--config.mesh.tensor={tensor}"]
-    done = subprocess.run([sys.executable, "-c", SPLIT, *arguments], capture_output=True, text=True, env=env, check=True)
+    done = run_on_four_devices(SPLIT, *arguments)
     recorded = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[-1])
     result, share = json.loads(done.stdout), float(done.stderr.splitlines()[-1])
     assert (result["images"], result["top1"]) == (50, recorded["eval_top1"])

@@ -1,15 +1,10 @@
 """Kernels on several devices: each has its images, and the gradient of what all share is the sum over them."""
 
-import os
-import pathlib
-import subprocess
-import sys
-import textwrap
-
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from pallas_kernels.sharding import indivisible
+from tests.four_devices import run_on_four_devices
 
 SPLIT = """
     import jax, jax.numpy as jnp, numpy as np
@@ -65,12 +60,6 @@ HEADS = """
         shapes.clear()
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
 """
-
-
-def run_on_four_devices(script):
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_each_device_has_its_images_and_the_bias_the_sum_of_gradients():

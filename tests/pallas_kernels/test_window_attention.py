@@ -2,11 +2,6 @@
 
 import functools
 import inspect
-import os
-import pathlib
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +19,7 @@ from pallas_kernels.window_attention import (
     window_attention_qkv,
 )
 from pallas_kernels.window_attention.shapes import MODELS, NASTY, Shape
+from tests.four_devices import run_on_four_devices
 
 SHAPES = {**{name: shape.downsized() for name, shape in MODELS.items()}, **NASTY}
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
@@ -306,9 +302,7 @@ SHARDED = """
 
 def test_shards_over_batch_and_heads_give_the_same_gradients():
     """In a process of its own, which has four devices; shard_map checks what varies over which axis."""
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(SHARDED)], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_on_four_devices(SHARDED)
     assert done.stdout.count("passed") + done.stdout.count("skipped") == len(IMPLEMENTATIONS)
 
 

@@ -1,14 +1,9 @@
 """Blocks split over a mesh axis `tensor`: the same numbers, parameters that are really split, and what the devices tell each other."""
 
-import os
-import pathlib
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 
+from tests.four_devices import run_on_four_devices
 from vitlab.config import ConfigError, ModelConfig
 from vitlab.train.functional import build
 from vitlab.train.mesh import check_tensor, parts_of_batch
@@ -105,19 +100,12 @@ SWIN = """
 """
 
 
-def run_on_four_devices(script: str, *arguments: str) -> None:
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    command = [sys.executable, "-c", textwrap.dedent(BEGIN) + textwrap.dedent(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_a_vit_split_in_any_way_has_one_loss_one_checkpoint_and_sums_but_activations(tmp_path):
-    run_on_four_devices(VIT, str(tmp_path))
+    run_on_four_devices(BEGIN + VIT, str(tmp_path))
 
 
 def test_a_swin_that_is_split_has_the_gradients_of_one_device():
-    run_on_four_devices(SWIN)
+    run_on_four_devices(BEGIN + SWIN)
 
 
 @pytest.mark.parametrize(
