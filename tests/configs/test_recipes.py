@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from tests.models.conftest import fewer_parts
 from vitlab.cli import load_experiment
 from vitlab.config import Experiment, from_config_dict, smoke, to_config_dict
 from vitlab.models.registry import model_config
@@ -15,15 +16,10 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
 def shallow(experiment: Experiment) -> Experiment:
-    """One block a stage, for the time that compiling takes: the recipe is what is tried, the networks have their own tests."""
+    """With a smaller network: the recipe is what is tried, the networks have their own tests."""
     model = experiment.model
-    config = model_config(model.name, **model.fields)
-    fields = {}
-    if hasattr(config, "depths"):
-        fields["depths"] = tuple(min(1, depth) for depth in config.depths)
-    elif hasattr(config, "depth"):
-        fields["depth"] = 1
-    return dataclasses.replace(experiment, model=dataclasses.replace(model, fields={**model.fields, **fields}))
+    fewer = fewer_parts(model_config(model.name, **model.fields), in_the_middle=1)
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, fields={**model.fields, **fewer}))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from vitlab.layers import DropPath, LayerNorm, PatchEmbed, PatchMerging, drop_path_rates
-from vitlab.layers.dilated_reparam import DilatedReparam
+from vitlab.layers.dilated_reparam import BRANCHES, DilatedReparam
 from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.pos_embed import resample, sincos_2d
 
@@ -114,6 +114,15 @@ def test_a_dilated_branch_falls_on_every_other_tap_of_the_large_kernel():
     conv.fuse()
     kernel = np.asarray(conv.origin.conv.kernel[...])[..., 0, 0]
     assert (kernel[::3, ::3] > 0.99).all() and np.count_nonzero(kernel) == 9
+
+
+@pytest.mark.parametrize("size", BRANCHES)
+def test_a_fused_large_kernel_is_the_sum_of_its_branches(size):
+    conv, x = DilatedReparam(2, kernel_size=size, rngs=nnx.Rngs(0)), rand(1, 20, 21, 2)
+    before = conv(jnp.asarray(x))
+    conv.fuse()
+    assert not conv.branches
+    np.testing.assert_allclose(conv(jnp.asarray(x)), before, rtol=0, atol=1e-5 * np.abs(before).max())
 
 
 def test_a_large_kernel_without_published_branches_is_refused():

@@ -19,16 +19,22 @@ def _size(name: str) -> tuple[bool, float]:
 REPRESENTATIVES = {name.split("_")[0]: name for name in sorted(list_models(), key=_size, reverse=True)}
 
 
-def small(name: str, **fields):
-    """A variant with two blocks in one stage and one in the others, for the time that compiling takes, and 10 classes."""
-    config = model_config(name)
+def fewer_parts(config, in_the_middle: int = 2) -> dict:
+    """Fields of a model with one block a stage (but for the middle one) and no large kernels, for the time that compiling takes."""
     names = {f.name for f in dataclasses.fields(config)}
     shrink = {}
     if "depths" in names:
-        shrink["depths"] = tuple(min(d, 2 if i == len(config.depths) // 2 else 1) for i, d in enumerate(config.depths))
+        shrink["depths"] = tuple(min(d, in_the_middle if i == len(config.depths) // 2 else 1) for i, d in enumerate(config.depths))
     if "depth" in names:
-        shrink["depth"] = min(config.depth, 2)
-    return create_model(name, **({"num_classes": 10} | shrink | fields))
+        shrink["depth"] = min(config.depth, in_the_middle)
+    if "kernel_sizes" in names:
+        shrink["kernel_sizes"] = tuple(min(k, 7) for k in config.kernel_sizes)
+    return shrink
+
+
+def small(name: str, **fields):
+    """A small version of a variant, with 10 classes."""
+    return create_model(name, **({"num_classes": 10} | fewer_parts(model_config(name)) | fields))
 
 
 def size_of(name: str) -> int:
