@@ -1,5 +1,6 @@
 """What every test runs under: the CPU, quick compilation, a compilation cache in the checkout. Subprocesses that tests start inherit it."""
 
+import gc
 import os
 import pathlib
 
@@ -15,3 +16,6 @@ import jax
 # Compiling a network for the CPU takes three times as long with XLA's fusion emitters. Newer versions are quicker, and refuse the flag.
 if jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+
+# Tracing makes objects by the million, few of them garbage: looking for it every 700 objects takes a fifth of the time.
+gc.set_threshold(50_000, 10, 10)

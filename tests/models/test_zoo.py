@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -43,6 +44,13 @@ def float32_logits(name):
     return apply(tiny(name), images(size_of(name)))
 
 
+@pytest.fixture
+def unchecked_shapes(monkeypatch):
+    """What checks shapes of arguments rests: it doubles the time to trace, and the variants differ only in numbers."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", list_models())
 def test_parameters_and_macs_are_the_published(name):
     published, model = family_of(name).published[name], abstract_model(name)

@@ -30,10 +30,10 @@ def run_blocks(
     parameters and not activations.
     """
 
-    def run(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
-        def call(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
-            return block(x, train=train, rngs=rngs, **options)
+    def call(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
+        return block(x, train=train, rngs=rngs, **options)
 
+    def run(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
         return _split_over_batch((call if remat == "none" else nnx.remat(call, policy=_POLICIES[remat]))(block, x, rngs))
 
     for groups in _alike(blocks) if scan else [[blocks]]:

@@ -4,6 +4,7 @@ XLA takes half a minute to compile the random numbers of a deep network; numpy d
 same bits whatever the backend, the mesh and the number of processes.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -30,6 +31,7 @@ class InitRngs(nnx.Rngs):
         return None if self._seed is None else np.random.default_rng((self._seed, next(self._draws)))
 
 
+@functools.cache
 def normal(std: float) -> nnx.Initializer:
     """Normal of mean zero."""
     return _drawn(
@@ -38,6 +40,7 @@ def normal(std: float) -> nnx.Initializer:
     )
 
 
+@functools.cache
 def uniform(bound: float) -> nnx.Initializer:
     """Uniform in [-bound, bound)."""
     return _drawn(
@@ -73,6 +76,7 @@ def torch_uniform(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, ou
     return uniform(1 / math.sqrt(math.prod(shape[:-1])))(key, shape, dtype, out_sharding)
 
 
+@functools.cache
 def constant(value: float) -> nnx.Initializer:
     """The same number everywhere."""
 
