@@ -58,7 +58,6 @@ CASES: dict[str, tuple[str, dict]] = {
 # For these the gate holds at the median, and for the norm of the whole gradient.
 KINKED = {"nextvit_small", "shvit_s1"}
 
-
 # Of the compiler: 0, as in the other tests, lets halonet_h1, a ReLU network too, miss the gate at one path (0.16; 8e-7 at the median).
 OPTIMIZATION = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": False}
 

@@ -76,7 +76,6 @@ def torch_uniform(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, ou
     return uniform(1 / math.sqrt(math.prod(shape[:-1])))(key, shape, dtype, out_sharding)
 
 
-@functools.cache
 def constant(value: float) -> nnx.Initializer:
     """The same number everywhere."""
 
