@@ -7,14 +7,14 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.dispatch import Implementation, UnsupportedError, dispatch
 from pallas_kernels.sharding import varying_like
-from pallas_kernels.window_attention import pallas_gpu, pallas_tpu, reference, xla
+from pallas_kernels.window_attention import gpu, pallas_gpu, pallas_tpu, reference, xla
 from pallas_kernels.window_attention.windows import expand_bias
 
 __all__ = ["IMPLEMENTATIONS", "QKV_IMPLEMENTATIONS", "UnsupportedError", "expand_bias", "window_attention", "window_attention_qkv"]
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.window_attention, pallas_tpu.unsupported_reason),  # on chip, no copies; on no GPU
-    "pallas_gpu": Implementation(pallas_gpu.window_attention, pallas_gpu.unsupported_reason),  # scores stay on chip, no copies
+    "pallas_gpu": Implementation(pallas_gpu.window_attention, gpu.unsupported_reason),  # scores stay on chip, no copies
     "xla": Implementation(xla.window_attention, xla.unsupported_reason),  # any device, linear memory
     "reference": Implementation(reference.window_attention, reference.unsupported_reason),  # quadratic in the map: the definition
 }
@@ -27,7 +27,7 @@ def _of_parts(fn: Callable[..., Array]) -> Callable[..., Array]:
 # The same, fed with the fused projection.
 QKV_IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.window_attention_qkv, pallas_tpu.unsupported_reason),
-    "pallas_gpu": Implementation(pallas_gpu.window_attention_qkv, pallas_gpu.unsupported_reason),
+    "pallas_gpu": Implementation(pallas_gpu.window_attention_qkv, gpu.unsupported_reason),
     "xla": Implementation(_of_parts(xla.window_attention), xla.unsupported_reason),
     "reference": Implementation(_of_parts(reference.window_attention), reference.unsupported_reason),
 }

@@ -10,97 +10,24 @@ import dataclasses
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-from pallas_kernels.sharding import by_images, indivisible, result_like
-from pallas_kernels.target import platform
-from pallas_kernels.window_attention.tiles import GpuTiles, gpu_tiles
-from pallas_kernels.window_attention.windows import NO_KEY, SHIFT_PENALTY, Windows
+from pallas_kernels.sharding import result_like
+from pallas_kernels.window_attention.gpu import Problem, operators
+from pallas_kernels.window_attention.tiles import GpuTiles
+from pallas_kernels.window_attention.windows import NO_KEY, SHIFT_PENALTY
 
 LOG2E = math.log2(math.e)  # logits are kept in units of log 2
-DTYPES = ("float16", "bfloat16", "float32")
-MAX_SLOTS = 64  # a tile of more spills registers in the backward pass
-HEAD_DIMS = range(16, 129)
-MAX_ELEMENTS = 2**31 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What both kernels know when they are compiled."""
-
-    windows: Windows
-    shape: tuple[int, ...]  # b h w parts heads head_dim of the arrays that hold query, key and value
-    parts: tuple[int, int, int]  # where along `parts` query, key and value are
-    scale: float
-    itemsize: int  # bytes of a value
-
-    @property
-    def num_windows(self) -> int:
-        """Of all images."""
-        return self.shape[0] * self.windows.num_windows
-
-    @property
-    def tile(self) -> tuple[int, int]:
-        """Slots and head_dim of a tile, powers of two."""
-        return max(16, pl.next_power_of_2(self.windows.num_slots)), max(16, pl.next_power_of_2(self.shape[-1]))
-
-    def tiles(self, *, backward: bool) -> GpuTiles:
-        return gpu_tiles(self.num_windows, self.shape[4], self.itemsize, backward=backward)
-
-
-def unsupported_reason(*arrays: Array, window_size, interpret: bool = False, **_) -> str | None:
-    """For `window_attention` and `window_attention_qkv` alike; interpreted, a kernel runs on any platform."""
-    head_dim, slots = arrays[0].shape[-1], math.prod(window_size)
-    if not interpret and (here := platform()) != "gpu":
-        return f"it needs an NVIDIA GPU, not {here}"
-    if reason := indivisible(arrays[0].shape[0]):
-        return reason
-    if arrays[0].dtype.name not in DTYPES:
-        return f"dtype {arrays[0].dtype.name} is not one of {', '.join(DTYPES)}"
-    if slots > MAX_SLOTS:
-        return f"a window of {slots} tokens is above {MAX_SLOTS}"
-    if head_dim not in HEAD_DIMS:
-        return f"{head_dim=} is not in {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}"
-    if (size := math.prod(arrays[0].shape)) > MAX_ELEMENTS:
-        return f"an array of {size} elements is above {MAX_ELEMENTS}, what 32-bit offsets reach"
-    return None
-
-
-def window_attention(query, key, value, *, interpret: bool = False, **options) -> Float[Array, "b h w heads head_dim"]:
-    """See the operator for the arguments; `interpret` is for tests."""
-    arrays = tuple(x[:, :, :, None] for x in (query, key, value))
-    return _run(arrays, (0, 0, 0), interpret, **options)
-
-
-def window_attention_qkv(qkv, *, interpret: bool = False, **options) -> Float[Array, "b h w heads head_dim"]:
-    """The same on the fused projection, which is read in place."""
-    return _run((qkv,), (0, 1, 2), interpret, **options)
-
-
-def _run(arrays, parts, interpret, *, window_size, shift, grid, bias, mask, scale):
-    def attend(arrays, bias, mask):
-        shape = arrays[0].shape
-        problem = Problem(Windows.of(shape[1:3], window_size, shift, grid), shape, parts, scale, arrays[0].dtype.itemsize)
-        return _attend(arrays, bias, mask, problem, interpret)
-
-    return by_images(attend, arrays, bias, mask, heads=True)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attend(arrays: tuple[Array, ...], bias, mask: Bool[Array, "b h w"] | None, problem: Problem, interpret: bool):
-    return _forward(arrays, bias, mask, problem, interpret)[0]
 
 
 def _forward(arrays, bias, mask, problem: Problem, interpret: bool):
+    tiles, programs = problem.tiles(backward=False), problem.programs(backward=False)
     b, h, w, _, heads, head_dim = problem.shape
-    tiles = problem.tiles(backward=False)
-    programs = pl.cdiv(problem.num_windows, tiles.windows_per_program)
-    out = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(forward_kernel, problem=problem, programs=programs, tiles=tiles),
         grid=(programs * heads,),
         out_shape=result_like(arrays[0], (b, h, w, 1, heads, head_dim)),
@@ -108,27 +35,23 @@ def _forward(arrays, bias, mask, problem: Problem, interpret: bool):
         name="window_attention_forward",
         interpret=interpret,
     )(arrays, bias, mask)
-    return out[:, :, :, 0], (arrays, bias, mask)
 
 
-def _backward(problem: Problem, interpret: bool, residuals, d_out):
-    arrays, bias, mask = residuals
+def _backward(arrays, bias, mask, d_out, problem: Problem, interpret: bool):
+    tiles, programs = problem.tiles(backward=True), problem.programs(backward=True)
     heads, slots = problem.shape[4], problem.windows.num_slots
-    tiles = problem.tiles(backward=True)
-    programs = pl.cdiv(problem.num_windows, tiles.windows_per_program)
     d_bias = None if bias is None else result_like(bias, (programs, heads, slots, slots), jnp.float32)
-    d_arrays, d_bias = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(backward_kernel, problem=problem, programs=programs, tiles=tiles),
         grid=(programs * heads,),
         out_shape=(tuple(result_like(x, x.shape) for x in arrays), d_bias),
         compiler_params=_compiler_params(tiles),
         name="window_attention_backward",
         interpret=interpret,
-    )(arrays, bias, mask, d_out[:, :, :, None])
-    return d_arrays, None if bias is None else d_bias.sum(0).astype(bias.dtype), None
+    )(arrays, bias, mask, d_out)
 
 
-_attend.defvjp(_forward, _backward)
+window_attention, window_attention_qkv = operators(_forward, _backward)
 
 
 def forward_kernel(array_refs, bias_ref, mask_ref, out_ref, *, problem: Problem, programs: int, tiles: GpuTiles):
