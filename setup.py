@@ -36,7 +36,7 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
     "cuda13": [
         "jax[cuda13]>=0.10.2,<0.13",
-        'jax-triton>=0.4; python_version >= "3.12"',  # Triton kernels outside Pallas
+        'jax-triton>=0.4; python_version >= "3.12"',  # Triton kernels outside Pallas; 0.4.1 runs with jax<0.12
     ],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which also compiles for TPUs that are not here
     "wandb": ["wandb>=0.19"],

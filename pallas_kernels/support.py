@@ -8,25 +8,26 @@ import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from pallas_kernels.compile import abstract_arguments
-from pallas_kernels.dispatch import UnsupportedError
 
-DEVICES = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_gpu": ("gpu", "NVIDIA H100 80GB HBM3")}  # others run anywhere
+H100 = ("gpu", "NVIDIA H100 80GB HBM3")
+DEVICES = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_gpu": H100, "triton": H100}  # others run anywhere
 
 
 def reason(op: str, implementation: str, shape, dtype) -> str | None:
     """Why an implementation cannot run a shape on the device it is for, or None if it can."""
     package = importlib.import_module(f"pallas_kernels.{op}")
+    predicate = package.IMPLEMENTATIONS[implementation].unsupported_reason
     args, dynamic, static = abstract_arguments(shape, dtype)
     platform, kind = DEVICES.get(implementation, ("cpu", "cpu"))
     device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
-        try:
-            jax.eval_shape(
-                lambda args, dynamic: getattr(package, op)(*args, **dynamic, **static, implementation=implementation), args, dynamic
-            )
-        except UnsupportedError as error:
-            return str(error).partition(" cannot run here: ")[2]
-    return None
+        reasons = []  # the predicate asks for shapes and dtypes alone
+
+        def ask(args, dynamic) -> None:
+            reasons.append(predicate(*args, **package.canonical(*args, **dynamic, **static)))
+
+        jax.eval_shape(ask, args, dynamic)
+    return reasons[0]
 
 
 def markdown(op: str) -> str:

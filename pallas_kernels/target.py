@@ -33,5 +33,10 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
+def is_elsewhere() -> bool:
+    """Whether one compiles, or only asks, for a device that is not here."""
+    return _abstract_device() is not None
+
+
 def _abstract_device():
     return getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)

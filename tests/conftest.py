@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "allow")
 # What is computed is small, and compiling it takes the time: twice as long with the optimizations that users get ("false").
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# Triton kernels, where Triton is installed, run on the host; it wants to be told before it is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import jax
 

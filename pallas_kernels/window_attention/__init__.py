@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.dispatch import Implementation, UnsupportedError, dispatch
 from pallas_kernels.sharding import varying_like
-from pallas_kernels.window_attention import gpu, pallas_gpu, pallas_tpu, reference, xla
+from pallas_kernels.window_attention import gpu, pallas_gpu, pallas_tpu, reference, triton_gpu, xla
 from pallas_kernels.window_attention.windows import expand_bias
 
 __all__ = ["IMPLEMENTATIONS", "QKV_IMPLEMENTATIONS", "UnsupportedError", "expand_bias", "window_attention", "window_attention_qkv"]
@@ -16,6 +16,7 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.window_attention, pallas_tpu.unsupported_reason),  # on chip, no copies; on no GPU
     "pallas_gpu": Implementation(pallas_gpu.window_attention, gpu.unsupported_reason),  # scores stay on chip, no copies
     "xla": Implementation(xla.window_attention, xla.unsupported_reason),  # any device, linear memory
+    "triton": Implementation(triton_gpu.window_attention, triton_gpu.unsupported_reason),  # only by name: nobody has timed it
     "reference": Implementation(reference.window_attention, reference.unsupported_reason),  # quadratic in the map: the definition
 }
 
@@ -29,6 +30,7 @@ QKV_IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.window_attention_qkv, pallas_tpu.unsupported_reason),
     "pallas_gpu": Implementation(pallas_gpu.window_attention_qkv, gpu.unsupported_reason),
     "xla": Implementation(_of_parts(xla.window_attention), xla.unsupported_reason),
+    "triton": Implementation(triton_gpu.window_attention_qkv, triton_gpu.unsupported_reason),
     "reference": Implementation(_of_parts(reference.window_attention), reference.unsupported_reason),
 }
 
@@ -101,12 +103,12 @@ def window_attention_qkv(
 
 
 def canonical(
-    array: Array, *, window_size: int | tuple[int, int], shift: int | tuple[int, int] = 0, grid=False, bias=None, mask=None, scale=None
+    *arrays: Array, window_size: int | tuple[int, int], shift: int | tuple[int, int] = 0, grid=False, bias=None, mask=None, scale=None
 ) -> dict[str, Any]:
     """The options every implementation takes: pairs, a bias per pair of slots, a number for the scale.
 
     Args:
-      array: Query, [b, h, w, heads, head_dim], or the fused projection, [b, h, w, 3, heads, head_dim].
+      *arrays: Query, [b, h, w, heads, head_dim], and key and value, or the fused projection, [b, h, w, 3, heads, head_dim].
       window_size: This and the rest: see the operator.
       shift: See the operator.
       grid: See the operator.
@@ -120,7 +122,7 @@ def canonical(
     Raises:
       ValueError: Options that do not fit the array or each other.
     """
-    b, h, w, *_, heads, head_dim = array.shape
+    b, h, w, *_, heads, head_dim = arrays[0].shape
     window_size, shift = _pair(window_size), _pair(shift)
     if min(window_size) < 1:
         raise ValueError(f"{window_size=} must be positive")
@@ -131,7 +133,7 @@ def canonical(
     if mask is not None and (mask.shape != (b, h, w) or mask.dtype != bool):
         raise ValueError(f"{mask.shape=} of {mask.dtype=} must be bool {(b, h, w)}")
     if bias is not None:
-        bias = _full_bias(varying_like(bias, array), heads, window_size)
+        bias = _full_bias(varying_like(bias, arrays[0]), heads, window_size)
     scale = head_dim**-0.5 if scale is None else scale
     return {"window_size": window_size, "shift": shift, "grid": grid, "bias": bias, "mask": mask, "scale": scale}
 
