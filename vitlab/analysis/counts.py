@@ -48,7 +48,7 @@ def macs_of(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def macs_in(jaxpr: core.Jaxpr) -> int:
-    """Multiply-accumulates of a traced function, as `macs_of`; kernels count only where their definition stands in it."""
+    """Multiply-accumulates of a traced function, as `macs_of`; a backward pass and a kernel count what they compute."""
     return sum(times * _macs(eqn) for eqn, times in _equations(jaxpr, 1))
 
 
@@ -57,11 +57,18 @@ def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, i
         if eqn.params.get("name") == "expand_bias":  # a lookup, done by a product for speed
             continue
         yield eqn, times
-        if _kernel_of(eqn) is not None or eqn.params.get("name") == "neighborhood_sum":
+        if _macs_by_definition(eqn) is not None:
             continue
-        inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
+        inner = times * _repeats(eqn)
         for sub in _sub_jaxprs(eqn):
             yield from _equations(sub, inner)
+
+
+def _repeats(eqn: core.JaxprEqn) -> int:
+    """How often an equation runs what is in it."""
+    if eqn.primitive.name == "pallas_call":
+        return math.prod(eqn.params["grid_mapping"].grid)
+    return eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
 
 
 def _sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
@@ -72,10 +79,17 @@ def _sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
             yield value
 
 
-def _kernel_of(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
-    """The window of an equation that is a neighborhood attention as a whole."""
-    match = re.fullmatch(r"neighborhood_attention_([\dx]+)", str(eqn.params.get("name", "")))
-    return tuple(map(int, match[1].split("x"))) if match else None
+def _macs_by_definition(eqn: core.JaxprEqn) -> int | None:
+    """Of an equation that is a neighborhood attention or sum as a whole; its backward pass bears the same name and is none."""
+    name, shapes = str(eqn.params.get("name", "")), [_shape(x) for x in eqn.invars]
+    if name == "neighborhood_sum" and len(shapes) == 2:
+        weights, value = shapes
+        return math.prod(weights) * value[-1]
+    match = re.fullmatch(r"neighborhood_attention_([\dx]+)", name)
+    if match and shapes[0] and [shape[:-2] for shape in shapes].count(shapes[0][:-2]) == 3:  # query, key, value; no cotangent
+        query, _, value, *_ = shapes
+        return neighborhood_macs(query, tuple(map(int, match[1].split("x"))), value[-1])
+    return None
 
 
 def _shape(var: Any) -> tuple[int, ...]:
@@ -83,12 +97,9 @@ def _shape(var: Any) -> tuple[int, ...]:
 
 
 def _macs(eqn: core.JaxprEqn) -> int:
+    if (macs := _macs_by_definition(eqn)) is not None:
+        return macs
     name = eqn.primitive.name
-    if (kernel := _kernel_of(eqn)) is not None:
-        return neighborhood_macs(_shape(eqn.invars[0]), kernel, _shape(eqn.invars[2])[-1])
-    if eqn.params.get("name") == "neighborhood_sum":
-        weights, value = eqn.invars
-        return math.prod(_shape(weights)) * _shape(value)[-1]
     if name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
         left = _shape(eqn.invars[0])
