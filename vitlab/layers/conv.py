@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vitlab.layers.grouped_conv import conv_general_dilated
+from vitlab.layers.conv_forms import conv_general_dilated
 from vitlab.layers.initial import he_normal, zeros_init
 
 

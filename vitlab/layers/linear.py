@@ -1,16 +1,11 @@
 """The affine map over the last axis, initialised as vision transformers are."""
 
-import math
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array
 
-from pallas_kernels.target import platform
 from vitlab.layers.initial import normal_init, zeros_init
+from vitlab.layers.product import dot_general
 
 
 class Linear(nnx.Linear):
@@ -24,17 +19,6 @@ class Linear(nnx.Linear):
             dtype=dtype,
             kernel_init=normal_init,
             bias_init=zeros_init,
-            dot_general=_product,
+            dot_general=dot_general,
             rngs=rngs,
         )
-
-
-def _product(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
-    """`jax.lax.dot_general` of x [..., in] and kernel [in, out].
-
-    On CPUs x is a matrix meanwhile: for the gradient of the kernel XLA would transpose a map of several axes, one value at a time.
-    """
-    if platform() != "cpu":
-        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[-1])

@@ -1,4 +1,4 @@
-"""Convolutions in groups equal XLA's own, values and gradients, in every form of stride, padding and dilation."""
+"""Every form of a convolution equals XLA's own, values and gradients, for every stride, padding and dilation."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import target
-from vitlab.layers.grouped_conv import conv_general_dilated
+from vitlab.layers.conv_forms import conv_general_dilated
 
 CASES = [  # side, channels, outputs, groups, kernel, stride, padding, dilation
     (7, 6, 6, 6, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),
@@ -22,6 +22,9 @@ CASES = [  # side, channels, outputs, groups, kernel, stride, padding, dilation
     (6, 8, 8, 4, (3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1)),
     (4, 66, 66, 33, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),  # too many to split
     (4, 4, 8, 4, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),  # two outputs a channel
+    (5, 4, 6, 1, (1, 1), (1, 1), [(0, 0), (0, 0)], (1, 1)),
+    (7, 4, 6, 1, (1, 1), (2, 3), "SAME", (1, 1)),
+    (5, 4, 6, 1, (1, 1), (1, 1), [(1, 1), (0, 0)], (1, 1)),  # a border of zeros
 ]
 
 

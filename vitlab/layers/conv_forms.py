@@ -1,7 +1,8 @@
-"""Convolutions in groups, in the form that is fast where they run.
+"""Convolutions in the form that is fast where they run.
 
-XLA's convolution in groups is right on TPU and GPU. On CPUs it runs by scalars: one of 64 channels, 7x7, depthwise, takes 20 to 40
-times as long as the sum of 49 shifted products, and the gradient of one in twelve groups 50 times as long as twelve convolutions.
+XLA's own are right on TPU and GPU. On CPUs those in groups run by scalars: one of 64 channels, 7x7, depthwise, takes 20 to 40 times as
+long as the sum of 49 shifted products, and the gradient of one in twelve groups 50 times as long as twelve convolutions. One of a
+single pixel, 1x1, is a matrix product, and its gradients take three to four times as long as those of the product.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.target import platform
+from vitlab.layers.product import dot_general
 
 _UNROLLED = 7  # rows of a kernel that are written out; more of them are a loop, for the time that compiling takes
 _MAX_SPLIT = 32  # groups that become convolutions of their own
@@ -23,13 +25,19 @@ def conv_general_dilated(
 ) -> Array:
     """`jax.lax.conv_general_dilated` of maps [b, h, w, in] and kernels [k, l, in / groups, out]; see the module."""
     groups, whole = feature_group_count, functools.partial(jax.lax.conv_general_dilated, **options)
-    if platform() != "cpu" or groups == 1 or lhs.ndim != 4 or any(d != 1 for d in options["lhs_dilation"]):
+    is_whole = groups == 1 and rhs.shape[:2] != (1, 1)
+    if platform() != "cpu" or is_whole or lhs.ndim != 4 or any(d != 1 for d in options["lhs_dilation"]):
         return whole(lhs, rhs, window_strides, padding, feature_group_count=groups)
     dilation = tuple(options["rhs_dilation"])
     if isinstance(padding, str):
         sides = [(size - 1) * d + 1 for size, d in zip(rhs.shape[:2], dilation, strict=True)]
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], sides, window_strides, padding)
     strides, pads = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
+    if groups == 1:
+        if any(map(any, pads)):
+            return whole(lhs, rhs, strides, pads, feature_group_count=1)
+        precision = {key: options[key] for key in ("precision", "preferred_element_type") if key in options}
+        return dot_general(lhs[:, :: strides[0], :: strides[1]], rhs[0, 0], (((3,), (0,)), ((), ())), **precision)
     if rhs.shape[2] == 1 and rhs.shape[3] == groups:
         return _depthwise(lhs, rhs[:, :, 0], strides, pads, dilation)
     if groups > _MAX_SPLIT:
