@@ -22,7 +22,13 @@ def load(folder: str, script: str):
     return module
 
 
-MADE = [("02_mixer_swap", "plot"), ("03_against_timm", "run"), ("04_input_pipeline", "run"), ("05_pod_plans", "run")]
+MADE = [
+    ("02_mixer_swap", "plot"),
+    ("03_against_timm", "run"),
+    ("03_against_timm", "claims"),
+    ("04_input_pipeline", "run"),
+    ("05_pod_plans", "run"),
+]
 
 
 @pytest.mark.parametrize(("folder", "script"), MADE)
@@ -38,7 +44,8 @@ def test_every_mixer_is_in_the_comparison():
 
 
 def test_models_that_are_compared_with_timms_are_in_the_zoo():
-    assert set(load("03_against_timm", "run").TIMM) <= set(list_models())
+    compared = set(load("03_against_timm", "run").TIMM) | {claim.model for claim in load("03_against_timm", "claims").CLAIMS}
+    assert compared <= set(list_models())
 
 
 def test_every_pipeline_that_is_compared_is_there_and_ours_make_images(tmp_path):

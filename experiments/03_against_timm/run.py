@@ -1,6 +1,6 @@
 """Images a second on this CPU, ours against timm's, eager and compiled; see README.md.
 
-Run: pip install -e ".[parity]" && python experiments/03_against_timm/run.py [--image-size=512] [MODEL ...]
+Run: pip install -e ".[parity]" && python experiments/03_against_timm/run.py [--image-size=512] [--modes eval] [MODEL ...]
      python experiments/03_against_timm/run.py --table      # writes the table into README.md
 Goes on where it was stopped: rows that exist are not measured again.
 """
@@ -18,7 +18,7 @@ import time
 
 HERE = pathlib.Path(__file__).parent
 RESULTS, README = HERE / "results.csv", HERE / "README.md"
-MARKS = re.compile(r"(<!-- python experiments/03_against_timm/run.py --table -->\n).*(<!-- end -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- python experiments/03_against_timm/run.py --table -->\n).*?(<!-- end -->)", re.DOTALL)
 SYSTEMS, MODES = ("vitlab", "timm", "timm compiled"), ("eval", "train")
 BATCH_SIZE, LIMIT = 8, 600  # images; seconds of one measurement at the most
 TIMM = {  # our name -> timm's
@@ -71,8 +71,7 @@ def measure_timm(model: str, mode: str, image_size: int, *, compiled: bool) -> t
 
     from pallas_kernels.benchmark import median_seconds
 
-    size = {} if timm.get_pretrained_cfg(TIMM[model]).input_size[-1] == image_size else {"img_size": image_size}
-    network = timm.create_model(TIMM[model], **size)
+    network = _at_size(timm, TIMM.get(model, model), image_size)
     images, labels = torch.randn(BATCH_SIZE, 3, image_size, image_size), torch.randint(0, 1000, (BATCH_SIZE,))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     call = torch.compile(network) if compiled else network
@@ -92,6 +91,13 @@ def measure_timm(model: str, mode: str, image_size: int, *, compiled: bool) -> t
     run()
     first = time.perf_counter() - begin
     return first, BATCH_SIZE / median_seconds(run), f"torch {torch.__version__}, timm {timm.__version__}"
+
+
+def _at_size(timm, name: str, image_size: int):
+    if timm.get_pretrained_cfg(name).input_size[-1] != image_size:
+        with contextlib.suppress(TypeError):  # raised by those that take any size unasked
+            return timm.create_model(name, img_size=image_size)
+    return timm.create_model(name)
 
 
 def _tolerate_torchvision(torch) -> None:
@@ -153,7 +159,7 @@ def table() -> str:
         "| model | pixels | mode | vitlab, images/s | timm | timm compiled | ours / the better | compilation, s: ours, theirs |",
         "|" + "---|" * 8,
     ]
-    for model, mode, size in dict.fromkeys(key[:3] for key in found):
+    for model, mode, size in dict.fromkeys(key[:3] for key in found if key[0] in TIMM):
         each = [found.get((model, mode, size, system)) for system in SYSTEMS]
         speeds = [float(r["images_per_second"]) if r and r["images_per_second"] else None for r in each]
         theirs = [speed for speed in speeds[1:] if speed]
@@ -164,28 +170,33 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def measure_missing(wanted: list[tuple[str, str, int, str]]) -> None:
+    """Of (model, mode, image size, system), those without a row: measures and writes them."""
+    from vitlab.benchmark import append
+
+    done = {(r["model"], r["mode"], int(r["image_size"]), r["system"]) for r in rows()}
+    for model, mode, size, system in wanted:
+        if (model, mode, size, system) not in done:
+            row = dataclasses.asdict(in_a_process(model, system, mode, size))
+            append(RESULTS, row)
+            print(row, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(TIMM)}; all by default")
     parser.add_argument("--image-size", type=int, help="pixels per side; each model's own by default")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--table", action="store_true", help="only write the table")
     parser.add_argument("--one", nargs=2, metavar=("SYSTEM", "MODE"), help="one measurement, printed as JSON")
     args = parser.parse_args()
     if args.one:
         return one(args.models[0], *args.one, args.image_size)
-    from vitlab.benchmark import append
     from vitlab.models.registry import model_config
 
-    done = {(r["model"], r["mode"], int(r["image_size"]), r["system"]) for r in rows()}
     for model in [] if args.table else args.models or TIMM:
         size = args.image_size or model_config(model).image_size[0]
-        for mode in MODES:
-            for system in SYSTEMS:
-                if (model, mode, size, system) in done:
-                    continue
-                row = dataclasses.asdict(in_a_process(model, system, mode, size))
-                append(RESULTS, row)
-                print(row, flush=True)
+        measure_missing([(model, mode, size, system) for mode in args.modes for system in SYSTEMS])
     README.write_text(MARKS.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", README.read_text()))
 
 

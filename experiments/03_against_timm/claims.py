@@ -1,0 +1,67 @@
+"""The speed-ups on CPUs that papers of efficient networks claim, set against those seen here; see README.md.
+
+Run: pip install -e ".[parity]" && python experiments/03_against_timm/claims.py
+Goes on where it was stopped, in the results.csv of run.py; writes the table into README.md.
+"""
+
+import dataclasses
+import pathlib
+import re
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import run
+
+MARKS = re.compile(r"(<!-- python experiments/03_against_timm/claims.py -->\n).*?(<!-- end -->)", re.DOTALL)
+LARGE = 512  # pixels per side, besides each model's own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A model is so many times as fast as a baseline, which timm has, on a CPU."""
+
+    model: str
+    baseline: str  # timm's name
+    speedup: float
+    source: str
+
+
+CLAIMS = (
+    Claim(model="efficientvit_m2", baseline="mobilevit_xxs", speedup=3.7, source="arXiv:2305.07027, abstract"),
+    Claim(model="efficientvit_m5", baseline="mobilenetv3_large_100", speedup=1.452, source="arXiv:2305.07027, abstract"),
+    Claim(model="shvit_s4", baseline="mobilevitv2_100", speedup=8.1, source="arXiv:2401.16456, abstract"),
+)
+
+
+def measurements(claim: Claim, size: int) -> list[tuple[str, str, str, int]]:
+    """Ours, timm's and timm's baseline."""
+    return [(model, "eval", size, system) for model, system in ((claim.model, "vitlab"), (claim.model, "timm"), (claim.baseline, "timm"))]
+
+
+def table() -> str:
+    speeds = {
+        (r["model"], r["mode"], int(r["image_size"]), r["system"]): float(r["images_per_second"])
+        for r in run.rows()
+        if r["images_per_second"]
+    }
+    lines = ["| model | over | pixels | claimed | timm here | vitlab here | images/s: ours, timm's, the baseline's |", "|" + "---|" * 7]
+    for claim in CLAIMS:
+        for size in sorted({key[2] for key in speeds if key[0] == claim.model}):
+            ours, theirs, baseline = (speeds.get(key) for key in measurements(claim, size))
+            ratios = (f"{speed / baseline:.2f}" if speed and baseline else "-" for speed in (theirs, ours))
+            cells = [f"`{claim.model}`", f"`{claim.baseline}`", str(size), f"{claim.speedup:.3g} ({claim.source})", *ratios]
+            lines.append(f"| {' | '.join(cells)} | {', '.join(f'{speed:.3g}' if speed else '-' for speed in (ours, theirs, baseline))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from vitlab.models.registry import model_config
+
+    for claim in CLAIMS:
+        for size in (model_config(claim.model).image_size[0], LARGE):
+            run.measure_missing(measurements(claim, size))
+    run.README.write_text(MARKS.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", run.README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
