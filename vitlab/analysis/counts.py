@@ -49,19 +49,7 @@ def macs_of(fn: Callable[..., Any], *args: Any) -> int:
 
 def macs_in(jaxpr: core.Jaxpr) -> int:
     """Multiply-accumulates of a traced function, as `macs_of`; a backward pass and a kernel count what they compute."""
-    return sum(times * _macs(eqn) for eqn, times in _equations(jaxpr, 1))
-
-
-def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, int]]:
-    for eqn in jaxpr.eqns:
-        if eqn.params.get("name") == "expand_bias":  # a lookup, done by a product for speed
-            continue
-        yield eqn, times
-        if _macs_by_definition(eqn) is not None:
-            continue
-        inner = times * _repeats(eqn)
-        for sub in _sub_jaxprs(eqn):
-            yield from _equations(sub, inner)
+    return sum(_macs(eqn) for eqn in jaxpr.eqns)
 
 
 def _repeats(eqn: core.JaxprEqn) -> int:
@@ -97,9 +85,11 @@ def _shape(var: Any) -> tuple[int, ...]:
 
 
 def _macs(eqn: core.JaxprEqn) -> int:
+    name = eqn.primitive.name
+    if eqn.params.get("name") == "expand_bias":  # a lookup, done by a product for speed
+        return 0
     if (macs := _macs_by_definition(eqn)) is not None:
         return macs
-    name = eqn.primitive.name
     if name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
         left = _shape(eqn.invars[0])
@@ -108,4 +98,4 @@ def _macs(eqn: core.JaxprEqn) -> int:
         spec = eqn.params["dimension_numbers"].rhs_spec  # (out, in, *window)
         kernel = _shape(eqn.invars[1])
         return math.prod(_shape(eqn.outvars[0])) * math.prod(kernel[i] for i in spec[1:])
-    return 0
+    return _repeats(eqn) * sum(map(macs_in, _sub_jaxprs(eqn)))
