@@ -25,8 +25,7 @@ def conv_general_dilated(
 ) -> Array:
     """`jax.lax.conv_general_dilated` of maps [b, h, w, in] and kernels [k, l, in / groups, out]; see the module."""
     groups, whole = feature_group_count, functools.partial(jax.lax.conv_general_dilated, **options)
-    is_whole = groups == 1 and rhs.shape[:2] != (1, 1)
-    if platform() != "cpu" or is_whole or lhs.ndim != 4 or any(d != 1 for d in options["lhs_dilation"]):
+    if platform() != "cpu" or lhs.ndim != 4 or any(d != 1 for d in options["lhs_dilation"]):
         return whole(lhs, rhs, window_strides, padding, feature_group_count=groups)
     dilation = tuple(options["rhs_dilation"])
     if isinstance(padding, str):
@@ -34,7 +33,7 @@ def conv_general_dilated(
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], sides, window_strides, padding)
     strides, pads = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
     if groups == 1:
-        if any(map(any, pads)):
+        if rhs.shape[:2] != (1, 1) or any(map(any, pads)):
             return whole(lhs, rhs, strides, pads, feature_group_count=1)
         precision = {key: options[key] for key in ("precision", "preferred_element_type") if key in options}
         return dot_general(lhs[:, :: strides[0], :: strides[1]], rhs[0, 0], (((3,), (0,)), ((), ())), **precision)
