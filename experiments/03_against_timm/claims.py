@@ -39,15 +39,11 @@ def measurements(claim: Claim, size: int) -> list[tuple[str, str, str, int]]:
 
 
 def table() -> str:
-    speeds = {
-        (r["model"], r["mode"], int(r["image_size"]), r["system"]): float(r["images_per_second"])
-        for r in run.rows()
-        if r["images_per_second"]
-    }
+    found = run.rows()
     lines = ["| model | over | pixels | claimed | timm here | vitlab here | images/s: ours, timm's, the baseline's |", "|" + "---|" * 7]
     for claim in CLAIMS:
-        for size in sorted({key[2] for key in speeds if key[0] == claim.model}):
-            ours, theirs, baseline = (speeds.get(key) for key in measurements(claim, size))
+        for size in sorted({key[2] for key in found if key[0] == claim.model}):
+            ours, theirs, baseline = (run.speed(found.get(key)) for key in measurements(claim, size))
             ratios = (f"{speed / baseline:.2f}" if speed and baseline else "-" for speed in (theirs, ours))
             cells = [f"`{claim.model}`", f"`{claim.baseline}`", str(size), f"{claim.speedup:.3g} ({claim.source})", *ratios]
             lines.append(f"| {' | '.join(cells)} | {', '.join(f'{speed:.3g}' if speed else '-' for speed in (ours, theirs, baseline))} |")
@@ -60,7 +56,7 @@ def main() -> None:
     for claim in CLAIMS:
         for size in (model_config(claim.model).image_size[0], LARGE):
             run.measure_missing(measurements(claim, size))
-    run.README.write_text(MARKS.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", run.README.read_text()))
+    run.write_table(MARKS, table())
 
 
 if __name__ == "__main__":

@@ -149,23 +149,35 @@ def in_a_process(model: str, system: str, mode: str, image_size: int) -> Row:
     )
 
 
-def rows() -> list[dict[str, str]]:
-    return list(csv.DictReader(RESULTS.open(newline=""))) if RESULTS.exists() else []
+def rows() -> dict[tuple[str, str, int, str], dict[str, str]]:
+    """(model, mode, image size, system) -> what was measured."""
+    found = csv.DictReader(RESULTS.open(newline="")) if RESULTS.exists() else []
+    return {(r["model"], r["mode"], int(r["image_size"]), r["system"]): r for r in found}
+
+
+def speed(row: dict[str, str] | None) -> float | None:
+    """Images a second, where there are any."""
+    return float(row["images_per_second"]) if row and row["images_per_second"] else None
+
+
+def write_table(marks: re.Pattern[str], table: str) -> None:
+    """Between its marks in README.md."""
+    README.write_text(marks.sub(lambda match: f"{match[1]}{table}\n{match[2]}", README.read_text()))
 
 
 def table() -> str:
-    found = {(r["model"], r["mode"], int(r["image_size"]), r["system"]): r for r in rows()}
+    found = rows()
     lines = [
         "| model | pixels | mode | vitlab, images/s | timm | timm compiled | ours / the better | compilation, s: ours, theirs |",
         "|" + "---|" * 8,
     ]
     for model, mode, size in dict.fromkeys(key[:3] for key in found if key[0] in TIMM):
         each = [found.get((model, mode, size, system)) for system in SYSTEMS]
-        speeds = [float(r["images_per_second"]) if r and r["images_per_second"] else None for r in each]
-        theirs = [speed for speed in speeds[1:] if speed]
+        speeds = [speed(row) for row in each]
+        theirs = [x for x in speeds[1:] if x]
         ratio = f"{speeds[0] / max(theirs):.2f}" if speeds[0] and theirs else "-"
         compile_seconds = ", ".join((r and r["compile_seconds"]) or "-" for r in (each[0], each[2]))
-        cells = [f"`{model}`", str(size), mode, *(f"{speed:.3g}" if speed else "-" for speed in speeds), ratio, compile_seconds]
+        cells = [f"`{model}`", str(size), mode, *(f"{x:.3g}" if x else "-" for x in speeds), ratio, compile_seconds]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -174,7 +186,7 @@ def measure_missing(wanted: list[tuple[str, str, int, str]]) -> None:
     """Of (model, mode, image size, system), those without a row: measures and writes them."""
     from vitlab.benchmark import append
 
-    done = {(r["model"], r["mode"], int(r["image_size"]), r["system"]) for r in rows()}
+    done = rows()
     for model, mode, size, system in wanted:
         if (model, mode, size, system) not in done:
             row = dataclasses.asdict(in_a_process(model, system, mode, size))
@@ -197,7 +209,7 @@ def main() -> None:
     for model in [] if args.table else args.models or TIMM:
         size = args.image_size or model_config(model).image_size[0]
         measure_missing([(model, mode, size, system) for mode in args.modes for system in SYSTEMS])
-    README.write_text(MARKS.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", README.read_text()))
+    write_table(MARKS, table())
 
 
 if __name__ == "__main__":
