@@ -39,15 +39,16 @@ window_attention, window_attention_qkv = gpu.operators(_forward, _backward)
 def _call(name: str, arrays, bias, mask, more, results, problem: Problem, interpret: bool) -> list[jax.Array]:
     from pallas_kernels.window_attention import triton_kernels
 
-    tiles = problem.tiles(backward=name == "backward")
+    backward = name == "backward"
+    tiles = problem.tiles(backward=backward)
     nothing = jnp.zeros(*_NOTHING)
     given = (*arrays * (3 // len(arrays)), nothing if bias is None else bias, nothing if mask is None else mask.astype(jnp.int8), *more)
     return triton_call.triton_call(
         getattr(triton_kernels, name),
         given,
         [jax.ShapeDtypeStruct(*x) for x in results],
-        programs=problem.programs(backward=name == "backward") * problem.shape[4],
-        constants=constants(problem, bias is not None, mask is not None, backward=name == "backward"),
+        programs=problem.programs(backward=backward) * problem.shape[4],
+        constants=constants(problem, bias is not None, mask is not None, backward=backward),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         interpret=interpret,
