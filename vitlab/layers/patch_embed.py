@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import lecun_normal
 from vitlab.layers.norm import LayerNorm
+from vitlab.layers.product import dot_general
 
 
 class PatchEmbed(nnx.Module):
@@ -43,5 +44,5 @@ class PatchEmbed(nnx.Module):
         dtype = self.proj.dtype or images.dtype
         kernel = self.proj.kernel[...].reshape(p * p * channels, -1).astype(dtype)
         assert self.proj.bias is not None
-        x = patches.astype(dtype) @ kernel + self.proj.bias[...].astype(dtype)
+        x = dot_general(patches.astype(dtype), kernel, (((3,), (0,)), ((), ()))) + self.proj.bias[...].astype(dtype)
         return x if self.norm is None else self.norm(x)
