@@ -2,13 +2,12 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import normal_init, torch_uniform
 from vitlab.layers.linear import Linear
@@ -76,8 +75,8 @@ class AgentAttention(nnx.Module):
         agents, q, k, v = (y.reshape(b, -1, self.num_heads, self.head_dim) for y in (agents, q, k, v))
         asking = position_bias(self.an_bias, self.ah_bias, self.aw_bias, self.ac_bias, grid)
         asked = position_bias(self.na_bias, self.ha_bias, self.wa_bias, self.ca_bias, grid)
-        found = jax.nn.dot_product_attention(agents, k, v, bias=asking[None])
-        out = jax.nn.dot_product_attention(q, agents, found, bias=asked.swapaxes(1, 2)[None]).reshape(b, n, d)
+        found = dot_product_attention(agents, k, v, bias=asking[None])
+        out = dot_product_attention(q, agents, found, bias=asked.swapaxes(1, 2)[None]).reshape(b, n, d)
         return self.proj(out.at[:, first:].add(local))
 
 

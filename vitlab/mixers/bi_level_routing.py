@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.conv import Conv
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
@@ -50,7 +50,7 @@ class BiLevelRoutingAttention(nnx.Module):
         chosen = _route(q, k, self.topk)
         keys, values = (_gather(y, chosen).reshape(b * side**2, -1, self.num_heads, c // self.num_heads) for y in (k, v))
         queries = q.reshape(b * side**2, -1, self.num_heads, c // self.num_heads)
-        out = jax.nn.dot_product_attention(queries, keys, values, scale=c**-0.5)
+        out = dot_product_attention(queries, keys, values, scale=c**-0.5)
         out = out.reshape(b, side, side, height // side, width // side, c).swapaxes(2, 3).reshape(b, height, width, c)
         return self.wo(out + lepe)[:, :h, :w]
 

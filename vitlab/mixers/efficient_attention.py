@@ -1,12 +1,11 @@
 """Efficient multi-head self-attention (Next-ViT, Li et al., arXiv:2207.05501, section 3.3): keys and values are pooled."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv_norm import fold_into_next
 from vitlab.layers.linear import Linear
@@ -45,7 +44,7 @@ class EfficientAttention(nnx.Module):
         q, k, v = (
             linear(y).reshape(b, -1, self.num_heads, self.head_dim) for linear, y in ((self.q, tokens), (self.k, keys), (self.v, keys))
         )
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c))
+        return self.proj(dot_product_attention(q, k, v).reshape(b, h, w, c))
 
     def fuse(self, before: BatchNorm) -> None:
         """Folds the norm of the pooled keys, and the one that stands before this module, into the projections, in place.

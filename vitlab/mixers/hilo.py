@@ -1,12 +1,11 @@
 """HiLo attention (LITv2, Pan et al., arXiv:2205.13213, section 4.1): high frequencies in windows, low ones pooled."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
 
@@ -55,7 +54,7 @@ class HiLo(nnx.Module):
         s = self.window_size
         windows = x.reshape(b, h // s, s, w // s, s, c).swapaxes(2, 3).reshape(-1, s * s, c)
         qkv = self.h_qkv(windows).reshape(-1, s * s, 3, self.hi_heads, self.head_dim)
-        out = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
+        out = dot_product_attention(*(qkv[:, :, i] for i in range(3)))
         out = out.reshape(b, h // s, w // s, s, s, -1).swapaxes(2, 3).reshape(b, h, w, -1)
         return self.h_proj(out)
 
@@ -65,5 +64,5 @@ class HiLo(nnx.Module):
         pooled = x.reshape(b, h // s, s, w // s, s, c).mean((2, 4)) if s > 1 else x
         q = self.l_q(x).reshape(b, h * w, self.lo_heads, self.head_dim)
         kv = self.l_kv(pooled).reshape(b, -1, 2, self.lo_heads, self.head_dim)
-        out = jax.nn.dot_product_attention(q, kv[:, :, 0], kv[:, :, 1])
+        out = dot_product_attention(q, kv[:, :, 0], kv[:, :, 1])
         return self.l_proj(out.reshape(b, h, w, -1))

@@ -1,12 +1,11 @@
 """Light multi-head self-attention for deployment (FMViT, arXiv:2311.05707; reconstructed: the authors published no code)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv_norm import ConvNorm, fold_into_next
 from vitlab.layers.pool import average_pool_ceil
@@ -26,7 +25,7 @@ class LightAttention(nnx.Module):
             layer(y, train=train).reshape(b, -1, self.num_heads, self.head_dim)
             for layer, y in ((self.q, x), (self.k, pooled), (self.v, pooled))
         )
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c), train=train)
+        return self.proj(dot_product_attention(q, k, v).reshape(b, h, w, c), train=train)
 
     def fuse(self, before: BatchNorm) -> None:
         """Folds its norms, and the one that stands before this module, into the projections, in place."""

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.conv import Conv
 from vitlab.layers.linear import Linear
 
@@ -39,7 +39,7 @@ class RankAugmentedLinearAttention(nnx.Module):
 
 
 def _softmax(q, k, v, angles) -> Float[Array, "b n heads head_dim"]:
-    return jax.nn.dot_product_attention(rotate(q, angles), rotate(k, angles), v)
+    return dot_product_attention(rotate(q, angles), rotate(k, angles), v)
 
 
 def _linear(q, k, v, angles) -> Float[Array, "b n heads head_dim"]:

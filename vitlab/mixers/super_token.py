@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
 
@@ -24,7 +24,7 @@ class _HeadMajorAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, _ = x.shape
         qkv = self.qkv(x).reshape(b, h * w, self.num_heads, 3, self.head_dim)
-        out = jax.nn.dot_product_attention(*(qkv[..., i, :] for i in range(3)))
+        out = dot_product_attention(*(qkv[..., i, :] for i in range(3)))
         return self.proj(out.reshape(x.shape))
 
 

@@ -7,13 +7,12 @@ and with the position convolution on its input. Any image size: maps are padded 
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, run_blocks, stage_drop_path_rates
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.transitions import DeepStem, Transition
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -73,7 +72,7 @@ class LastAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, _ = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, self.head_dim)
-        out = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
+        out = dot_product_attention(*(qkv[:, :, i] for i in range(3)))
         return self.proj(out.reshape(x.shape) + self.lepe(x))
 
 

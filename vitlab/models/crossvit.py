@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.initial import full, normal_init
 from vitlab.layers.mlp import gelu
 from vitlab.layers.pos_embed import resample
@@ -119,7 +119,7 @@ class CrossAttention(nnx.Module):
         q, k, v = (
             linear(y).reshape(b, -1, self.num_heads, self.head_dim) for linear, y in ((self.wq, x[:, :1]), (self.wk, x), (self.wv, x))
         )
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, 1, d))
+        return self.proj(dot_product_attention(q, k, v).reshape(b, 1, d))
 
 
 class NormLinear(nnx.Module):

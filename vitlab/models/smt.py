@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_blocks, stage_drop_path_rates
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -83,7 +83,7 @@ class ConvolvedAttention(nnx.Module):
         b, h, w, _ = x.shape
         k, v = jnp.split(self.kv(x), 2, -1)
         heads = (y.reshape(b, h * w, self.num_heads, self.head_dim) for y in (self.q(x), k, v))
-        return self.proj(jax.nn.dot_product_attention(*heads).reshape(x.shape) + self.local_conv(v))
+        return self.proj(dot_product_attention(*heads).reshape(x.shape) + self.local_conv(v))
 
 
 class Block(nnx.Module):

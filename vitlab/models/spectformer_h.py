@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
-from vitlab.layers.attention import head_dim_of
+from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -75,7 +75,7 @@ class SplitAttention(nnx.Module):
         b, _, d = x.shape
         asking = x[:, :1] if self.only_first else x
         q, k, v = (y.reshape(b, -1, self.num_heads, self.head_dim) for y in (self.q(asking), *jnp.split(self.kv(x), 2, -1)))
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, -1, d))
+        return self.proj(dot_product_attention(q, k, v).reshape(b, -1, d))
 
 
 class Block(nnx.Module):
