@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ from pallas_kernels.neighborhood_attention.tiles import (
 )
 from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import device_kind, platform
+from pallas_kernels.window_attention import expand_bias
+from pallas_kernels.window_attention import pallas_tpu as windows
 
 LOG2E = math.log2(math.e)  # logits are kept in units of log 2
 DTYPES = ("bfloat16", "float32")
@@ -93,6 +95,10 @@ def neighborhood_attention(
     interpret: bool = False,
 ) -> tuple[Float[Array, "b *spatial heads head_dim"], Float[Array, "b *spatial heads"] | None]:
     """See the operator for the arguments, canonical here; `interpret` is for tests."""
+    if not return_logsumexp and extra_key is None and _is_grid(query, key, axes, interpret):
+        if bias is not None:
+            bias = expand_bias(bias[:, ::-1, ::-1].astype(jnp.float32), _kernel(axes))  # its offsets are query - key
+        return windows.window_attention(query, key, value, interpret=interpret, bias=bias, mask=None, scale=scale, **_grid(axes)), None
 
     def attend(arrays, bias, _):
         query, key, value, extra_key, extra_value = arrays
@@ -112,6 +118,22 @@ def neighborhood_attention(
         return out, logsumexp[0][..., 0]
 
     return by_images(attend, (query, key, value, extra_key, extra_value), bias, None)
+
+
+def _is_grid(query, key, axes: tuple[Axis, ...], interpret: bool) -> bool:
+    """Whether each query sees all of its residue class, so that this is attention within a grid, which no map is put in order for."""
+    whole = len(axes) == 2 and all(axis.size == axis.kernel * axis.dilation and not axis.causal for axis in axes)
+    if not whole or query.shape != key.shape or all(axis.dilation == 1 for axis in axes):
+        return False
+    return windows.unsupported_reason(query, key, query, interpret=interpret, **_grid(axes)) is None
+
+
+def _grid(axes: tuple[Axis, ...]) -> dict[str, Any]:
+    return {"window_size": _kernel(axes), "shift": (0, 0), "grid": True}
+
+
+def _kernel(axes: tuple[Axis, ...]) -> tuple[int, ...]:
+    return tuple(axis.kernel for axis in axes)
 
 
 def _tables(bias, plan: TpuPlan) -> Float[Array, "chunks kinds rows keys"]:

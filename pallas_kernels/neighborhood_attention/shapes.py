@@ -97,6 +97,7 @@ NASTY: Mapping[str, Shape] = {
     "window_as_large_as_the_map": Shape(size=(2, 5, 6, 2, 32), kernel_size=(5, 6), bias=True),
     "even_kernel": Shape(size=(1, 13, 18, 1, 64), kernel_size=(4, 6), bias=True),
     "unequal_classes": Shape(size=(1, 11, 17, 2, 32), kernel_size=3, dilation=(3, 5), bias=True),
+    "window_as_large_as_the_classes": Shape(size=(2, 6, 15, 2, 32), kernel_size=(3, 5), dilation=(2, 3), bias=True),
     "strided": Shape(size=(1, 13, 14, 2, 32), kernel_size=(5, 4), stride=(3, 4)),
     "causal": Shape(size=(1, 12, 19, 2, 32), kernel_size=5, dilation=(1, 2), is_causal=(False, True), stride=(1, 2)),
     "grouped_heads": Shape(size=(1, 9, 9, 4, 32), kernel_size=3, kv_heads=2),

@@ -91,6 +91,16 @@ def test_values_and_gradients_are_those_of_the_definition(which, name):
     assert deviation(ours, expected(name, "float32")) < TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("which", PALLAS)
+def test_windows_as_large_as_the_classes_without_a_logsumexp(which, dtype):
+    """A TPU attends within a grid then."""
+    arrays, options = SHAPES["window_as_large_as_the_classes"].arguments(dtype)
+    ours = value_and_grads(implementation(which, arrays, options), arrays, options)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, (arrays, options))
+    assert deviation(ours, value_and_grads(by_definition, *wide)) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["does_not_divide_the_tile", "unequal_classes"])
 @pytest.mark.parametrize("which", PALLAS)
