@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 FOLDER = pathlib.Path(__file__).parent
 
 
-def draw(lines: list[dict[str, str]], column: str, title: str, output: str) -> None:
+def draw(lines: list[dict[str, str]], column: str, title: str, output: str, scale: str = "linear") -> None:
     """One group of bars a shape and pass, one bar an implementation or dtype."""
     groups = list(dict.fromkeys((line["op"], line["shape"], line["pass"]) for line in lines))
     series = list(dict.fromkeys((line["implementation"], line["dtype"]) for line in lines))
@@ -26,6 +26,7 @@ def draw(lines: list[dict[str, str]], column: str, title: str, output: str) -> N
         axes.barh(places, [values[group, name] for group in groups if (group, name) in values], height, label=" ".join(name))
     axes.set_yticks([n + 0.4 - height / 2 for n in range(len(groups))], [" ".join(group[1:]) for group in groups], fontsize=8)
     axes.invert_yaxis()
+    axes.set_xscale(scale)
     axes.set_title(title)
     axes.legend(fontsize=8)
     figure.savefig(FOLDER / output, dpi=120)
@@ -39,7 +40,7 @@ def main() -> None:
         draw(counted, "roofline", "TPU v5e, counted: least time / counted time", "roofline.png")
     measured = [line for line in lines if line["kind"] == "measured" and line["device"] == "cpu"]
     if measured:
-        draw(measured, "ratio", "CPU, measured: time / the fastest implementation's", "cpu.png")
+        draw(measured, "ratio", "CPU, measured: time / the fastest implementation's", "cpu.png", "log")
 
 
 if __name__ == "__main__":
