@@ -12,6 +12,7 @@ import dataclasses
 import glob
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -223,37 +224,42 @@ def tpu_cycles(dump: str, program: str) -> dict[str, Any]:
     return {"cycles": cycles, "xla_cycles": sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', program)))}
 
 
-BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+\s+(?:[A-Z]{2})?:\s*(>*)\s*\{(.*)$")
-EXIT_TEST = re.compile(r"scmp\.\w+\.s32\.totalorder %\w+, (\d+) /\* loop exit test")
+BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+\s+(?:[A-Z]{2})?:\s*>*\s*\{", re.MULTILINE)
+REGION = re.compile(r"Start region (\d+)")
+LAST_TRIP = re.compile(r"(%p\w+) = scmp\.ge\.s32\.totalorder (?:\(!?%p\w+\), )?%\w+, (\d+)")
+JUMP = re.compile(r"sbr\.rel \(!(%p\w+)\) target = \$region(\d+)")
+DELAY_SLOTS = 4  # bundles after a jump that are carried out before it
 PIPELINE_STAGES = 2  # steps that the loop over the grid takes besides those that compute
+
+
+class UncountableError(ValueError):
+    """A schedule that does not tell how often a loop runs."""
 
 
 def count_bundles(text: str) -> int:
     """Bundles of a schedule, those of loops times their trips; both sides of a branch count.
 
-    Each line shows by ">" how many loops it is in, and one bundle of a loop tests for its last trip. A loop ends when the
-    lines leave it after that test; what follows the jump back still counts as the loop's.
+    A loop begins where the region does that a later bundle jumps back to unless its counter has come to its end, and
+    ends with the delay slots of that jump. Bundles of outer loops may lie in between, and then count as the inner loop's.
+
+    Raises:
+      UncountableError: The trips of a loop are not a constant.
     """
-    bundles, trips = [0], [1]  # of the loops that are open, outermost first; no trips yet: 0
-    depth = 0
-    for line in text.splitlines():
-        if not (match := BUNDLE.match(line)):
-            continue
-        if not match[2].strip().startswith("}"):  # an empty bundle shows no depth
-            depth = len(match[1])
-        while len(bundles) - 1 < depth:
-            bundles.append(0)
-            trips.append(0)
-        while len(bundles) - 1 > depth and trips[-1]:
-            inner = bundles.pop() * trips.pop()
-            bundles[-1] += inner
-        bundles[depth] += 1
-        if depth and (test := EXIT_TEST.search(line)):
-            trips[depth] = int(test[1]) - (PIPELINE_STAGES if depth == 1 else 0)
-    while len(bundles) > 1:
-        inner = bundles.pop() * max(1, trips.pop())
-        bundles[-1] += inner
-    return bundles[0]
+    starts = [match.start() for match in BUNDLE.finditer(text)]
+    bundles = [text[start:stop] for start, stop in itertools.pairwise([*starts, len(text)])]
+    regions = {region: i for i, bundle in enumerate(bundles) for region in REGION.findall(bundle)}
+    trips = {predicate: int(bound) for bundle in bundles for predicate, bound in LAST_TRIP.findall(bundle)}
+    times = [1] * len(bundles)
+    for i, bundle in enumerate(bundles):
+        for predicate, region in JUMP.findall(bundle):
+            if (first := regions.get(region, i)) >= i:
+                continue  # ahead: a branch
+            if predicate not in trips:
+                raise UncountableError(f"the schedule does not tell how often the loop of bundles {first} to {i} runs")
+            is_grid = "iteration index" in bundles[first]
+            for j in range(first, min(i + DELAY_SLOTS + 1, len(bundles))):
+                times[j] *= trips[predicate] - (PIPELINE_STAGES if is_grid else 0)
+    return sum(times)
 
 
 def ptxas_facts(dump: str, _: str) -> dict[str, Any]:
@@ -292,7 +298,7 @@ def _figures(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 figures = {"target": arguments.target, "op": op.__name__, "shape": name, "dtype": dtype, "pass": which}
                 try:
                     yield figures | _count(target, device, arguments.dump, fn, args)
-                except UnsupportedError as error:
+                except (UnsupportedError, UncountableError) as error:
                     yield figures | {"error": str(error)}
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from pallas_kernels.compile import TARGETS, compile_all, count_bundles, main, missing
+from pallas_kernels.compile import TARGETS, UncountableError, compile_all, count_bundles, main, missing
 from pallas_kernels.window_attention.shapes import MODELS, NASTY
 
 NASTIEST = ["overhang_of_the_grid", "masked_and_shifted", "oblong_window", "no_bias_shifted_and_masked"]  # head_dim 32, 32, 64, 128
@@ -60,20 +60,36 @@ def test_the_gpu_kernels_hardly_spill():
 
 SCHEDULE = """
 = control target key end
-     0   :  { %s1 = smov 0 }
-   0x1 LB: > { %s2 = sadd.s32 1, %s2 }
-   0x2 LB: >> { %v1 = vld [vmem:[#allocation2]] }
-   0x3   : >> { %p2 = scmp.ge.s32.totalorder %s3, 5 /* loop exit test */ }
-   0x4   :  {}
-   0x5   : > { %9 = sbr.rel (!%p2) target = $region2 }
-   0x6   : > { %p1 = scmp.ge.s32.totalorder %s2, 12 /* loop exit test */ }
-   0x7   :  { %10 = vsyncpa [#allocation3], 1 }
+     0   :  { %s1 = smov 0 /* Start region 1 */ }
+   0x1 LB: > { %s9 = sadd.s32 1, %s2 /* iteration index, stage = 1 */ /* Start region 4 */ }
+   0x2   : > { %8 = sbr.rel (!%p7) target = $region5 /* Start region 3 */ }
+   0x3 LB: >> { %v1 = vld [vmem:[#allocation2]] /* Start region 2 */ }
+   0x4   : >> { %p2 = scmp.ge.s32.totalorder %s3, 5 }
+   0x5   : > { %v7 = vld [vmem:[#allocation4]] }
+   0x6   : >> { %v2 = vmul.f32 %v1, %v1 }
+   0x7   : > { %9 = sbr.rel (!%p2) target = $region2  ;;  %p1 = scmp.ge.s32.totalorder (%p2), %s9, 12 /* loop exit test */ }
+   0x8   :  {}
+   0x9   : >> { %v3 = vmul.f32 %v2, %v2 }
+   0xa   :  {}
+   0xb   : >> { %v4 = vmul.f32 %v3, %v3 /* End region 2 */ }
+   0xc PF: > { %s4 = smov 1 /* Start/End empty region 5 */ }
+   0xd   :  { %10 = sbr.rel (!%p1) target = $region4 /* End region 4 */ }
+   0xe   :  {}
+   0xf   :  {}
+  0x10   :  {}
+  0x11   :  {}
+  0x12   :  { %10 = vsyncpa [#allocation3], 1 }
 """
 
 
 def test_bundles_of_loops_count_as_often_as_they_run():
-    inner = 3 * 5  # with the empty bundle of the jump's delay
-    assert count_bundles(SCHEDULE) == 2 + (12 - 2) * (3 + inner)
+    inner = 9 * 5  # with the outer loop's bundles in between and the delay slots of the jump
+    assert count_bundles(SCHEDULE) == 2 + (12 - 2) * (2 + inner + 6)
+
+
+def test_a_loop_of_unknown_length_is_not_counted():
+    with pytest.raises(UncountableError, match="bundles 3 to 7"):
+        count_bundles(SCHEDULE.replace("%s3, 5", "%s3, %s8"))
 
 
 def test_an_argument_that_a_kernel_does_not_take_is_told_with_its_reason(capsys):
