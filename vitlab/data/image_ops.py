@@ -8,12 +8,13 @@ import math
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 Pixels = UInt8[np.ndarray, "h w c"]
 _VALUES = np.arange(256)
 _CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _MEAN = (124, 116, 104)  # of ImageNet, where an image has moved away
+_LUMA = np.array([[19595, 38470, 7471, 0x8000]], np.float32) / 2**16
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
@@ -75,14 +76,14 @@ def contrast(image: Pixels, factor: float) -> Pixels:
 
 def color(image: Pixels, factor: float) -> Pixels:
     """Away from grey (0) over the image (1): saturation. Nothing for a grey image."""
-    return image if image.shape[2] == 1 else _away_from(np.broadcast_to(grey(image), image.shape), image, factor)
+    return image if image.shape[2] == 1 else _away_from(grey_scale(image).astype(np.float32), image, factor)
 
 
 def sharpness(image: Pixels, factor: float) -> Pixels:
     """Away from the image smoothed by 3 x 3 (0) over the image (1)."""
-    smooth = image.copy()
-    inner = cv2.filter2D(image, cv2.CV_32F, _SMOOTH).reshape(image.shape)[1:-1, 1:-1]
-    smooth[1:-1, 1:-1] = np.clip(inner + 0.5, 0, 255).astype(np.uint8)
+    smooth = cv2.filter2D(image, cv2.CV_32F, _SMOOTH, delta=0.5).reshape(image.shape)
+    smooth = np.trunc(smooth, out=smooth)
+    smooth[[0, -1]], smooth[:, [0, -1]] = image[[0, -1]], image[:, [0, -1]]
     return _away_from(smooth, image, factor)
 
 
@@ -90,13 +91,14 @@ def grey(image: Pixels) -> UInt8[np.ndarray, "h w 1"]:
     """ITU-R 601 luma, one channel, rounded as Pillow does."""
     if image.shape[2] == 1:
         return image
-    r, g, b = (image[..., i].astype(np.uint32) for i in range(3))
-    return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(np.uint8)[..., None]
+    # Integers below 2**24 over a power of two, which are exact in float32.
+    return cv2.transform(image.astype(np.float32), _LUMA).astype(np.uint8)[..., None]
 
 
 def grey_scale(image: Pixels) -> Pixels:
     """Grey in as many channels as there were."""
-    return np.ascontiguousarray(np.broadcast_to(grey(image), image.shape))
+    one = grey(image)
+    return cv2.merge([one] * image.shape[2]).reshape(image.shape)
 
 
 def blur(image: Pixels, sigma: float) -> Pixels:
@@ -122,10 +124,10 @@ def rotate(image: Pixels, degrees: float, interpolation: str) -> Pixels:
     return affine(image, (cos, -sin, w / 2 * (1 - cos) + h / 2 * sin, sin, cos, h / 2 * (1 - cos) - w / 2 * sin), interpolation)
 
 
-def _away_from(other: Pixels, image: Pixels, factor: float) -> Pixels:
+def _away_from(other: Float32[np.ndarray, "h w c"], image: Pixels, factor: float) -> Pixels:
     """other + factor * (image - other), cut to the range and towards zero."""
-    base = other.astype(np.float32)
-    out = np.subtract(image.astype(np.float32), base)
+    out = image.astype(np.float32)
+    out -= other
     out *= np.float32(factor)
-    out += base
+    out += other
     return np.clip(out, 0, 255, out=out).astype(np.uint8)
