@@ -29,6 +29,7 @@ from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import device_kind, platform
 from pallas_kernels.window_attention.tiles import (
     BACKWARD_ARRAYS,
+    FORWARD_ARRAYS,
     LANES,
     REGISTERS,
     SUBLANES,
@@ -155,7 +156,8 @@ def _call(kernel, name: str, maps, bias, mask, channels: tuple[int, ...], sums_b
                 tuple(blocks(h, w, n) for n in channels),
                 (pl.BlockSpec((1, *sums[1:]), lambda core, *_: (core, 0, 0, 0)),) if sums_bias else (),
             ),
-            scratch_shapes=[pltpu.VMEM((layout.windows.cols.num_windows, layout.slots, layout.width), jnp.float32)] * num_maps,
+            scratch_shapes=[pltpu.VMEM((layout.windows.cols.num_windows, layout.slots, layout.width), jnp.float32)]
+            * (num_maps * layout.rows_together(num_maps)),
         ),
         out_shape=(
             tuple(result_like(like, (b, h, w, n)) for n in channels),
@@ -222,11 +224,13 @@ def _seen(mask: Bool[Array, "b h w"], layout: TpuLayout) -> Float[Array, "b wind
 def forward_kernel(kind_ref, map_refs, constant_refs, seen_refs, out_refs, _, *window_refs, layout: TpuLayout, scale: float):
     """All windows and heads of the images of a program."""
     select_ref, merge_ref, spread_ref, table_ref = constant_refs
-    *in_refs, out_ref = window_refs
-    dtype = map_refs[0].dtype
+    dtype, images = map_refs[0].dtype, map_refs[0].shape[0]
 
-    def row_of_windows(image, row):
-        _gather(map_refs, in_refs, image, row, select_ref, layout)
+    def gather(image, row, refs):
+        _gather(map_refs, refs[:3], image, row, select_ref, layout)
+
+    def attend(image, row, refs):
+        *in_refs, out_ref = refs
 
         def batch(items, pairs, numbers):
             q, k, v = ([ref[item.window, :, item.channels] for item in items] for ref in in_refs)
@@ -240,24 +244,24 @@ def forward_kernel(kind_ref, map_refs, constant_refs, seen_refs, out_refs, _, *w
                 out_ref[item.window, :, item.channels] = x
 
         _each_batch(batch, row, layout)
-        _scatter([out_ref], out_refs, image, row, merge_ref, layout)
 
-    _each_row_of_windows(row_of_windows, map_refs[0].shape[0], layout)
+    def scatter(image, row, refs):
+        _scatter(refs[3:], out_refs, image, row, merge_ref, layout)
+
+    _each_row_of_windows((gather, attend, scatter), images, window_refs, FORWARD_ARRAYS, layout)
 
 
 def backward_kernel(kind_ref, map_refs, constant_refs, seen_refs, grad_refs, sum_refs, *window_refs, layout: TpuLayout, scale: float):
     """The same, and the sum of the bias gradients of all programs of a core."""
     select_ref, merge_ref, spread_ref, table_ref = constant_refs
-    in_refs, out_refs = window_refs[:4], window_refs[4:]
-    dtype = map_refs[0].dtype
-    for sum_ref in sum_refs:
+    dtype, images = map_refs[0].dtype, map_refs[0].shape[0]
+    _clear_at_first(sum_refs)
 
-        @pl.when(pl.program_id(1) == 0)
-        def _(sum_ref=sum_ref):
-            sum_ref[...] = jnp.zeros(sum_ref.shape, sum_ref.dtype)
+    def gather(image, row, refs):
+        _gather(map_refs, refs[:4], image, row, select_ref, layout)
 
-    def row_of_windows(image, row):
-        _gather(map_refs, in_refs, image, row, select_ref, layout)
+    def attend(image, row, refs):
+        in_refs, out_refs = refs[:4], refs[4:]
 
         def batch(items, pairs, numbers):
             q, k, v, d_out = ([ref[item.window, :, item.channels] for item in items] for ref in in_refs)
@@ -282,14 +286,34 @@ def backward_kernel(kind_ref, map_refs, constant_refs, seen_refs, grad_refs, sum
                     ref[item.window, :, item.channels] = x
 
         _each_batch(batch, row, layout)
-        _scatter(out_refs, grad_refs, image, row, merge_ref, layout)
 
-    _each_row_of_windows(row_of_windows, map_refs[0].shape[0], layout)
+    def scatter(image, row, refs):
+        _scatter(refs[4:], grad_refs, image, row, merge_ref, layout)
+
+    _each_row_of_windows((gather, attend, scatter), images, window_refs, BACKWARD_ARRAYS, layout)
 
 
-def _each_row_of_windows(body, images: int, layout: TpuLayout) -> None:
-    rows = layout.windows.rows.num_windows
-    lax.fori_loop(0, images * rows, lambda i, _: body(i // rows, i % rows), None)
+def _clear_at_first(refs) -> None:
+    """Before the first program that adds to them."""
+    for ref in refs:
+
+        @pl.when(pl.program_id(1) == 0)
+        def _(ref=ref):
+            ref[...] = jnp.zeros(ref.shape, ref.dtype)
+
+
+def _each_row_of_windows(phases, images: int, window_refs, each: int, layout: TpuLayout) -> None:
+    """As many together as there are refs for, `each` for one, so that one can be gathered while another attends."""
+    rows, together = layout.windows.rows.num_windows, len(window_refs) // each
+
+    def iteration(i, carry):
+        for phase in phases:
+            for n in range(together):
+                at = i * together + n
+                phase(at // rows, at % rows, window_refs[n * each : (n + 1) * each])
+        return carry
+
+    lax.fori_loop(0, images * rows // together, iteration, None)
 
 
 class Item(NamedTuple):

@@ -38,7 +38,8 @@ TPU_BLOCK_BYTES = 2**20  # of the images of one program, at least, so that a ste
 TPU_VMEM_BYTES = {"TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**20}  # usable, of 128 MiB
 TPU_VMEM_BYTES_ELSEWHERE = 56 * 2**20  # of the 64 MiB of v5p, as its compiler says
 REGISTERS = 112  # of logits in flight; more than there are, since spilling some is cheaper than waiting (counted: 56 is 15 % slower)
-BACKWARD_ARRAYS = 7  # as large as the map: query, key, value, their gradients, that of the result
+# As large as the map: query, key, value and result; these but the result, their gradients and its.
+FORWARD_ARRAYS, BACKWARD_ARRAYS = 4, 7
 
 
 def padded(n: int, multiple: int) -> int:
@@ -124,8 +125,12 @@ class TpuLayout:
         fit = max(1, TPU_BLOCK_BYTES // (arrays * self.image_bytes))
         return max(d for d in range(1, self.shape[0] + 1) if self.shape[0] % d == 0 and d <= fit)
 
+    def rows_together(self, arrays: int) -> int:
+        """Rows of windows that are worked on together: two forward, which gains nothing backward (counted)."""
+        return 2 if arrays == FORWARD_ARRAYS and self.images(arrays) * self.windows.rows.num_windows % 2 == 0 else 1
+
     def vmem_bytes(self, arrays: int, kinds: int) -> int:
         """Two buffers of every array; the windows of a row of windows; the tables of logits and the gradient of one."""
         maps = 2 * arrays * self.images(arrays) * self.image_bytes
-        row_of_windows = arrays * self.windows.cols.num_windows * self.slots * padded(self.width, LANES) * 4
+        row_of_windows = self.rows_together(arrays) * arrays * self.windows.cols.num_windows * self.slots * padded(self.width, LANES) * 4
         return maps + row_of_windows + 2 * (kinds + 1) * 4 * math.prod(self.logits)
