@@ -2,18 +2,20 @@
 
 A program holds a map, or a strip of its slices with the keys around it, in VMEM, [slices, rows, columns, channels]; maps of
 fewer axes have one slice or row. Tiles of a few queries meet the block of keys that any of them sees. Along the first two
-axes that is an index, which is free; along the columns, which lie in sublanes, keys are copied once to a buffer whose
-beginning before the map is chosen so that key blocks fall on whole registers. The tiles have few distinct sights (at the
-borders windows are shifted); a table for each, mask and bias together, is added to the logits.
+axes that is an index, which is free; along the columns, which lie in sublanes, a block begins on a whole word of 32 bits,
+for which narrow values are copied to buffers of words. The tiles have few distinct sights (at the borders windows are
+shifted); a table for each, mask and bias together, is added to the logits.
 
-Logits are [queries, keys], 128 keys wide or a multiple. Heads of fewer than 128 channels share the lanes, as do images of
-fewer: queries are stacked head under head, each in its own lanes and zero in the others, so that a product of full depth
-gives the logits of each head. The backward pass recomputes the weights, adds up the gradients of keys and values in VMEM,
-and those of the table from tile to tile and image to image, in order.
+Heads of fewer than 128 channels share the lanes, as do images of fewer: queries are stacked head under head, each in its own
+lanes and zero in the others, so that a product of full depth gives the logits of each head. Forward, logits are
+[queries, keys], 128 keys wide or a multiple. The backward pass recomputes the weights, has them as [keys, queries], so that
+sums over keys are cheap, adds up the gradients of keys and values in VMEM, and those of the table from tile to tile and image
+to image, in order.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,7 +26,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from pallas_kernels.neighborhood_attention.extra import attend_extra
 from pallas_kernels.neighborhood_attention.layout import bias_of_three_axes, by_class, from_classes, three_axes
@@ -34,9 +36,12 @@ from pallas_kernels.neighborhood_attention.tiles import (
     FULL_TILE,
     HALF_TILE,
     LANES,
+    ROWS_TOGETHER,
+    SUBLANES,
     TPU_VMEM_BYTES,
     TPU_VMEM_BYTES_ELSEWHERE,
-    UNROLLED,
+    WORD,
+    Batches,
     Strips,
     TpuPlan,
     padded,
@@ -49,9 +54,13 @@ from pallas_kernels.window_attention import pallas_tpu as windows
 LOG2E = math.log2(math.e)  # logits are kept in units of log 2
 DTYPES = ("bfloat16", "float32")
 HEAD_DIMS = (16, 32, 64, 128)
-CORES = 2  # of a v5p chip, at most, that share a grid; each adds up table gradients of its own
-ROWS_TOGETHER = 8
+CORES = {"TPU v5 lite": 1, "TPU v6 lite": 1}  # that share a grid; each adds up table gradients of its own
+CORES_ELSEWHERE = 2  # at most: v5p
 VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
+ORDER = {
+    2: (0, 1),
+    3: (2, 0, 1),
+}  # in which the phases of different batches are written down: the compiler's schedule is shortest so (counted)
 
 
 def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], interpret: bool = False, **_) -> str | None:
@@ -67,18 +76,18 @@ def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], interpret: 
         return f"{head_dim=} is not one of {', '.join(map(str, HEAD_DIMS))}"
     if value_dim != head_dim:
         return f"{value_dim=} is not {head_dim=}"
-    plan = _plan(query, axes)
-    if (needed := plan.vmem_bytes(plan.strips(backward=True), backward=True)) > plan.vmem:
+    plan = _plan(query, axes, backward=True)
+    if (needed := plan.vmem_bytes(plan.strips)) > plan.vmem:
         return f"the backward pass needs {needed >> 20} MiB of VMEM for such windows or columns, above {plan.vmem >> 20}"
     return None
 
 
-def _plan(query, axes: tuple[Axis, ...]) -> TpuPlan:
+def _plan(query, axes: tuple[Axis, ...], *, backward: bool = False) -> TpuPlan:
     b, *_, heads, head_dim = query.shape
     if heads * head_dim > LANES:
         heads = padded(heads, LANES // head_dim)
     vmem = TPU_VMEM_BYTES.get(device_kind(), TPU_VMEM_BYTES_ELSEWHERE)
-    return TpuPlan(three_axes(axes), b, heads, head_dim, query.dtype.itemsize, vmem)
+    return TpuPlan(three_axes(axes), b, heads, head_dim, query.dtype.itemsize, vmem, backward)
 
 
 def neighborhood_attention(
@@ -108,8 +117,10 @@ def neighborhood_attention(
             bias = jnp.pad(bias_of_three_axes(bias, axes).astype(jnp.float32), ((0, missing), *((0, 0),) * 3))
         maps = (query, *(jnp.repeat(x, shared, -2) if shared > 1 else x for x in (key, value)))
         maps = tuple(by_class(jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, missing), (0, 0))), axes) for x in maps)
-        call = Call(plan, logsumexp=return_logsumexp or extra_key is not None, sums=bias is not None, interpret=interpret)
-        results: Sequence[Array] = _attend(maps, _tables(bias, plan), call, scale)  # pyright: ignore[reportAssignmentType]
+        logsumexp, plans = return_logsumexp or extra_key is not None, (plan, dataclasses.replace(plan, backward=True))
+        calls = tuple(Call(x, logsumexp=logsumexp, sums=bias is not None, interpret=interpret) for x in plans)
+        tables = tuple(_tables(bias, x) for x in plans)
+        results: Sequence[Array] = _attend(maps, tables, calls, scale)  # pyright: ignore[reportAssignmentType]
         out, *logsumexp = (from_classes(x, axes, (*shape[:-2], plan.heads, shape[-1]))[..., : shape[-2], :] for x in results)
         if not logsumexp:
             return out, None
@@ -136,48 +147,54 @@ def _kernel(axes: tuple[Axis, ...]) -> tuple[int, ...]:
     return tuple(axis.kernel for axis in axes)
 
 
-def _tables(bias, plan: TpuPlan) -> Float[Array, "chunks kinds rows keys"]:
-    """What is added to the logits for each sight of a tile, in units of log 2; without a bias the same for all chunks of heads."""
+def _tables(bias, plan: TpuPlan) -> Float[Array, "chunks kinds rows keys"] | Float[Array, "chunks kinds keys rows"]:
+    """What is added to the logits for each sight of a tile, in units of log 2; without a bias the same for all chunks of heads.
+
+    The logits of the backward pass are transposed.
+    """
     seen = np.ones((1, 1, 1), bool)
     for tile in plan.tiles:
         seen = np.einsum("aqk,bxy->abqxky", seen, tile.seen)
         seen = seen.reshape(seen.shape[0] * seen.shape[1], seen.shape[2] * seen.shape[3], -1)
     mask = np.where(seen, 0.0, NO_KEY).astype(np.float32)
     if bias is None:
-        return jnp.tile(jnp.asarray(mask)[None], (1, 1, plan.pack, 1))
+        table = jnp.tile(jnp.asarray(mask)[None], (1, 1, plan.pack, 1))
+        return table.swapaxes(2, 3) if plan.backward else table
     for tile in plan.tiles:  # the first axis of offsets becomes kinds, queries and keys, the last ones
         at = (tile.offsets[..., None] == np.arange(bias.shape[1])).astype(np.float32)
         bias = jnp.einsum("ho...,aqko->h...aqk", bias, at, precision="highest")
     bias = bias.transpose(0, 1, 4, 7, 2, 5, 8, 3, 6, 9).reshape(plan.chunks, 1, -1, *mask.shape)
     bias = jnp.broadcast_to(bias, (plan.chunks, plan.fold, *bias.shape[2:])).reshape(plan.chunks, plan.pack, *mask.shape)
-    return (bias * LOG2E + mask).swapaxes(1, 2).reshape(plan.chunks, len(mask), -1, plan.keys)
+    table = (bias * LOG2E + mask).swapaxes(1, 2).reshape(plan.chunks, len(mask), -1, plan.keys)
+    return table.swapaxes(2, 3) if plan.backward else table
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _attend(maps, tables, call: "Call", scale: float):
-    return _forward(maps, tables, call, scale)[0]
+def _attend(maps, tables, calls: "tuple[Call, Call]", scale: float):
+    """Tables and calls are of the forward and the backward pass; the gradient is that of the latter's table."""
+    return _forward(maps, tables, calls, scale)[0]
 
 
-def _forward(maps, tables, call: "Call", scale: float):
-    query = maps[0]
+def _forward(maps, tables, calls: "tuple[Call, Call]", scale: float):
+    query, (call, _) = maps[0], calls
     results = (result_like(query, query.shape), *((result_like(query, query.shape, jnp.float32),) if call.logsumexp else ()))
-    out = call.run(forward_kernel, scale, (query,), maps[1:], tables, results, ())
+    out = call.run(forward_kernel, scale, (query,), maps[1:], tables[0], results, ())
     return out, (maps, tables)
 
 
-def _backward(call: "Call", scale: float, residuals, cotangents):
+def _backward(calls: "tuple[Call, Call]", scale: float, residuals, cotangents):
     (query, *keys), tables = residuals
-    call = dataclasses.replace(call, backward=True)
+    call, strips = calls[1], calls[1].plan.strips
     d_keys = tuple(result_like(x, x.shape) for x in keys)
-    if call.strips.count > 1:
+    if strips.count > 1:
         n, _, *rest = query.shape
-        d_keys = tuple(result_like(x, (n, call.strips.count, call.strips.keys, *rest), jnp.float32) for x in keys)
+        d_keys = tuple(result_like(x, (n, strips.count, strips.keys, *rest), jnp.float32) for x in keys)
     results = (result_like(query, query.shape),)
-    d_query, *d_keys = call.run(backward_kernel, scale, (query, *cotangents), keys, tables, results, d_keys)
-    d_tables = d_keys.pop().sum(0) * (1 / LOG2E) if call.sums else jnp.zeros_like(tables)
-    if call.strips.count > 1:
-        d_keys = (_overlap(x, query.shape, call.strips).astype(query.dtype) for x in d_keys)
-    return (d_query, *d_keys), d_tables
+    d_query, *d_keys = call.run(backward_kernel, scale, (query, *cotangents), keys, tables[1], results, d_keys)
+    d_table = d_keys.pop().sum(0) * (1 / LOG2E) if call.sums else jnp.zeros_like(tables[1])
+    if strips.count > 1:
+        d_keys = (_overlap(x, query.shape, strips).astype(query.dtype) for x in d_keys)
+    return (d_query, *d_keys), (jnp.zeros_like(tables[0]), d_table)
 
 
 _attend.defvjp(_forward, _backward)
@@ -222,30 +239,40 @@ class Call:
     logsumexp: bool  # is a result too, spread over the channels of its head
     sums: bool  # of the gradients of the tables are wanted
     interpret: bool
-    backward: bool = False
 
     @property
     def strips(self) -> Strips:
-        return self.plan.strips(backward=self.backward)
+        return self.plan.strips
 
     @property
     def images(self) -> int:
         """Of a program."""
-        return self.plan.fold * (self.plan.folds(backward=self.backward) if self.strips.count == 1 else 1)
+        return self.plan.fold * (self.plan.folds if self.strips.count == 1 else 1)
+
+    @property
+    def folds(self) -> int:
+        """Of images that are worked on together."""
+        return self.plan.folds_together(self.strips, self.images // self.plan.fold)
 
     def run(self, kernel, scale: float, query_maps, key_maps, tables, query_results, key_results) -> Sequence[Array]:
         """Runs over all images, chunks of heads and strips; if wanted the sum of table gradients of each core is the last result."""
         plan, strips = self.plan, self.strips
         blocks = query_maps[0].shape[0] // self.images
-        cores = CORES if blocks % CORES == 0 else 1
+        cores = CORES.get(device_kind(), CORES_ELSEWHERE)
+        cores = cores if blocks % cores == 0 else 1
         grid = (cores, plan.chunks, blocks // cores, strips.count)
-        sums = self.backward and self.sums
+        sums = plan.backward and self.sums
         table_block = (1, *tables.shape[1:])
         several = tables.shape[0] > 1
-        query_buffer, key_buffer = plan.buffers(strips)
-        scratch = [pltpu.VMEM(query_buffer, jnp.float32) for _ in (*query_maps, *query_results)]
-        scratch += [pltpu.VMEM((plan.copies, *key_buffer), x.dtype) for x in key_maps]
-        scratch += [pltpu.VMEM(key_buffer, jnp.float32) for _ in key_results]
+        folds = self.folds
+        products = (plan.batches(strips, folds).tiles, *tables.shape[2:])
+        (*places, cols, lanes), (*key_places, key_cols, _) = ((folds, *buffer) for buffer in plan.buffers(strips))
+        scratch = [_words_buffer((*places, cols, lanes), x.dtype) for x in query_maps]
+        scratch += [pltpu.VMEM((*places, padded(cols, FULL_TILE), lanes), jnp.float32) for _ in query_results]
+        scratch += [_words_buffer((*key_places, key_cols, lanes), x.dtype) for x in key_maps]
+        scratch += [pltpu.VMEM((*key_places, key_cols, lanes), jnp.float32) for _ in key_results]
+        scratch += [pltpu.VMEM(products, jnp.float32) for _ in range(4 if plan.backward else 2)]
+        scratch += [pltpu.VMEM(products, query_maps[0].dtype) for _ in range(4 if plan.backward else 0)]
         return pl.pallas_call(
             functools.partial(kernel, call=self, scale=scale),
             grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -266,9 +293,9 @@ class Call:
             out_shape=[*query_results, *key_results, *([result_like(query_maps[0], (cores, *tables.shape), jnp.float32)] if sums else [])],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
-                vmem_limit_bytes=plan.vmem_bytes(strips, backward=self.backward) + VMEM_MARGIN,
+                vmem_limit_bytes=plan.vmem_bytes(strips) + VMEM_MARGIN,
             ),
-            name="neighborhood_attention_" + ("backward" if self.backward else "forward"),
+            name="neighborhood_attention_" + ("backward" if plan.backward else "forward"),
             interpret=self.interpret,
         )(*_scalars(plan, strips), *query_maps, *key_maps, tables)
 
@@ -297,33 +324,34 @@ def forward_kernel(*refs, call: Call, scale: float):
     """All tiles of the images and heads of a program."""
     program, (q_map, k_map, v_map, table_ref, *refs) = Program.this(call, refs[:SCALARS]), refs[SCALARS:]
     results = 2 if call.logsumexp else 1
-    out_maps, (q_ref, *out_refs), (k_ref, v_ref) = refs[:results], refs[results:-2], refs[-2:]
+    out_maps, (q_ref, *out_refs), (k_ref, v_ref, *waiting) = refs[:results], refs[results : 1 + 2 * results], refs[1 + 2 * results :]
     plan, dtype = call.plan, q_map.dtype
 
-    def image(n, carry):
+    def products(tiles: list[Tile]):
+        q = [_stack(tile.queries(q_ref), dtype, plan) for tile in tiles]
+        logits = [_dot(x, tile.keys(k_ref), (1, 1)) for x, tile in zip(q, tiles, strict=True)]
+        return ([x * (scale * LOG2E) + table_ref[0, tile.kind] for x, tile in zip(logits, tiles, strict=True)],)
+
+    def attend(tiles: list[Tile], logits):
+        tops = [jnp.max(x, 1, keepdims=True) for x in logits]
+        weights = [jnp.exp2(x - top) for x, top in zip(logits, tops, strict=True)]
+        totals = [jnp.sum(x, 1, keepdims=True) for x in weights]
+        outs = [_dot(x.astype(dtype), tile.keys(v_ref), (1, 0)) for x, tile in zip(weights, tiles, strict=True)]
+        for tile, out, top, total in zip(tiles, outs, tops, totals, strict=True):
+            total = _own_lanes(jnp.broadcast_to(total, out.shape), plan)
+            tile.store(out_refs[0], _own_lanes(out, plan) * _reciprocal(total, dtype))
+            if call.logsumexp:
+                top = _own_lanes(jnp.broadcast_to(top, out.shape), plan)
+                tile.store(out_refs[1], (top + jnp.log2(total)) * (1 / LOG2E))
+
+    def images(n, carry):
         _gather_queries([q_map], [q_ref], n, program)
         _gather_keys([k_map, v_map], [k_ref, v_ref], n, call)
-
-        def batch(tiles: list[Tile]):
-            q = [_stack(tile.queries(q_ref), dtype, plan) for tile in tiles]
-            logits = [_dot(x, tile.keys(k_ref), (1, 1)) for x, tile in zip(q, tiles, strict=True)]
-            logits = [x * (scale * LOG2E) + table_ref[0, tile.kind] for x, tile in zip(logits, tiles, strict=True)]
-            tops = [jnp.max(x, 1, keepdims=True) for x in logits]
-            weights = [jnp.exp2(x - top) for x, top in zip(logits, tops, strict=True)]
-            totals = [jnp.sum(x, 1, keepdims=True) for x in weights]
-            outs = [_dot(x.astype(dtype), tile.keys(v_ref), (1, 0)) for x, tile in zip(weights, tiles, strict=True)]
-            for tile, out, top, total in zip(tiles, outs, tops, totals, strict=True):
-                total = _own_lanes(jnp.broadcast_to(total, out.shape), plan)
-                tile.store(out_refs[0], _own_lanes(out, plan) * _reciprocal(total, dtype))
-                if call.logsumexp:
-                    top = _own_lanes(jnp.broadcast_to(top, out.shape), plan)
-                    tile.store(out_refs[1], (top + jnp.log2(total)) * (1 / LOG2E))
-
-        _each_batch(batch, program)
-        _scatter_queries(out_refs, out_maps, n, call)
+        _each_batch((products, attend), program, _by_phase(waiting, (1,)))
+        _scatter(out_refs, out_maps, n, call)
         return carry
 
-    lax.fori_loop(0, call.images // plan.fold, image, 0)
+    lax.fori_loop(0, call.images // (plan.fold * call.folds), images, 0)
 
 
 def backward_kernel(*refs, call: Call, scale: float):
@@ -333,49 +361,89 @@ def backward_kernel(*refs, call: Call, scale: float):
     query_maps, (k_map, v_map, table_ref), refs = refs[:inputs], refs[inputs : inputs + 3], refs[inputs + 3 :]
     d_query_map, *d_key_maps = refs[:3]
     sum_refs, refs = (refs[3:4], refs[4:]) if call.sums else ((), refs[3:])
-    query_refs, (dq_ref, k_ref, v_ref, *d_key_refs) = refs[:inputs], refs[inputs:]
-    dk_ref, dv_ref = d_key_refs
+    query_refs, (dq_ref, k_ref, v_ref, dk_ref, dv_ref, *waiting) = refs[:inputs], refs[inputs:]
     plan, dtype = call.plan, query_maps[0].dtype
-    for sum_ref in sum_refs:
+    _clear_at_first(sum_refs)
 
-        @pl.when((pl.program_id(2) == 0) & (pl.program_id(3) == 0))
-        def _(sum_ref=sum_ref):
-            sum_ref[...] = jnp.zeros(sum_ref.shape, sum_ref.dtype)
+    def products(tiles: list[Tile]):
+        """Of keys and queries, so that what is said of each query is a row, which costs no sum across lanes."""
+        q, d_out = ([_stack(tile.queries(ref), dtype, plan) for tile in tiles] for ref in query_refs[:2])
+        logits = [_dot(tile.keys(k_ref), x, (1, 1)) for x, tile in zip(q, tiles, strict=True)]
+        d_weights = [_dot(tile.keys(v_ref), x, (1, 1)) for x, tile in zip(d_out, tiles, strict=True)]
+        return [x * (scale * LOG2E) + table_ref[0, tile.kind] for x, tile in zip(logits, tiles, strict=True)], d_weights
 
-    def image(n, carry):
+    def weigh(tiles: list[Tile], logits, d_weights):
+        weights = [jnp.exp2(x - jnp.max(x, 0, keepdims=True)) for x in logits]
+        weights = [x * (1 / jnp.sum(x, 0, keepdims=True)) for x in weights]
+        means = [jnp.sum(x * dx, 0, keepdims=True) for x, dx in zip(weights, d_weights, strict=True)]
+        for ref in query_refs[2:]:  # the logsumexp's
+            means = [x - _sum_of_own_lanes(tile.queries(ref), plan) for x, tile in zip(means, tiles, strict=True)]
+        d_logits = [x * (dx - mean) for x, dx, mean in zip(weights, d_weights, means, strict=True)]
+        for sum_ref in sum_refs:
+            for x, tile in zip(d_logits, tiles, strict=True):
+                sum_ref[0, 0, tile.kind] += x
+        return [x.astype(dtype) for x in weights], [x.astype(dtype) for x in d_logits]
+
+    def add_up(tiles: list[Tile], weights, d_logits):
+        q, d_out = ([_stack(tile.queries(ref), dtype, plan) for tile in tiles] for ref in query_refs[:2])
+        d_values = [_dot(x, dx, (1, 0)) for x, dx in zip(weights, d_out, strict=True)]
+        d_keys = [_dot(dx, x, (1, 0)) * scale for dx, x in zip(d_logits, q, strict=True)]
+        d_queries = [_dot(dx, tile.keys(k_ref), (0, 0)) for dx, tile in zip(d_logits, tiles, strict=True)]
+        for tile, dq, dk, dv in zip(tiles, d_queries, d_keys, d_values, strict=True):
+            tile.store(dq_ref, _own_lanes(dq, plan) * scale)
+            tile.add_to_keys(dk_ref, dk)
+            tile.add_to_keys(dv_ref, dv)
+
+    def images(n, carry):
         _gather_queries(query_maps, query_refs, n, program)
         _gather_keys([k_map, v_map], [k_ref, v_ref], n, call)
-        _clear(d_key_refs)
-
-        def batch(tiles: list[Tile]):
-            q, d_out = ([_stack(tile.queries(ref), dtype, plan) for tile in tiles] for ref in query_refs[:2])
-            logits = [_dot(x, tile.keys(k_ref), (1, 1)) for x, tile in zip(q, tiles, strict=True)]
-            d_weights = [_dot(x, tile.keys(v_ref), (1, 1)) for x, tile in zip(d_out, tiles, strict=True)]
-            logits = [x * (scale * LOG2E) + table_ref[0, tile.kind] for x, tile in zip(logits, tiles, strict=True)]
-            weights = [jnp.exp2(x - jnp.max(x, 1, keepdims=True)) for x in logits]
-            weights = [x * _reciprocal(jnp.sum(x, 1, keepdims=True), dtype) for x in weights]
-            means = [jnp.sum(x * dx, 1, keepdims=True) for x, dx in zip(weights, d_weights, strict=True)]
-            for ref in query_refs[2:]:  # the logsumexp's
-                means = [x - _sum_of_own_lanes(tile.queries(ref), plan) for x, tile in zip(means, tiles, strict=True)]
-            d_logits = [x * (dx - mean) for x, dx, mean in zip(weights, d_weights, means, strict=True)]
-            for sum_ref in sum_refs:
-                for x, tile in zip(d_logits, tiles, strict=True):
-                    sum_ref[0, 0, tile.kind] += x
-            d_logits = [x.astype(dtype) for x in d_logits]
-            d_values = [_dot(x.astype(dtype), dx, (0, 0)) for x, dx in zip(weights, d_out, strict=True)]
-            d_keys = [_dot(dx, x, (0, 0)) * scale for dx, x in zip(d_logits, q, strict=True)]
-            d_queries = [_dot(dx, tile.keys(k_ref), (1, 0)) for dx, tile in zip(d_logits, tiles, strict=True)]
-            for tile, dq, dk, dv in zip(tiles, d_queries, d_keys, d_values, strict=True):
-                tile.store(dq_ref, _own_lanes(dq, plan) * scale)
-                tile.add_to_keys(dk_ref, dk)
-                tile.add_to_keys(dv_ref, dv)
-
-        _each_batch(batch, program)
-        _scatter_queries([dq_ref], [d_query_map], n, call)
-        _scatter_keys(d_key_refs, d_key_maps, n, call)
+        _clear([dk_ref, dv_ref])
+        _each_batch((products, weigh, add_up), program, _by_phase(waiting, (2, 2)))
+        _scatter([dq_ref], [d_query_map], n, call)
+        _scatter([dk_ref, dv_ref], d_key_maps, n, call)
         return carry
 
-    lax.fori_loop(0, call.images // plan.fold, image, 0)
+    lax.fori_loop(0, call.images // (plan.fold * call.folds), images, 0)
+
+
+def _by_phase(refs, counts: tuple[int, ...]) -> list[tuple]:
+    """For each phase the two halves of refs."""
+    refs = iter(refs)
+    return [tuple(tuple(itertools.islice(refs, count)) for _ in range(2)) for count in counts]
+
+
+class Tile(NamedTuple):
+    """A tile of queries and its block of keys, by where they begin in the buffers."""
+
+    plan: TpuPlan
+    fold: Array | int  # of images
+    query: tuple  # first slice, row, column
+    key: tuple
+    kind: Array
+
+    def _at(self, starts: tuple, sizes: tuple[int, ...]) -> tuple:
+        return (self.fold, *(pl.ds(start, size) for start, size in zip(starts, sizes, strict=True)))
+
+    def queries(self, ref):
+        """As the buffer has them: two to a word in 16 bits."""
+        *first, col = self.query
+        *sizes, width = self.plan.tile_sizes
+        per_word = self.plan.tiles[2].queries // ref.shape[-2]
+        cols = pl.ds(col // per_word if isinstance(col, int) else pl.multiple_of(col // per_word, HALF_TILE // per_word), width // per_word)
+        places = itertools.product(*(range(size) for size in sizes))
+        return jnp.concatenate([ref[self.fold, first[0] + i, first[1] + j, cols] for i, j in places], 0)
+
+    def store(self, ref, x) -> None:
+        ref[self._at(self.query, self.plan.tile_sizes)] = x.reshape(*self.plan.tile_sizes, -1)
+
+    def keys(self, ref):
+        (*rows, col), (*sizes, width) = self.key, self.plan.block_sizes
+        per_word = 4 // self.plan.itemsize
+        words = ref[self._at((*rows, col // per_word), (*sizes, width // per_word))].reshape(self.plan.keys // per_word, -1)
+        return words if per_word == 1 else pltpu.bitcast(words, jnp.bfloat16)
+
+    def add_to_keys(self, ref, x) -> None:
+        ref[self._at(self.key, self.plan.block_sizes)] += x.reshape(*self.plan.block_sizes, -1)
 
 
 class Program(NamedTuple):
@@ -391,170 +459,208 @@ class Program(NamedTuple):
         block = pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)
         return cls(call, Scalars(*refs), pl.program_id(3), block * call.images // call.plan.batch)
 
-
-class Tile(NamedTuple):
-    """A tile of queries and its block of keys, by where they begin in the buffers."""
-
-    plan: TpuPlan
-    query: tuple  # first slice, row, column
-    key: tuple
-    kind: Array
-
-    def _at(self, starts: tuple, sizes: tuple[int, int, int]) -> tuple:
-        return tuple(pl.ds(start, size) for start, size in zip(starts, sizes, strict=True))
-
-    def queries(self, ref):
-        return ref[self._at(self.query, self.plan.tile_sizes)].reshape(self.plan.queries, -1)
-
-    def store(self, ref, x) -> None:
-        ref[self._at(self.query, self.plan.tile_sizes)] = x.reshape(*self.plan.tile_sizes, -1)
-
-    def keys(self, ref):
-        """From the copy in which the block begins on a whole register."""
-        *rows, col = self.key
-        copy = col // HALF_TILE % 2 if self.plan.copies > 1 else 0
-        col = col - HALF_TILE * copy
-        col = col if isinstance(col, int) else pl.multiple_of(col, HALF_TILE * self.plan.copies)
-        return ref[(copy, *self._at((*rows, col), self.plan.block_sizes))].reshape(self.plan.keys, -1)
-
-    def add_to_keys(self, ref, x) -> None:
-        *rows, col = self.key
-        col = col if isinstance(col, int) else pl.multiple_of(col, HALF_TILE)
-        ref[self._at((*rows, col), self.plan.block_sizes)] += x.reshape(*self.plan.block_sizes, -1)
-
-
-def _each_batch(body, program: Program) -> None:
-    """Goes through the tiles in batches, whose steps the kernels interleave to hide latencies."""
-    call, scalars, strip, group = program
-    plan, strips = call.plan, call.strips
-    slices, rows, cols = plan.tiles
-    row_class, col_class = group // plan.axes[2].dilation % plan.axes[1].dilation, group % plan.axes[2].dilation
-    slice_class = group // (plan.axes[1].dilation * plan.axes[2].dilation)
-    together = pl.cdiv(cols.count, pl.cdiv(cols.count, plan.tiles_together))
-    unrolled = cols.count <= UNROLLED
-    if not unrolled:
-        together = max(n for n in range(1, plan.tiles_together + 1) if cols.count % n == 0)
-
-    def row_of_tiles(i, carry):
+    def tile(self, i, col) -> Tile:
+        """The one in a column of the tiles and the i-th of their rows, image by image and slice by slice."""
+        call, scalars, strip, group = self
+        plan, strips = call.plan, call.strips
+        slices, rows, cols = plan.tiles
+        row_class, col_class = group // plan.axes[2].dilation % plan.axes[1].dilation, group % plan.axes[2].dilation
+        slice_class = group // (plan.axes[1].dilation * plan.axes[2].dilation)
+        count = strips.tiles_per_strip * rows.count
+        fold, i = (i // count, i % count) if call.folds > 1 else (0, i)
         local, row = i // rows.count, i % rows.count
         number = strip * strips.tiles_per_strip + local
+        known = isinstance(col, int)
         kind = scalars.slice_kinds[slice_class * slices.count + number] + scalars.row_kinds[row_class * rows.count + row]
+        kind += scalars.col_kinds[col_class * cols.count + col]
+        query = local * slices.tile, row * rows.tile, col * cols.tile if known else pl.multiple_of(col * cols.tile, HALF_TILE)
+        key = scalars.slices[number], scalars.rows[row], int(cols.starts[col]) if known else scalars.cols[col]
+        return Tile(plan, fold, query, key, kind)
 
-        def tile(col) -> Tile:
-            start = int(cols.starts[col]) if unrolled else scalars.cols[col]
-            query = local * slices.tile, row * rows.tile, col * cols.tile if unrolled else pl.multiple_of(col * cols.tile, HALF_TILE)
-            key = scalars.slices[number], scalars.rows[row], start
-            return Tile(plan, query, key, kind + scalars.col_kinds[col_class * cols.count + col])
 
-        if unrolled:
-            for first in range(0, cols.count, together):
-                body([tile(col) for col in range(first, min(first + together, cols.count))])
-        else:
-            lax.fori_loop(0, cols.count // together, lambda j, _: body([tile(j * together + n) for n in range(together)]), None)
-        return carry
+class Pipeline(NamedTuple):
+    """The phases of a batch of tiles; what one gives waits in VMEM for the next.
 
-    count = slices.count if strips.count == 1 else jnp.minimum(strips.tiles_per_strip, slices.count - strip * strips.tiles_per_strip)
-    lax.fori_loop(0, count * rows.count, row_of_tiles, 0)
+    While a batch is in its last phase the next one is in the phase before, and so on, so that the units of the core that
+    one phase leaves idle serve another. Batches use the two halves of what waits by turns.
+    """
+
+    phases: tuple
+    program: Program
+    batches: Batches
+    waiting: list[tuple]  # for each phase but the last the two halves
+
+    def work(self, step, number: int, phase: int) -> None:
+        """On a batch, by its step and its number, of which its part of the step and its half of what waits follow."""
+        places = self.batches.places(step, number % self.batches.parts, self.program.call.plan.tiles[2].count)
+        tiles = [self.program.tile(*place) for place in places]
+        ready = self.waiting[phase - 1][number % 2] if phase else ()
+        results = self.phases[phase](tiles, *([ref[i] for i in range(len(tiles))] for ref in ready))
+        for ref, values in zip(self.waiting[phase][number % 2] if results else (), results or (), strict=True):
+            for i, x in enumerate(values):
+                ref[i] = x
+
+    def advance(self, first, number: int, among: range) -> None:
+        """The batches by their number, counted from that of the first step, each in the phase after its predecessor's."""
+        for phase in ORDER[len(self.phases)]:
+            if number - phase in among:
+                self.work(first + (number - phase) // self.batches.parts, number - phase, phase)
+
+    def run(self, steps: int) -> None:
+        parts = self.batches.parts
+        everything, fill, turn = range(steps * parts), len(self.phases) - 1, 2 * parts
+        turns = max(0, len(everything) - fill) // turn
+
+        def each_turn(i, carry):
+            for number in range(turn):
+                self.advance(2 * i, fill + number, range(fill + turn))
+            return carry
+
+        for number in range(fill):
+            self.advance(0, number, everything)
+        lax.fori_loop(0, turns, each_turn, 0)
+        for number in range(fill + turns * turn, len(everything) + fill):
+            self.advance(0, number, everything)
+
+    def run_in_sequence(self, steps) -> None:
+        """Where their number is not known beforehand."""
+
+        def each(step, carry):
+            for part, phase in itertools.product(range(self.batches.parts), range(len(self.phases))):
+                self.work(step, part, phase)
+            return carry
+
+        lax.fori_loop(0, steps, each, 0)
+
+
+def _each_batch(phases: tuple, program: Program, waiting: list[tuple]) -> None:
+    call, (slices, rows, cols) = program.call, program.call.plan.tiles
+    tiles, batches = call.strips.tiles_per_strip, call.plan.batches(call.strips, call.folds)
+    pipeline = Pipeline(phases, program, batches, waiting)
+    if slices.count % tiles == 0:
+        pipeline.run(batches.steps(call.folds * tiles * rows.count, cols.count))
+    else:  # the last strip is shorter
+        tiles = jnp.minimum(tiles, slices.count - program.strip * tiles)
+        pipeline.run_in_sequence(batches.steps(tiles * rows.count, cols.count))
 
 
 def _row(ref, n, first, row, call: Call):
-    """A row of the map, of the images side by side, [columns, channels]."""
+    """A row of the map in words, of the images of a fold side by side, [words, channels]."""
     fold = call.plan.fold
-    return jnp.concatenate([ref[n * fold + i, first, row] for i in range(fold)], -1).astype(jnp.float32)
+    return jnp.concatenate([_words(ref, (n * fold + i, first, row)) for i in range(fold)], -1)
 
 
-def _each_row(body, slices: int, rows: int) -> None:
+def _words_buffer(shape: tuple[int, ...], dtype):
+    """For values of this type in words."""
+    *outer, cols, lanes = shape
+    return pltpu.VMEM(shape, dtype) if dtype.itemsize == 4 else pltpu.VMEM((*outer, cols // WORD, lanes), jnp.int32)
+
+
+def _words(ref, at: tuple):
+    """Narrow values two to a word, the last one beside zero if they are odd: v5e knows no 16-bit arithmetic, nor moves them by one."""
+    if ref.dtype.itemsize == 4:
+        return ref[at]
+    if ref.shape[-2] % WORD == 0:
+        return ref.bitcast(jnp.int32)[at]
+    return pltpu.bitcast(_pad(ref[at].astype(jnp.float32), 1).astype(ref.dtype), jnp.int32)
+
+
+def _each_row(body, folds: int, slices: int, rows: int) -> None:
     """Several rows in an iteration, to hide latencies; the last may be done twice."""
-    together = min(ROWS_TOGETHER, slices * rows)
+    count = folds * slices * rows
+    if count <= ROWS_TOGETHER:
+        for n, first, row in itertools.product(range(folds), range(slices), range(rows)):
+            body(n, first, row)
+        return
+    together = max(n for n in range(1, ROWS_TOGETHER + 1) if count % n == 0)
+    if together < ROWS_TOGETHER // 4:
+        together = ROWS_TOGETHER // 4
 
     def iteration(i, carry):
-        for n in range(together):
-            place = jnp.minimum(i * together + n, slices * rows - 1)
-            body(place // rows, place % rows)
+        for j in range(together):
+            place = i * together + j
+            place = place if count % together == 0 else jnp.minimum(place, count - 1)
+            n, place = (place // (slices * rows), place % (slices * rows)) if folds > 1 else (0, place)
+            body(n, place // rows, place % rows)
         return carry
 
-    lax.fori_loop(0, pl.cdiv(slices * rows, together), iteration, 0)
+    lax.fori_loop(0, pl.cdiv(count, together), iteration, 0)
 
 
-def _gather_queries(map_refs, refs, n, program: Program) -> None:
-    """Copies the queries of a strip to float32, with zeros beyond the map."""
+def _gather_queries(map_refs, refs, i, program: Program) -> None:
+    """Copies the queries of a strip, in words, with zeros beyond the map."""
     call = program.call
     plan, strips = call.plan, call.strips
     axis, rows = plan.tiles[0].axis, plan.axes[1].positions
-    slices, buffer_rows, buffer_cols, _ = refs[0].shape
+    folds, slices, buffer_rows, *_ = refs[0].shape
     whole = strips.count == 1 and slices == axis.positions and buffer_rows == rows
 
-    def copy(first, row):
+    def copy(n, first, row):
         inside = (program.strip * strips.queries + first < axis.positions) & (first < strips.queries) & (row < rows)
         for map_ref, ref in zip(map_refs, refs, strict=True):
-            x = _row(map_ref, n, jnp.minimum(first, strips.queries - 1), jnp.minimum(row, rows - 1), call)
-            x = x if whole else jnp.where(inside, x, 0.0)
-            ref[first, row] = _pad(x, 0, buffer_cols - x.shape[0])
+            x = _row(map_ref, i * folds + n, jnp.minimum(first, strips.queries - 1), jnp.minimum(row, rows - 1), call)
+            x = x if whole else jnp.where(inside, x, jnp.zeros_like(x))
+            ref[n, first, row] = _pad(x, ref.shape[-2] - x.shape[0])
 
-    _each_row(copy, slices, buffer_rows)
+    _each_row(copy, folds, slices, buffer_rows)
 
 
-def _gather_keys(map_refs, refs, n, call: Call) -> None:
-    """Copies the keys around a strip to the buffer, with zeros around the map; a second time half a register further on."""
-    plan, strips = call.plan, call.strips
-    rows, origin = plan.axes[1].positions, plan.tiles[2].origin
-    _, slices, buffer_rows, buffer_cols, _ = refs[0].shape
+def _gather_keys(map_refs, refs, i, call: Call) -> None:
+    """Copies the keys around a strip, in words, with zeros beyond the map."""
+    strips, rows = call.strips, call.plan.axes[1].positions
+    folds, slices, buffer_rows, words, _ = refs[0].shape
     whole = slices == strips.keys and buffer_rows == rows
 
-    def copy(first, row):
+    def copy(n, first, row):
         for map_ref, ref in zip(map_refs, refs, strict=True):
-            x = _row(map_ref, n, jnp.minimum(first, strips.keys - 1), jnp.minimum(row, rows - 1), call)
-            x = x if whole else jnp.where((first < strips.keys) & (row < rows), x, 0.0)
-            x = _pad(x, origin, buffer_cols + HALF_TILE * (plan.copies - 1) - origin - x.shape[0])
-            for i in range(plan.copies):
-                ref[i, first, row] = x[HALF_TILE * i : HALF_TILE * i + buffer_cols].astype(ref.dtype)
+            x = _row(map_ref, i * folds + n, jnp.minimum(first, strips.keys - 1), jnp.minimum(row, rows - 1), call)
+            x = x if whole else jnp.where((first < strips.keys) & (row < rows), x, jnp.zeros_like(x))
+            ref[n, first, row] = _pad(x, words - x.shape[0])
 
-    _each_row(copy, slices, buffer_rows)
+    _each_row(copy, folds, slices, buffer_rows)
 
 
-def _pad(x, before: int, after: int):
-    zeros = lambda n: [jnp.zeros((n, x.shape[1]), x.dtype)] if n else []  # noqa: E731
-    return jnp.concatenate([*zeros(before), x, *zeros(after)], 0) if before or after else x
+def _pad(x, after: int):
+    return jnp.concatenate([x, jnp.zeros((after, x.shape[1]), x.dtype)], 0) if after else x
 
 
-def _scatter_queries(refs, map_refs, n, call: Call) -> None:
-    _scatter(refs, map_refs, n, 0, call)
-
-
-def _scatter_keys(refs, map_refs, n, call: Call) -> None:
-    _scatter(refs, map_refs, n, call.plan.tiles[2].origin, call)
-
-
-def _scatter(refs, map_refs, n, origin: int, call: Call) -> None:
+def _scatter(refs, map_refs, i, call: Call) -> None:
     """The inverse of gathering."""
-    fold, channels = call.plan.fold, call.plan.channels
+    fold, channels, folds = call.plan.fold, call.plan.channels, refs[0].shape[0]
 
-    def copy(first, row):
+    def copy(n, first, row):
         for ref, map_ref in zip(refs, map_refs, strict=True):
-            x = ref[first, row][origin : origin + map_ref.shape[-2]].astype(map_ref.dtype)
-            for i in range(fold):
-                map_ref[n * fold + i, first, row] = x[:, i * channels : (i + 1) * channels]
+            x = ref[n, first, row][: map_ref.shape[-2]].astype(map_ref.dtype)
+            if x.dtype.itemsize < 4 and x.shape[0] % WORD == 0 and not call.interpret:  # which can write to no other view of a map
+                x, map_ref = pltpu.bitcast(x, jnp.int32), map_ref.bitcast(jnp.int32)
+            for j in range(fold):
+                map_ref[(i * folds + n) * fold + j, first, row] = x[:, j * channels : (j + 1) * channels]
 
-    _each_row(copy, *map_refs[0].shape[1:3])
+    _each_row(copy, folds, *map_refs[0].shape[1:3])
 
 
 def _clear(refs) -> None:
-    def clear(first, row):
+    def clear(n, first, row):
         for ref in refs:
-            ref[first, row] = jnp.zeros(ref.shape[2:], ref.dtype)
+            ref[n, first, row] = jnp.zeros(ref.shape[3:], ref.dtype)
 
-    _each_row(clear, *refs[0].shape[:2])
+    _each_row(clear, *refs[0].shape[:3])
 
 
-def _stack(x: Float[Array, "queries lanes"], dtype, plan: TpuPlan) -> Float[Array, "rows lanes"]:
+def _clear_at_first(refs) -> None:
+    """Before the first program that adds to them."""
+    for ref in refs:
+
+        @pl.when((pl.program_id(2) == 0) & (pl.program_id(3) == 0))
+        def _(ref=ref):
+            ref[...] = jnp.zeros(ref.shape, ref.dtype)
+
+
+def _stack(x: Shaped[Array, "words lanes"], dtype, plan: TpuPlan) -> Float[Array, "rows lanes"]:
     """The queries head under head, each in its own lanes and zero in the others."""
-    if plan.pack == 1:
-        return x.astype(dtype)
-    narrow = dtype.itemsize < 4 and x.shape[0] % FULL_TILE == 0
-    if narrow:  # two values to a word: masked as words, since v5e knows no 16-bit arithmetic
-        x = pltpu.bitcast(x.astype(dtype), jnp.int32)
-    parts = [jnp.where(_head(x.shape, plan) == head, x, jnp.zeros_like(x)) for head in range(plan.pack)]
-    return pltpu.bitcast(jnp.concatenate(parts, 0), dtype) if narrow else jnp.concatenate(parts, 0).astype(dtype)
+    parts = [jnp.where(_head(x.shape, plan) == head, x, jnp.zeros_like(x)) for head in range(plan.pack)] if plan.pack > 1 else [x]
+    x = jnp.concatenate(parts, 0)
+    return x if x.dtype == dtype else pltpu.bitcast(x, dtype)
 
 
 def _head(shape: tuple[int, ...], plan: TpuPlan):
@@ -567,9 +673,8 @@ def _own_lanes(x: Float[Array, "rows lanes"], plan: TpuPlan) -> Float[Array, "qu
     return functools.reduce(lambda out, head: jnp.where(_head(out.shape, plan) == head, parts[head], out), range(1, plan.pack), parts[0])
 
 
-def _sum_of_own_lanes(x: Float[Array, "queries lanes"], plan: TpuPlan) -> Float[Array, "rows 1"]:
-    parts = [jnp.where(_head(x.shape, plan) == head, x, 0.0) for head in range(plan.pack)]
-    return jnp.sum(jnp.concatenate(parts, 0), 1, keepdims=True)
+def _sum_of_own_lanes(x: Float[Array, "queries lanes"], plan: TpuPlan) -> Float[Array, "1 rows"]:
+    return _dot(jnp.ones((SUBLANES, x.shape[1])), _stack(x, x.dtype, plan), (1, 1))[:1]
 
 
 def _reciprocal(x, dtype):

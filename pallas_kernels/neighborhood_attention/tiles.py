@@ -11,12 +11,13 @@ from jax.experimental import pallas as pl
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 
 LANES, SUBLANES = 128, 8
-HALF_TILE, FULL_TILE = 8, 16  # columns; a key block starts at a multiple of the first, which in bfloat16 is half a register
+WORD, HALF_TILE, FULL_TILE = 2, 8, 16  # columns: that share a word of 32 bits and fill half a register or one, in bfloat16
 TPU_VMEM_BYTES = {"TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**20}  # usable, of 128 MiB
 TPU_VMEM_BYTES_ELSEWHERE = 56 * 2**20  # of the 64 MiB of v5p, as its compiler says
-TPU_BLOCK_BYTES = 2**20  # of the images of one program, at least, so that a step of the grid is worth its overhead
+TPU_BLOCK_BYTES = 2**22  # of the images of one program, at least, so that a step of the grid is worth its overhead
 WEIGHTS_COST, LOGITS_COST = 10.0, 4.5  # cycles that 128 keys cost in themselves, and for each register of their logits (counted)
 REGISTERS = 64  # of logits in flight
+ROWS_TOGETHER = 28  # of the map that are copied in an iteration
 UNROLLED = 16  # tiles of columns that are unrolled; more are a loop
 
 
@@ -27,11 +28,11 @@ def padded(n: int, multiple: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class TpuAxis:
-    """An axis cut into tiles of queries, each with a block of keys of one width in a buffer that may begin before the map."""
+    """An axis cut into tiles of queries, each with a block of keys of one width."""
 
     axis: Axis
     tile: int  # queries
-    columns: bool = False  # that lie in the sublanes of a register: key blocks are aligned
+    columns: bool = False  # that lie in the sublanes of a register: key blocks begin on a whole word
     extra: int = 0  # keys by which the width is enlarged
 
     @property
@@ -46,29 +47,21 @@ class TpuAxis:
         return start, stop
 
     @functools.cached_property
-    def _blocks(self) -> tuple[int, np.ndarray, int]:
-        """Where in the buffer the map begins, where the key block of each tile does, [count], and the width."""
+    def _blocks(self) -> tuple[np.ndarray, int]:
+        """Where the key block of each tile begins, [count], within the map if it can, and the width."""
         first, last = self.windows[0].min((0, 2)), self.windows[1].max((0, 2))
-        if not self.columns:
-            return 0, first, int((last - first).max())
-        choices = []
-        for origin in range(HALF_TILE):
-            start = (first + origin) // HALF_TILE * HALF_TILE
-            choices.append((padded(int((last + origin - start).max()), FULL_TILE), origin, start))
-        width, origin, start = min(choices, key=lambda choice: choice[:2])
-        return origin, start, width
-
-    @property
-    def origin(self) -> int:
-        return self._blocks[0]
+        step, multiple = (WORD, FULL_TILE) if self.columns else (1, 1)
+        start = first // step * step
+        width = padded(int((last - start).max()), multiple) + self.extra
+        return np.minimum(start, max(0, padded(self.axis.positions, step) - width)), width
 
     @property
     def starts(self) -> np.ndarray:
-        return self._blocks[1]
+        return self._blocks[0]
 
     @property
     def width(self) -> int:
-        return self._blocks[2] + self.extra
+        return self._blocks[1]
 
     @property
     def queries(self) -> int:
@@ -78,7 +71,7 @@ class TpuAxis:
     @property
     def buffer(self) -> int:
         """Positions that the key blocks reach."""
-        return max(self.origin + self.axis.positions, int(self.starts.max()) + self.width)
+        return max(self.axis.positions, int(self.starts.max()) + self.width)
 
     @property
     def seen(self) -> np.ndarray:
@@ -99,7 +92,7 @@ class TpuAxis:
     def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
         """The few distinct sights of the tiles."""
         start, stop = (x[..., None] for x in self.windows)
-        key = (self.starts - self.origin)[:, None, None] + np.arange(self.width)  # count 1 width
+        key = self.starts[:, None, None] + np.arange(self.width)  # count 1 width
         seen = (key >= start) & (key < stop)
         offset = key - np.arange(self.queries).reshape(self.count, self.tile, 1) + self.axis.kernel - 1
         offset = np.where(seen, offset, -1)  # what is not seen has none
@@ -117,6 +110,7 @@ class TpuPlan:
     head_dim: int
     itemsize: int  # bytes of a value
     vmem: int  # bytes of VMEM that a program may use
+    backward: bool = False
 
     @property
     def width(self) -> int:
@@ -158,16 +152,20 @@ class TpuPlan:
                 continue
             tiles = self._cut(sizes)
             keys = math.prod(tile.width for tile in tiles)
-            cost = math.prod(tile.count for tile in tiles) * keys / LANES * (WEIGHTS_COST + LOGITS_COST * rows / SUBLANES)
+            if self.backward:  # registers that the matrix unit gives
+                cost = 4 * keys / SUBLANES * pl.cdiv(rows, LANES) + rows / SUBLANES * pl.cdiv(keys, LANES)
+            else:
+                cost = keys / LANES * (WEIGHTS_COST + LOGITS_COST * rows / SUBLANES)
+            cost *= math.prod(tile.count for tile in tiles)
             if best is None or cost < best[0]:
                 best = cost, tiles
         assert best is not None
         return best[1]
 
     def _cut(self, sizes: tuple[int, ...]) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
-        """Tiles of these sizes; slices of keys are added until the lanes are full."""
+        """Tiles of these sizes; forward, where keys lie in the lanes, slices of keys are added until these are full."""
         first, rows, cols = (TpuAxis(axis, size, columns=i == 2) for i, (axis, size) in enumerate(zip(self.axes, sizes, strict=True)))
-        step = LANES // math.gcd(LANES, rows.width * cols.width)
+        step = 1 if self.backward else LANES // math.gcd(LANES, rows.width * cols.width)
         return dataclasses.replace(first, extra=padded(first.width, step) - first.width), rows, cols
 
     @property
@@ -190,11 +188,6 @@ class TpuPlan:
         return math.prod(axis.dilation for axis in self.axes)
 
     @property
-    def copies(self) -> int:
-        """Of keys and values in VMEM: in bfloat16 half the key blocks would begin within a register."""
-        return FULL_TILE // HALF_TILE if self.itemsize < 4 else 1
-
-    @property
     def tile_sizes(self) -> tuple[int, int, int]:
         slices, rows, cols = (tile.tile for tile in self.tiles)
         return slices, rows, cols
@@ -210,6 +203,25 @@ class TpuPlan:
         """Tiles whose logits are in flight."""
         return max(1, REGISTERS * SUBLANES * LANES // (self.pack * self.queries * self.keys))
 
+    def folds_together(self, strips: "Strips", folds: int) -> int:
+        """Of a program: of small maps so many that all rows are unrolled."""
+        (slices, rows, *_), (key_slices, key_rows, *_) = self.buffers(strips)
+        fit = max(1, ROWS_TOGETHER // max(slices * rows, key_slices * key_rows))
+        return max(n for n in range(1, folds + 1) if folds % n == 0 and n <= fit)
+
+    def batches(self, strips: "Strips", folds: int) -> "Batches":
+        """As full as can be; of equally full ones those of the fewest rows."""
+        count, cols = folds * strips.tiles_per_strip * self.tiles[1].count, self.tiles[2].count
+        if cols > UNROLLED:
+            return Batches(0, max(n for n in range(1, self.tiles_together + 1) if cols % n == 0), 1)
+        static = self.tiles[0].count % strips.tiles_per_strip == 0
+        choices = [n for n in range(1, max(1, UNROLLED // cols) + 1) if static and count % n == 0] or [1]
+        batches = []
+        for rows in choices:
+            parts = pl.cdiv(rows * cols, self.tiles_together)
+            batches.append(Batches(rows, pl.cdiv(rows * cols, parts), parts))
+        return max(batches, key=lambda x: (x.tiles, -x.rows))
+
     def buffers(self, strips: "Strips") -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of what holds the queries and the keys of a strip, [slices, rows, columns, channels]."""
         _, rows, cols = self.tiles
@@ -220,35 +232,61 @@ class TpuPlan:
             (strips.buffer, rows.buffer, padded(cols.buffer, FULL_TILE), lanes),
         )
 
-    def folds(self, *, backward: bool) -> int:
+    @property
+    def folds(self) -> int:
         """Folds of images per program."""
-        arrays = 7 if backward else 4
+        arrays = 7 if self.backward else 4
         block = arrays * self.fold * self._map_bytes(self.axes[0].positions, self.itemsize)
         fit = max(1, TPU_BLOCK_BYTES // block)
         folds = self.batch // self.fold
         return max(d for d in range(1, folds + 1) if folds % d == 0 and d <= fit)
 
-    def strips(self, *, backward: bool) -> "Strips":
+    @functools.cached_property
+    def strips(self) -> "Strips":
         """As few as fit."""
         count = self.tiles[0].count
         cuts = dict.fromkeys(Strips(self.tiles[0], pl.cdiv(count, n)) for n in range(1, count + 1))
-        return next((strips for strips in cuts if self.vmem_bytes(strips, backward=backward) <= self.vmem), list(cuts)[-1])
+        return next((strips for strips in cuts if self.vmem_bytes(strips) <= self.vmem), list(cuts)[-1])
 
     def _map_bytes(self, slices: int, itemsize: int) -> int:
         """Of the channels of one program in VMEM, where the last two axes fill whole registers."""
         return slices * self.axes[1].positions * padded(self.axes[2].positions, 4 * SUBLANES // itemsize) * LANES * itemsize
 
-    def vmem_bytes(self, strips: "Strips", *, backward: bool) -> int:
+    def vmem_bytes(self, strips: "Strips") -> int:
         """Two buffers of every array; queries, results, keys and values of one fold of images; tables of logits."""
-        images = self.fold * (self.folds(backward=backward) if strips.count == 1 else 1)
-        blocks = (3 if backward else 2) * self._map_bytes(strips.queries, self.itemsize)
+        folds = self.folds if strips.count == 1 else 1
+        blocks = (3 if self.backward else 2) * self._map_bytes(strips.queries, self.itemsize)
         blocks += 2 * self._map_bytes(strips.keys, self.itemsize)
-        if backward:
+        if self.backward:
             blocks += 2 * self._map_bytes(strips.keys, self.itemsize if strips.count == 1 else 4)
         query_rows, key_rows = (math.prod(shape[:-1]) * LANES for shape in self.buffers(strips))
-        scratch = (3 if backward else 2) * query_rows * 4 + 2 * self.copies * key_rows * self.itemsize + backward * 2 * key_rows * 4
-        tables = self.num_kinds * self.pack * self.queries * self.keys * 4
-        return 2 * images * blocks + scratch + (4 if backward else 2) * tables
+        scratch = (3 if self.backward else 2) * query_rows * 4 + 2 * key_rows * self.itemsize + self.backward * 2 * key_rows * 4
+        logits = self.pack * self.queries * self.keys * 4
+        tables = (4 if self.backward else 2) * self.num_kinds * logits
+        together = self.folds_together(strips, folds)
+        products = (8 if self.backward else 2) * self.batches(strips, together).tiles * logits
+        return folds * 2 * self.fold * blocks + together * scratch + tables + products
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Tiles that are worked on together. A step is some rows of tiles, in equal parts, or, where rows is 0, a part of one row."""
+
+    rows: int
+    tiles: int  # at most, of a batch
+    parts: int
+
+    def steps(self, rows, columns: int):
+        """Of all rows of tiles."""
+        return rows // self.rows if self.rows else rows * (columns // self.tiles)
+
+    def places(self, step, part: int, columns: int) -> list[tuple]:
+        """Rows and columns of the tiles of a batch."""
+        if not self.rows:
+            each = columns // self.tiles
+            return [(step // each, step % each * self.tiles + i) for i in range(self.tiles)]
+        places = [(step * self.rows + i, col) for i in range(self.rows) for col in range(columns)]
+        return places[part * self.tiles : (part + 1) * self.tiles]
 
 
 @dataclasses.dataclass(frozen=True)
