@@ -117,8 +117,9 @@ def neighborhood_attention(
             bias = jnp.pad(bias_of_three_axes(bias, axes).astype(jnp.float32), ((0, missing), *((0, 0),) * 3))
         maps = (query, *(jnp.repeat(x, shared, -2) if shared > 1 else x for x in (key, value)))
         maps = tuple(by_class(jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, missing), (0, 0))), axes) for x in maps)
-        logsumexp, plans = return_logsumexp or extra_key is not None, (plan, dataclasses.replace(plan, backward=True))
-        calls = tuple(Call(x, logsumexp=logsumexp, sums=bias is not None, interpret=interpret) for x in plans)
+        plans = plan, dataclasses.replace(plan, backward=True)
+        wanted = return_logsumexp or extra_key is not None
+        calls = tuple(Call(x, logsumexp=wanted, sums=bias is not None, interpret=interpret) for x in plans)
         tables = tuple(_tables(bias, x) for x in plans)
         results: Sequence[Array] = _attend(maps, tables, calls, scale)  # pyright: ignore[reportAssignmentType]
         out, *logsumexp = (from_classes(x, axes, (*shape[:-2], plan.heads, shape[-1]))[..., : shape[-2], :] for x in results)
@@ -396,8 +397,7 @@ def backward_kernel(*refs, call: Call, scale: float):
 
     def images(n, carry):
         _gather_queries(query_maps, query_refs, n, program)
-        _gather_keys([k_map, v_map], [k_ref, v_ref], n, call)
-        _clear([dk_ref, dv_ref])
+        _gather_keys([k_map, v_map], [k_ref, v_ref], n, call, clear=[dk_ref, dv_ref])
         _each_batch((products, weigh, add_up), program, _by_phase(waiting, (2, 2)))
         _scatter([dq_ref], [d_query_map], n, call)
         _scatter([dk_ref, dv_ref], d_key_maps, n, call)
@@ -605,8 +605,8 @@ def _gather_queries(map_refs, refs, i, program: Program) -> None:
     _each_row(copy, folds, slices, buffer_rows)
 
 
-def _gather_keys(map_refs, refs, i, call: Call) -> None:
-    """Copies the keys around a strip, in words, with zeros beyond the map."""
+def _gather_keys(map_refs, refs, i, call: Call, clear=()) -> None:
+    """Copies the keys around a strip, in words, with zeros beyond the map, and clears what their gradients are added to."""
     strips, rows = call.strips, call.plan.axes[1].positions
     folds, slices, buffer_rows, words, _ = refs[0].shape
     whole = slices == strips.keys and buffer_rows == rows
@@ -616,6 +616,8 @@ def _gather_keys(map_refs, refs, i, call: Call) -> None:
             x = _row(map_ref, i * folds + n, jnp.minimum(first, strips.keys - 1), jnp.minimum(row, rows - 1), call)
             x = x if whole else jnp.where((first < strips.keys) & (row < rows), x, jnp.zeros_like(x))
             ref[n, first, row] = _pad(x, words - x.shape[0])
+        for ref in clear:
+            ref[n, first, row] = jnp.zeros(ref.shape[3:], ref.dtype)
 
     _each_row(copy, folds, slices, buffer_rows)
 
@@ -637,14 +639,6 @@ def _scatter(refs, map_refs, i, call: Call) -> None:
                 map_ref[(i * folds + n) * fold + j, first, row] = x[:, j * channels : (j + 1) * channels]
 
     _each_row(copy, folds, *map_refs[0].shape[1:3])
-
-
-def _clear(refs) -> None:
-    def clear(n, first, row):
-        for ref in refs:
-            ref[n, first, row] = jnp.zeros(ref.shape[3:], ref.dtype)
-
-    _each_row(clear, *refs[0].shape[:3])
 
 
 def _clear_at_first(refs) -> None:
