@@ -1,7 +1,6 @@
 """The zoo against recorded outputs and input gradients of the authors' code (tests/goldens)."""
 
 import dataclasses
-import functools
 import pathlib
 
 import jax
@@ -55,11 +54,10 @@ CASES: dict[str, tuple[str, dict]] = {
 # gradient is chance: the network in float64, whose logits agree with nextvit_small's recorded float64 logits to 2.4e-7,
 # misses its recorded float32 gradient by 4.3e-2 all the same (and by 7.6e-4 at the median). shvit_s1's network in float64
 # agrees with its recorded gradient to 8.4e-6, and in float32, as the processor rounds, to 1e-3 or 2.5e-2 (6.1e-6 at the median).
+# halonet_h1's input changed by 1e-7 of itself, which moves the logits by 4e-7, moves the largest deviation between 7.1e-3 and
+# 0.16 (3e-6 to 7e-6 at the median); on another processor it was below 2.1e-3, and 0.16 with fewer optimizations.
 # For these the gate holds at the median, and for the norm of the whole gradient.
-KINKED = {"nextvit_small", "shvit_s1"}
-
-# Of the compiler: 0, as in the other tests, lets halonet_h1, a ReLU network too, miss the gate at one path (0.16; 8e-7 at the median).
-OPTIMIZATION = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": False}
+KINKED = {"halonet_h1", "nextvit_small", "shvit_s1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ def deviation(file: str, model=None) -> Deviation:
     x = jnp.asarray(golden.image(2, *meta["image_size"]).transpose(0, 2, 3, 1))
     cotangent = golden.cotangent(2, meta["num_classes"])
 
-    @functools.partial(jax.jit, compiler_options=OPTIMIZATION)
+    @jax.jit
     def forward_and_pull_back(params, x):
         logits, pull_back = jax.vjp(lambda x: nnx.merge(graphdef, params, copy=True)(x), x)
         return logits, pull_back(jnp.asarray(cotangent))[0]
