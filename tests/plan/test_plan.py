@@ -17,7 +17,13 @@ from vitlab.plan.topology import Topology, missing
 from vitlab.train import folder
 
 V5E = Topology.of("v5e:2x2")
-HUGE = {"batch_size": 2_400_000, "duration": "3 steps", "optimizer": dataclasses.replace(tiny_experiment().optimizer, warmup="1 steps")}
+TINY = tiny_experiment()
+HUGE = {  # one block, since the compiler is slow at such sizes
+    "model": dataclasses.replace(TINY.model, fields={**TINY.model.fields, "depth": 1}),
+    "batch_size": 2_400_000,
+    "duration": "3 steps",
+    "optimizer": dataclasses.replace(TINY.optimizer, warmup="1 steps"),
+}
 
 
 @pytest.fixture
