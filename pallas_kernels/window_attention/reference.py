@@ -1,8 +1,8 @@
 """The definition of window attention: every token against every token, with what it may not see taken out."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.window_attention.windows import NO_KEY, SHIFT_PENALTY, Windows
@@ -40,8 +40,7 @@ def window_attention(
     if bias is not None:
         logits += bias[:, slot[:, None], slot[None, :]].astype(logits.dtype)
     logits = jnp.where(seen[:, None], logits, NO_KEY)
-    weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True))) * seen[:, None]
-    weights /= jnp.maximum(weights.sum(-1, keepdims=True), jnp.finfo(logits.dtype).tiny)  # a query that sees no key gets zeros
+    weights = jax.nn.softmax(logits, axis=-1) * seen[:, None]  # a query that sees no key gets zeros
     out = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision="highest")
     return out.reshape(query.shape).astype(value.dtype)
 

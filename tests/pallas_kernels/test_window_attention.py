@@ -62,11 +62,11 @@ def by_hand(query, key, value, *, window_size, shift, grid, bias, mask):
 
 
 def deviation(ours, theirs) -> float:
-    """Largest over all arrays, each in units of its largest value."""
-    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-    return max(
-        np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max() / (np.abs(np.asarray(b)).max() + 1e-30) for a, b in pairs
-    )
+    """Largest over all arrays, each in units of its largest value, or, where that is mere rounding of zero, of the largest of all."""
+    ours, theirs = ([np.asarray(x, np.float64) for x in jax.tree.leaves(arrays)] for arrays in (ours, theirs))
+    largest = [np.abs(x).max() for x in theirs]
+    units = [x if x > 1e-6 * max(largest) else max(largest) for x in largest]
+    return max(np.abs(a - b).max() / unit for a, b, unit in zip(ours, theirs, units, strict=True))
 
 
 def value_and_grads(fn, arrays, options, cotangent=None):
