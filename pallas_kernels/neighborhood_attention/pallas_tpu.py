@@ -245,15 +245,15 @@ class Call:
     def strips(self) -> Strips:
         return self.plan.strips
 
-    @property
+    @functools.cached_property
     def images(self) -> int:
         """Of a program."""
-        return self.plan.fold * (self.plan.folds if self.strips.count == 1 else 1)
+        return self.plan.fold * self.plan.folds(self.strips)
 
-    @property
+    @functools.cached_property
     def folds(self) -> int:
         """Of images that are worked on together."""
-        return self.plan.folds_together(self.strips, self.images // self.plan.fold)
+        return self.plan.folds_together(self.strips)
 
     def run(self, kernel, scale: float, query_maps, key_maps, tables, query_results, key_results) -> Sequence[Array]:
         """Runs over all images, chunks of heads and strips; if wanted the sum of table gradients of each core is the last result."""
@@ -265,9 +265,8 @@ class Call:
         sums = plan.backward and self.sums
         table_block = (1, *tables.shape[1:])
         several = tables.shape[0] > 1
-        folds = self.folds
-        products = (plan.batches(strips, folds).tiles, *tables.shape[2:])
-        (*places, cols, lanes), (*key_places, key_cols, _) = ((folds, *buffer) for buffer in plan.buffers(strips))
+        products = (plan.batches(strips).tiles, *tables.shape[2:])
+        (*places, cols, lanes), (*key_places, key_cols, _) = ((self.folds, *buffer) for buffer in plan.buffers(strips))
         scratch = [_words_buffer((*places, cols, lanes), x.dtype) for x in query_maps]
         scratch += [pltpu.VMEM((*places, padded(cols, FULL_TILE), lanes), jnp.float32) for _ in query_results]
         scratch += [_words_buffer((*key_places, key_cols, lanes), x.dtype) for x in key_maps]
@@ -535,7 +534,7 @@ class Pipeline(NamedTuple):
 
 def _each_batch(phases: tuple, program: Program, waiting: list[tuple]) -> None:
     call, (slices, rows, cols) = program.call, program.call.plan.tiles
-    tiles, batches = call.strips.tiles_per_strip, call.plan.batches(call.strips, call.folds)
+    tiles, batches = call.strips.tiles_per_strip, call.plan.batches(call.strips)
     pipeline = Pipeline(phases, program, batches, waiting)
     if slices.count % tiles == 0:
         pipeline.run(batches.steps(call.folds * tiles * rows.count, cols.count))

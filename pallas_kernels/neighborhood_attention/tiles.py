@@ -203,15 +203,16 @@ class TpuPlan:
         """Tiles whose logits are in flight."""
         return max(1, REGISTERS * SUBLANES * LANES // (self.pack * self.queries * self.keys))
 
-    def folds_together(self, strips: "Strips", folds: int) -> int:
-        """Of a program: of small maps so many that all rows are unrolled."""
+    def folds_together(self, strips: "Strips") -> int:
+        """Folds of a program that are worked on at a time: of small maps so many that all rows are unrolled."""
+        folds = self.folds(strips)
         (slices, rows, *_), (key_slices, key_rows, *_) = self.buffers(strips)
         fit = max(1, ROWS_TOGETHER // max(slices * rows, key_slices * key_rows))
         return max(n for n in range(1, folds + 1) if folds % n == 0 and n <= fit)
 
-    def batches(self, strips: "Strips", folds: int) -> "Batches":
+    def batches(self, strips: "Strips") -> "Batches":
         """As full as can be; of equally full ones those of the fewest rows."""
-        count, cols = folds * strips.tiles_per_strip * self.tiles[1].count, self.tiles[2].count
+        count, cols = self.folds_together(strips) * strips.tiles_per_strip * self.tiles[1].count, self.tiles[2].count
         if cols > UNROLLED:
             return Batches(0, max(n for n in range(1, self.tiles_together + 1) if cols % n == 0), 1)
         static = self.tiles[0].count % strips.tiles_per_strip == 0
@@ -232,9 +233,10 @@ class TpuPlan:
             (strips.buffer, rows.buffer, padded(cols.buffer, FULL_TILE), lanes),
         )
 
-    @property
-    def folds(self) -> int:
-        """Folds of images per program."""
+    def folds(self, strips: "Strips") -> int:
+        """Folds of images per program; one where a map is cut into strips."""
+        if strips.count > 1:
+            return 1
         arrays = 7 if self.backward else 4
         block = arrays * self.fold * self._map_bytes(self.axes[0].positions, self.itemsize)
         fit = max(1, TPU_BLOCK_BYTES // block)
@@ -253,8 +255,7 @@ class TpuPlan:
         return slices * self.axes[1].positions * padded(self.axes[2].positions, 4 * SUBLANES // itemsize) * LANES * itemsize
 
     def vmem_bytes(self, strips: "Strips") -> int:
-        """Two buffers of every array; queries, results, keys and values of one fold of images; tables of logits."""
-        folds = self.folds if strips.count == 1 else 1
+        """Two buffers of every array; queries, results, keys and values of the folds that are worked on together; tables; what waits."""
         blocks = (3 if self.backward else 2) * self._map_bytes(strips.queries, self.itemsize)
         blocks += 2 * self._map_bytes(strips.keys, self.itemsize)
         if self.backward:
@@ -263,9 +264,8 @@ class TpuPlan:
         scratch = (3 if self.backward else 2) * query_rows * 4 + 2 * key_rows * self.itemsize + self.backward * 2 * key_rows * 4
         logits = self.pack * self.queries * self.keys * 4
         tables = (4 if self.backward else 2) * self.num_kinds * logits
-        together = self.folds_together(strips, folds)
-        products = (8 if self.backward else 2) * self.batches(strips, together).tiles * logits
-        return folds * 2 * self.fold * blocks + together * scratch + tables + products
+        products = (8 if self.backward else 2) * self.batches(strips).tiles * logits
+        return self.folds(strips) * 2 * self.fold * blocks + self.folds_together(strips) * scratch + tables + products
 
 
 @dataclasses.dataclass(frozen=True)
