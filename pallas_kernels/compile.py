@@ -94,7 +94,7 @@ def compile_all(
       shapes: Names in its `shapes`; all models by default.
       dtypes: Of query, key and value.
       fused: Compile `<op>_qkv`, which takes the projection to query, key and value.
-      count: Have the compilers write what is counted, which takes most of the time; else kernels are only named.
+      count: Have the compilers write what is counted, which takes a third of the time; else kernels are only named.
 
     Returns:
       For each shape, dtype and pass, "error" or the counted figures.
@@ -118,7 +118,8 @@ def compile_all(
                 f" --xla_dump_to={dump}" if count else ""
             )
         elif count:
-            flags["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+            schedules = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles"  # of seventy passes' texts
+            flags["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} {schedules}"
         command = [
             sys.executable,
             "-m",
