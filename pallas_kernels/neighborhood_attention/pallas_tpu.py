@@ -248,12 +248,12 @@ class Call:
     @functools.cached_property
     def images(self) -> int:
         """Of a program."""
-        return self.plan.fold * self.plan.folds(self.strips)
+        return self.plan.images * self.plan.maps(self.strips)
 
     @functools.cached_property
-    def folds(self) -> int:
-        """Of images that are worked on together."""
-        return self.plan.folds_together(self.strips)
+    def maps(self) -> int:
+        """That are worked on together, of `plan.images` each."""
+        return self.plan.maps_together(self.strips)
 
     def run(self, kernel, scale: float, query_maps, key_maps, tables, query_results, key_results) -> Sequence[Array]:
         """Runs over all images, chunks of heads and strips; if wanted the sum of table gradients of each core is the last result."""
@@ -266,7 +266,7 @@ class Call:
         table_block = (1, *tables.shape[1:])
         several = tables.shape[0] > 1
         products = (plan.batches(strips).tiles, *tables.shape[2:])
-        (*places, cols, lanes), (*key_places, key_cols, _) = ((self.folds, *buffer) for buffer in plan.buffers(strips))
+        (*places, cols, lanes), (*key_places, key_cols, _) = ((self.maps, *buffer) for buffer in plan.buffers(strips))
         scratch = [_words_buffer((*places, cols, lanes), x.dtype) for x in query_maps]
         scratch += [pltpu.VMEM((*places, padded(cols, FULL_TILE), lanes), jnp.float32) for _ in query_results]
         scratch += [_words_buffer((*key_places, key_cols, lanes), x.dtype) for x in key_maps]
@@ -351,7 +351,7 @@ def forward_kernel(*refs, call: Call, scale: float):
         _scatter(out_refs, out_maps, n, call)
         return carry
 
-    lax.fori_loop(0, call.images // (plan.fold * call.folds), images, 0)
+    lax.fori_loop(0, call.images // (plan.images * call.maps), images, 0)
 
 
 def backward_kernel(*refs, call: Call, scale: float):
@@ -402,7 +402,7 @@ def backward_kernel(*refs, call: Call, scale: float):
         _scatter([dk_ref, dv_ref], d_key_maps, n, call)
         return carry
 
-    lax.fori_loop(0, call.images // (plan.fold * call.folds), images, 0)
+    lax.fori_loop(0, call.images // (plan.images * call.maps), images, 0)
 
 
 def _by_phase(refs, counts: tuple[int, ...]) -> list[tuple]:
@@ -415,13 +415,13 @@ class Tile(NamedTuple):
     """A tile of queries and its block of keys, by where they begin in the buffers."""
 
     plan: TpuPlan
-    fold: Array | int  # of images
+    map: Array | int
     query: tuple  # first slice, row, column
     key: tuple
     kind: Array
 
     def _at(self, starts: tuple, sizes: tuple[int, ...]) -> tuple:
-        return (self.fold, *(pl.ds(start, size) for start, size in zip(starts, sizes, strict=True)))
+        return (self.map, *(pl.ds(start, size) for start, size in zip(starts, sizes, strict=True)))
 
     def queries(self, ref):
         """As the buffer has them: two to a word in 16 bits."""
@@ -430,7 +430,7 @@ class Tile(NamedTuple):
         per_word = self.plan.tiles[2].queries // ref.shape[-2]
         cols = pl.ds(col // per_word if isinstance(col, int) else pl.multiple_of(col // per_word, HALF_TILE // per_word), width // per_word)
         places = itertools.product(*(range(size) for size in sizes))
-        return jnp.concatenate([ref[self.fold, first[0] + i, first[1] + j, cols] for i, j in places], 0)
+        return jnp.concatenate([ref[self.map, first[0] + i, first[1] + j, cols] for i, j in places], 0)
 
     def store(self, ref, x) -> None:
         ref[self._at(self.query, self.plan.tile_sizes)] = x.reshape(*self.plan.tile_sizes, -1)
@@ -466,7 +466,7 @@ class Program(NamedTuple):
         row_class, col_class = group // plan.axes[2].dilation % plan.axes[1].dilation, group % plan.axes[2].dilation
         slice_class = group // (plan.axes[1].dilation * plan.axes[2].dilation)
         count = strips.tiles_per_strip * rows.count
-        fold, i = (i // count, i % count) if call.folds > 1 else (0, i)
+        which, i = (i // count, i % count) if call.maps > 1 else (0, i)
         local, row = i // rows.count, i % rows.count
         number = strip * strips.tiles_per_strip + local
         known = isinstance(col, int)
@@ -474,7 +474,7 @@ class Program(NamedTuple):
         kind += scalars.col_kinds[col_class * cols.count + col]
         query = local * slices.tile, row * rows.tile, col * cols.tile if known else pl.multiple_of(col * cols.tile, HALF_TILE)
         key = scalars.slices[number], scalars.rows[row], int(cols.starts[col]) if known else scalars.cols[col]
-        return Tile(plan, fold, query, key, kind)
+        return Tile(plan, which, query, key, kind)
 
 
 class Pipeline(NamedTuple):
@@ -537,16 +537,18 @@ def _each_batch(phases: tuple, program: Program, waiting: list[tuple]) -> None:
     tiles, batches = call.strips.tiles_per_strip, call.plan.batches(call.strips)
     pipeline = Pipeline(phases, program, batches, waiting)
     if slices.count % tiles == 0:
-        pipeline.run(batches.steps(call.folds * tiles * rows.count, cols.count))
+        pipeline.run(batches.steps(call.maps * tiles * rows.count, cols.count))
     else:  # the last strip is shorter
         tiles = jnp.minimum(tiles, slices.count - program.strip * tiles)
         pipeline.run_in_sequence(batches.steps(tiles * rows.count, cols.count))
 
 
 def _row(ref, n, first, row, call: Call):
-    """A row of the map in words, of the images of a fold side by side, [words, channels]."""
-    fold = call.plan.fold
-    return jnp.concatenate([_words(ref, (n * fold + i, first, row)) for i in range(fold)], -1)
+    """A row of a map in words, [words, lanes], of images side by side in the lanes and along the columns."""
+    plan = call.plan
+    images = iter(range(plan.images))
+    parts = [[_words(ref, (n * plan.images + next(images), first, row)) for _ in range(plan.fold)] for _ in range(plan.beside)]
+    return jnp.concatenate([jnp.concatenate(each, -1) for each in parts], 0)
 
 
 def _words_buffer(shape: tuple[int, ...], dtype):
@@ -564,11 +566,11 @@ def _words(ref, at: tuple):
     return pltpu.bitcast(_pad(ref[at].astype(jnp.float32), 1).astype(ref.dtype), jnp.int32)
 
 
-def _each_row(body, folds: int, slices: int, rows: int) -> None:
+def _each_row(body, maps: int, slices: int, rows: int) -> None:
     """Several rows in an iteration, to hide latencies; the last may be done twice."""
-    count = folds * slices * rows
+    count = maps * slices * rows
     if count <= ROWS_TOGETHER:
-        for n, first, row in itertools.product(range(folds), range(slices), range(rows)):
+        for n, first, row in itertools.product(range(maps), range(slices), range(rows)):
             body(n, first, row)
         return
     together = max(n for n in range(1, ROWS_TOGETHER + 1) if count % n == 0)
@@ -579,7 +581,7 @@ def _each_row(body, folds: int, slices: int, rows: int) -> None:
         for j in range(together):
             place = i * together + j
             place = place if count % together == 0 else jnp.minimum(place, count - 1)
-            n, place = (place // (slices * rows), place % (slices * rows)) if folds > 1 else (0, place)
+            n, place = (place // (slices * rows), place % (slices * rows)) if maps > 1 else (0, place)
             body(n, place // rows, place % rows)
         return carry
 
@@ -591,34 +593,34 @@ def _gather_queries(map_refs, refs, i, program: Program) -> None:
     call = program.call
     plan, strips = call.plan, call.strips
     axis, rows = plan.tiles[0].axis, plan.axes[1].positions
-    folds, slices, buffer_rows, *_ = refs[0].shape
+    maps, slices, buffer_rows, *_ = refs[0].shape
     whole = strips.count == 1 and slices == axis.positions and buffer_rows == rows
 
     def copy(n, first, row):
         inside = (program.strip * strips.queries + first < axis.positions) & (first < strips.queries) & (row < rows)
         for map_ref, ref in zip(map_refs, refs, strict=True):
-            x = _row(map_ref, i * folds + n, jnp.minimum(first, strips.queries - 1), jnp.minimum(row, rows - 1), call)
+            x = _row(map_ref, i * maps + n, jnp.minimum(first, strips.queries - 1), jnp.minimum(row, rows - 1), call)
             x = x if whole else jnp.where(inside, x, jnp.zeros_like(x))
             ref[n, first, row] = _pad(x, ref.shape[-2] - x.shape[0])
 
-    _each_row(copy, folds, slices, buffer_rows)
+    _each_row(copy, maps, slices, buffer_rows)
 
 
 def _gather_keys(map_refs, refs, i, call: Call, clear=()) -> None:
     """Copies the keys around a strip, in words, with zeros beyond the map, and clears what their gradients are added to."""
     strips, rows = call.strips, call.plan.axes[1].positions
-    folds, slices, buffer_rows, words, _ = refs[0].shape
+    maps, slices, buffer_rows, words, _ = refs[0].shape
     whole = slices == strips.keys and buffer_rows == rows
 
     def copy(n, first, row):
         for map_ref, ref in zip(map_refs, refs, strict=True):
-            x = _row(map_ref, i * folds + n, jnp.minimum(first, strips.keys - 1), jnp.minimum(row, rows - 1), call)
+            x = _row(map_ref, i * maps + n, jnp.minimum(first, strips.keys - 1), jnp.minimum(row, rows - 1), call)
             x = x if whole else jnp.where((first < strips.keys) & (row < rows), x, jnp.zeros_like(x))
             ref[n, first, row] = _pad(x, words - x.shape[0])
         for ref in clear:
             ref[n, first, row] = jnp.zeros(ref.shape[3:], ref.dtype)
 
-    _each_row(copy, folds, slices, buffer_rows)
+    _each_row(copy, maps, slices, buffer_rows)
 
 
 def _pad(x, after: int):
@@ -627,17 +629,20 @@ def _pad(x, after: int):
 
 def _scatter(refs, map_refs, i, call: Call) -> None:
     """The inverse of gathering."""
-    fold, channels, folds = call.plan.fold, call.plan.channels, refs[0].shape[0]
+    plan, maps = call.plan, refs[0].shape[0]
+    channels = plan.channels
 
     def copy(n, first, row):
         for ref, map_ref in zip(refs, map_refs, strict=True):
-            x = ref[n, first, row][: map_ref.shape[-2]].astype(map_ref.dtype)
-            if x.dtype.itemsize < 4 and x.shape[0] % WORD == 0 and not call.interpret:  # which can write to no other view of a map
-                x, map_ref = pltpu.bitcast(x, jnp.int32), map_ref.bitcast(jnp.int32)
-            for j in range(fold):
-                map_ref[(i * folds + n) * fold + j, first, row] = x[:, j * channels : (j + 1) * channels]
+            cols, image, each = map_ref.shape[-2], (i * maps + n) * plan.images, map_ref
+            for beside in range(plan.beside):
+                x = ref[n, first, row, pl.ds(beside * cols, cols)].astype(map_ref.dtype)
+                if x.dtype.itemsize < 4 and cols % WORD == 0 and not call.interpret:  # which can write to no other view of a map
+                    x, each = pltpu.bitcast(x, jnp.int32), map_ref.bitcast(jnp.int32)
+                for fold in range(plan.fold):
+                    each[image + beside * plan.fold + fold, first, row] = x[:, fold * channels : (fold + 1) * channels]
 
-    _each_row(copy, folds, *map_refs[0].shape[1:3])
+    _each_row(copy, maps, *map_refs[0].shape[1:3])
 
 
 def _clear_at_first(refs) -> None:

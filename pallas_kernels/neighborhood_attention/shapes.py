@@ -103,6 +103,7 @@ NASTY: Mapping[str, Shape] = {
     "grouped_heads": Shape(size=(1, 9, 9, 4, 32), kernel_size=3, kv_heads=2),
     "extra_tokens": Shape(size=(2, 8, 9, 2, 32), kernel_size=3, extra=5, bias=True),
     "five_heads": Shape(size=(1, 8, 9, 5, 32), kernel_size=3, bias=True),
+    "maps_side_by_side": Shape(size=(4, 6, 20, 2, 32), kernel_size=5, bias=True),
     "three_images": Shape(size=(3, 8, 8, 1, 32), kernel_size=3, bias=True),
     "head_dim_16": Shape(size=(2, 7, 10, 4, 16), kernel_size=3, bias=True),
     "head_dim_24": Shape(size=(1, 6, 7, 2, 24), kernel_size=3),

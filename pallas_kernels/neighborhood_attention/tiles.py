@@ -18,6 +18,7 @@ TPU_BLOCK_BYTES = 2**22  # of the images of one program, at least, so that a ste
 WEIGHTS_COST, LOGITS_COST = 10.0, 4.5  # cycles that 128 keys cost in themselves, and for each register of their logits (counted)
 REGISTERS = 64  # of logits in flight
 ROWS_TOGETHER = 28  # of the map that are copied in an iteration
+BESIDE = (1, 2)  # maps side by side along the columns that are tried
 UNROLLED = 16  # tiles of columns that are unrolled; more are a loop
 
 
@@ -34,16 +35,24 @@ class TpuAxis:
     tile: int  # queries
     columns: bool = False  # that lie in the sublanes of a register: key blocks begin on a whole word
     extra: int = 0  # keys by which the width is enlarged
+    maps: int = 1  # that lie side by side along the axis
+
+    @property
+    def positions(self) -> int:
+        """Of all maps."""
+        return self.maps * self.axis.positions
 
     @property
     def count(self) -> int:
-        return pl.cdiv(self.axis.positions, self.tile)
+        return pl.cdiv(self.positions, self.tile)
 
     @functools.cached_property
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the queries of each tile, [dilation, count, tile]; queries beyond the end repeat the last."""
-        padding = ((0, 0), (0, self.count * self.tile - self.axis.positions))
-        start, stop = (np.pad(x, padding, "edge").reshape(-1, self.count, self.tile) for x in self.axis.windows())
+        padding = ((0, 0), (0, self.count * self.tile - self.positions))
+        begin = np.repeat(np.arange(self.maps) * self.axis.positions, self.axis.positions)  # of each position's map
+        windows = (np.tile(x, self.maps) + begin for x in self.axis.windows())
+        start, stop = (np.pad(x, padding, "edge").reshape(-1, self.count, self.tile) for x in windows)
         return start, stop
 
     @functools.cached_property
@@ -53,7 +62,7 @@ class TpuAxis:
         step, multiple = (WORD, FULL_TILE) if self.columns else (1, 1)
         start = first // step * step
         width = padded(int((last - start).max()), multiple) + self.extra
-        return np.minimum(start, max(0, padded(self.axis.positions, step) - width)), width
+        return np.minimum(start, max(0, padded(self.positions, step) - width)), width
 
     @property
     def starts(self) -> np.ndarray:
@@ -71,7 +80,7 @@ class TpuAxis:
     @property
     def buffer(self) -> int:
         """Positions that the key blocks reach."""
-        return max(self.axis.positions, int(self.starts.max()) + self.width)
+        return max(self.positions, int(self.starts.max()) + self.width)
 
     @property
     def seen(self) -> np.ndarray:
@@ -139,34 +148,58 @@ class TpuPlan:
 
     @functools.cached_property
     def tiles(self) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
-        """The cheapest cut: small tiles see fewer keys in vain, large ones load keys into the matrix unit less often."""
+        """The cheapest cut: small tiles see fewer keys in vain, large ones load keys into the matrix unit less often.
+
+        Maps whose columns are not whole tiles may lie side by side, so that few tiles reach beyond them.
+        """
         sides = ([1], [1, 2, 4, 8], [8, 16, 32, 64, 128])
         if self.axes[1].size > 1:
             sides = ([1, 2, 4], [1, 2, 4], [8, 16, 32])
         elif self.axes[0].size > 1:
             sides = ([1, 2, 4, 8, 16], [1], [8, 16, 32])
         best = None
-        for sizes in itertools.product(*sides):
+        for maps, sizes in itertools.product(filter(self._may_be_beside, BESIDE), itertools.product(*sides)):
             rows = self.pack * math.prod(sizes)
             if rows % FULL_TILE or rows > 2 * LANES:
                 continue
-            tiles = self._cut(sizes)
+            tiles = self._cut(sizes, maps)
             keys = math.prod(tile.width for tile in tiles)
             if self.backward:  # registers that the matrix unit gives
                 cost = 4 * keys / SUBLANES * pl.cdiv(rows, LANES) + rows / SUBLANES * pl.cdiv(keys, LANES)
             else:
                 cost = keys / LANES * (WEIGHTS_COST + LOGITS_COST * rows / SUBLANES)
-            cost *= math.prod(tile.count for tile in tiles)
+            cost *= math.prod(tile.count for tile in tiles) / maps
             if best is None or cost < best[0]:
                 best = cost, tiles
         assert best is not None
         return best[1]
 
-    def _cut(self, sizes: tuple[int, ...]) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
+    def _may_be_beside(self, maps: int) -> bool:
+        """Of whole words, which no image is left out of, and which take little VMEM."""
+        whole = self.axes[2].positions % WORD == 0 and self.batch % (maps * self.fold) == 0
+        return maps == 1 or (whole and maps * self._fold_bytes <= 2 * TPU_BLOCK_BYTES)
+
+    @property
+    def _fold_bytes(self) -> int:
+        """Of all arrays of a fold."""
+        return (7 if self.backward else 4) * self.fold * self._map_bytes(self.axes[0].positions, self.itemsize)
+
+    def _cut(self, sizes: tuple[int, ...], maps: int) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
         """Tiles of these sizes; forward, where keys lie in the lanes, slices of keys are added until these are full."""
-        first, rows, cols = (TpuAxis(axis, size, columns=i == 2) for i, (axis, size) in enumerate(zip(self.axes, sizes, strict=True)))
+        first, rows = (TpuAxis(axis, size) for axis, size in zip(self.axes[:2], sizes[:2], strict=True))
+        cols = TpuAxis(self.axes[2], sizes[2], columns=True, maps=maps)
         step = 1 if self.backward else LANES // math.gcd(LANES, rows.width * cols.width)
         return dataclasses.replace(first, extra=padded(first.width, step) - first.width), rows, cols
+
+    @property
+    def beside(self) -> int:
+        """Folds whose columns lie side by side."""
+        return self.tiles[2].maps
+
+    @property
+    def images(self) -> int:
+        """That are worked on as one map."""
+        return self.fold * self.beside
 
     @property
     def queries(self) -> int:
@@ -203,16 +236,16 @@ class TpuPlan:
         """Tiles whose logits are in flight."""
         return max(1, REGISTERS * SUBLANES * LANES // (self.pack * self.queries * self.keys))
 
-    def folds_together(self, strips: "Strips") -> int:
-        """Folds of a program that are worked on at a time: of small maps so many that all rows are unrolled."""
-        folds = self.folds(strips)
+    def maps_together(self, strips: "Strips") -> int:
+        """Maps of a program that are worked on at a time: of small ones so many that all rows are unrolled."""
+        maps = self.maps(strips)
         (slices, rows, *_), (key_slices, key_rows, *_) = self.buffers(strips)
         fit = max(1, ROWS_TOGETHER // max(slices * rows, key_slices * key_rows))
-        return max(n for n in range(1, folds + 1) if folds % n == 0 and n <= fit)
+        return max(n for n in range(1, maps + 1) if maps % n == 0 and n <= fit)
 
     def batches(self, strips: "Strips") -> "Batches":
         """As full as can be; of equally full ones those of the fewest rows."""
-        count, cols = self.folds_together(strips) * strips.tiles_per_strip * self.tiles[1].count, self.tiles[2].count
+        count, cols = self.maps_together(strips) * strips.tiles_per_strip * self.tiles[1].count, self.tiles[2].count
         if cols > UNROLLED:
             return Batches(0, max(n for n in range(1, self.tiles_together + 1) if cols % n == 0), 1)
         static = self.tiles[0].count % strips.tiles_per_strip == 0
@@ -233,15 +266,13 @@ class TpuPlan:
             (strips.buffer, rows.buffer, padded(cols.buffer, FULL_TILE), lanes),
         )
 
-    def folds(self, strips: "Strips") -> int:
-        """Folds of images per program; one where a map is cut into strips."""
+    def maps(self, strips: "Strips") -> int:
+        """Of a program, of `images` each; one where they are cut into strips."""
         if strips.count > 1:
             return 1
-        arrays = 7 if self.backward else 4
-        block = arrays * self.fold * self._map_bytes(self.axes[0].positions, self.itemsize)
-        fit = max(1, TPU_BLOCK_BYTES // block)
-        folds = self.batch // self.fold
-        return max(d for d in range(1, folds + 1) if folds % d == 0 and d <= fit)
+        fit = max(1, TPU_BLOCK_BYTES // (self.beside * self._fold_bytes))
+        maps = self.batch // self.images
+        return max(d for d in range(1, maps + 1) if maps % d == 0 and d <= fit)
 
     @functools.cached_property
     def strips(self) -> "Strips":
@@ -255,7 +286,7 @@ class TpuPlan:
         return slices * self.axes[1].positions * padded(self.axes[2].positions, 4 * SUBLANES // itemsize) * LANES * itemsize
 
     def vmem_bytes(self, strips: "Strips") -> int:
-        """Two buffers of every array; queries, results, keys and values of the folds that are worked on together; tables; what waits."""
+        """Two buffers of every array; queries, results, keys and values of the maps that are worked on together; tables; what waits."""
         blocks = (3 if self.backward else 2) * self._map_bytes(strips.queries, self.itemsize)
         blocks += 2 * self._map_bytes(strips.keys, self.itemsize)
         if self.backward:
@@ -265,7 +296,7 @@ class TpuPlan:
         logits = self.pack * self.queries * self.keys * 4
         tables = (4 if self.backward else 2) * self.num_kinds * logits
         products = (8 if self.backward else 2) * self.batches(strips).tiles * logits
-        return self.folds(strips) * 2 * self.fold * blocks + self.folds_together(strips) * scratch + tables + products
+        return self.maps(strips) * 2 * self.images * blocks + self.maps_together(strips) * scratch + tables + products
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pallas_kernels.neighborhood_attention.shapes import MODELS
 # A bias with folded images; head_dim 64 on one axis; three axes with dilation.
 NASTIEST = ["does_not_divide_the_tile", "one_axis", "three_axes"]
 # NAT-T's stages, and what their forward and backward pass may take on TPU v5e, times the least traffic over the memory's bandwidth.
-# The aims are 2.5 and 3. Backward, libtpu 0.0.42 gives 2.97, 3.21 and 2.51, and 0.0.52 gives 3.18, 3.43 and 2.68.
-LIMITS = {"nat_tiny_stage1": (2.5, 3.25), "nat_tiny_stage2": (2.5, 3.5), "nat_tiny_stage3": (2.5, 3.0)}
+# The aims are 2.5 and 3. Backward, libtpu 0.0.42 gives 2.96, 2.91 and 2.49, and 0.0.52 gives 3.18, 3.08 and 2.68.
+LIMITS = {"nat_tiny_stage1": (2.5, 3.25), "nat_tiny_stage2": (2.5, 3.15), "nat_tiny_stage3": (2.5, 3.0)}
 
 
 @functools.cache

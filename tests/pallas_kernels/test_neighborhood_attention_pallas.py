@@ -15,7 +15,16 @@ PALLAS = [name for name in IMPLEMENTATIONS if name.startswith("pallas")]
 SHAPES = {**NASTY, **{name: MODELS[name].downsized() for name in ("nat_tiny_stage1", "nat_tiny_stage4")}}
 
 # In the interpreter each takes seconds: these have every feature between them, the others run with `-m slow`.
-QUICK = {"does_not_divide_the_tile", "unequal_classes", "causal", "grouped_heads", "extra_tokens", "one_axis", "three_axes"}
+QUICK = {
+    "does_not_divide_the_tile",
+    "unequal_classes",
+    "causal",
+    "maps_side_by_side",
+    "grouped_heads",
+    "extra_tokens",
+    "one_axis",
+    "three_axes",
+}
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(SHAPES)]
 
 # Largest deviation allowed, over the largest value of the definition. Float32: sums of up to 343 terms in another order, seen
