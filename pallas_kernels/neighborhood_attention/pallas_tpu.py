@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -202,12 +203,10 @@ _attend.defvjp(_forward, _backward)
 
 
 def _overlap(parts: Float[Array, "n strips keys rows cols channels"], shape: tuple[int, ...], strips: Strips) -> Array:
-    """The sum of the strips' gradients, one after the other."""
-    out = jnp.zeros(shape, parts.dtype)
-    for i, start in enumerate(strips.starts.tolist()):
-        whole = lax.slice_in_dim(out, start, start + strips.keys, axis=1) + parts[:, i]
-        out = lax.dynamic_update_slice_in_dim(out, whole, start, 1)
-    return out
+    """The sum of the strips' gradients, in their order."""
+    zero, none = jnp.zeros((), parts.dtype), [(0, 0, 0)]
+    pads = ([*none, (start, shape[1] - start - strips.keys, 0), *none * (len(shape) - 2)] for start in strips.starts.tolist())
+    return functools.reduce(operator.add, (lax.pad(parts[:, i], zero, pad) for i, pad in enumerate(pads)))
 
 
 class Scalars(NamedTuple):

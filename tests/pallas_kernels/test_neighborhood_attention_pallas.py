@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.neighborhood_attention import IMPLEMENTATIONS, canonical
+from pallas_kernels.neighborhood_attention import IMPLEMENTATIONS, canonical, pallas_tpu
 from pallas_kernels.neighborhood_attention.shapes import MODELS, NASTY
 
 PALLAS = [name for name in IMPLEMENTATIONS if name.startswith("pallas")]
@@ -98,6 +98,16 @@ def test_values_and_gradients_are_those_of_the_definition(which, name):
     options |= {"return_logsumexp": True}
     ours = value_and_grads(implementation(which, arrays, options), arrays, options)
     assert deviation(ours, expected(name, "float32")) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize(("name", "vmem", "counts"), [("extra_tokens", 1_800_000, (2, 4))])
+def test_a_tpu_s_strips_of_a_map_add_up(name, vmem, counts, monkeypatch):
+    monkeypatch.setattr(pallas_tpu, "TPU_VMEM_BYTES_ELSEWHERE", vmem)
+    arrays, options = SHAPES[name].arguments()
+    arguments = canonical(*arrays, **options)
+    plans = [pallas_tpu._plan(arrays[0], arguments["axes"], backward=backward) for backward in (False, True)]
+    assert tuple(plan.strips.count for plan in plans) == counts
+    test_values_and_gradients_are_those_of_the_definition("pallas_tpu", name)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
