@@ -4,7 +4,8 @@ A program holds a map, or a strip of its slices with the keys around it, in VMEM
 fewer axes have one slice or row. Tiles of a few queries meet the block of keys that any of them sees. Along the first two
 axes that is an index, which is free; along the columns, which lie in sublanes, a block begins on a whole word of 32 bits,
 for which narrow values are copied to buffers of words. The tiles have few distinct sights (at the borders windows are
-shifted); a table for each, mask and bias together, is added to the logits.
+shifted): a table for each, mask and bias together, is added to the logits. Where without a bias the tables would be large,
+places of keys are compared with the ranges that the queries see.
 
 Heads of fewer than 128 channels share the lanes, as do images of fewer: queries are stacked head under head, each in its own
 lanes and zero in the others, so that a product of full depth gives the logits of each head. Forward, logits are
@@ -64,7 +65,7 @@ ORDER = {
 }  # in which the phases of different batches are written down: the compiler's schedule is shortest so (counted)
 
 
-def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], interpret: bool = False, **_) -> str | None:
+def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], bias, interpret: bool = False, **_) -> str | None:
     """Interpreted, a kernel runs on any platform."""
     head_dim, value_dim = query.shape[-1], value.shape[-1]
     if not interpret and (here := platform()) != "tpu":
@@ -77,18 +78,18 @@ def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], interpret: 
         return f"{head_dim=} is not one of {', '.join(map(str, HEAD_DIMS))}"
     if value_dim != head_dim:
         return f"{value_dim=} is not {head_dim=}"
-    plan = _plan(query, axes, backward=True)
+    plan = _plan(query, axes, bias, backward=True)
     if (needed := plan.vmem_bytes(plan.strips)) > plan.vmem:
         return f"the backward pass needs {needed >> 20} MiB of VMEM for such windows or columns, above {plan.vmem >> 20}"
     return None
 
 
-def _plan(query, axes: tuple[Axis, ...], *, backward: bool = False) -> TpuPlan:
+def _plan(query, axes: tuple[Axis, ...], bias, *, backward: bool = False) -> TpuPlan:
     b, *_, heads, head_dim = query.shape
     if heads * head_dim > LANES:
         heads = padded(heads, LANES // head_dim)
     vmem = TPU_VMEM_BYTES.get(device_kind(), TPU_VMEM_BYTES_ELSEWHERE)
-    return TpuPlan(three_axes(axes), b, heads, head_dim, query.dtype.itemsize, vmem, backward)
+    return TpuPlan(three_axes(axes), b, heads, head_dim, query.dtype.itemsize, vmem, bias is not None, backward)
 
 
 def neighborhood_attention(
@@ -112,7 +113,7 @@ def neighborhood_attention(
 
     def attend(arrays, bias, _):
         query, key, value, extra_key, extra_value = arrays
-        plan, shape = _plan(query, axes), query.shape
+        plan, shape = _plan(query, axes, bias), query.shape
         shared, missing = query.shape[-2] // key.shape[-2], plan.heads - query.shape[-2]
         if bias is not None:
             bias = jnp.pad(bias_of_three_axes(bias, axes).astype(jnp.float32), ((0, missing), *((0, 0),) * 3))
@@ -120,8 +121,8 @@ def neighborhood_attention(
         maps = tuple(by_class(jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, missing), (0, 0))), axes) for x in maps)
         plans = plan, dataclasses.replace(plan, backward=True)
         wanted = return_logsumexp or extra_key is not None
-        calls = tuple(Call(x, logsumexp=wanted, sums=bias is not None, interpret=interpret) for x in plans)
-        tables = tuple(_tables(bias, x) for x in plans)
+        calls = tuple(Call(x, logsumexp=wanted, interpret=interpret) for x in plans)
+        tables = tuple(_table(bias, x) if x.tabled else None for x in plans)
         results: Sequence[Array] = _attend(maps, tables, calls, scale)  # pyright: ignore[reportAssignmentType]
         out, *logsumexp = (from_classes(x, axes, (*shape[:-2], plan.heads, shape[-1]))[..., : shape[-2], :] for x in results)
         if not logsumexp:
@@ -149,11 +150,8 @@ def _kernel(axes: tuple[Axis, ...]) -> tuple[int, ...]:
     return tuple(axis.kernel for axis in axes)
 
 
-def _tables(bias, plan: TpuPlan) -> Float[Array, "chunks kinds rows keys"] | Float[Array, "chunks kinds keys rows"]:
-    """What is added to the logits for each sight of a tile, in units of log 2; without a bias the same for all chunks of heads.
-
-    The logits of the backward pass are transposed.
-    """
+def _table(bias, plan: TpuPlan) -> Float[Array, "chunks kinds *logits"]:
+    """What is added to the logits for each sight of a tile, in units of log 2; without a bias the same for all chunks of heads."""
     seen = np.ones((1, 1, 1), bool)
     for tile in plan.tiles:
         seen = np.einsum("aqk,bxy->abqxky", seen, tile.seen)
@@ -169,6 +167,54 @@ def _tables(bias, plan: TpuPlan) -> Float[Array, "chunks kinds rows keys"] | Flo
     bias = jnp.broadcast_to(bias, (plan.chunks, plan.fold, *bias.shape[2:])).reshape(plan.chunks, plan.pack, *mask.shape)
     table = (bias * LOG2E + mask).swapaxes(1, 2).reshape(plan.chunks, len(mask), -1, plan.keys)
     return table.swapaxes(2, 3) if plan.backward else table
+
+
+class Ranges(NamedTuple):
+    """What the tiles of each kind see: along each axis the keys from a query's first to its last.
+
+    The places along the axes are fields of one number, with a guard bit above each, so that one subtraction compares all.
+    """
+
+    first: Array  # [kinds, rows, 1], or [kinds, 1, rows] in the backward pass
+    last: Array  # the same, plus the guard twice
+    place: Array  # of the keys, plus the guard, [1, keys] or [keys, rows]
+
+    @classmethod
+    def of(cls, plan: TpuPlan) -> "Ranges":
+        """The array of each."""
+        first, last, place = np.zeros((1, 1), np.int32), np.full((1, 1), 2 * _guard(plan)), np.full(1, _guard(plan))
+        for tile, shift in zip(plan.tiles, _shifts(plan), strict=True):
+            first, last = (
+                (x[:, None, :, None] + (y << shift)[None, :, None]).reshape(len(x) * len(y), -1)
+                for x, y in zip((first, last), tile.ranges, strict=True)
+            )
+            place = (place[:, None] + (np.arange(tile.width) << shift)).reshape(-1)
+        first, last = (np.tile(x, plan.pack)[..., None] for x in (first, last))
+        if plan.backward:
+            first, last, place = first.swapaxes(1, 2), last.swapaxes(1, 2), np.broadcast_to(place[:, None], plan.logits)
+        return cls(*(jnp.asarray(x, jnp.int32) for x in (first, last, np.atleast_2d(place))))
+
+
+def _shifts(plan: TpuPlan) -> list[int]:
+    """Where the fields of the axes begin."""
+    bits = [tile.width.bit_length() + 1 for tile in plan.tiles]
+    return [0, *itertools.accumulate(bits)][:-1]
+
+
+def _guard(plan: TpuPlan) -> int:
+    """A bit above each field."""
+    return sum(1 << shift + tile.width.bit_length() for tile, shift in zip(plan.tiles, _shifts(plan), strict=True))
+
+
+def _masked(logits, tile: "Tile", sights: Sequence[Any]):
+    """With the bias, and NO_KEY where a key is not seen."""
+    plan = tile.plan
+    if plan.tabled:
+        return logits + sights[0][0, tile.kind]
+    ranges, guard = Ranges(*sights), _guard(plan)
+    place = ranges.place[...]
+    inside = (place - ranges.first[tile.kind]) & (ranges.last[tile.kind] - place) & guard
+    return jnp.where(inside == guard, logits, NO_KEY)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -193,10 +239,12 @@ def _backward(calls: "tuple[Call, Call]", scale: float, residuals, cotangents):
         d_keys = tuple(result_like(x, (n, strips.count, strips.keys, *rest), jnp.float32) for x in keys)
     results = (result_like(query, query.shape),)
     d_query, *d_keys = call.run(backward_kernel, scale, (query, *cotangents), keys, tables[1], results, d_keys)
-    d_table = d_keys.pop().sum(0) * (1 / LOG2E) if call.sums else jnp.zeros_like(tables[1])
+    d_tables = jax.tree.map(jnp.zeros_like, tables)
+    if call.plan.bias:
+        d_tables = (d_tables[0], d_keys.pop().sum(0) * (1 / LOG2E))
     if strips.count > 1:
         d_keys = (_overlap(x, query.shape, strips).astype(query.dtype) for x in d_keys)
-    return (d_query, *d_keys), (jnp.zeros_like(tables[0]), d_table)
+    return (d_query, *d_keys), d_tables
 
 
 _attend.defvjp(_forward, _backward)
@@ -237,12 +285,16 @@ class Call:
 
     plan: TpuPlan
     logsumexp: bool  # is a result too, spread over the channels of its head
-    sums: bool  # of the gradients of the tables are wanted
     interpret: bool
 
     @property
     def strips(self) -> Strips:
         return self.plan.strips
+
+    @property
+    def num_sights(self) -> int:
+        """Arrays that tell what the tiles see."""
+        return 1 if self.plan.tabled else len(Ranges._fields)
 
     @functools.cached_property
     def images(self) -> int:
@@ -254,17 +306,15 @@ class Call:
         """That are worked on together, of `plan.images` each."""
         return self.plan.maps_together(self.strips)
 
-    def run(self, kernel, scale: float, query_maps, key_maps, tables, query_results, key_results) -> Sequence[Array]:
-        """Runs over all images, chunks of heads and strips; if wanted the sum of table gradients of each core is the last result."""
+    def run(self, kernel, scale: float, query_maps, key_maps, table, query_results, key_results) -> Sequence[Array]:
+        """Runs over all images, chunks of heads and strips; the sum of the table's gradients of each core is the last result."""
         plan, strips = self.plan, self.strips
         blocks = query_maps[0].shape[0] // self.images
         cores = CORES.get(device_kind(), CORES_ELSEWHERE)
         cores = cores if blocks % cores == 0 else 1
         grid = (cores, plan.chunks, blocks // cores, strips.count)
-        sums = plan.backward and self.sums
-        table_block = (1, *tables.shape[1:])
-        several = tables.shape[0] > 1
-        products = (plan.batches(strips).tiles, *tables.shape[2:])
+        sights, sums = Ranges.of(plan) if table is None else [table], [table] if plan.bias and plan.backward else []
+        products = (plan.batches(strips).tiles, *plan.logits)
         (*places, cols, lanes), (*key_places, key_cols, _) = ((self.maps, *buffer) for buffer in plan.buffers(strips))
         scratch = [_words_buffer((*places, cols, lanes), x.dtype) for x in query_maps]
         scratch += [pltpu.VMEM((*places, padded(cols, FULL_TILE), lanes), jnp.float32) for _ in query_results]
@@ -280,23 +330,23 @@ class Call:
                 in_specs=[
                     *(self._queries(x, grid[2]) for x in query_maps),
                     *(self._keys(x, grid[2]) for x in key_maps),
-                    pl.BlockSpec(table_block, lambda core, chunk, *_: (chunk * several, 0, 0, 0)),
+                    *map(_whole if table is None else _of_chunk, sights),
                 ],
                 out_specs=[
                     *(self._queries(x, grid[2]) for x in query_results),
                     *(self._parts(x, grid[2]) for x in key_results),
-                    *([pl.BlockSpec((1, *table_block), lambda core, chunk, *_: (core, chunk, 0, 0, 0))] if sums else []),
+                    *(pl.BlockSpec((1, 1, *x.shape[1:]), lambda core, chunk, *_: (core, chunk, 0, 0, 0)) for x in sums),
                 ],
                 scratch_shapes=scratch,
             ),
-            out_shape=[*query_results, *key_results, *([result_like(query_maps[0], (cores, *tables.shape), jnp.float32)] if sums else [])],
+            out_shape=[*query_results, *key_results, *(result_like(query_maps[0], (cores, *x.shape), jnp.float32) for x in sums)],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
                 vmem_limit_bytes=plan.vmem_bytes(strips) + VMEM_MARGIN,
             ),
             name="neighborhood_attention_" + ("backward" if plan.backward else "forward"),
             interpret=self.interpret,
-        )(*_scalars(plan, strips), *query_maps, *key_maps, tables)
+        )(*_scalars(plan, strips), *query_maps, *key_maps, *sights)
 
     def _queries(self, x, steps: int) -> pl.BlockSpec:
         shape = (self.images, self.strips.queries, *x.shape[2:-1], self.plan.channels)
@@ -319,9 +369,20 @@ class Call:
         return pl.BlockSpec(shape, lambda core, chunk, step, strip, *_: (core * steps + step, strip, 0, 0, 0, chunk))
 
 
+def _whole(x) -> pl.BlockSpec:
+    return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
+
+
+def _of_chunk(table) -> pl.BlockSpec:
+    """All kinds, of a chunk of heads if they differ."""
+    several = len(table) > 1
+    return pl.BlockSpec((1, *table.shape[1:]), lambda core, chunk, *_: (chunk * several, 0, 0, 0))
+
+
 def forward_kernel(*refs, call: Call, scale: float):
     """All tiles of the images and heads of a program."""
-    program, (q_map, k_map, v_map, table_ref, *refs) = Program.this(call, refs[:SCALARS]), refs[SCALARS:]
+    program, (q_map, k_map, v_map, *refs) = Program.this(call, refs[:SCALARS]), refs[SCALARS:]
+    sights, refs = _split(refs, call.num_sights)
     results = 2 if call.logsumexp else 1
     out_maps, (q_ref, *out_refs), (k_ref, v_ref, *waiting) = refs[:results], refs[results : 1 + 2 * results], refs[1 + 2 * results :]
     plan, dtype = call.plan, q_map.dtype
@@ -329,7 +390,7 @@ def forward_kernel(*refs, call: Call, scale: float):
     def products(tiles: list[Tile]):
         q = [_stack(tile.queries(q_ref), dtype, plan) for tile in tiles]
         logits = [_dot(x, tile.keys(k_ref), (1, 1)) for x, tile in zip(q, tiles, strict=True)]
-        return ([x * (scale * LOG2E) + table_ref[0, tile.kind] for x, tile in zip(logits, tiles, strict=True)],)
+        return ([_masked(x * (scale * LOG2E), tile, sights) for x, tile in zip(logits, tiles, strict=True)],)
 
     def attend(tiles: list[Tile], logits):
         tops = [jnp.max(x, 1, keepdims=True) for x in logits]
@@ -357,9 +418,10 @@ def backward_kernel(*refs, call: Call, scale: float):
     """The same, and the sum of the table gradients of all programs of a core."""
     program, refs = Program.this(call, refs[:SCALARS]), refs[SCALARS:]
     inputs = 3 if call.logsumexp else 2
-    query_maps, (k_map, v_map, table_ref), refs = refs[:inputs], refs[inputs : inputs + 3], refs[inputs + 3 :]
-    d_query_map, *d_key_maps = refs[:3]
-    sum_refs, refs = (refs[3:4], refs[4:]) if call.sums else ((), refs[3:])
+    query_maps, (k_map, v_map, *refs) = _split(refs, inputs)
+    sights, (d_query_map, *refs) = _split(refs, call.num_sights)
+    d_key_maps, refs = _split(refs, 2)
+    sum_refs, refs = _split(refs, 1 if call.plan.bias else 0)
     query_refs, (dq_ref, k_ref, v_ref, dk_ref, dv_ref, *waiting) = refs[:inputs], refs[inputs:]
     plan, dtype = call.plan, query_maps[0].dtype
     _clear_at_first(sum_refs)
@@ -369,7 +431,7 @@ def backward_kernel(*refs, call: Call, scale: float):
         q, d_out = ([_stack(tile.queries(ref), dtype, plan) for tile in tiles] for ref in query_refs[:2])
         logits = [_dot(tile.keys(k_ref), x, (1, 1)) for x, tile in zip(q, tiles, strict=True)]
         d_weights = [_dot(tile.keys(v_ref), x, (1, 1)) for x, tile in zip(d_out, tiles, strict=True)]
-        return [x * (scale * LOG2E) + table_ref[0, tile.kind] for x, tile in zip(logits, tiles, strict=True)], d_weights
+        return [_masked(x * (scale * LOG2E), tile, sights) for x, tile in zip(logits, tiles, strict=True)], d_weights
 
     def weigh(tiles: list[Tile], logits, d_weights):
         weights = [jnp.exp2(x - jnp.max(x, 0, keepdims=True)) for x in logits]
@@ -402,6 +464,10 @@ def backward_kernel(*refs, call: Call, scale: float):
         return carry
 
     lax.fori_loop(0, call.images // (plan.images * call.maps), images, 0)
+
+
+def _split(refs: Sequence, count: int) -> tuple[Sequence, Sequence]:
+    return refs[:count], refs[count:]
 
 
 def _by_phase(refs, counts: tuple[int, ...]) -> list[tuple]:

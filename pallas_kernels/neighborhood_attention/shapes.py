@@ -100,7 +100,7 @@ NASTY: Mapping[str, Shape] = {
     "window_as_large_as_the_classes": Shape(size=(2, 6, 15, 2, 32), kernel_size=(3, 5), dilation=(2, 3), bias=True),
     "strided": Shape(size=(1, 13, 14, 2, 32), kernel_size=(5, 4), stride=(3, 4)),
     "causal": Shape(size=(1, 12, 19, 2, 32), kernel_size=5, dilation=(1, 2), is_causal=(False, True), stride=(1, 2)),
-    "grouped_heads": Shape(size=(1, 9, 9, 4, 32), kernel_size=3, kv_heads=2),
+    "grouped_heads": Shape(size=(1, 4, 5, 9, 4, 32), kernel_size=3, kv_heads=2),
     "extra_tokens": Shape(size=(2, 8, 9, 2, 32), kernel_size=3, extra=5, bias=True),
     "five_heads": Shape(size=(1, 8, 9, 5, 32), kernel_size=3, bias=True),
     "maps_side_by_side": Shape(size=(4, 6, 20, 2, 32), kernel_size=5, bias=True),

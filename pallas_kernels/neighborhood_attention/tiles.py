@@ -14,6 +14,7 @@ LANES, SUBLANES = 128, 8
 WORD, HALF_TILE, FULL_TILE = 2, 8, 16  # columns: that share a word of 32 bits and fill half a register or one, in bfloat16
 TPU_VMEM_BYTES = {"TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**20}  # usable, of 128 MiB
 TPU_VMEM_BYTES_ELSEWHERE = 56 * 2**20  # of the 64 MiB of v5p, as its compiler says
+TPU_TABLE_BYTES = 2**23  # of the tables of a plan without a bias, at most
 TPU_BLOCK_BYTES = 2**22  # of the images of one program, at least, so that a step of the grid is worth its overhead
 WEIGHTS_COST, LOGITS_COST = 10.0, 4.5  # cycles that 128 keys cost in themselves, and for each register of their logits (counted)
 REGISTERS = 64  # of logits in flight
@@ -93,6 +94,15 @@ class TpuAxis:
         return self._kinds[0]
 
     @property
+    def ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """First and last key that the queries of each kind see, counted from the block's, int32 [kinds, tile] each.
+
+        What queries beyond the end see is of no account.
+        """
+        first, last = self.seen.argmax(2), self.width - 1 - self.seen[:, :, ::-1].argmax(2)
+        return first.astype(np.int32), last.astype(np.int32)
+
+    @property
     def kind(self) -> np.ndarray:
         """Of each residue class and tile, [dilation, count]."""
         return self._kinds[1]
@@ -119,6 +129,7 @@ class TpuPlan:
     head_dim: int
     itemsize: int  # bytes of a value
     vmem: int  # bytes of VMEM that a program may use
+    bias: bool  # is added to the logits
     backward: bool = False
 
     @property
@@ -216,6 +227,22 @@ class TpuPlan:
         return math.prod(len(tile.seen) for tile in self.tiles)
 
     @property
+    def logits(self) -> tuple[int, int]:
+        """Of a tile: queries, head under head, and keys; transposed in the backward pass."""
+        rows = self.pack * self.queries
+        return (self.keys, rows) if self.backward else (rows, self.keys)
+
+    @property
+    def table_bytes(self) -> int:
+        """Of a table for each kind of tile."""
+        return self.num_kinds * math.prod(self.logits) * 4
+
+    @property
+    def tabled(self) -> bool:
+        """Whether tables tell what the tiles see, which is quicker than to compare; without a bias only where they are small."""
+        return self.bias or self.table_bytes <= TPU_TABLE_BYTES
+
+    @property
     def groups(self) -> int:
         """Residue classes."""
         return math.prod(axis.dilation for axis in self.axes)
@@ -286,17 +313,20 @@ class TpuPlan:
         return slices * self.axes[1].positions * padded(self.axes[2].positions, 4 * SUBLANES // itemsize) * LANES * itemsize
 
     def vmem_bytes(self, strips: "Strips") -> int:
-        """Two buffers of every array; queries, results, keys and values of the maps that are worked on together; tables; what waits."""
+        """Two buffers of every array; queries, results, keys and values of the maps that are worked on together; sights; what waits."""
         blocks = (3 if self.backward else 2) * self._map_bytes(strips.queries, self.itemsize)
         blocks += 2 * self._map_bytes(strips.keys, self.itemsize)
         if self.backward:
             blocks += 2 * self._map_bytes(strips.keys, self.itemsize if strips.count == 1 else 4)
         query_rows, key_rows = (math.prod(shape[:-1]) * LANES for shape in self.buffers(strips))
         scratch = (3 if self.backward else 2) * query_rows * 4 + 2 * key_rows * self.itemsize + self.backward * 2 * key_rows * 4
-        logits = self.pack * self.queries * self.keys * 4
-        tables = (4 if self.backward else 2) * self.num_kinds * logits
+        logits = math.prod(self.logits) * 4
+        sights = (4 if self.bias and self.backward else 2) * self.table_bytes
+        if not self.tabled:
+            row = SUBLANES * padded(self.logits[1], LANES) if self.backward else self.logits[0] * LANES
+            sights = 2 * (2 * self.num_kinds * row * 4 + logits)
         products = (8 if self.backward else 2) * self.batches(strips).tiles * logits
-        return self.maps(strips) * 2 * self.images * blocks + self.maps_together(strips) * scratch + tables + products
+        return self.maps(strips) * 2 * self.images * blocks + self.maps_together(strips) * scratch + sights + products
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.neighborhood_attention import IMPLEMENTATIONS, canonical, pallas_tpu
+from pallas_kernels.neighborhood_attention import IMPLEMENTATIONS, canonical, pallas_tpu, tiles
 from pallas_kernels.neighborhood_attention.shapes import MODELS, NASTY
 
 PALLAS = [name for name in IMPLEMENTATIONS if name.startswith("pallas")]
@@ -100,12 +100,19 @@ def test_values_and_gradients_are_those_of_the_definition(which, name):
     assert deviation(ours, expected(name, "float32")) < TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize(("name", "vmem", "counts"), [("extra_tokens", 1_800_000, (2, 4))])
+@pytest.mark.parametrize("name", ["causal", "grouped_heads"])
+def test_a_tpu_s_ranges_see_what_tables_do(name, monkeypatch):
+    monkeypatch.setattr(tiles, "TPU_TABLE_BYTES", 0)
+    test_values_and_gradients_are_those_of_the_definition("pallas_tpu", name)
+
+
+@pytest.mark.parametrize(("name", "vmem", "counts"), [("extra_tokens", 1_800_000, (2, 4)), ("causal", 2_900_000, (1, 2))])
 def test_a_tpu_s_strips_of_a_map_add_up(name, vmem, counts, monkeypatch):
+    """The last strip of the second is shorter."""
     monkeypatch.setattr(pallas_tpu, "TPU_VMEM_BYTES_ELSEWHERE", vmem)
     arrays, options = SHAPES[name].arguments()
     arguments = canonical(*arrays, **options)
-    plans = [pallas_tpu._plan(arrays[0], arguments["axes"], backward=backward) for backward in (False, True)]
+    plans = [pallas_tpu._plan(arrays[0], arguments["axes"], arguments["bias"], backward=backward) for backward in (False, True)]
     assert tuple(plan.strips.count for plan in plans) == counts
     test_values_and_gradients_are_those_of_the_definition("pallas_tpu", name)
 
