@@ -28,7 +28,7 @@ def fewer_parts(config, in_the_middle: int = 2) -> dict:
     if "depth" in names:
         shrink["depth"] = min(config.depth, in_the_middle)
     if "kernel_sizes" in names:
-        shrink["kernel_sizes"] = tuple(min(k, 7) for k in config.kernel_sizes)
+        shrink["kernel_sizes"] = tuple(min(k, 5) for k in config.kernel_sizes)
     return shrink
 
 
