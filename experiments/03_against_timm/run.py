@@ -33,6 +33,7 @@ TIMM = {  # our name -> timm's
     "efficientvit_m0": "efficientvit_m0",
     "shvit_s1": "shvit_s1",
     "mambaout_femto": "mambaout_femto",
+    "halonet_h1": "halonet_h1",
 }
 
 
