@@ -307,13 +307,14 @@ class Call:
         return self.plan.maps_together(self.strips)
 
     def run(self, kernel, scale: float, query_maps, key_maps, table, query_results, key_results) -> Sequence[Array]:
-        """Runs over all images, chunks of heads and strips; the sum of the table's gradients of each core is the last result."""
+        """Runs over all images, chunks of heads and strips; the last result backward is the gradient of a bias table, core by core."""
         plan, strips = self.plan, self.strips
         blocks = query_maps[0].shape[0] // self.images
         cores = CORES.get(device_kind(), CORES_ELSEWHERE)
         cores = cores if blocks % cores == 0 else 1
         grid = (cores, plan.chunks, blocks // cores, strips.count)
-        sights, sums = Ranges.of(plan) if table is None else [table], [table] if plan.bias and plan.backward else []
+        sights = Ranges.of(plan) if table is None else [table]
+        sums = [table] if plan.bias and plan.backward else []
         products = (plan.batches(strips).tiles, *plan.logits)
         (*places, cols, lanes), (*key_places, key_cols, _) = ((self.maps, *buffer) for buffer in plan.buffers(strips))
         scratch = [_words_buffer((*places, cols, lanes), x.dtype) for x in query_maps]
@@ -611,9 +612,11 @@ def _each_batch(phases: tuple, program: Program, waiting: list[tuple]) -> None:
 def _row(ref, n, first, row, call: Call):
     """A row of a map in words, [words, lanes], of images side by side in the lanes and along the columns."""
     plan = call.plan
-    images = iter(range(plan.images))
-    parts = [[_words(ref, (n * plan.images + next(images), first, row)) for _ in range(plan.fold)] for _ in range(plan.beside)]
-    return jnp.concatenate([jnp.concatenate(each, -1) for each in parts], 0)
+
+    def fold(i):
+        return jnp.concatenate([_words(ref, (n * plan.images + (i * plan.fold + j), first, row)) for j in range(plan.fold)], -1)
+
+    return jnp.concatenate([fold(i) for i in range(plan.beside)], 0)
 
 
 def _words_buffer(shape: tuple[int, ...], dtype):

@@ -36,12 +36,12 @@ class TpuAxis:
     tile: int  # queries
     columns: bool = False  # that lie in the sublanes of a register: key blocks begin on a whole word
     extra: int = 0  # keys by which the width is enlarged
-    maps: int = 1  # that lie side by side along the axis
+    beside: int = 1  # maps, side by side along the axis
 
     @property
     def positions(self) -> int:
         """Of all maps."""
-        return self.maps * self.axis.positions
+        return self.beside * self.axis.positions
 
     @property
     def count(self) -> int:
@@ -51,8 +51,8 @@ class TpuAxis:
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the queries of each tile, [dilation, count, tile]; queries beyond the end repeat the last."""
         padding = ((0, 0), (0, self.count * self.tile - self.positions))
-        begin = np.repeat(np.arange(self.maps) * self.axis.positions, self.axis.positions)  # of each position's map
-        windows = (np.tile(x, self.maps) + begin for x in self.axis.windows())
+        begin = np.repeat(np.arange(self.beside) * self.axis.positions, self.axis.positions)  # of each position's map
+        windows = (np.tile(x, self.beside) + begin for x in self.axis.windows())
         start, stop = (np.pad(x, padding, "edge").reshape(-1, self.count, self.tile) for x in windows)
         return start, stop
 
@@ -169,43 +169,43 @@ class TpuPlan:
         elif self.axes[0].size > 1:
             sides = ([1, 2, 4, 8, 16], [1], [8, 16, 32])
         best = None
-        for maps, sizes in itertools.product(filter(self._may_be_beside, BESIDE), itertools.product(*sides)):
+        for beside, sizes in itertools.product(filter(self._may_be_beside, BESIDE), itertools.product(*sides)):
             rows = self.pack * math.prod(sizes)
             if rows % FULL_TILE or rows > 2 * LANES:
                 continue
-            tiles = self._cut(sizes, maps)
+            tiles = self._cut(sizes, beside)
             keys = math.prod(tile.width for tile in tiles)
             if self.backward:  # registers that the matrix unit gives
                 cost = 4 * keys / SUBLANES * pl.cdiv(rows, LANES) + rows / SUBLANES * pl.cdiv(keys, LANES)
             else:
                 cost = keys / LANES * (WEIGHTS_COST + LOGITS_COST * rows / SUBLANES)
-            cost *= math.prod(tile.count for tile in tiles) / maps
+            cost *= math.prod(tile.count for tile in tiles) / beside
             if best is None or cost < best[0]:
                 best = cost, tiles
         assert best is not None
         return best[1]
 
-    def _may_be_beside(self, maps: int) -> bool:
+    def _may_be_beside(self, count: int) -> bool:
         """Of whole words, which no image is left out of, and which take little VMEM."""
-        whole = self.axes[2].positions % WORD == 0 and self.batch % (maps * self.fold) == 0
-        return maps == 1 or (whole and maps * self._fold_bytes <= 2 * TPU_BLOCK_BYTES)
+        whole = self.axes[2].positions % WORD == 0 and self.batch % (count * self.fold) == 0
+        return count == 1 or (whole and count * self._fold_bytes <= 2 * TPU_BLOCK_BYTES)
 
     @property
     def _fold_bytes(self) -> int:
         """Of all arrays of a fold."""
         return (7 if self.backward else 4) * self.fold * self._map_bytes(self.axes[0].positions, self.itemsize)
 
-    def _cut(self, sizes: tuple[int, ...], maps: int) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
+    def _cut(self, sizes: tuple[int, ...], beside: int) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
         """Tiles of these sizes; forward, where keys lie in the lanes, slices of keys are added until these are full."""
         first, rows = (TpuAxis(axis, size) for axis, size in zip(self.axes[:2], sizes[:2], strict=True))
-        cols = TpuAxis(self.axes[2], sizes[2], columns=True, maps=maps)
+        cols = TpuAxis(self.axes[2], sizes[2], columns=True, beside=beside)
         step = 1 if self.backward else LANES // math.gcd(LANES, rows.width * cols.width)
         return dataclasses.replace(first, extra=padded(first.width, step) - first.width), rows, cols
 
     @property
     def beside(self) -> int:
         """Folds whose columns lie side by side."""
-        return self.tiles[2].maps
+        return self.tiles[2].beside
 
     @property
     def images(self) -> int:
@@ -224,7 +224,7 @@ class TpuPlan:
 
     @property
     def num_kinds(self) -> int:
-        return math.prod(len(tile.seen) for tile in self.tiles)
+        return math.prod(len(tile.offsets) for tile in self.tiles)
 
     @property
     def logits(self) -> tuple[int, int]:
@@ -237,7 +237,7 @@ class TpuPlan:
         """Of a table for each kind of tile."""
         return self.num_kinds * math.prod(self.logits) * 4
 
-    @property
+    @functools.cached_property
     def tabled(self) -> bool:
         """Whether tables tell what the tiles see, which is quicker than to compare; without a bias only where they are small."""
         return self.bias or self.table_bytes <= TPU_TABLE_BYTES
@@ -320,13 +320,16 @@ class TpuPlan:
             blocks += 2 * self._map_bytes(strips.keys, self.itemsize if strips.count == 1 else 4)
         query_rows, key_rows = (math.prod(shape[:-1]) * LANES for shape in self.buffers(strips))
         scratch = (3 if self.backward else 2) * query_rows * 4 + 2 * key_rows * self.itemsize + self.backward * 2 * key_rows * 4
-        logits = math.prod(self.logits) * 4
-        sights = (4 if self.bias and self.backward else 2) * self.table_bytes
-        if not self.tabled:
-            row = SUBLANES * padded(self.logits[1], LANES) if self.backward else self.logits[0] * LANES
-            sights = 2 * (2 * self.num_kinds * row * 4 + logits)
-        products = (8 if self.backward else 2) * self.batches(strips).tiles * logits
-        return self.maps(strips) * 2 * self.images * blocks + self.maps_together(strips) * scratch + sights + products
+        products = (8 if self.backward else 2) * self.batches(strips).tiles * math.prod(self.logits) * 4
+        return self.maps(strips) * 2 * self.images * blocks + self.maps_together(strips) * scratch + self._sights_bytes + products
+
+    @property
+    def _sights_bytes(self) -> int:
+        """Two buffers of tables and their gradients, or of the ranges of queries and the places of keys."""
+        if self.tabled:
+            return (4 if self.bias and self.backward else 2) * self.table_bytes
+        row = SUBLANES * padded(self.logits[1], LANES) if self.backward else self.logits[0] * LANES
+        return 2 * (2 * self.num_kinds * row + math.prod(self.logits)) * 4
 
 
 @dataclasses.dataclass(frozen=True)
