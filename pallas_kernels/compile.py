@@ -204,7 +204,9 @@ def _count(target: Target, device, dump: str, fn, args) -> dict[str, Any]:
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=abstract)):
         results = jax.eval_shape(fn, *args)
         jitted = jax.jit(fn, in_shardings=jax.tree.map(row_major, args), out_shardings=jax.tree.map(row_major, results))
-        compiled = jitted.lower(*args).compile()
+        # Since jax 0.12 the name "gpu", which a device of a topology has, must be that of a device that is here.
+        platforms = ("cuda",) if target.platform == "gpu" else (target.platform,)
+        compiled = jitted.trace(*args).lower(lowering_platforms=platforms).compile()
     program = compiled.as_text() or ""
     read = tpu_cycles if target.platform == "tpu" else ptxas_facts
     kernels = sorted(set(KERNEL.findall(program)))
