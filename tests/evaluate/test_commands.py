@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from tests.four_devices import run_on_four_devices
+from tests.processes import run_on_four_devices
 from tests.train.conftest import config_file, tiny_experiment
 from vitlab import predict
 from vitlab.config import ConfigError

@@ -4,7 +4,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from pallas_kernels.sharding import indivisible
-from tests.four_devices import run_on_four_devices
+from tests.processes import run_on_four_devices
 
 SPLIT = """
     import jax, jax.numpy as jnp, numpy as np

@@ -19,7 +19,7 @@ from pallas_kernels.window_attention import (
     window_attention_qkv,
 )
 from pallas_kernels.window_attention.shapes import MODELS, NASTY, Shape
-from tests.four_devices import run_on_four_devices
+from tests.processes import run_on_four_devices
 
 SHAPES = {**{name: shape.downsized() for name, shape in MODELS.items()}, **NASTY}
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]

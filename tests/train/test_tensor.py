@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.four_devices import run_on_four_devices
+from tests.processes import run_on_four_devices
 from vitlab.config import ConfigError, ModelConfig
 from vitlab.train.functional import build
 from vitlab.train.mesh import check_tensor, parts_of_batch

@@ -1,0 +1,396 @@
+"""What a Mosaic GPU kernel of neighborhood attention is made of: which tiles meet which blocks, and the program that has them meet.
+
+The map is cut into tiles of 64 tokens, the rows of a product of a warpgroup (wgmma). A program has two tiles, side by side,
+each with a warpgroup that computes; a third warpgroup copies the blocks of tokens that one of the two meets to shared memory,
+a few ahead. A block that a tile sees as a whole is not masked.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from pallas_kernels.neighborhood_attention.layout import Axes
+from pallas_kernels.neighborhood_attention.reference import NO_KEY
+from pallas_kernels.neighborhood_attention.tiles import padded
+from pallas_kernels.sharding import varying_like
+
+TILE = 64  # tokens, the rows of a product of a warpgroup
+COMPUTING = 2  # warpgroups of a program, each with a tile
+STAGES = 2  # blocks in shared memory
+COMPUTING_REGISTERS, COPYING_REGISTERS = 232, 40  # of each thread
+ROWS, MATRIX, COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(0)
+Three = tuple[int, int, int]  # along slices, rows and columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What the kernels know when they are compiled."""
+
+    axes: Axes
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    interpret: bool
+
+    @property
+    def tile(self) -> Three:
+        """Tokens of a tile, 64 together; of columns whole multiples of 8, what the layout of shared memory asks."""
+        if self.axes[1].size > 1:
+            return 2, 4, 8
+        return (8, 1, 8) if self.axes[0].size > 1 else (1, 1, 64)
+
+    @property
+    def pair(self) -> Three:
+        """Tokens of the two tiles of a program."""
+        slices, rows, cols = self.tile
+        return (slices, rows * COMPUTING, cols) if rows > 1 else (slices, rows, cols * COMPUTING)
+
+    @property
+    def padded(self) -> Three:
+        """Size of the map in whole pairs."""
+        slices, rows, cols = (padded(axis.size, n) for axis, n in zip(self.axes, self.pair, strict=True))
+        return slices, rows, cols
+
+    def counts(self, sizes: Three) -> Three:
+        """Tiles, pairs or blocks along each axis."""
+        slices, rows, cols = (n // size for n, size in zip(self.padded, sizes, strict=True))
+        return slices, rows, cols
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a kernel does with the tokens of its tiles and those that they meet."""
+
+    name: str  # of the kernel
+    problem: Problem
+    block: Three  # tokens met at a time
+    kept: int  # arrays of which a program keeps its tiles
+    met: int  # arrays of which it meets blocks
+    kept_numbers: int = 0  # arrays, with a number for each token, of which a program keeps its tiles
+    met_numbers: int = 0  # likewise, of which it meets blocks, which are then a tile's size
+    of_keys: bool = False  # the tiles, which then meet queries
+
+    @property
+    def live(self) -> list[int]:
+        """Axes that have more than a token, and the columns."""
+        return [i for i, axis in enumerate(self.problem.axes) if axis.size > 1 or i == 2]
+
+
+class Sights(NamedTuple):
+    """What tiles see along an axis, in tokens: int32 arrays, in a kernel references to them."""
+
+    windows: Any  # first token and one past the last for each row, [tiles, 2, 64]; none beyond the end of the axis
+    whole: Any  # the tokens that all rows see, likewise, [tiles, 2]
+    blocks: Any  # of the pairs: the first block that one of their rows sees, and how many, [pairs, 2]
+
+
+def _sights(plan: Plan) -> list[Sights]:
+    """For each live axis, of queries that see keys, or of keys that see the queries that see them."""
+    problem = plan.problem
+    slots = np.arange(TILE)
+    sights = []
+    for i in plan.live:
+        axis, size, pair, step = problem.axes[i], problem.tile[i], problem.pair[i], plan.block[i]
+        start, stop = (x[0] for x in (axis.inverse_windows() if plan.of_keys else axis.windows()))
+        count = problem.padded[i] // size
+        place = slots // math.prod(problem.tile[i + 1 :]) % size + np.arange(count)[:, None] * size  # tiles 64
+        inside, at = place < axis.size, np.minimum(place, axis.size - 1)
+        windows = np.stack([np.where(inside, x[at], 0) for x in (start, stop)], 1)
+        whole = np.stack([windows[:, 0].max(1), np.where(inside, stop[at], axis.size).min(1)], 1)
+        in_pairs = (-1, pair // size * TILE)
+        first = np.where(inside, start[at], axis.size).reshape(in_pairs).min(1) // step
+        blocks = np.stack([first, np.maximum(-(-windows[:, 1].reshape(in_pairs).max(1) // step) - first, 0)], 1)
+        sights.append(Sights(*(jnp.asarray(x, jnp.int32) for x in (windows, whole, blocks))))
+    return sights
+
+
+def call(kernel: Callable[..., None], arrays: tuple[Array, ...], results: tuple[jax.ShapeDtypeStruct, ...], plan: Plan) -> list[Array]:
+    """Runs a kernel: a program for each pair of tiles of each head and image.
+
+    Args:
+      kernel: Gets a reference to each array and result, and the `Program`.
+      arrays: Of tokens, [b, slices, rows, cols, heads * head_dim] in whole pairs, or of numbers, [b, heads, tiles, 64].
+      results: Likewise.
+      plan: What it does.
+    """
+    problem = plan.problem
+    tables = [x for sights in _sights(plan) for x in sights]
+
+    def body(*refs, **scratch):
+        tables_ = refs[len(arrays) : len(arrays) + len(tables)]
+        sights = [Sights(*tables_[i : i + 3]) for i in range(0, len(tables_), 3)]
+        kernel(*refs[: len(arrays)], *refs[len(arrays) + len(tables) :], program=Program(plan, sights, **scratch))
+
+    run = plgpu.kernel(
+        body,
+        out_type=results,
+        scratch_types=_scratch(plan, arrays[0].dtype),
+        grid=(problem.batch, problem.kv_heads if plan.of_keys else problem.heads, math.prod(problem.counts(problem.pair))),
+        grid_names=("image", "head", "pair"),
+        num_threads=COMPUTING + 1,
+        thread_name="warpgroup",
+        kernel_name=f"neighborhood_attention_{plan.name}",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=_interpreter() if problem.interpret else None,
+    )
+    return [varying_like(x, arrays[0]) for x in run(*arrays, *tables)]  # what differs from shard to shard, it forgets
+
+
+def _scratch(plan: Plan, dtype) -> dict[str, Any]:
+    """Shared memory and barriers of a program, by the names that `Program` has for them."""
+    problem, layout = plan.problem, (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    kept, met = plan.kept * math.prod(problem.tile[:2]), plan.met * math.prod(plan.block[:2])  # copies, one a row of the map
+    return {
+        "tiles": [plgpu.SMEM((COMPUTING, TILE, problem.head_dim), dtype, transforms=layout)] * plan.kept,
+        "blocks": [plgpu.SMEM((STAGES, math.prod(plan.block), problem.head_dim), dtype, transforms=layout)] * plan.met,
+        "kept_numbers": [plgpu.SMEM((COMPUTING, TILE), jnp.float32)] * max(plan.kept_numbers, 1),  # one for a result
+        "met_numbers": [plgpu.SMEM((STAGES, TILE), jnp.float32)] * plan.met_numbers,
+        "windows": plgpu.SMEM((COMPUTING, len(plan.live), 2, TILE), jnp.int32),
+        "loaded": plgpu.Barrier(num_arrivals=kept + plan.kept_numbers + len(plan.live), num_barriers=COMPUTING),
+        "ready": plgpu.Barrier(num_arrivals=met + plan.met_numbers, num_barriers=STAGES),
+        "free": plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=STAGES),
+    }
+
+
+def _interpreter():
+    """Of Mosaic GPU on a CPU; jax has a public name for it since 0.11."""
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    return InterpretGPUParams()
+
+
+class Place(NamedTuple):
+    """Where a tile or a block begins."""
+
+    image: Array
+    head: Array
+    tokens: tuple[Array, Array, Array]  # along slices, rows and columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the warpgroups of a program share, and where each is."""
+
+    plan: Plan
+    sights: list[Sights]  # of the live axes
+    tiles: list[Any]
+    blocks: list[Any]
+    kept_numbers: list[Any]
+    met_numbers: list[Any]
+    windows: Any
+    loaded: Any
+    ready: Any
+    free: Any
+
+    @property
+    def warpgroup(self) -> Array:
+        return lax.axis_index("warpgroup")
+
+    @property
+    def pair(self) -> list[Array]:
+        return _unravel(lax.axis_index("pair"), self.plan.problem.counts(self.plan.problem.pair))
+
+    @property
+    def tile(self) -> list[Array]:
+        """The number along each axis of the tile of a warpgroup that computes."""
+        problem = self.plan.problem
+        doubled = problem.pair.index(next(p for p, t in zip(problem.pair, problem.tile, strict=True) if p != t))
+        return [x * COMPUTING + self.warpgroup if i == doubled else x for i, x in enumerate(self.pair)]
+
+    @property
+    def place(self) -> Place:
+        """Of the tile."""
+        slice_, row, col = (x * size for x, size in zip(self.tile, self.plan.problem.tile, strict=True))
+        return Place(lax.axis_index("image"), lax.axis_index("head"), (slice_, row, col))
+
+    def meeting(self) -> tuple[Array, Callable[[Array], Place]]:
+        """How many blocks the pair meets, of all heads that share its keys if it is of keys, and where each is."""
+        plan, problem = self.plan, self.plan.problem
+        first, counts = [jnp.int32(0)] * 3, [jnp.int32(1)] * 3
+        for i, sights in zip(plan.live, self.sights, strict=True):
+            first[i], counts[i] = (sights.blocks[self.pair[i], n] for n in range(2))
+        shared = problem.heads // problem.kv_heads
+
+        def block(step: Array) -> Place:
+            round_, *numbers = _unravel(step, (shared, *counts))
+            slice_, row, col = ((a + b) * size for a, b, size in zip(first, numbers, plan.block, strict=True))
+            head = lax.axis_index("head")
+            head = head * shared + round_ if plan.of_keys else lax.div(head, jnp.int32(shared))
+            return Place(lax.axis_index("image"), head, (slice_, row, col))
+
+        return counts[0] * counts[1] * counts[2] * (shared if plan.of_keys else 1), block
+
+    def run(self, compute: Callable[..., None], *, kept, met, kept_numbers=(), met_numbers=()) -> None:
+        """Has tiles loaded and computed upon, while blocks are copied.
+
+        Args:
+          compute: Gets a function that goes through the blocks: of a body, which gets the place of a block, references to
+            what was met of it and the carry, and of the first carry; it returns the last.
+          kept: Arrays of which the tiles are kept, in `tiles`.
+          met: Arrays of which blocks are met.
+          kept_numbers: Like `kept`, in `kept_numbers`.
+          met_numbers: Like `met`.
+        """
+        steps, block = self.meeting()
+
+        @pl.when(self.warpgroup < COMPUTING)
+        def _():
+            plgpu.set_max_registers(COMPUTING_REGISTERS, action="increase")
+            self._load(kept, kept_numbers)
+            compute(functools.partial(self._each_block, steps, block))
+
+        @pl.when(self.warpgroup == COMPUTING)
+        def _():
+            plgpu.set_max_registers(COPYING_REGISTERS, action="decrease")
+
+            def copy(step, _) -> None:
+                slot = lax.rem(step, jnp.int32(STAGES))
+                pl.when(step >= STAGES)(lambda: plgpu.barrier_wait(self.free.at[slot]))
+                self._meet(block(step), slot, met, met_numbers)
+
+            lax.fori_loop(0, steps, copy, None)
+            for slot in range(STAGES):  # so that no barrier is left with an arrival that nobody has seen
+                pl.when(slot < steps)(functools.partial(plgpu.barrier_wait, self.free.at[slot]))
+
+    def _load(self, kept, numbers) -> None:
+        """The tile of a warpgroup, its numbers and its windows."""
+        own, loaded = self.warpgroup, self.loaded.at[self.warpgroup]
+        for ref, smem in zip(kept, self.tiles, strict=True):
+            for there, here in self._rows(ref, smem.at[own], self.place, self.plan.problem.tile):
+                plgpu.copy_gmem_to_smem(there, here, loaded)
+        for ref, smem in zip(numbers, self.kept_numbers, strict=False):
+            plgpu.copy_gmem_to_smem(self._numbers_at(ref, self.place), smem.at[own], loaded)
+        for i, (axis, sights) in enumerate(zip(self.plan.live, self.sights, strict=True)):
+            plgpu.copy_gmem_to_smem(sights.windows.at[self.tile[axis]], self.windows.at[own, i], loaded)
+        plgpu.barrier_wait(loaded)
+
+    def _meet(self, place: Place, slot: Array, met, numbers) -> None:
+        """A block."""
+        ready = self.ready.at[slot]
+        for ref, smem in zip(met, self.blocks, strict=True):
+            for there, here in self._rows(ref, smem.at[slot], place, self.plan.block):
+                plgpu.copy_gmem_to_smem(there, here, ready)
+        for ref, smem in zip(numbers, self.met_numbers, strict=True):
+            plgpu.copy_gmem_to_smem(self._numbers_at(ref, place), smem.at[slot], ready)
+
+    def _each_block(self, steps, block, body, carry):
+        def step(i, carry):
+            slot = lax.rem(i, jnp.int32(STAGES))
+            plgpu.barrier_wait(self.ready.at[slot])
+            carry = body(block(i), *(smem.at[slot] for smem in (*self.blocks, *self.met_numbers)), carry)
+            plgpu.barrier_arrive(self.free.at[slot])
+            return carry
+
+        return lax.fori_loop(0, steps, step, carry)
+
+    def _rows(self, ref, smem, place: Place, size: Three) -> Iterator[tuple[Any, Any]]:
+        """The rows of a tile or block in the map and in shared memory, [columns, head_dim] each."""
+        dim = self.plan.problem.head_dim
+        for i in range(size[0] * size[1]):
+            slice_, row, col = place.tokens[0] + i // size[1], place.tokens[1] + i % size[1], place.tokens[2]
+            there = ref.at[place.image, slice_, row, pl.ds(col, size[2]), pl.ds(place.head * dim, dim)]
+            yield there, smem.at[pl.ds(i * size[2], size[2])]
+
+    def _numbers_at(self, ref, place: Place):
+        """Those of a tile."""
+        _, rows, cols = self.plan.problem.counts(self.plan.problem.tile)
+        tile = [lax.div(x, jnp.int32(size)) for x, size in zip(place.tokens, self.plan.problem.tile, strict=True)]
+        return ref.at[place.image, place.head, (tile[0] * rows + tile[1]) * cols + tile[2]]
+
+    def masked(self, logits: Array, place: Place) -> Array:
+        """NO_KEY where a row of the tile does not see a token of the block."""
+        plan = self.plan
+        whole = jnp.bool_(True)
+        for i, sights in zip(plan.live, self.sights, strict=True):
+            begin, tile = place.tokens[i], self.tile[i]
+            whole &= (sights.whole[tile, 0] <= begin) & (begin + plan.block[i] <= sights.whole[tile, 1])
+
+        def mask(logits):
+            slot = self.iota(logits.shape)
+            for n, i in enumerate(plan.live):
+                after = math.prod(plan.block[i + 1 :])  # powers of two
+                at = ((slot >> (after.bit_length() - 1)) & (plan.block[i] - 1)) + place.tokens[i]
+                first, stop = (of_rows(self.laid(self.windows[self.warpgroup, n, bound], ROWS), logits) for bound in range(2))
+                logits = jnp.where((at >= first) & (at < stop), logits, NO_KEY)
+            return logits
+
+        return lax.cond(whole, lambda x: x, mask, logits)
+
+    def laid(self, x: Array, layout) -> Array:
+        """An array with a layout of registers, which the interpreter does not know."""
+        return x if self.plan.problem.interpret else plgpu.layout_cast(x, layout)
+
+    def iota(self, shape: tuple[int, ...]) -> Array:
+        """The columns."""
+        if self.plan.problem.interpret:
+            return lax.broadcasted_iota(jnp.int32, shape, 1)
+        return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=MATRIX)
+
+    def full(self, shape: tuple[int, ...], value: float = 0.0) -> Array:
+        return self.laid(jnp.full(shape, value, jnp.float32), MATRIX if len(shape) == 2 else ROWS)
+
+    def product(self, x, y) -> Array:
+        """x y^T of matrices in shared memory."""
+        if self.plan.problem.interpret:
+            return _interpreted_product(x[...], y[...].T)
+
+        def multiply(acc):
+            plgpu.wgmma(acc, x, plgpu.transpose_ref(y, (1, 0)))
+            return acc[...]
+
+        return pl.run_scoped(multiply, plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32))
+
+    def add_product(self, onto: Array, x: Array, y) -> Array:
+        """onto + x y, `x` in registers and in the dtype of `y`, which is in shared memory."""
+        x = x.astype(y.dtype)
+        if self.plan.problem.interpret:
+            return onto + _interpreted_product(x, y[...])
+        return pl.run_state(lambda acc: plgpu.wgmma(acc, x, y))(plgpu.ACC.init(onto))  # pyright: ignore[reportReturnType]
+
+    def store(self, ref, x: Array, smem) -> None:
+        """Writes a tile, by way of shared memory that is not needed any more."""
+        smem[...] = x.astype(ref.dtype)
+        plgpu.commit_smem()
+        for there, here in self._rows(ref, smem, self.place, self.plan.problem.tile):
+            plgpu.copy_smem_to_gmem(here, there)
+
+    def store_numbers(self, ref, x: Array, smem) -> None:
+        smem[...] = x
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(smem, self._numbers_at(ref, self.place))
+
+
+def _unravel(number, counts: tuple) -> list[Array]:
+    """The last runs fastest."""
+    places = []
+    for count in reversed(counts[1:]):
+        places.append(lax.rem(number, jnp.int32(count)))
+        number = lax.div(number, jnp.int32(count))
+    return [number, *reversed(places)]
+
+
+def _interpreted_product(x: Array, y: Array) -> Array:
+    """What wgmma computes, of which jax's interpreter knows a part."""
+    return lax.dot(x, y, preferred_element_type=jnp.float32)
+
+
+def of_rows(x: Array, like: Array) -> Array:
+    """A number for each row, as a matrix."""
+    return lax.broadcast_in_dim(x, like.shape, [0])
+
+
+def of_columns(x: Array, like: Array) -> Array:
+    """A number for each column."""
+    return lax.broadcast_in_dim(x, like.shape, [1])
