@@ -114,13 +114,17 @@ def median_seconds(run: Callable[[], Any]) -> float:
 
 def count(target: str, op: str, names: Sequence[str], dtypes: Sequence[str]) -> Iterator[Line]:
     """What a compiler says of the kernels for a device that is elsewhere."""
-    implementation, device = TARGETS[target].implementation, TARGETS[target]
-    if implementation not in importlib.import_module(f"pallas_kernels.{op}").IMPLEMENTATIONS:
-        return
+    table = importlib.import_module(f"pallas_kernels.{op}").IMPLEMENTATIONS
+    for implementation in (name for name in TARGETS[target].implementations if name in table):
+        yield from _count(target, op, implementation, names, dtypes)
+
+
+def _count(target: str, op: str, implementation: str, names: Sequence[str], dtypes: Sequence[str]) -> Iterator[Line]:
+    device = TARGETS[target]
     if reason := missing(target):
         yield Line(op=op, shape="-", batch=0, dtype="-", pass_="-", implementation=implementation, device=target, kind=reason)
         return
-    for result in compile_all(target, op, names, dtypes):
+    for result in compile_all(target, op, names, dtypes, implementation=implementation):
         shape, which = _shapes(op)[result["shape"]], result["pass"]
         kind, seconds, note = "counted", None, ""
         if "error" in result:

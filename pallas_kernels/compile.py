@@ -38,7 +38,7 @@ class Target:
     """A device to compile for."""
 
     platform: str
-    implementation: str  # that is compiled for it
+    implementations: tuple[str, ...]  # that are compiled for it
     topology: str
     package: str  # that brings its compiler
     bytes_per_second: float  # of its memory
@@ -49,10 +49,10 @@ class Target:
 # Google's documentation of TPU v5e, v5p and v6e (HBM and peak; a core of v5e has 4 matrix units of 128 x 128, so 197e12 / 2**17 Hz);
 # H100 SXM: NVIDIA's data sheet.
 TARGETS: Mapping[str, Target] = {
-    "v5e": Target("tpu", "pallas_tpu", "v5e:2x2", "libtpu", 819e9, 197e12, 1.5e9),
-    "v5p": Target("tpu", "pallas_tpu", "v5p:2x2x1", "libtpu", 2765e9, 459e12),
-    "v6e": Target("tpu", "pallas_tpu", "v6e:2x2", "libtpu", 1640e9, 918e12),
-    "h100": Target("gpu", "pallas_gpu", "1x1x1", "jax_cuda13_plugin", 3352e9, 989e12),
+    "v5e": Target("tpu", ("pallas_tpu",), "v5e:2x2", "libtpu", 819e9, 197e12, 1.5e9),
+    "v5p": Target("tpu", ("pallas_tpu",), "v5p:2x2x1", "libtpu", 2765e9, 459e12),
+    "v6e": Target("tpu", ("pallas_tpu",), "v6e:2x2", "libtpu", 1640e9, 918e12),
+    "h100": Target("gpu", ("pallas_gpu", "mosaic_gpu"), "1x1x1", "jax_cuda13_plugin", 3352e9, 989e12),
 }
 
 H100 = """
@@ -83,6 +83,7 @@ def compile_all(
     shapes: Sequence[str] = (),
     dtypes: Sequence[str] = ("bfloat16", "float32"),
     *,
+    implementation: str | None = None,
     fused: bool = False,
     count: bool = True,
 ) -> list[dict[str, Any]]:
@@ -93,6 +94,7 @@ def compile_all(
       op: A package of `pallas_kernels`.
       shapes: Names in its `shapes`; all models by default.
       dtypes: Of query, key and value.
+      implementation: Of the target's; the first by default.
       fused: Compile `<op>_qkv`, which takes the projection to query, key and value.
       count: Have the compilers write what is counted, which takes a third of the time; else kernels are only named.
 
@@ -117,6 +119,7 @@ def compile_all(
             flags["XLA_FLAGS"] = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false" + (
                 f" --xla_dump_to={dump}" if count else ""
             )
+            flags |= {"MOSAIC_GPU_DUMP_TO": dump, "MOSAIC_GPU_DUMP_PTX": "1"} if count else {}
         elif count:
             schedules = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles"  # of seventy passes' texts
             flags["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} {schedules}"
@@ -130,6 +133,7 @@ def compile_all(
             dump,
             "--dtypes",
             *dtypes,
+            *(["--implementation", implementation] if implementation else []),
             *(["--fused"] if fused else []),
         ]
         env = {
@@ -214,7 +218,9 @@ def _count(target: Target, device, dump: str, fn, args) -> dict[str, Any]:
 
 
 # A Pallas kernel in a compiled program, and its name.
-KERNEL = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)"[^\n]*?op_name="[^"]*?(\w+)\)*/pallas_call')
+KERNEL = re.compile(
+    r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton|mosaic_gpu_v2)"[^\n]*?op_name="[^"]*?(\w+)\)*/(?:pallas_call|mpmd_map)'
+)
 
 
 def tpu_cycles(dump: str, program: str) -> dict[str, Any]:
@@ -295,10 +301,12 @@ def _figures(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     op = getattr(package, arguments.op + ("_qkv" if arguments.fused else ""))
     shapes = importlib.import_module(f"pallas_kernels.{arguments.op}.shapes")
     known = {**shapes.MODELS, **getattr(shapes, "NASTY", {})}
+    implementation = arguments.implementation or target.implementations[0]
     for name in arguments.shapes or shapes.MODELS:
         for dtype in arguments.dtypes:
-            for which, (fn, args) in passes(op, known[name], dtype, target.implementation, fused=arguments.fused).items():
-                figures = {"target": arguments.target, "op": op.__name__, "shape": name, "dtype": dtype, "pass": which}
+            for which, (fn, args) in passes(op, known[name], dtype, implementation, fused=arguments.fused).items():
+                figures = {"target": arguments.target, "op": op.__name__, "implementation": implementation}
+                figures |= {"shape": name, "dtype": dtype, "pass": which}
                 try:
                     yield figures | _count(target, device, arguments.dump, fn, args)
                 except (UnsupportedError, UncountableError) as error:
@@ -312,13 +320,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("op")
     parser.add_argument("--shapes", nargs="+", default=())
     parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"))
+    parser.add_argument("--implementation", help="of the target's; the first by default")
     parser.add_argument("--fused", action="store_true", help="the operator that takes the fused projection")
     parser.add_argument("--dump", help="where the compilers were told to write; given by `compile_all`")
     arguments = parser.parse_args(argv)
     lines = (
         _figures(arguments)
         if arguments.dump
-        else compile_all(arguments.target, arguments.op, arguments.shapes, arguments.dtypes, fused=arguments.fused)
+        else compile_all(
+            arguments.target,
+            arguments.op,
+            arguments.shapes,
+            arguments.dtypes,
+            implementation=arguments.implementation,
+            fused=arguments.fused,
+        )
     )
     for line in lines:
         print(json.dumps(line), flush=True)

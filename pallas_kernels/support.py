@@ -10,7 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from pallas_kernels.compile import abstract_arguments
 
 H100 = ("gpu", "NVIDIA H100 80GB HBM3")
-DEVICES = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_gpu": H100, "triton": H100}  # others run anywhere
+DEVICES = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_gpu": H100, "triton": H100, "mosaic_gpu": H100}  # others run anywhere
 
 
 def reason(op: str, implementation: str, shape, dtype) -> str | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Implementation, UnsupportedError, dispatch
-from pallas_kernels.neighborhood_attention import pallas_gpu, pallas_tpu, reference, xla
+from pallas_kernels.neighborhood_attention import mosaic_gpu, pallas_gpu, pallas_tpu, reference, xla
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 from pallas_kernels.sharding import varying_like
 
@@ -20,6 +20,7 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.neighborhood_attention, pallas_tpu.unsupported_reason),  # logits stay on chip
     "pallas_gpu": Implementation(pallas_gpu.neighborhood_attention, pallas_gpu.unsupported_reason),  # no copies, on chip too
     "xla": Implementation(xla.neighborhood_attention, xla.unsupported_reason),  # any device, linear memory
+    "mosaic_gpu": Implementation(mosaic_gpu.neighborhood_attention, mosaic_gpu.unsupported_reason),  # only by name: nobody has timed it
     "reference": Implementation(reference.neighborhood_attention, reference.unsupported_reason),  # quadratic: the definition
 }
 PerAxis = int | tuple[int, ...]

@@ -41,6 +41,15 @@ class Axis:
         start = np.clip(leader - self.kernel // 2, 0, size - self.kernel)
         return start, start + self.kernel
 
+    def inverse_windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """First query that sees each key, and one past the last: windows are monotone, so that no other sees it."""
+        keys = np.arange(self.positions)
+        start, stop = (
+            np.array([np.minimum(np.searchsorted(x, keys, "right"), size) for x, size in zip(bounds, self.class_sizes(), strict=True)])
+            for bounds in reversed(self.windows())
+        )
+        return start, stop
+
     def mask(self) -> np.ndarray:
         """Whether a query sees a key, bool [query, key], both of `size`."""
         start, stop = self.windows()

@@ -88,14 +88,7 @@ class Windows(NamedTuple):
 
 def _windows(axis: Axis, *, inverse: bool = False) -> Windows:
     """Of the keys that queries see, or of the queries that see keys."""
-    start, stop = axis.windows()
-    if inverse:
-        keys = np.arange(axis.positions)
-        start, stop = (
-            np.array([np.minimum(np.searchsorted(x, keys, "right"), size) for x, size in zip(bounds, axis.class_sizes(), strict=True)])
-            for bounds in (stop, start)
-        )
-    return Windows(*(jnp.asarray(x.reshape(-1), jnp.int32) for x in (start, stop)))
+    return Windows(*(jnp.asarray(x.reshape(-1), jnp.int32) for x in (axis.inverse_windows() if inverse else axis.windows())))
 
 
 def neighborhood_attention(

@@ -113,7 +113,7 @@ NASTY: Mapping[str, Shape] = {
     "three_axes": Shape(size=(1, 5, 6, 11, 2, 32), kernel_size=(3, 4, 3), dilation=(1, 1, 2), bias=True),
 }
 
-_PLAIN = Shape(size=(1, 16, 16, 4, 32), kernel_size=7)
+_PLAIN = Shape(size=(1, 16, 16, 4, 64), kernel_size=7)
 
 
 def _plain(**changes) -> Shape:
@@ -124,8 +124,8 @@ def _plain(**changes) -> Shape:
 PROBES: Mapping[str, tuple[Shape, str]] = {
     **{dtype: (_PLAIN, dtype) for dtype in ("float32", "bfloat16", "float16")},
     **{f"head_dim {d}": (_plain(size=(1, 16, 16, 4, d)), "bfloat16") for d in (16, 24, 32, 64, 128, 256)},
-    "one axis": (_plain(size=(1, 256, 4, 32)), "bfloat16"),
-    "three axes": (_plain(size=(1, 8, 8, 8, 4, 32), kernel_size=3), "bfloat16"),
+    "one axis": (_plain(size=(1, 256, 4, 64)), "bfloat16"),
+    "three axes": (_plain(size=(1, 8, 8, 8, 4, 64), kernel_size=3), "bfloat16"),
     "even window": (_plain(kernel_size=(4, 6)), "bfloat16"),
     "dilation, unequal classes": (_plain(kernel_size=3, dilation=(3, 5)), "bfloat16"),
     "stride": (_plain(stride=3), "bfloat16"),

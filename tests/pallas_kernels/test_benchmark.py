@@ -5,7 +5,7 @@ import csv
 import jax
 import pytest
 
-from pallas_kernels import benchmark
+from pallas_kernels import benchmark, neighborhood_attention
 from pallas_kernels.compile import TARGETS
 from pallas_kernels.window_attention import IMPLEMENTATIONS, window_attention
 from pallas_kernels.window_attention.opponents import OPPONENTS, roll_and_partition
@@ -46,7 +46,7 @@ def test_times_what_runs_here_and_says_why_the_rest_does_not(tmp_path, capsys):
 def counted(monkeypatch, target, **figures):
     result = {"op": "window_attention", "shape": "swin_tiny_stage1", "dtype": "bfloat16", "pass": "forward", "temp_bytes": 0}
     monkeypatch.setattr(benchmark, "missing", lambda _: None)
-    monkeypatch.setattr(benchmark, "compile_all", lambda *_: [result | figures])
+    monkeypatch.setattr(benchmark, "compile_all", lambda *_, **__: [result | figures])
     (line,) = benchmark.count(target, "window_attention", (), ())
     return line
 
@@ -83,7 +83,8 @@ def test_unknown_names_are_answered_with_the_near_ones(capsys):
 
 
 def test_every_target_names_an_implementation():
-    assert {target.implementation for target in TARGETS.values()} <= set(IMPLEMENTATIONS)
+    named = {name for target in TARGETS.values() for name in target.implementations}
+    assert named <= {*IMPLEMENTATIONS, *neighborhood_attention.IMPLEMENTATIONS}
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_stage3_shifted", "maxvit_tiny_stage3_grid"])

@@ -18,7 +18,8 @@ CASES = {case["name"]: case for case in json.loads(str(GOLDENS["cases"]))}
 OUT, GRAD = 2e-5, 1e-4
 # Rounding of inputs, weights and output to 8 (bfloat16) or 11 (float16) bits, relative to values of about 1.
 HALF = {"bfloat16": 2e-2, "float16": 3e-3}
-NAMES = [name for name in sorted(IMPLEMENTATIONS) if not name.startswith("pallas")]  # those: test_neighborhood_attention_pallas.py
+# The kernels: test_neighborhood_attention_pallas.py.
+NAMES = [name for name in sorted(IMPLEMENTATIONS) if not name.startswith(("pallas", "mosaic"))]
 
 
 def normal(name, shape):

@@ -50,3 +50,22 @@ def test_the_counted_cycles_are_within_the_limit(shape, which):
     least = MODELS[shape].bytes("bfloat16", backward=which == "backward") / device.bytes_per_second
     counted = (sum(result["cycles"].values()) + result["xla_cycles"]) / device.cycles_per_second
     assert counted / least < LIMITS[shape][which == "backward"], result
+
+
+# On two axes and three, of 64 and 128 channels; a window of 7, and one that sees whole blocks.
+MOSAIC = ["map64_head64", "flux_4k", "hunyuan_video"]
+
+
+@pytest.mark.gpu
+def test_mosaic_gpu_compiles_and_hardly_spills():
+    if reason := missing("h100"):
+        pytest.skip(reason)
+    results = compile_all("h100", "neighborhood_attention", MOSAIC, ["bfloat16"], implementation="mosaic_gpu")
+    assert len(results) == len(MOSAIC) * 2
+    for result in results:
+        assert "error" not in result, result
+        backward = ["backward_keys", "backward_queries"] if result["pass"] == "backward" else []
+        assert result["kernels"] == [f"neighborhood_attention_{name}" for name in (*backward, "forward")], result
+        assert len(result["ptxas"]) == len(result["kernels"])
+        for kernel, facts in result["ptxas"].items():
+            assert facts["spilled_bytes"] <= (128 if "backward" in kernel else 0), result

@@ -1,18 +1,29 @@
 """The Pallas kernels of neighborhood attention, interpreted, against the definition in float64."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from pallas_kernels.neighborhood_attention import IMPLEMENTATIONS, canonical, pallas_tpu, tiles
-from pallas_kernels.neighborhood_attention.shapes import MODELS, NASTY
+from pallas_kernels.neighborhood_attention import IMPLEMENTATIONS, UnsupportedError, canonical, neighborhood_attention, pallas_tpu, tiles
+from pallas_kernels.neighborhood_attention.shapes import MODELS, NASTY, Shape
+from tests.processes import run_script
 
 PALLAS = [name for name in IMPLEMENTATIONS if name.startswith("pallas")]
 # Two models' maps, short enough for the interpreter, end as the whole ones do.
 SHAPES = {**NASTY, **{name: MODELS[name].downsized() for name in ("nat_tiny_stage1", "nat_tiny_stage4")}}
+
+# What Mosaic GPU's interpreter, which takes a second for each program of a kernel, is given: one or two a kernel and head.
+MOSAIC = {
+    "rows_beyond_the_end": (Shape(size=(1, 100, 2, 64), kernel_size=7, kv_heads=1, extra=3), "bfloat16"),
+    "blocks_that_are_seen_as_a_whole": (Shape(size=(1, 8, 16, 1, 64), kernel_size=(8, 16)), "float16"),
+    "strided_and_causal": (Shape(size=(1, 12, 16, 1, 64), kernel_size=(4, 9), stride=(2, 1), is_causal=(False, True)), "float16"),
+    "three_axes_of_wide_heads": (Shape(size=(1, 2, 8, 11, 1, 128), kernel_size=(2, 3, 4)), "bfloat16"),
+}
 
 # In the interpreter each takes seconds: these have every feature between them, the others run with `-m slow`.
 QUICK = {
@@ -84,7 +95,7 @@ def deviation(ours, theirs) -> float:
 @functools.cache
 def expected(name: str, dtype: str):
     """The definition, float32 with exact inputs of the narrow dtype; its own rounding is far below what is allowed."""
-    arrays, options = SHAPES[name].arguments(dtype)
+    arrays, options = {**SHAPES, **{name: shape for name, (shape, _) in MOSAIC.items()}}[name].arguments(dtype)
     wide = lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x  # noqa: E731
     return value_and_grads(
         by_definition, tuple(map(wide, arrays)), {key: wide(x) for key, x in options.items()} | {"return_logsumexp": True}
@@ -146,3 +157,53 @@ def test_narrow_dtypes_round_three_times(which, name, dtype):
     ours = value_and_grads(implementation(which, arrays, options), arrays, options)
     assert ours[0][0].dtype == dtype
     assert deviation(ours, expected(name, dtype)) < TOLERANCE[dtype]
+
+
+def check_mosaic_gpu() -> None:
+    """What the next test has run."""
+    for name, (shape, dtype) in MOSAIC.items():
+        arrays, options = shape.arguments(dtype)
+        options |= {"return_logsumexp": True}
+        ours = value_and_grads(implementation("mosaic_gpu", arrays, options), arrays, options)
+        assert ours[0][0].shape == shape.size, name
+        assert (off := deviation(ours, expected(name, dtype))) < TOLERANCE[dtype], (name, off)
+
+
+def test_mosaic_gpu_s_values_and_gradients_are_those_of_the_definition():
+    """Its interpreter has warpgroups wait for each other, each in a thread of XLA's, of which there are else as many as cores."""
+    run_script(f"from {__name__} import check_mosaic_gpu; check_mosaic_gpu()", NPROC="16")
+
+
+def test_mosaic_gpu_lowers_for_gpus_that_are_not_here_each_with_its_images():
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=1, platform="gpu")
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    x = jax.ShapeDtypeStruct((4, 64, 60, 2, 64), jnp.bfloat16)
+
+    def loss(query, key, value):
+        return neighborhood_attention(query, key, value, kernel_size=13, implementation="mosaic_gpu").astype(jnp.float32).sum()
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        step = jax.jit(jax.grad(jax.checkpoint(loss), (0, 1, 2)), in_shardings=NamedSharding(mesh, PartitionSpec("data")))
+        program = step.trace(x, x, x).lower(lowering_platforms=("cuda",)).as_text()
+    calls = [line for line in program.splitlines() if "mosaic_gpu_v2" in line]
+    assert len(calls) == 3  # forward, for the gradients of queries, of keys
+    assert all("tensor<2x64x1x64x128xbf16>" in line for line in calls)  # two images, columns in whole pairs of tiles
+
+
+@pytest.mark.parametrize(
+    ("device", "dilation", "bias", "reason"),
+    [
+        ("cpu", 1, False, "it needs an NVIDIA GPU, not cpu"),
+        ("NVIDIA A100-SXM4-40GB", 1, False, "it needs a Hopper GPU (wgmma), not NVIDIA A100-SXM4-40GB"),
+        ("NVIDIA H100 80GB HBM3", 2, False, "it has no dilation"),
+        ("NVIDIA H100 80GB HBM3", 1, True, "it has no bias"),
+    ],
+)
+def test_mosaic_gpu_says_what_it_cannot(device, dilation, bias, reason):
+    platform = "cpu" if device == "cpu" else "gpu"
+    mesh = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice(device_kind=device, num_cores=1, platform=platform))
+    arrays = [jax.ShapeDtypeStruct((2, 8, 8, 2, 64), jnp.bfloat16)] * 3
+    table = {"bias": jax.ShapeDtypeStruct((2, 5, 5), jnp.float32)} if bias else {}
+    call = functools.partial(neighborhood_attention, kernel_size=3, dilation=dilation, implementation="mosaic_gpu")
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(UnsupportedError, match=re.escape(reason)):
+        jax.eval_shape(call, *arrays, **table)
