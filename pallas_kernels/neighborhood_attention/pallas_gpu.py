@@ -21,10 +21,10 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.neighborhood_attention.extra import attend_extra
+from pallas_kernels.neighborhood_attention.gpu_tiles import BiasTiles, GpuTiles, bias_tiles, gpu_tiles
 from pallas_kernels.neighborhood_attention.layout import bias_of_three_axes, three_axes
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 from pallas_kernels.neighborhood_attention.reference import NO_KEY
-from pallas_kernels.neighborhood_attention.tiles import BiasTiles, GpuTiles, bias_tiles, gpu_tiles
 from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import platform
 
