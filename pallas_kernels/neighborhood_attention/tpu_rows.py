@@ -99,11 +99,16 @@ def scatter(refs, map_refs, i, call: Call) -> None:
 
     def copy(n, first, row):
         for ref, map_ref in zip(refs, map_refs, strict=True):
-            cols, image, each = map_ref.shape[-2], (i * maps + n) * plan.images, map_ref
+            cols, image, dtype = map_ref.shape[-2], (i * maps + n) * plan.images, map_ref.dtype
+            in_words = dtype.itemsize < 4 and cols % WORD == 0 and not call.interpret  # which can write to no other view of a map
+            each = map_ref.bitcast(jnp.uint32) if in_words else map_ref
             for beside in range(plan.beside):
-                x = ref[n, first, row, pl.ds(beside * cols, cols)].astype(map_ref.dtype)
-                if x.dtype.itemsize < 4 and cols % WORD == 0 and not call.interpret:  # which can write to no other view of a map
-                    x, each = pltpu.bitcast(x, jnp.int32), map_ref.bitcast(jnp.int32)
+                begin = beside * cols
+                if in_words:
+                    x = [ref[n, first, row, pl.ds(begin + k, cols // WORD, WORD)] for k in range(WORD)]
+                    x = pltpu.pack_elementwise(x, packed_dtype=dtype)
+                else:
+                    x = ref[n, first, row, pl.ds(begin, cols)].astype(dtype)
                 for fold in range(plan.fold):
                     each[image + beside * plan.fold + fold, first, row] = x[:, fold * channels : (fold + 1) * channels]
 

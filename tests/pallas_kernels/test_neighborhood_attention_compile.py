@@ -10,9 +10,10 @@ from pallas_kernels.neighborhood_attention.shapes import MODELS
 
 # A bias with folded images; head_dim 64 on one axis; three axes with dilation.
 NASTIEST = ["does_not_divide_the_tile", "one_axis", "three_axes"]
-# NAT-T's stages, and what their forward and backward pass may take on TPU v5e, times the least traffic over the memory's bandwidth.
-# The aims are 2.5 and 3. Backward, libtpu 0.0.42 gives 2.96, 2.91 and 2.49, and 0.0.52 gives 3.18, 3.08 and 2.68.
-LIMITS = {"nat_tiny_stage1": (2.5, 3.25), "nat_tiny_stage2": (2.5, 3.15), "nat_tiny_stage3": (2.5, 3.0)}
+# NAT-T's stages. Their forward and backward pass take on TPU v5e, times the least traffic over the memory's bandwidth, at most the
+# aims. Backward, libtpu 0.0.42 gives 2.95, 2.89 and 2.47, and 0.0.52 gives 3.00, 2.95 and 2.54.
+STAGES = ["nat_tiny_stage1", "nat_tiny_stage2", "nat_tiny_stage3"]
+AIMS = {"forward": 2.5, "backward": 3.0}
 
 
 @functools.cache
@@ -20,7 +21,7 @@ def compiled(target: str, model: bool):
     if reason := missing(target):
         pytest.skip(reason)
     if model:
-        return compile_all(target, "neighborhood_attention", list(LIMITS) if target == "v5e" else list(LIMITS)[:1], ["bfloat16"])
+        return compile_all(target, "neighborhood_attention", STAGES if target == "v5e" else STAGES[:1], ["bfloat16"])
     main = target in ("v5e", "h100")
     results = compile_all(target, "neighborhood_attention", NASTIEST if main else NASTIEST[:1], ["bfloat16"], count=False)
     return results + (compile_all(target, "neighborhood_attention", NASTIEST[:1], ["float32"], count=False) if main else [])
@@ -42,14 +43,14 @@ def test_a_model_s_map_is_never_copied(target):
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize("shape", LIMITS)
-@pytest.mark.parametrize("which", ["forward", "backward"])
-def test_the_counted_cycles_are_within_the_limit(shape, which):
+@pytest.mark.parametrize("shape", STAGES)
+@pytest.mark.parametrize("which", AIMS)
+def test_the_counted_cycles_are_within_the_aim(shape, which):
     (result,) = (x for x in compiled("v5e", model=True) if (x["shape"], x["pass"]) == (shape, which))
     device = TARGETS["v5e"]
     least = MODELS[shape].bytes("bfloat16", backward=which == "backward") / device.bytes_per_second
     counted = (sum(result["cycles"].values()) + result["xla_cycles"]) / device.cycles_per_second
-    assert counted / least < LIMITS[shape][which == "backward"], result
+    assert counted / least < AIMS[which], result
 
 
 # On two axes and three, of 64 and 128 channels; a window of 7, and one that sees whole blocks.
