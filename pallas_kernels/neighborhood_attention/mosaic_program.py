@@ -166,6 +166,8 @@ def _scratch(plan: Plan, dtype) -> dict[str, Any]:
 
 def _interpreter():
     """Of Mosaic GPU on a CPU; jax has a public name for it since 0.11."""
+    if jax.__version_info__ >= (0, 11):
+        return plgpu.InterpretGPUParams()  # pyright: ignore[reportAttributeAccessIssue]
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
     return InterpretGPUParams()
@@ -205,9 +207,8 @@ class Program:
     @property
     def tile(self) -> list[Array]:
         """The number along each axis of the tile of a warpgroup that computes."""
-        problem = self.plan.problem
-        doubled = problem.pair.index(next(p for p, t in zip(problem.pair, problem.tile, strict=True) if p != t))
-        return [x * COMPUTING + self.warpgroup if i == doubled else x for i, x in enumerate(self.pair)]
+        axes = zip(self.pair, self.plan.problem.pair, self.plan.problem.tile, strict=True)
+        return [number if pair == tile else number * COMPUTING + self.warpgroup for number, pair, tile in axes]
 
     @property
     def place(self) -> Place:
