@@ -1,9 +1,10 @@
-"""Every config file loads, says what it costs and reaches, and runs two steps under smoke."""
+"""Every config file loads, says what it costs and reaches, and runs two steps under smoke, or is set up for them."""
 
 import dataclasses
 import json
 import pathlib
 
+import jax
 import pytest
 
 from tests.models.conftest import fewer_parts
@@ -11,8 +12,13 @@ from vitlab.cli import load_experiment
 from vitlab.config import Experiment, from_config_dict, smoke, to_config_dict
 from vitlab.models.registry import model_config
 from vitlab.train.loop import train
+from vitlab.train.setup import set_up
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+# Their networks take seven seconds or more to compile even so; what their settings name has tests of its own.
+LARGE = {"crossvit", "davit", "efficientvit", "fmvit", "glnet", "maxvit", "overlock", "ravlt", "shvit", "smt", "svit"}
+SLOW = [path for path in CONFIGS if path.stem.removesuffix("_imagenet") in LARGE]
+QUICK = [path for path in CONFIGS if path not in SLOW]
 
 
 def shallow(experiment: Experiment) -> Experiment:
@@ -22,17 +28,34 @@ def shallow(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, model=dataclasses.replace(model, fields={**model.fields, **fewer}))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_loads_round_trips_and_runs_two_steps(path, tmp_path):
+def of(paths, *marks) -> list:
+    return [pytest.param(path, id=path.stem, marks=marks) for path in paths]
+
+
+@pytest.mark.parametrize("path", of(CONFIGS))
+def test_loads_and_round_trips(path):
     experiment = load_experiment(str(path), {})
     assert from_config_dict(to_config_dict(experiment)) == experiment
-    result = train(shallow(smoke(experiment)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("path", of(QUICK) + of(SLOW, pytest.mark.slow))
+def test_runs_two_steps(path, tmp_path):
+    result = train(shallow(smoke(load_experiment(str(path), {}))), tmp_path / "run")
     assert result["step"] == 2
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [line["step"] for line in map(json.loads, lines) if "train_loss" in line] == [1, 2]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", of(SLOW))
+def test_is_set_up_traces_its_step_and_has_batches_for_it(path, tmp_path):
+    """All that running two steps does but compile and run."""
+    setup = set_up(shallow(smoke(load_experiment(str(path), {}))), tmp_path / "bad_images.jsonl")
+    shapes = [x.shape for x in jax.tree.leaves(setup.train_step.in_avals)]
+    with setup.open_train_batches(0) as batches:
+        assert {x.shape for x in next(batches).values()} <= set(shapes)
+
+
+@pytest.mark.parametrize("path", of(CONFIGS))
 def test_tells_what_it_reaches_and_how_it_is_run(path):
     text = path.read_text()
     docstring = text.split('"""')[1]

@@ -149,7 +149,7 @@ def test_windows_as_large_as_the_classes_without_a_logsumexp(which, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["does_not_divide_the_tile", "unequal_classes"])
+@pytest.mark.parametrize("name", [pytest.param("does_not_divide_the_tile", marks=pytest.mark.slow), "unequal_classes"])
 @pytest.mark.parametrize("which", PALLAS)
 def test_narrow_dtypes_round_three_times(which, name, dtype):
     arrays, options = SHAPES[name].arguments(dtype)
