@@ -117,7 +117,7 @@ def compile_all(
         }
         if TARGETS[target].platform == "gpu":
             flags["XLA_FLAGS"] = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false" + (
-                f" --xla_dump_to={dump}" if count else ""
+                f" --xla_dump_to={dump} --xla_dump_emitter_re=ptx" if count else ""
             )
             flags |= {"MOSAIC_GPU_DUMP_TO": dump, "MOSAIC_GPU_DUMP_PTX": "1"} if count else {}
         elif count:
