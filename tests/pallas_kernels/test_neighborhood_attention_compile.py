@@ -16,15 +16,19 @@ STAGES = ["nat_tiny_stage1", "nat_tiny_stage2", "nat_tiny_stage3"]
 AIMS = {"forward": 2.5, "backward": 3.0}
 
 
-@functools.cache
-def compiled(target: str, model: bool):
+def compiled_or_skipped(target: str, shapes: list[str], dtype: str = "bfloat16", **options):
     if reason := missing(target):
         pytest.skip(reason)
+    return compile_all(target, "neighborhood_attention", shapes, [dtype], **options)
+
+
+@functools.cache
+def compiled(target: str, model: bool):
     if model:
-        return compile_all(target, "neighborhood_attention", STAGES if target == "v5e" else STAGES[:1], ["bfloat16"])
+        return compiled_or_skipped(target, STAGES if target == "v5e" else STAGES[:1])
     main = target in ("v5e", "h100")
-    results = compile_all(target, "neighborhood_attention", NASTIEST if main else NASTIEST[:1], ["bfloat16"], count=False)
-    return results + (compile_all(target, "neighborhood_attention", NASTIEST[:1], ["float32"], count=False) if main else [])
+    results = compiled_or_skipped(target, NASTIEST if main else NASTIEST[:1], count=False)
+    return results + (compiled_or_skipped(target, NASTIEST[:1], "float32", count=False) if main else [])
 
 
 @pytest.mark.parametrize("target", [pytest.param(name, marks=getattr(pytest.mark, target.platform)) for name, target in TARGETS.items()])
@@ -59,9 +63,7 @@ MOSAIC = ["map64_head64", "flux_4k", "hunyuan_video"]
 
 @pytest.mark.gpu
 def test_mosaic_gpu_compiles_and_hardly_spills():
-    if reason := missing("h100"):
-        pytest.skip(reason)
-    results = compile_all("h100", "neighborhood_attention", MOSAIC, ["bfloat16"], implementation="mosaic_gpu")
+    results = compiled_or_skipped("h100", MOSAIC, implementation="mosaic_gpu")
     assert len(results) == len(MOSAIC) * 2
     for result in results:
         assert "error" not in result, result

@@ -19,11 +19,12 @@ SHAPES = {**NASTY, **{name: MODELS[name].downsized() for name in ("nat_tiny_stag
 
 # What Mosaic GPU's interpreter, which takes a second for each program of a kernel, is given: one or two a kernel and head.
 MOSAIC = {
-    "rows_beyond_the_end": (Shape(size=(1, 100, 2, 64), kernel_size=7, kv_heads=1, extra=3), "bfloat16"),
-    "blocks_that_are_seen_as_a_whole": (Shape(size=(1, 8, 16, 1, 64), kernel_size=(8, 16)), "float16"),
-    "strided_and_causal": (Shape(size=(1, 12, 16, 1, 64), kernel_size=(4, 9), stride=(2, 1), is_causal=(False, True)), "float16"),
-    "three_axes_of_wide_heads": (Shape(size=(1, 2, 8, 11, 1, 128), kernel_size=(2, 3, 4)), "bfloat16"),
+    "rows_beyond_the_end": Shape(size=(1, 100, 2, 64), kernel_size=7, kv_heads=1, extra=3),
+    "blocks_that_are_seen_as_a_whole": Shape(size=(1, 8, 16, 1, 64), kernel_size=(8, 16)),
+    "strided_and_causal": Shape(size=(1, 12, 16, 1, 64), kernel_size=(4, 9), stride=(2, 1), is_causal=(False, True)),
+    "three_axes_of_wide_heads": Shape(size=(1, 2, 8, 11, 1, 128), kernel_size=(2, 3, 4)),
 }
+MOSAIC_DTYPES = ("bfloat16", "float16", "float16", "bfloat16")
 
 # In the interpreter each takes seconds: these have every feature between them, the others run with `-m slow`.
 QUICK = {
@@ -95,18 +96,22 @@ def deviation(ours, theirs) -> float:
 @functools.cache
 def expected(name: str, dtype: str):
     """The definition, float32 with exact inputs of the narrow dtype; its own rounding is far below what is allowed."""
-    arrays, options = {**SHAPES, **{name: shape for name, (shape, _) in MOSAIC.items()}}[name].arguments(dtype)
+    arrays, options = {**SHAPES, **MOSAIC}[name].arguments(dtype)
     wide = lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x  # noqa: E731
     return value_and_grads(
         by_definition, tuple(map(wide, arrays)), {key: wide(x) for key, x in options.items()} | {"return_logsumexp": True}
     )
 
 
-def deviation_in_float32(which: str, name: str) -> float:
-    arrays, options = SHAPES[name].arguments()
+def results(which: str, name: str, dtype: str):
+    """What is to be `expected`."""
+    arrays, options = {**SHAPES, **MOSAIC}[name].arguments(dtype)
     options |= {"return_logsumexp": True}
-    ours = value_and_grads(implementation(which, arrays, options), arrays, options)
-    return deviation(ours, expected(name, "float32"))
+    return value_and_grads(implementation(which, arrays, options), arrays, options)
+
+
+def deviation_in_float32(which: str, name: str) -> float:
+    return deviation(results(which, name, "float32"), expected(name, "float32"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,19 +157,15 @@ def test_windows_as_large_as_the_classes_without_a_logsumexp(which, dtype):
 @pytest.mark.parametrize("name", [pytest.param("does_not_divide_the_tile", marks=pytest.mark.slow), "unequal_classes"])
 @pytest.mark.parametrize("which", PALLAS)
 def test_narrow_dtypes_round_three_times(which, name, dtype):
-    arrays, options = SHAPES[name].arguments(dtype)
-    options |= {"return_logsumexp": True}
-    ours = value_and_grads(implementation(which, arrays, options), arrays, options)
+    ours = results(which, name, dtype)
     assert ours[0][0].dtype == dtype
     assert deviation(ours, expected(name, dtype)) < TOLERANCE[dtype]
 
 
 def check_mosaic_gpu() -> None:
     """What the next test has run."""
-    for name, (shape, dtype) in MOSAIC.items():
-        arrays, options = shape.arguments(dtype)
-        options |= {"return_logsumexp": True}
-        ours = value_and_grads(implementation("mosaic_gpu", arrays, options), arrays, options)
+    for (name, shape), dtype in zip(MOSAIC.items(), MOSAIC_DTYPES, strict=True):
+        ours = results("mosaic_gpu", name, dtype)
         assert ours[0][0].shape == shape.size, name
         assert (off := deviation(ours, expected(name, dtype))) < TOLERANCE[dtype], (name, off)
 
