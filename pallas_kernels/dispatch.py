@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,15 @@ class Implementation:
 
     fn: Callable[..., Any]  # same arguments as the operator, without `implementation`
     unsupported_reason: Callable[..., str | None]  # same arguments; None means: can run here
+
+
+def unsupported_array(array: Any, dtypes: Sequence[str], head_dims: Sequence[int]) -> str | None:
+    """Why an array [..., head_dim] is of no type or width that a kernel takes, or None."""
+    if array.dtype.name not in dtypes:
+        return f"dtype {array.dtype.name} is not one of {', '.join(dtypes)}"
+    if (head_dim := array.shape[-1]) not in head_dims:
+        return f"{head_dim=} is not one of {', '.join(map(str, head_dims))}"
+    return None
 
 
 def dispatch(op_name: str, implementations: Mapping[str, Implementation], implementation: str | None, /, *args, **kwargs) -> Any:

@@ -3,7 +3,9 @@
 import dataclasses
 import math
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
@@ -63,3 +65,12 @@ def bias_tiles(axes: tuple[Axis, Axis, Axis], batch: int, heads: int) -> BiasTil
     total = batch * math.prod(axis.dilation * tile.count for axis, tile in zip(axes, tiles, strict=True))
     splits = max(1, min(total, pl.cdiv(GPU_PROGRAMS, heads * math.prod(blocks))))
     return BiasTiles(queries, keys, (first[0], first[1], first[2]), (blocks[0], blocks[1], blocks[2]), total, splits)
+
+
+def unravel(number, counts: tuple) -> list:
+    """The places that a number of a program counts, the last fastest, after what is left of it; none is negative."""
+    places = []
+    for count in reversed(counts):
+        places.append(lax.rem(number, jnp.int32(count)))
+        number = lax.div(number, jnp.int32(count))
+    return [number, *reversed(places)]

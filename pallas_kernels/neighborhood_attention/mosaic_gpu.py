@@ -11,15 +11,16 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.dispatch import unsupported_array
 from pallas_kernels.neighborhood_attention.extra import attend_extra
 from pallas_kernels.neighborhood_attention.layout import three_axes
 from pallas_kernels.neighborhood_attention.mosaic_program import (
     COLUMNS,
     ROWS,
     TILE,
+    Operands,
     Place,
     Plan,
     Problem,
@@ -30,11 +31,10 @@ from pallas_kernels.neighborhood_attention.mosaic_program import (
     of_rows,
 )
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
-from pallas_kernels.neighborhood_attention.reference import NO_KEY
+from pallas_kernels.neighborhood_attention.reference import LOG2E, NO_KEY
 from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import device_kind, platform
 
-LOG2E = math.log2(math.e)  # logits are kept in units of log 2
 DTYPES = ("float16", "bfloat16")
 HEAD_DIMS = (64, 128)
 HOPPER = ("H100", "H200", "H800", "H20", "GH200")
@@ -52,10 +52,8 @@ def unsupported_reason(query, key, value, *, axes, bias, interpret: bool = False
         return "it has no bias"
     if any(axis.dilation > 1 for axis in axes):
         return "it has no dilation"
-    if query.dtype.name not in DTYPES:
-        return f"dtype {query.dtype.name} is not one of {', '.join(DTYPES)}"
-    if query.shape[-1] not in HEAD_DIMS:
-        return f"head_dim={query.shape[-1]} is not one of {', '.join(map(str, HEAD_DIMS))}"
+    if reason := unsupported_array(query, DTYPES, HEAD_DIMS):
+        return reason
     if value.shape[-1] != query.shape[-1]:
         return f"value_dim={value.shape[-1]} is not head_dim={query.shape[-1]}"
     return None
@@ -122,8 +120,8 @@ def _attend(query, key, value, problem: Problem):
 def _forward(query, key, value, problem: Problem):
     numbers = (problem.batch, problem.heads, math.prod(problem.counts(problem.tile)), TILE)
     results = (result_like(query, query.shape), result_like(query, numbers, jnp.float32))
-    plan = Plan("forward", problem, _forward_block(problem), kept=1, met=2)
-    out, logsumexp = call(forward_kernel, (query, key, value), results, plan)
+    plan = Plan("forward", problem, _forward_block(problem))
+    out, logsumexp = call(forward_kernel, Operands((query,), (key, value)), results, plan)
     return (out, _from_tiles(logsumexp, problem)), (query, key, value, out, logsumexp)
 
 
@@ -132,12 +130,12 @@ def _backward(problem: Problem, residuals, cotangents):
     d_out, d_logsumexp = cotangents
     products = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).reshape(*d_logsumexp.shape, -1)
     means = _by_tiles(products.sum(-1) - d_logsumexp, problem)
-    arrays = (query, d_out, key, value, logsumexp, means)
-    of_queries = Plan("backward_queries", problem, problem.tile, kept=2, met=2, kept_numbers=2)
-    (d_query,) = call(query_kernel, arrays, (result_like(query, query.shape),), of_queries)
-    of_keys = Plan("backward_keys", problem, problem.tile, kept=2, met=2, met_numbers=2, of_keys=True)
-    d_key, d_value = call(key_kernel, arrays, tuple(result_like(x, x.shape) for x in (key, value)), of_keys)
-    return d_query, d_key, d_value
+    queries, keys, numbers = (query, d_out), (key, value), (logsumexp, means)
+    of_queries = Operands(queries, keys, kept_numbers=numbers)
+    d_query = call(query_kernel, of_queries, (result_like(query, query.shape),), Plan("backward_queries", problem, problem.tile))
+    of_keys, results = Operands(keys, queries, met_numbers=numbers), tuple(result_like(x, x.shape) for x in keys)
+    d_key_value = call(key_kernel, of_keys, results, Plan("backward_keys", problem, problem.tile, of_keys=True))
+    return (*d_query, *d_key_value)
 
 
 _attend.defvjp(_forward, _backward)
@@ -154,7 +152,7 @@ def _forward_block(problem: Problem) -> Three:
     return min(problem.pair, problem.tile, key=cost)
 
 
-def forward_kernel(q_ref, k_ref, v_ref, out_ref, logsumexp_ref, *, program: Program):
+def forward_kernel(out_ref, logsumexp_ref, *, program: Program):
     """Two tiles of queries: softmax from block to block of keys."""
     problem = program.plan.problem
 
@@ -163,7 +161,7 @@ def forward_kernel(q_ref, k_ref, v_ref, out_ref, logsumexp_ref, *, program: Prog
 
         def block(place: Place, k, v, carry):
             out, top, total = carry
-            logits = program.masked(program.product(q, k) * (problem.scale * LOG2E), place)
+            logits = program.logits(q, k, place)
             higher = jnp.maximum(top, jnp.max(logits, 1))
             weights = jnp.exp2(logits - of_rows(higher, logits))
             shrink = jnp.exp2(top - higher)
@@ -175,12 +173,11 @@ def forward_kernel(q_ref, k_ref, v_ref, out_ref, logsumexp_ref, *, program: Prog
         total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # rows outside of the map see nothing
         program.store_numbers(logsumexp_ref, top * (1 / LOG2E) + jnp.log(total), program.kept_numbers[0].at[program.warpgroup])
         program.store(out_ref, out / of_rows(total, out), q)
-        plgpu.wait_smem_to_gmem(0)
 
-    program.run(compute, kept=(q_ref,), met=(k_ref, v_ref))
+    program.run(compute)
 
 
-def query_kernel(q_ref, d_out_ref, k_ref, v_ref, logsumexp_ref, mean_ref, dq_ref, *, program: Program):
+def query_kernel(dq_ref, *, program: Program):
     """The gradients of two tiles of queries."""
     problem = program.plan.problem
 
@@ -189,19 +186,18 @@ def query_kernel(q_ref, d_out_ref, k_ref, v_ref, logsumexp_ref, mean_ref, dq_ref
         logsumexp, mean = (program.laid(smem[program.warpgroup], ROWS) for smem in program.kept_numbers)
 
         def block(place: Place, k, v, dq):
-            logits = program.masked(program.product(q, k) * (problem.scale * LOG2E), place)
+            logits = program.logits(q, k, place)
             weights = jnp.exp2(logits - of_rows(logsumexp * LOG2E, logits))
             products = program.product(d_out, v)
             return program.add_product(dq, weights * (products - of_rows(mean, products)), k)
 
         dq = each_block(block, program.full((TILE, problem.head_dim)))
         program.store(dq_ref, dq * problem.scale, q)
-        plgpu.wait_smem_to_gmem(0)
 
-    program.run(compute, kept=(q_ref, d_out_ref), met=(k_ref, v_ref), kept_numbers=(logsumexp_ref, mean_ref))
+    program.run(compute)
 
 
-def key_kernel(q_ref, d_out_ref, k_ref, v_ref, logsumexp_ref, mean_ref, dk_ref, dv_ref, *, program: Program):
+def key_kernel(dk_ref, dv_ref, *, program: Program):
     """The gradients of two tiles of keys and values, from all queries that see one of them."""
     problem = program.plan.problem
 
@@ -211,7 +207,7 @@ def key_kernel(q_ref, d_out_ref, k_ref, v_ref, logsumexp_ref, mean_ref, dk_ref, 
         def block(place: Place, q, d_out, logsumexp, mean, carry):
             dk, dv = carry
             logsumexp, mean = (program.laid(smem[...], COLUMNS) for smem in (logsumexp, mean))
-            logits = program.masked(program.product(k, q) * (problem.scale * LOG2E), place)
+            logits = program.logits(k, q, place)
             weights = jnp.exp2(logits - of_columns(logsumexp * LOG2E, logits))
             dv = program.add_product(dv, weights, d_out)
             products = program.product(v, d_out)
@@ -220,6 +216,5 @@ def key_kernel(q_ref, d_out_ref, k_ref, v_ref, logsumexp_ref, mean_ref, dk_ref, 
         dk, dv = each_block(block, (program.full((TILE, problem.head_dim)),) * 2)
         program.store(dk_ref, dk * problem.scale, k)
         program.store(dv_ref, dv, v)
-        plgpu.wait_smem_to_gmem(0)
 
-    program.run(compute, kept=(k_ref, v_ref), met=(q_ref, d_out_ref), met_numbers=(logsumexp_ref, mean_ref))
+    program.run(compute)

@@ -19,8 +19,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.neighborhood_attention.gpu_tiles import unravel
 from pallas_kernels.neighborhood_attention.layout import Axes
-from pallas_kernels.neighborhood_attention.reference import NO_KEY
+from pallas_kernels.neighborhood_attention.reference import LOG2E, NO_KEY
 from pallas_kernels.neighborhood_attention.tiles import padded
 from pallas_kernels.sharding import varying_like
 
@@ -76,16 +77,24 @@ class Plan:
     name: str  # of the kernel
     problem: Problem
     block: Three  # tokens met at a time
-    kept: int  # arrays of which a program keeps its tiles
-    met: int  # arrays of which it meets blocks
-    kept_numbers: int = 0  # arrays, with a number for each token, of which a program keeps its tiles
-    met_numbers: int = 0  # likewise, of which it meets blocks, which are then a tile's size
     of_keys: bool = False  # the tiles, which then meet queries
 
     @property
     def live(self) -> list[int]:
         """Axes that have more than a token, and the columns."""
         return [i for i, axis in enumerate(self.problem.axes) if axis.size > 1 or i == 2]
+
+
+class Operands(NamedTuple):
+    """What a kernel reads: arrays, in a kernel references to them.
+
+    Of tokens, [b, slices, rows, cols, heads * head_dim] in whole pairs, or of a number for each, [b, heads, tiles, 64].
+    """
+
+    kept: tuple  # of which a program keeps its tiles
+    met: tuple  # of which it meets blocks
+    kept_numbers: tuple = ()
+    met_numbers: tuple = ()  # of blocks that are a tile's size
 
 
 class Sights(NamedTuple):
@@ -116,27 +125,19 @@ def _sights(plan: Plan) -> list[Sights]:
     return sights
 
 
-def call(kernel: Callable[..., None], arrays: tuple[Array, ...], results: tuple[jax.ShapeDtypeStruct, ...], plan: Plan) -> list[Array]:
-    """Runs a kernel: a program for each pair of tiles of each head and image.
-
-    Args:
-      kernel: Gets a reference to each array and result, and the `Program`.
-      arrays: Of tokens, [b, slices, rows, cols, heads * head_dim] in whole pairs, or of numbers, [b, heads, tiles, 64].
-      results: Likewise.
-      plan: What it does.
-    """
-    problem = plan.problem
-    tables = [x for sights in _sights(plan) for x in sights]
+def call(kernel: Callable[..., None], operands: Operands, results: tuple[jax.ShapeDtypeStruct, ...], plan: Plan) -> list[Array]:
+    """Runs a kernel, which gets a reference to each result and the `Program`: one for each pair of tiles of each head and image."""
+    problem, like = plan.problem, operands.kept[0]
+    arrays, tree = jax.tree.flatten((operands, _sights(plan)))
 
     def body(*refs, **scratch):
-        tables_ = refs[len(arrays) : len(arrays) + len(tables)]
-        sights = [Sights(*tables_[i : i + 3]) for i in range(0, len(tables_), 3)]
-        kernel(*refs[: len(arrays)], *refs[len(arrays) + len(tables) :], program=Program(plan, sights, **scratch))
+        operands, sights = jax.tree.unflatten(tree, refs[: len(arrays)])
+        kernel(*refs[len(arrays) :], program=Program(plan, operands, sights, **scratch))
 
     run = plgpu.kernel(
         body,
         out_type=results,
-        scratch_types=_scratch(plan, arrays[0].dtype),
+        scratch_types=_scratch(plan, operands, like.dtype),
         grid=(problem.batch, problem.kv_heads if plan.of_keys else problem.heads, math.prod(problem.counts(problem.pair))),
         grid_names=("image", "head", "pair"),
         num_threads=COMPUTING + 1,
@@ -145,21 +146,23 @@ def call(kernel: Callable[..., None], arrays: tuple[Array, ...], results: tuple[
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=_interpreter() if problem.interpret else None,
     )
-    return [varying_like(x, arrays[0]) for x in run(*arrays, *tables)]  # what differs from shard to shard, it forgets
+    return [varying_like(x, like) for x in run(*arrays)]  # what differs from shard to shard, it forgets
 
 
-def _scratch(plan: Plan, dtype) -> dict[str, Any]:
+def _scratch(plan: Plan, operands: Operands, dtype) -> dict[str, Any]:
     """Shared memory and barriers of a program, by the names that `Program` has for them."""
     problem, layout = plan.problem, (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    kept, met = plan.kept * math.prod(problem.tile[:2]), plan.met * math.prod(plan.block[:2])  # copies, one a row of the map
+    kept, met, kept_numbers, met_numbers = map(len, operands)
+    copies_kept = kept * math.prod(problem.tile[:2]) + kept_numbers + len(plan.live)  # one a row of the map, and of windows
+    copies_met = met * math.prod(plan.block[:2]) + met_numbers
     return {
-        "tiles": [plgpu.SMEM((COMPUTING, TILE, problem.head_dim), dtype, transforms=layout)] * plan.kept,
-        "blocks": [plgpu.SMEM((STAGES, math.prod(plan.block), problem.head_dim), dtype, transforms=layout)] * plan.met,
-        "kept_numbers": [plgpu.SMEM((COMPUTING, TILE), jnp.float32)] * max(plan.kept_numbers, 1),  # one for a result
-        "met_numbers": [plgpu.SMEM((STAGES, TILE), jnp.float32)] * plan.met_numbers,
+        "tiles": [plgpu.SMEM((COMPUTING, TILE, problem.head_dim), dtype, transforms=layout)] * kept,
+        "blocks": [plgpu.SMEM((STAGES, math.prod(plan.block), problem.head_dim), dtype, transforms=layout)] * met,
+        "kept_numbers": [plgpu.SMEM((COMPUTING, TILE), jnp.float32)] * max(kept_numbers, 1),  # one for a result
+        "met_numbers": [plgpu.SMEM((STAGES, TILE), jnp.float32)] * met_numbers,
         "windows": plgpu.SMEM((COMPUTING, len(plan.live), 2, TILE), jnp.int32),
-        "loaded": plgpu.Barrier(num_arrivals=kept + plan.kept_numbers + len(plan.live), num_barriers=COMPUTING),
-        "ready": plgpu.Barrier(num_arrivals=met + plan.met_numbers, num_barriers=STAGES),
+        "loaded": plgpu.Barrier(num_arrivals=copies_kept, num_barriers=COMPUTING),
+        "ready": plgpu.Barrier(num_arrivals=copies_met, num_barriers=STAGES),
         "free": plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=STAGES),
     }
 
@@ -186,8 +189,9 @@ class Program:
     """What the warpgroups of a program share, and where each is."""
 
     plan: Plan
+    operands: Operands
     sights: list[Sights]  # of the live axes
-    tiles: list[Any]
+    tiles: list[Any]  # in shared memory, as all that follows
     blocks: list[Any]
     kept_numbers: list[Any]
     met_numbers: list[Any]
@@ -202,7 +206,7 @@ class Program:
 
     @property
     def pair(self) -> list[Array]:
-        return _unravel(lax.axis_index("pair"), self.plan.problem.counts(self.plan.problem.pair))
+        return unravel(lax.axis_index("pair"), self.plan.problem.counts(self.plan.problem.pair)[1:])
 
     @property
     def tile(self) -> list[Array]:
@@ -225,7 +229,7 @@ class Program:
         shared = problem.heads // problem.kv_heads
 
         def block(step: Array) -> Place:
-            round_, *numbers = _unravel(step, (shared, *counts))
+            round_, *numbers = unravel(step, tuple(counts))
             slice_, row, col = ((a + b) * size for a, b, size in zip(first, numbers, plan.block, strict=True))
             head = lax.axis_index("head")
             head = head * shared + round_ if plan.of_keys else lax.div(head, jnp.int32(shared))
@@ -233,24 +237,21 @@ class Program:
 
         return counts[0] * counts[1] * counts[2] * (shared if plan.of_keys else 1), block
 
-    def run(self, compute: Callable[..., None], *, kept, met, kept_numbers=(), met_numbers=()) -> None:
-        """Has tiles loaded and computed upon, while blocks are copied.
+    def run(self, compute: Callable[..., None]) -> None:
+        """Has tiles loaded, to `tiles` and `kept_numbers`, computed upon and stored, while blocks are copied.
 
         Args:
           compute: Gets a function that goes through the blocks: of a body, which gets the place of a block, references to
             what was met of it and the carry, and of the first carry; it returns the last.
-          kept: Arrays of which the tiles are kept, in `tiles`.
-          met: Arrays of which blocks are met.
-          kept_numbers: Like `kept`, in `kept_numbers`.
-          met_numbers: Like `met`.
         """
         steps, block = self.meeting()
 
         @pl.when(self.warpgroup < COMPUTING)
         def _():
             plgpu.set_max_registers(COMPUTING_REGISTERS, action="increase")
-            self._load(kept, kept_numbers)
+            self._load()
             compute(functools.partial(self._each_block, steps, block))
+            plgpu.wait_smem_to_gmem(0)
 
         @pl.when(self.warpgroup == COMPUTING)
         def _():
@@ -259,31 +260,31 @@ class Program:
             def copy(step, _) -> None:
                 slot = lax.rem(step, jnp.int32(STAGES))
                 pl.when(step >= STAGES)(lambda: plgpu.barrier_wait(self.free.at[slot]))
-                self._meet(block(step), slot, met, met_numbers)
+                self._meet(block(step), slot)
 
             lax.fori_loop(0, steps, copy, None)
             for slot in range(STAGES):  # so that no barrier is left with an arrival that nobody has seen
                 pl.when(slot < steps)(functools.partial(plgpu.barrier_wait, self.free.at[slot]))
 
-    def _load(self, kept, numbers) -> None:
+    def _load(self) -> None:
         """The tile of a warpgroup, its numbers and its windows."""
         own, loaded = self.warpgroup, self.loaded.at[self.warpgroup]
-        for ref, smem in zip(kept, self.tiles, strict=True):
+        for ref, smem in zip(self.operands.kept, self.tiles, strict=True):
             for there, here in self._rows(ref, smem.at[own], self.place, self.plan.problem.tile):
                 plgpu.copy_gmem_to_smem(there, here, loaded)
-        for ref, smem in zip(numbers, self.kept_numbers, strict=False):
+        for ref, smem in zip(self.operands.kept_numbers, self.kept_numbers, strict=False):
             plgpu.copy_gmem_to_smem(self._numbers_at(ref, self.place), smem.at[own], loaded)
         for i, (axis, sights) in enumerate(zip(self.plan.live, self.sights, strict=True)):
             plgpu.copy_gmem_to_smem(sights.windows.at[self.tile[axis]], self.windows.at[own, i], loaded)
         plgpu.barrier_wait(loaded)
 
-    def _meet(self, place: Place, slot: Array, met, numbers) -> None:
+    def _meet(self, place: Place, slot: Array) -> None:
         """A block."""
         ready = self.ready.at[slot]
-        for ref, smem in zip(met, self.blocks, strict=True):
+        for ref, smem in zip(self.operands.met, self.blocks, strict=True):
             for there, here in self._rows(ref, smem.at[slot], place, self.plan.block):
                 plgpu.copy_gmem_to_smem(there, here, ready)
-        for ref, smem in zip(numbers, self.met_numbers, strict=True):
+        for ref, smem in zip(self.operands.met_numbers, self.met_numbers, strict=True):
             plgpu.copy_gmem_to_smem(self._numbers_at(ref, place), smem.at[slot], ready)
 
     def _each_block(self, steps, block, body, carry):
@@ -310,9 +311,9 @@ class Program:
         tile = [lax.div(x, jnp.int32(size)) for x, size in zip(place.tokens, self.plan.problem.tile, strict=True)]
         return ref.at[place.image, place.head, (tile[0] * rows + tile[1]) * cols + tile[2]]
 
-    def masked(self, logits: Array, place: Place) -> Array:
-        """NO_KEY where a row of the tile does not see a token of the block."""
-        plan = self.plan
+    def logits(self, x, y, place: Place) -> Array:
+        """Of the tile and a block in shared memory, in units of log 2; NO_KEY where a row does not see a token of the block."""
+        plan, logits = self.plan, self.product(x, y) * (self.plan.problem.scale * LOG2E)
         whole = jnp.bool_(True)
         for i, sights in zip(plan.live, self.sights, strict=True):
             begin, tile = place.tokens[i], self.tile[i]
@@ -371,15 +372,6 @@ class Program:
         smem[...] = x
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(smem, self._numbers_at(ref, self.place))
-
-
-def _unravel(number, counts: tuple) -> list[Array]:
-    """The last runs fastest."""
-    places = []
-    for count in reversed(counts[1:]):
-        places.append(lax.rem(number, jnp.int32(count)))
-        number = lax.div(number, jnp.int32(count))
-    return [number, *reversed(places)]
 
 
 def _interpreted_product(x: Array, y: Array) -> Array:

@@ -21,14 +21,13 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.neighborhood_attention.extra import attend_extra
-from pallas_kernels.neighborhood_attention.gpu_tiles import BiasTiles, GpuTiles, bias_tiles, gpu_tiles
+from pallas_kernels.neighborhood_attention.gpu_tiles import BiasTiles, GpuTiles, bias_tiles, gpu_tiles, unravel
 from pallas_kernels.neighborhood_attention.layout import bias_of_three_axes, three_axes
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
-from pallas_kernels.neighborhood_attention.reference import NO_KEY
+from pallas_kernels.neighborhood_attention.reference import LOG2E, NO_KEY
 from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import platform
 
-LOG2E = math.log2(math.e)  # logits are kept in units of log 2
 DTYPES = ("float16", "bfloat16", "float32")
 HEAD_DIMS = range(16, 129)
 MAX_ELEMENTS = 2**31 - 1
@@ -253,25 +252,16 @@ def _slots(sizes: tuple[int, ...]) -> list[Array]:
     return [slot // math.prod(sizes[i + 1 :]) % size for i, size in enumerate(sizes)]
 
 
-def _unravel(number, counts: tuple) -> list:
-    """The last runs fastest."""
-    places = []
-    for count in reversed(counts):
-        places.append(number % count)
-        number = number // count
-    return [number, *reversed(places)]
-
-
 def _tile(number, sizes: tuple[int, ...], problem: Problem) -> Place:
     """The tile of a number that counts images, residue classes and tiles."""
-    image, *places = _unravel(number, (*problem.dilations, *problem.counts(sizes)))
+    image, *places = unravel(number, (*problem.dilations, *problem.counts(sizes)))
     positions = tuple(tile * size + slot for tile, size, slot in zip(places[3:], sizes, _slots(sizes), strict=True))
     return Place(image, tuple(places[:3]), positions)
 
 
 def _bounds(number, sizes: tuple[int, ...], window_refs, problem: Problem) -> list[tuple[Array, Array]]:
     """Along each axis, the first of what a tile sees and one past the last."""
-    _, *places = _unravel(number, (*problem.dilations, *problem.counts(sizes)))
+    _, *places = unravel(number, (*problem.dilations, *problem.counts(sizes)))
     bounds = []
     for refs, residue, tile, size, axis in zip(window_refs, places[:3], places[3:], sizes, problem.axes, strict=True):
         first, last = tile * size, jnp.minimum(tile * size + size, axis.positions) - 1
@@ -286,7 +276,7 @@ def _each_block(body, carry, place: Place, bounds, sizes: tuple[int, ...], times
     slots = _slots(sizes)
 
     def step(i, carry):
-        number, *blocks = _unravel(i, counts)
+        number, *blocks = unravel(i, counts)
         axes = zip(bounds, blocks, sizes, slots, strict=True)
         positions = tuple(start + block * size + slot for (start, _), block, size, slot in axes)
         return body(number, Place(place.image, place.residues, positions), carry)
@@ -407,7 +397,7 @@ def bias_kernel(
     head, rest = pl.program_id(0) % problem.heads, pl.program_id(0) // problem.heads
     block, split = rest % blocks, rest // blocks
     kv_head = head // (problem.heads // problem.kv_heads)
-    _, *places = _unravel(block, tiles.blocks)
+    _, *places = unravel(block, tiles.blocks)
     load = functools.partial(_load_queries, refs=(q_ref, d_out_ref, logsumexp_ref, mean_ref), window_refs=window_refs, problem=problem)
     shift = [first + place * size for first, place, size in zip(tiles.first_key, places, tiles.keys, strict=True)]
     within = _slots(tiles.keys)
@@ -415,7 +405,7 @@ def bias_kernel(
     def tile(i, total):
         number = i * tiles.splits + split
         queries = _tile(number, tiles.queries, problem)
-        _, *numbers = _unravel(number, (*problem.dilations, *problem.counts(tiles.queries)))
+        _, *numbers = unravel(number, (*problem.dilations, *problem.counts(tiles.queries)))
         origins = [tile * size for tile, size in zip(numbers[3:], tiles.queries, strict=True)]
         positions = tuple(origin + first + slot for origin, first, slot in zip(origins, shift, within, strict=True))
         keys = Place(queries.image, queries.residues, positions)

@@ -28,9 +28,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Shaped
 
+from pallas_kernels.dispatch import unsupported_array
 from pallas_kernels.neighborhood_attention.extra import attend_extra
 from pallas_kernels.neighborhood_attention.layout import bias_of_three_axes, by_class, from_classes, three_axes
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
+from pallas_kernels.neighborhood_attention.reference import LOG2E
 from pallas_kernels.neighborhood_attention.tiles import (
     LANES,
     SUBLANES,
@@ -43,7 +45,7 @@ from pallas_kernels.neighborhood_attention.tiles import (
 from pallas_kernels.neighborhood_attention.tpu_call import SCALARS, Call
 from pallas_kernels.neighborhood_attention.tpu_program import Program, Tile, each_batch
 from pallas_kernels.neighborhood_attention.tpu_rows import gather_keys, gather_queries, scatter
-from pallas_kernels.neighborhood_attention.tpu_sights import LOG2E, masked, table_of
+from pallas_kernels.neighborhood_attention.tpu_sights import masked, table_of
 from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import device_kind, platform
 from pallas_kernels.window_attention import expand_bias
@@ -60,10 +62,8 @@ def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], bias, inter
         return f"it needs a TPU, not {here}"
     if reason := indivisible(query.shape[0]):
         return reason
-    if query.dtype.name not in DTYPES:
-        return f"dtype {query.dtype.name} is not one of {', '.join(DTYPES)}"
-    if head_dim not in HEAD_DIMS:
-        return f"{head_dim=} is not one of {', '.join(map(str, HEAD_DIMS))}"
+    if reason := unsupported_array(query, DTYPES, HEAD_DIMS):
+        return reason
     if value_dim != head_dim:
         return f"{value_dim=} is not {head_dim=}"
     plan = _plan(query, axes, bias, backward=True)

@@ -1,7 +1,6 @@
 """What the tiles of the TPU kernels see: a table for each kind of tile, added to the logits, or the ranges of their queries."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,10 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pallas_kernels.neighborhood_attention.reference import NO_KEY
+from pallas_kernels.neighborhood_attention.reference import LOG2E, NO_KEY
 from pallas_kernels.neighborhood_attention.tiles import TpuPlan
-
-LOG2E = math.log2(math.e)  # logits are kept in units of log 2
 
 
 def table_of(bias, plan: TpuPlan) -> Float[Array, "chunks kinds *logits"]:

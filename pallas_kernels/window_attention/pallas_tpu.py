@@ -25,6 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels.dispatch import unsupported_array
 from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.target import device_kind, platform
 from pallas_kernels.window_attention.tiles import (
@@ -63,10 +64,8 @@ def unsupported_reason(*arrays: Array, window_size, shift, grid, interpret: bool
         return f"it needs a TPU, not {here}"
     if reason := indivisible(arrays[0].shape[0]):
         return reason
-    if arrays[0].dtype.name not in DTYPES:
-        return f"dtype {arrays[0].dtype.name} is not one of {', '.join(DTYPES)}"
-    if (head_dim := arrays[0].shape[-1]) not in HEAD_DIMS:
-        return f"{head_dim=} is not one of {', '.join(map(str, HEAD_DIMS))}"
+    if reason := unsupported_array(arrays[0], DTYPES, HEAD_DIMS):
+        return reason
     layout = _layout(arrays, window_size, shift, grid)
     usable = TPU_VMEM_BYTES.get(device_kind(), TPU_VMEM_BYTES_ELSEWHERE)
     if (needed := layout.vmem_bytes(BACKWARD_ARRAYS, len(layout.windows.offsets()[0]))) > usable:
