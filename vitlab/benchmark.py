@@ -16,10 +16,11 @@ import numpy as np
 
 from pallas_kernels.benchmark import median_seconds, versions
 from vitlab import cli
-from vitlab.analysis.counts import abstract_model, count_macs, count_params
+from vitlab.analysis.counts import count_macs, count_params
 from vitlab.config import ConfigError, Experiment, ModelConfig
-from vitlab.train.functional import FunctionalModel, Weights, build
-from vitlab.train.mesh import check_divides, make_mesh, place, replicated, shard_batch
+from vitlab.functional import FunctionalModel, Weights, build
+from vitlab.models.registry import abstract_model
+from vitlab.parallel.mesh import check_divides, make_mesh, place, replicated, shard_batch
 from vitlab.train.periods import Periods
 from vitlab.train.setup import make_step
 from vitlab.train.step import compile_step, trace_step

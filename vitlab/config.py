@@ -192,7 +192,7 @@ class MixConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """A teacher, which the loss also follows; see `vitlab.train.losses.distilled_loss` and `vitlab.train.teacher`."""
+    """A teacher, which the loss also follows; see `vitlab.losses.distilled_loss` and `vitlab.train.teacher`."""
 
     teacher: str = ""  # run folder of vitlab.train: the averaged weights where it has them; "": no teacher
     step: int | None = None  # of the teacher's checkpoint; None: the newest at each start of the run
@@ -277,6 +277,11 @@ class Experiment:
             raise ConfigError(f"ema_decay={self.ema_decay} must be in (0, 1), or None")
         if self.ema_decay is not None and self.optimizer.name == "schedule_free_adamw":
             raise ConfigError('optimizer.name="schedule_free_adamw" averages the weights itself: set ema_decay=None')
+
+    @property
+    def averages(self) -> bool:
+        """Whether the run keeps averaged weights beside its own."""
+        return self.ema_decay is not None or self.optimizer.name == "schedule_free_adamw"
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

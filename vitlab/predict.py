@@ -15,8 +15,8 @@ from vitlab import cli
 from vitlab.config import ConfigError
 from vitlab.data import DecodeError, decode
 from vitlab.data.augment import resize_and_center_crop
-from vitlab.evaluate.trained import Trained, from_run
-from vitlab.train.mesh import make_mesh
+from vitlab.parallel.mesh import make_mesh
+from vitlab.runs.trained import Trained, from_run
 
 
 def main(argv: Sequence[str]) -> int:

@@ -33,7 +33,7 @@ def ours(folder: str, policy: str | None = None) -> Make:
     """Whole batches of `vitlab.data`: order, random numbers, decoding, crop, flip; uint8, to be normalised on the device."""
     from vitlab.config import AugmentConfig
     from vitlab.data.batches import Layout, Threads, TrainBatch
-    from vitlab.data.benchmark import Decoded
+    from vitlab.input_benchmark import Decoded
 
     source = Decoded(examples=[{"image": data, "label": 0} for data in encoded(folder)], class_names=("a", "b"), channels=3)
     layout = Layout(size=(SIZE, SIZE), channels=3, batch_size=BATCH, process_index=0, process_count=1)

@@ -5,8 +5,9 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import target
 from pallas_kernels.neighborhood_attention import neighborhood_attention
-from vitlab.analysis.counts import abstract_model, count_macs, macs_of
+from vitlab.analysis.counts import count_macs, macs_of
 from vitlab.layers.neighborhood_sum import neighborhood_sum
+from vitlab.models.registry import abstract_model
 
 MAP = jax.ShapeDtypeStruct((2, 14, 14, 3, 8), jnp.float32)
 BIAS = jax.ShapeDtypeStruct((3, 9, 9), jnp.float32)

@@ -7,9 +7,9 @@ from flax import nnx
 from vitlab.config import AugmentConfig, DataConfig, Experiment
 from vitlab.data import open_source
 from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
+from vitlab.functional import functional
 from vitlab.models.registry import Preprocessing
-from vitlab.train.functional import functional
-from vitlab.train.mesh import make_mesh
+from vitlab.parallel.mesh import make_mesh
 
 
 class Linear(nnx.Module):

@@ -11,10 +11,10 @@ from vitlab import predict
 from vitlab.config import ConfigError
 from vitlab.data import open_source
 from vitlab.evaluate import __main__ as evaluate
-from vitlab.evaluate.trained import from_run
+from vitlab.parallel.mesh import make_mesh
+from vitlab.runs.trained import from_run
 from vitlab.train.loop import train
-from vitlab.train.mesh import make_mesh
-from vitlab.train.paths import leaf_names
+from vitlab.tree import leaf_names
 
 
 def test_a_run_folder_is_evaluated_as_training_did(uninterrupted, capsys):
@@ -57,7 +57,7 @@ def test_the_best_step_was_kept_and_evaluates_as_recorded(uninterrupted, capsys)
 SPLIT = """
 import sys
 from vitlab.evaluate import __main__ as command
-from vitlab.train.mesh import share_of_device
+from vitlab.parallel.mesh import share_of_device
 
 def evaluate(step, weights, *arguments, evaluate=command.evaluate, **options):
     print(share_of_device(weights), file=sys.stderr)

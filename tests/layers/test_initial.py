@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vitlab.analysis.counts import abstract_model
 from vitlab.layers import initial
 from vitlab.layers.initial import InitRngs
-from vitlab.models.registry import create_model
+from vitlab.models.registry import abstract_model, create_model
 
 SHAPE = (3, 3, 16, 64)
 # Standard deviation of each over SHAPE, from its definition.

@@ -3,7 +3,8 @@
 import pytest
 from flax import nnx
 
-from vitlab.analysis.counts import abstract_model, count_macs, count_params
+from vitlab.analysis.counts import count_macs, count_params
+from vitlab.models.registry import abstract_model
 
 # arXiv:2311.05707: parameters in millions, GMACs.
 PUBLISHED = {"tiny": (2.0, 0.3), "small": (6.4, 0.8), "medium": (12.8, 2.0), "base": (24.3, 4.2), "large": (35.3, 7.1)}

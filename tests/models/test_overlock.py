@@ -3,7 +3,8 @@
 import pytest
 from flax import nnx
 
-from vitlab.analysis.counts import abstract_model, count_macs, count_params
+from vitlab.analysis.counts import count_macs, count_params
+from vitlab.models.registry import abstract_model
 
 
 def test_the_fused_network_has_the_published_size():

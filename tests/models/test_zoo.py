@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from tests.models.conftest import apply, size_of, small
-from vitlab.analysis.counts import abstract_model, count_macs, count_params
-from vitlab.models.registry import family_of, list_models, model_config
+from vitlab.analysis.counts import count_macs, count_params
+from vitlab.models.registry import abstract_model, family_of, list_models, model_config
 
 # Parameters that the logits do not depend on, as in the authors' networks. What the class token does not feel in the last block:
 # the convolution over the patches, and the biases of the patches' queries. A shift before a convolution whose batch norm removes it.

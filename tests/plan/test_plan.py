@@ -14,7 +14,7 @@ from vitlab.plan.hlo import instructions, repeated_bytes
 from vitlab.plan.program import Data, compile_program, out_of_memory
 from vitlab.plan.remedies import numbers_of_parts
 from vitlab.plan.topology import Topology, missing
-from vitlab.train import folder
+from vitlab.runs import folder
 
 V5E = Topology.of("v5e:2x2")
 TINY = tiny_experiment()

@@ -11,8 +11,8 @@ import pytest
 
 from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for_step
 from vitlab.config import ConfigError, MeshConfig
-from vitlab.train import distributed
-from vitlab.train.signals import EXIT_STOPPED
+from vitlab.parallel import distributed
+from vitlab.signals import EXIT_STOPPED
 
 # The same sums over two devices, of one process or of two; measured 0 over 24 steps. Over four, too.
 TOLERANCE = 1e-6

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import pytest
 
 from vitlab.config import ConfigError, OptimizerConfig
+from vitlab.functional import functional
 from vitlab.models.registry import create_model, list_models
-from vitlab.train.functional import functional
 from vitlab.train.groups import groups_of, layer_depths
-from vitlab.train.paths import leaf_names
+from vitlab.tree import leaf_names
 
 
 def shapes(name, **fields):

@@ -11,14 +11,15 @@ from safetensors.numpy import save_file
 
 from tests.evaluate.test_commands import timm_tensors
 from tests.train.conftest import config_file, start, tiny_experiment
-from vitlab.analysis.counts import abstract_model, count_macs
+from vitlab.analysis.counts import count_macs
 from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, MeshConfig
-from vitlab.evaluate.trained import from_run
-from vitlab.train.checkpoint import NonFiniteError
+from vitlab.losses import LOSSES, softmax_cross_entropy
+from vitlab.models.registry import abstract_model
+from vitlab.parallel.mesh import make_mesh
+from vitlab.runs.checkpoint import NonFiniteError
+from vitlab.runs.trained import from_run
 from vitlab.train.loop import train
-from vitlab.train.losses import LOSSES, softmax_cross_entropy
-from vitlab.train.mesh import make_mesh
 from vitlab.train.profile import window_of
 from vitlab.train.setup import set_up
 
@@ -175,7 +176,7 @@ def test_a_checkpoint_of_another_model_names_the_first_differing_tensors_and_the
 
 def test_a_folder_in_use_is_refused(tmp_path):
     from vitlab.data import open_source
-    from vitlab.train import folder
+    from vitlab.runs import folder
 
     experiment = tiny_experiment()
     info = folder.DataInfo.of(open_source(experiment.data, train=True))

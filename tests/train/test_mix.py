@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitlab.config import MixConfig
-from vitlab.train.losses import soft_targets
+from vitlab.losses import soft_targets
 from vitlab.train.mix import mix
 
 B, SIDE = 8, 16

@@ -4,7 +4,7 @@ import logging
 import jax.numpy as jnp
 import pytest
 
-from vitlab.train.checkpoint import NonFiniteError
+from vitlab.runs.checkpoint import NonFiniteError
 from vitlab.train.clock import Clock
 from vitlab.train.periods import Periods
 from vitlab.train.report import Report

@@ -16,8 +16,8 @@ from tests.train.conftest import (
     wait_for_step,
     worker_processes,
 )
+from vitlab.signals import EXIT_STOPPED
 from vitlab.train.loop import train
-from vitlab.train.signals import EXIT_STOPPED
 
 
 def assert_same_run(workdir, other):
@@ -72,7 +72,8 @@ def test_sigterm_saves_the_exact_step_and_exits_with_42_and_the_run_goes_on_bit_
 
 
 def test_a_stop_during_evaluation_leaves_the_evaluation_to_the_resumed_run(tmp_path, uninterrupted, monkeypatch):
-    from vitlab.train import loop, signals
+    from vitlab import signals
+    from vitlab.train import loop
 
     class StopInFirstEvaluation(signals.StopRequest):
         asked = 0

@@ -2,7 +2,7 @@ import os
 import signal
 
 from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for
-from vitlab.train.signals import EXIT_STOPPED, StopRequest
+from vitlab.signals import EXIT_STOPPED, StopRequest
 
 # Each fault makes the file `here` once the process is where the signal is to find it.
 SLOW_COMPILATION = """

@@ -5,9 +5,9 @@ import optax
 from flax import nnx
 
 from vitlab.config import DistillationConfig, Experiment, LossConfig, MixConfig
+from vitlab.functional import functional
 from vitlab.models.registry import Preprocessing
-from vitlab.train.functional import functional
-from vitlab.train.mesh import make_mesh, replicated, shard_batch
+from vitlab.parallel.mesh import make_mesh, replicated, shard_batch
 from vitlab.train.mix import mix
 from vitlab.train.state import make_state
 from vitlab.train.step import _MIX, compile_step, make_train_step, trace_step

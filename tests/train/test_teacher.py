@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from tests.train.conftest import checksums, config_file, start, tiny_experiment
+from vitlab import signals
 from vitlab.config import ConfigError, DistillationConfig, LossConfig, MeshConfig, ModelConfig, smoke
-from vitlab.evaluate.trained import from_run
-from vitlab.train import loop, signals
+from vitlab.parallel.mesh import make_mesh
+from vitlab.runs.trained import from_run
+from vitlab.train import loop
 from vitlab.train.loop import train
-from vitlab.train.mesh import make_mesh
 from vitlab.train.setup import set_up
 
 SHORT = {"duration": "12 steps", "eval_every": "12 steps"}

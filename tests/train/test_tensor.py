@@ -5,8 +5,8 @@ import pytest
 
 from tests.processes import run_on_four_devices
 from vitlab.config import ConfigError, ModelConfig
-from vitlab.train.functional import build
-from vitlab.train.mesh import check_tensor, parts_of_batch
+from vitlab.functional import build, check_tensor
+from vitlab.parallel.mesh import parts_of_batch
 
 BEGIN = """
     import dataclasses, pathlib, sys
@@ -15,10 +15,10 @@ BEGIN = """
     from vitlab.config import ConfigError, MeshConfig, ModelConfig
     from vitlab.plan.collectives import collectives
     from vitlab.plan.hlo import instructions
-    from vitlab.train.checkpoint import Checkpoints
-    from vitlab.train.functional import build
-    from vitlab.train.mesh import make_mesh, place, shard_batch
-    from vitlab.train.paths import leaf_names
+    from vitlab.runs.checkpoint import Checkpoints
+    from vitlab.functional import build
+    from vitlab.parallel.mesh import make_mesh, place, shard_batch
+    from vitlab.tree import leaf_names
     from vitlab.train.setup import set_up
 
     DIM, MLP_DIM, TOKENS, BATCH = 128, 512, 5, 16

@@ -12,13 +12,6 @@ from jax.extend import core
 
 from pallas_kernels import target
 from pallas_kernels.neighborhood_attention import macs as neighborhood_macs
-from vitlab.layers.initial import InitRngs
-from vitlab.models.registry import create_model
-
-
-def abstract_model(name: str, **kwargs: Any) -> Any:
-    """A model of shapes only; arguments as `create_model`."""
-    return nnx.eval_shape(lambda: create_model(name, rngs=InitRngs(None), **kwargs))
 
 
 def count_params(model: nnx.Module) -> int:

@@ -17,11 +17,12 @@ from vitlab import cli
 from vitlab.config import ConfigError, Experiment, MeshConfig
 from vitlab.data import open_source
 from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
-from vitlab.evaluate.trained import Trained, from_run, from_weights
-from vitlab.train import distributed, folder
-from vitlab.train.mesh import check_divides, make_mesh
-from vitlab.train.records import write_atomically
-from vitlab.train.signals import EXIT_STOPPED, StopRequest
+from vitlab.parallel import distributed
+from vitlab.parallel.mesh import check_divides, make_mesh
+from vitlab.runs import folder
+from vitlab.runs.records import write_atomically
+from vitlab.runs.trained import Trained, from_run, from_weights
+from vitlab.signals import EXIT_STOPPED, StopRequest
 
 logger = logging.getLogger(__name__)
 

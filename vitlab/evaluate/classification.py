@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from vitlab.config import Experiment
 from vitlab.data import Batches, Source, eval_batches
-from vitlab.train.functional import FunctionalModel, Weights
-from vitlab.train.losses import cross_entropy
-from vitlab.train.mesh import part_of_process, replicated, shard_batch
+from vitlab.functional import FunctionalModel, Weights
+from vitlab.losses import cross_entropy
+from vitlab.parallel.mesh import part_of_process, replicated, shard_batch
 
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from vitlab.analysis.counts import abstract_model, count_macs, count_params
+from vitlab.analysis.counts import count_macs, count_params
 from vitlab.config import near_misses
-from vitlab.models.registry import family_of, list_models
+from vitlab.models.registry import abstract_model, family_of, list_models
 
 
 def row(name: str) -> tuple[str, ...]:

@@ -145,3 +145,8 @@ def create_model(
     fields = {k: v for k, v in given.items() if v is not None} | family_fields
     config = model_config(name, num_classes=num_classes, in_channels=in_channels, **fields)
     return family_of(name).model(config, rngs=InitRngs(0) if rngs is None else rngs)
+
+
+def abstract_model(name: str, **options: Any) -> Any:
+    """A model of shapes and dtypes only, which allocates nothing; the arguments are those of `create_model`."""
+    return nnx.eval_shape(lambda: create_model(name, rngs=InitRngs(None), **options))

@@ -14,9 +14,9 @@ from vitlab.analysis.counts import macs_in
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import open_source
 from vitlab.data.splits import split_range
+from vitlab.functional import build, check_tensor
+from vitlab.parallel import mesh as meshes
 from vitlab.plan.topology import Topology
-from vitlab.train import mesh as meshes
-from vitlab.train.functional import build
 from vitlab.train.periods import Periods
 from vitlab.train.setup import abstract_batch, make_step
 from vitlab.train.step import compile_step, trace_step
@@ -78,7 +78,7 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     channels = experiment.model.in_channels or data.channels
     model, _ = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
-    meshes.check_tensor(experiment.mesh.tensor, experiment.model, model)
+    check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=data.examples)
     teacher = open_teacher(experiment, model, channels=channels, num_classes=data.num_classes, class_names=None)
     train_step, create_state = make_step(experiment, model, periods, num_classes=data.num_classes, teacher=teacher)

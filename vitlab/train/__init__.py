@@ -1,1 +1,1 @@
-"""Training: the loop, its parts, and the run folder."""
+"""Training: the loop and its parts."""

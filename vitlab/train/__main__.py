@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from vitlab import cli
 from vitlab.config import smoke
 from vitlab.data import BadImagesError
-from vitlab.train import distributed
-from vitlab.train.checkpoint import CheckpointError, NonFiniteError, SaveError
+from vitlab.parallel import distributed
+from vitlab.runs.checkpoint import CheckpointError, NonFiniteError, SaveError
+from vitlab.signals import EXIT_STOPPED, Stopped
 from vitlab.train.loop import train
 from vitlab.train.profile import window_of
-from vitlab.train.signals import EXIT_STOPPED, Stopped
 
 
 def main(argv: Sequence[str]) -> int:

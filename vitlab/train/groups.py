@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vitlab.config import ConfigError, OptimizerConfig
-from vitlab.train.paths import leaf_names
+from vitlab.tree import leaf_names
 
 # Beside these, nothing with one dimension or none decays: biases, scales of norms and of layer scale.
 _NO_DECAY = re.compile(r"(^|/)(\w*pos_embed|\w+_token|register_tokens|rel_pos_bias|\w*bias_table|bias)$")

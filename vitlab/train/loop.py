@@ -8,20 +8,21 @@ from collections.abc import Callable
 import jax
 
 from vitlab.config import DataConfig, Experiment, to_dict
-from vitlab.evaluate.trained import Trained
-from vitlab.train import distributed, folder
-from vitlab.train.checkpoint import Checkpoints
+from vitlab.parallel import distributed
+from vitlab.parallel.mesh import shard_batch, share_of_device
+from vitlab.runs import folder
+from vitlab.runs.checkpoint import Checkpoints
+from vitlab.runs.retention import Retention
+from vitlab.runs.trained import Trained
+from vitlab.signals import Stopped, StopRequest
 from vitlab.train.clock import Clock
-from vitlab.train.mesh import shard_batch, share_of_device
-from vitlab.train.paths import leaf_names
 from vitlab.train.profile import Profile
 from vitlab.train.report import Report
-from vitlab.train.retention import Retention
 from vitlab.train.setup import Setup, set_up
-from vitlab.train.signals import Stopped, StopRequest
 from vitlab.train.state import State
 from vitlab.train.step import compile_step
 from vitlab.train.watchdog import Watchdog
+from vitlab.tree import leaf_names
 
 
 def train(
@@ -39,7 +40,7 @@ def train(
 
     Args:
       experiment: What to train.
-      workdir: The run folder, see `vitlab.train.folder`; made if need be.
+      workdir: The run folder, see `vitlab.runs.folder`; made if need be.
       allow_changes: Go on with a run of another config.
       watchdog_seconds: Without progress, after which the process writes its stacks and exits with 43; 0 waits for ever.
       profile: Steps, counted from 1, that are traced into the run folder's profile/, by the first process.

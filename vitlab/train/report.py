@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
-from vitlab.train import distributed
-from vitlab.train.checkpoint import NonFiniteError
+from vitlab.parallel import distributed
+from vitlab.runs.checkpoint import NonFiniteError
+from vitlab.runs.records import Records
 from vitlab.train.clock import Clock, duration_text
 from vitlab.train.console import Console
 from vitlab.train.periods import Periods
-from vitlab.train.records import Records
 from vitlab.train.side_logs import SideLogs
 from vitlab.train.step import Metrics
 

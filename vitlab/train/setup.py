@@ -17,9 +17,9 @@ from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
-from vitlab.evaluate.trained import Trained
-from vitlab.train import mesh as meshes
-from vitlab.train.functional import FunctionalModel, Weights, build, functional
+from vitlab.functional import FunctionalModel, Weights, build, check_tensor, functional
+from vitlab.parallel import mesh as meshes
+from vitlab.runs.trained import Trained
 from vitlab.train.optimizer import make_optimizer
 from vitlab.train.periods import Periods
 from vitlab.train.schedule import make_schedule
@@ -161,7 +161,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # refuses a malformed one
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
-    meshes.check_tensor(experiment.mesh.tensor, experiment.model, model)
+    check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
     class_names = tuple(train_source.class_names)
     teacher = open_teacher(experiment, model, channels=channels, num_classes=len(class_names), class_names=class_names)

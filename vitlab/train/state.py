@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vitlab.config import Experiment
-from vitlab.train.functional import Weights
+from vitlab.functional import Weights
 from vitlab.train.optimizer import averaged_params
 
 # params, model_state, opt_state, step (int32, steps done), interval (sums since the last log), skips (see step.py), and, where
@@ -23,14 +23,9 @@ def make_state(weights: Weights, optimizer: optax.GradientTransformation, experi
         skips |= {"usual_norm": jnp.zeros((), jnp.float32), "kept": jnp.zeros((), jnp.int32)}
     opt_state = optimizer.init(weights["params"])
     state = {**weights, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32), "interval": interval, "skips": skips}
-    if averages(experiment):
+    if experiment.averages:
         state["average"] = jax.tree.map(jnp.copy, weights)
     return state
-
-
-def averages(experiment: Experiment) -> bool:
-    """Whether a run keeps averaged weights beside its own."""
-    return experiment.ema_decay is not None or experiment.optimizer.name == "schedule_free_adamw"
 
 
 def average(experiment: Experiment, old: State, new: State) -> Weights:

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vitlab.config import Experiment
+from vitlab.functional import FunctionalModel
+from vitlab.losses import LOSSES, distilled_loss, soft_targets
 from vitlab.models.registry import Preprocessing
+from vitlab.parallel.mesh import batch_sharding, replicated, sharded_shapes
 from vitlab.train.erase import erase
-from vitlab.train.functional import FunctionalModel
-from vitlab.train.losses import LOSSES, distilled_loss, soft_targets
-from vitlab.train.mesh import batch_sharding, replicated, sharded_shapes
 from vitlab.train.mix import mix
 from vitlab.train.schedule import Schedule
 from vitlab.train.state import State, average

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from vitlab.config import ConfigError, Experiment
-from vitlab.evaluate.trained import Trained, from_run, model_of_run
-from vitlab.train.functional import FunctionalModel
+from vitlab.functional import FunctionalModel
+from vitlab.runs.trained import Trained, from_run, model_of_run
 
 
 def open_teacher(

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from vitlab.train.signals import end_at_once
+from vitlab.signals import end_at_once
 
 EXIT_STUCK = 43  # no progress: run the same command again, from the last checkpoint
 _STDERR = 2  # the descriptor: a notebook's sys.stderr has none

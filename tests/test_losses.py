@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vitlab.config import DistillationConfig, LossConfig
-from vitlab.train.losses import cross_entropy, distilled_loss, sigmoid_cross_entropy, soft_targets, softmax_cross_entropy
+from vitlab.losses import cross_entropy, distilled_loss, sigmoid_cross_entropy, soft_targets, softmax_cross_entropy
 
 LOGITS, LABELS = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([1])
 

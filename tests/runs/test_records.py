@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from vitlab.train.records import Records
+from vitlab.runs.records import Records
 from vitlab.train.side_logs import SideLogs
 
 
@@ -45,7 +45,7 @@ def test_what_a_full_disk_refuses_is_written_once_it_can_be(tmp_path, monkeypatc
         records.write(step, {"train_loss": 0.5})
     assert caplog.text.count("metrics.jsonl cannot be written (No space left on device)") == 1
     with monkeypatch.context() as patch:
-        patch.setattr("vitlab.train.records.write_atomically", lambda *_: FullDisk.write(None))
+        patch.setattr("vitlab.runs.records.write_atomically", lambda *_: FullDisk.write(None))
         with pytest.raises(OSError, match="No space"):
             records.sync()
     records.sync()

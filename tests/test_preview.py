@@ -10,9 +10,9 @@ from PIL import Image
 
 from tests.data.conftest import write_tree
 from tests.train.conftest import config_file, tiny_experiment
+from vitlab import preview
 from vitlab.config import AugmentConfig, ConfigError, DataConfig, LossConfig, MixConfig
-from vitlab.data import preview
-from vitlab.train.functional import FunctionalModel
+from vitlab.functional import FunctionalModel
 from vitlab.train.setup import set_up
 
 MIXED = {

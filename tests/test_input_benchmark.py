@@ -4,8 +4,8 @@ import pytest
 
 from tests.data.conftest import write_tree
 from tests.train.conftest import config_file, tiny_experiment
+from vitlab import input_benchmark as benchmark
 from vitlab.config import AugmentConfig, ConfigError, DataConfig
-from vitlab.data import benchmark
 from vitlab.data.image_folder import open_image_folder
 
 STAGES = ["read", "decode", "augment", "batch", "device put", "loader"]
@@ -35,9 +35,10 @@ def test_the_verdict_names_the_slowest_stage():
     assert "decode is the slowest stage, and about 2.0 times the cores" in benchmark.verdict(rates, 300.0)
 
 
-def test_images_that_cannot_be_read_are_left_out(tree):
-    source = open_image_folder(str(tree), "train")
-    (tree / "ant" / "3.png").unlink()
+def test_images_that_cannot_be_read_are_left_out(tmp_path):
+    write_tree(tmp_path)
+    source = open_image_folder(str(tmp_path), "train")
+    (tmp_path / "ant" / "3.png").unlink()
     assert [example["label"] for example in benchmark._read(source, [2, 3, 6])] == [0, 1]
 
 

@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from vitlab.config import ConfigError
-from vitlab.train import distributed
-from vitlab.train.paths import leaf_names
-from vitlab.train.records import write_atomically
-from vitlab.train.retention import Preservation, Retention
+from vitlab.parallel import distributed
+from vitlab.runs.records import write_atomically
+from vitlab.runs.retention import Preservation, Retention
+from vitlab.tree import leaf_names
 
 logger = logging.getLogger(__name__)
 

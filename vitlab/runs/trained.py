@@ -6,13 +6,12 @@ import pathlib
 from jax.sharding import Mesh
 
 from vitlab.config import ConfigError, Experiment
+from vitlab.functional import FunctionalModel, Weights, build, functional
 from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import create_model
-from vitlab.train import folder
-from vitlab.train.checkpoint import CheckpointError, Checkpoints
-from vitlab.train.functional import FunctionalModel, Weights, build, functional
-from vitlab.train.mesh import place, sharded_shapes
-from vitlab.train.state import averages
+from vitlab.parallel.mesh import place, sharded_shapes
+from vitlab.runs import folder
+from vitlab.runs.checkpoint import CheckpointError, Checkpoints
 from vitlab.weights.load import load_weights
 
 
@@ -52,7 +51,7 @@ def from_run(
     model, own, data = model_of_run(workdir)
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"{workdir} has no checkpoint yet")
-    averaged = averages(own) and not raw
+    averaged = own.averages and not raw
     try:
         with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
             weights = sharded_shapes(model.shapes, mesh, model.tensor_split)

@@ -14,10 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
-from vitlab.config import ConfigError, ModelConfig
-from vitlab.models.registry import model_config
-from vitlab.train.functional import FunctionalModel
-from vitlab.train.paths import leaf_names
+from vitlab.config import ConfigError
+from vitlab.tree import leaf_names
 
 TensorSplit = Mapping[str, tuple[str | None, ...]]  # see vitlab/layers/tensor_split.py
 FSDP_FLOOR = 2**16  # elements; a smaller array costs more to gather than to keep everywhere
@@ -46,27 +44,6 @@ def make_mesh(*, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None =
     return mesh
 
 
-def check_tensor(tensor: int, config: ModelConfig, model: FunctionalModel) -> None:
-    """Refuses so many devices along `tensor` if the model cannot be split over them.
-
-    Raises:
-      ConfigError: Its family does not say how, or they do not divide its heads or its hidden units.
-    """
-    if tensor == 1:
-        return
-    rule, remedy = f"mesh.tensor={tensor} must divide", "mesh.fsdp splits the parameters of any model"
-    if not model.tensor_split:
-        raise ConfigError(f"mesh.tensor={tensor} must be 1: the family of {config.name} does not say how to split it; {remedy}")
-    num_heads = model_config(config.name, **config.fields).num_heads
-    if any(heads % tensor for heads in np.atleast_1d(num_heads)):
-        raise ConfigError(f"{rule} num_heads={num_heads} of {config.name}; {remedy}")
-    params = model.shapes["params"]
-    for name, x in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
-        for size, axis in zip(x.shape, _named_axes(name, x.shape, model.tensor_split), strict=True):
-            if axis is not None and size % tensor:
-                raise ConfigError(f"{rule} the {size} of {name}, {list(x.shape)}; {remedy}")
-
-
 def state_shardings(state: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:
     """Where each array lies; optimizer state follows its parameters, whose names and shapes it has.
 
@@ -76,7 +53,7 @@ def state_shardings(state: Any, mesh: Mesh, split: TensorSplit | None = None) ->
 
     def sharding(name: str, x: Any) -> NamedSharding:
         sizes = mesh.shape
-        named = _named_axes(name, x.shape, split or {})
+        named = named_axes(name, x.shape, split or {})
         axes = [axis if axis and sizes[axis] > 1 and n % sizes[axis] == 0 else None for n, axis in zip(x.shape, named, strict=True)]
         fitting = [i for i, n in enumerate(x.shape) if axes[i] is None and n % sizes["fsdp"] == 0]
         if sizes["fsdp"] > 1 and x.size >= FSDP_FLOOR and fitting:
@@ -89,7 +66,7 @@ def state_shardings(state: Any, mesh: Mesh, split: TensorSplit | None = None) ->
     return jax.tree.unflatten(treedef, map(sharding, leaf_names(state), leaves))
 
 
-def _named_axes(name: str, shape: tuple[int, ...], split: TensorSplit) -> tuple[str | None, ...]:
+def named_axes(name: str, shape: tuple[int, ...], split: TensorSplit) -> tuple[str | None, ...]:
     """The axes that `split` names for an array; one of other rank, as of a factored moment, lies over none."""
     found = (axes for regex, axes in split.items() if len(axes) == len(shape) and re.search(regex, name))
     return next(found, (None,) * len(shape))

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import IO, Any
 
-from vitlab.train import distributed
+from vitlab.parallel import distributed
 
 logger = logging.getLogger(__name__)
 

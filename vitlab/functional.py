@@ -6,13 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vitlab.analysis.counts import macs_of
 from vitlab.config import ConfigError, ModelConfig
 from vitlab.layers.initial import InitRngs
-from vitlab.models.registry import Preprocessing, create_model, family_of
+from vitlab.models.registry import Preprocessing, create_model, family_of, model_config
+from vitlab.parallel.mesh import named_axes
+from vitlab.tree import leaf_names
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
 
@@ -106,3 +109,24 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
         constants = jax.jit(lambda: functional(create(InitRngs(None)))[0].constants)()  # nothing else is made
     model = dataclasses.replace(abstract, constants=constants, tensor_split=family_of(config.name).tensor_split)
     return model, lambda: functional(create(InitRngs(seed)))[1]
+
+
+def check_tensor(tensor: int, config: ModelConfig, model: FunctionalModel) -> None:
+    """Refuses so many devices along `tensor` if the model cannot be split over them.
+
+    Raises:
+      ConfigError: Its family does not say how, or they do not divide its heads or its hidden units.
+    """
+    if tensor == 1:
+        return
+    rule, remedy = f"mesh.tensor={tensor} must divide", "mesh.fsdp splits the parameters of any model"
+    if not model.tensor_split:
+        raise ConfigError(f"mesh.tensor={tensor} must be 1: the family of {config.name} does not say how to split it; {remedy}")
+    num_heads = model_config(config.name, **config.fields).num_heads
+    if any(heads % tensor for heads in np.atleast_1d(num_heads)):
+        raise ConfigError(f"{rule} num_heads={num_heads} of {config.name}; {remedy}")
+    params = model.shapes["params"]
+    for name, x in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
+        for size, axis in zip(x.shape, named_axes(name, x.shape, model.tensor_split), strict=True):
+            if axis is not None and size % tensor:
+                raise ConfigError(f"{rule} the {size} of {name}, {list(x.shape)}; {remedy}")

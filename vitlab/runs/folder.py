@@ -13,7 +13,7 @@ from typing import IO
 
 from vitlab.config import ConfigError, Experiment, difference, from_config_dict, to_json
 from vitlab.data import Source
-from vitlab.train.records import write_atomically
+from vitlab.runs.records import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from vitlab.config import ConfigError
-from vitlab.train.checkpoint import CheckpointError, Checkpoints, NonFiniteError, SaveError
-from vitlab.train.mesh import make_mesh, sharded_shapes
-from vitlab.train.retention import Retention
+from vitlab.parallel.mesh import make_mesh, sharded_shapes
+from vitlab.runs.checkpoint import CheckpointError, Checkpoints, NonFiniteError, SaveError
+from vitlab.runs.retention import Retention
 
 
 def make(value: float = 0.0):

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vitlab.config import ConfigError
-from vitlab.train.mesh import batch_sharding, make_mesh, replicated
+from vitlab.parallel.mesh import batch_sharding, make_mesh, replicated
 
 logger = logging.getLogger(__name__)
 

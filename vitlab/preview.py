@@ -1,0 +1,173 @@
+"""A contact sheet of a training batch: python -m vitlab.preview --config=configs/x.py:variant --output=sheet.png [--step=N].
+
+The images are those of the step itself, cropped, augmented, erased and mixed, each with its class below, or with two classes and
+their shares where mixup or cutmix has mixed it. To see what the host alone does: --config.mix.prob=0 --config.augment.erase_prob=0.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from vitlab import cli
+from vitlab.config import ConfigError, Experiment, LossConfig
+from vitlab.data.batches import Batch, Layout, Threads, TrainBatch
+from vitlab.data.decode import DecodeError
+from vitlab.data.policies import make_policy
+from vitlab.data.source import open_source
+from vitlab.models.registry import Preprocessing, model_config
+from vitlab.train.step import augmented
+
+_WIDTH = 112  # least width of a cell, pixels: room for a name of about 18 letters
+_GAP = 8  # between cells, pixels
+_LINE = 16  # height of a line of text, pixels
+_FONT_SIZE = 12  # pixels
+_SHOWN = 0.005  # a smaller share is not worth a line
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """Some images of a batch as the model is given them, but for normalisation."""
+
+    images: UInt8[np.ndarray, "n h w c"]  # the noise of erasing is cut off at 0 and 255
+    shares: Float[np.ndarray, "n classes"]  # of each class in each image, without label smoothing
+    class_names: tuple[str, ...]
+    batch_size: int
+    bad: int  # images of the batch that could not be decoded, and were replaced
+
+
+def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
+    """The first images of a training batch.
+
+    The whole batch is made, here, since it is mixed with itself.
+
+    Args:
+      experiment: Its data, augmentation, mixing, seed, batch size and image size count.
+      step: Updates that the model has had before this batch.
+      count: Images; fewer, if the batch is smaller.
+
+    Raises:
+      ConfigError: There is no such data, policy or model, a number is out of range, or no image can be decoded.
+    """
+    if step < 0 or count < 1:
+        raise ConfigError(f"--step={step} must be at least 0, --images={count} at least 1")
+    source = open_source(experiment.data, train=True)
+    if experiment.augment.policy is not None:
+        make_policy(experiment.augment.policy)  # refuses a malformed one
+    preprocessing = _preprocessing(experiment, experiment.model.in_channels or source.channels)
+    layout = Layout(
+        size=preprocessing.image_size,
+        channels=len(preprocessing.mean),
+        batch_size=experiment.batch_size,
+        process_index=0,
+        process_count=1,
+    )
+    threads = Threads(experiment.data.num_threads or len(os.sched_getaffinity(0)))
+    try:
+        batch = TrainBatch(source, experiment.augment, layout, experiment.seed, threads)(step)
+    except DecodeError as error:
+        raise ConfigError(str(error)) from error
+    finally:
+        threads.close()
+    images, shares = _on_device(batch, step, experiment, preprocessing, len(source.class_names))
+    return Sample(
+        images=images[:count],
+        shares=shares[:count],
+        class_names=source.class_names,
+        batch_size=experiment.batch_size,
+        bad=int((batch["bad"] >= 0).sum()),
+    )
+
+
+def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
+    model = experiment.model
+    size = {} if model.image_size is None else {"image_size": model.image_size}
+    try:
+        config = model_config(model.name, **size, **model.fields)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return dataclasses.replace(config.preprocessing.for_channels(channels), image_size=config.image_size)
+
+
+def _on_device(
+    batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int
+) -> tuple[UInt8[np.ndarray, "b h w c"], Float[np.ndarray, "b classes"]]:
+    """What the step does to the batch before the model sees it."""
+    plain = dataclasses.replace(experiment, loss=LossConfig())
+    rng = jax.random.fold_in(jax.random.key(experiment.seed), step)
+
+    @jax.jit
+    def run(batch):
+        images, shares = augmented(batch, rng, plain, num_classes=num_classes, preprocessing=preprocessing)
+        return images if images.dtype == np.uint8 else images.clip(0, 255).round().astype(np.uint8), shares
+
+    images, shares = run({"image": batch["image"], "label": batch["label"]})
+    return np.asarray(images), np.asarray(shares)
+
+
+def draw(sample: Sample) -> Image.Image:
+    """The contact sheet: about as many rows as columns, the names below each image; small images are magnified by whole numbers."""
+    count, height, width, _ = sample.images.shape
+    scale = -(-_WIDTH // width) if width < _WIDTH else 1
+    captions = [_captions(shares, sample.class_names) for shares in sample.shares]
+    cell = (max(scale * width, _WIDTH) + _GAP, scale * height + _LINE * max(map(len, captions)) + _GAP)
+    columns = math.ceil(math.sqrt(count))
+    sheet = Image.new("RGB", (columns * cell[0] + _GAP, -(-count // columns) * cell[1] + _GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
+    for i, (pixels, lines) in enumerate(zip(sample.images, captions, strict=True)):
+        left, top = _GAP + i % columns * cell[0], _GAP + i // columns * cell[1]
+        image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
+        sheet.paste(image.resize((scale * width, scale * height), Image.Resampling.NEAREST), (left, top))
+        for number, (name, share) in enumerate(lines):
+            y = top + scale * height + number * _LINE + 1
+            pen.text((left, y), _shortened(name, share, font, cell[0] - _GAP), "black", font)
+    return sheet
+
+
+def _captions(shares: Float[np.ndarray, " classes"], class_names: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and share of each class that the image has, the largest first; the share of a single one is not said."""
+    labels = [int(i) for i in np.argsort(-shares, kind="stable")[:2] if shares[i] >= _SHOWN]
+    return [(class_names[i], f" {shares[i]:.0%}" if len(labels) > 1 else "") for i in labels]
+
+
+def _shortened(name: str, share: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """The caption, the name cut off where it is wider than the cell."""
+    kept = len(name)
+    while kept > 1 and font.getlength(name + share) > width:
+        kept -= 1
+        name = name[:kept].rstrip() + "..."
+    return name + share
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = cli.Parser(prog="python -m vitlab.preview", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="the PNG to write")
+    parser.add_argument("--step", type=int, default=0, help="updates before the batch")
+    parser.add_argument("--images", type=int, default=64, help="how many of the batch's")
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    experiment = cli.load_experiment(args.config, overrides)
+    if args.output.suffix.lower() != ".png" or not args.output.parent.is_dir():
+        raise ConfigError(f"--output={args.output} must be a file *.png in a folder that exists")
+    cli.begin()
+    shown = sample(experiment, step=args.step, count=args.images)
+    try:
+        draw(shown).save(args.output, "PNG")
+    except OSError as error:
+        raise ConfigError(f"--output={args.output} cannot be written: {error.strerror or error}") from error
+    height, width = shown.images.shape[1:3]
+    bad = f"; {shown.bad} of the batch could not be decoded and were replaced" if shown.bad else ""
+    print(f"{args.output}: {len(shown.images)} of the {shown.batch_size} images of step {args.step}, {width} x {height} pixels{bad}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
