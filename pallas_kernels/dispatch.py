@@ -20,6 +20,7 @@ class Implementation:
 
     fn: Callable[..., Any]  # same arguments as the operator, without `implementation`
     unsupported_reason: Callable[..., str | None]  # same arguments; None means: can run here
+    automatic: bool = True  # False: chosen only by name, for instance because nobody has timed it
 
 
 def unsupported_array(array: Any, dtypes: Sequence[str], head_dims: Sequence[int]) -> str | None:
@@ -31,13 +32,13 @@ def unsupported_array(array: Any, dtypes: Sequence[str], head_dims: Sequence[int
     return None
 
 
-def dispatch(op_name: str, implementations: Mapping[str, Implementation], implementation: str | None, /, *args, **kwargs) -> Any:
-    """Calls the named implementation, or the first that can run these arguments.
+def dispatch(op_name: str, implementations: Mapping[str, Implementation], implementation: str | None, /, *args: Any, **kwargs: Any) -> Any:
+    """Calls the named implementation, or the first automatic one that can run these arguments.
 
     Args:
       op_name: The operator's name, for messages.
       implementations: The operator's table, fastest first.
-      implementation: A key of the table, which obeys or fails, or None for the first that applies.
+      implementation: A key of the table, which obeys or fails, or None for the first automatic one that can run.
       *args: The operator's positional arguments.
       **kwargs: The operator's keyword arguments, without `implementation`.
 
@@ -55,6 +56,8 @@ def dispatch(op_name: str, implementations: Mapping[str, Implementation], implem
         return chosen.fn(*args, **kwargs)
     reasons = []
     for name, candidate in implementations.items():
+        if not candidate.automatic:
+            continue
         if (reason := candidate.unsupported_reason(*args, **kwargs)) is None:
             _log_choice(op_name, name, tuple(reasons))
             return candidate.fn(*args, **kwargs)

@@ -18,9 +18,9 @@ __all__ = ["IMPLEMENTATIONS", "UnsupportedError", "neighborhood_attention"]
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.neighborhood_attention, pallas_tpu.unsupported_reason),  # logits stay on chip
+    "mosaic_gpu": Implementation(mosaic_gpu.neighborhood_attention, mosaic_gpu.unsupported_reason, automatic=False),  # not timed yet
     "pallas_gpu": Implementation(pallas_gpu.neighborhood_attention, pallas_gpu.unsupported_reason),  # no copies, on chip too
     "xla": Implementation(xla.neighborhood_attention, xla.unsupported_reason),  # any device, linear memory
-    "mosaic_gpu": Implementation(mosaic_gpu.neighborhood_attention, mosaic_gpu.unsupported_reason),  # only by name: nobody has timed it
     "reference": Implementation(reference.neighborhood_attention, reference.unsupported_reason),  # quadratic: the definition
 }
 PerAxis = int | tuple[int, ...]

@@ -8,10 +8,9 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
+from pallas_kernels.gpu import PROGRAMS
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 from pallas_kernels.neighborhood_attention.tiles import TpuAxis
-
-GPU_PROGRAMS = 8 * 132  # at least, for eight on each multiprocessor of an H100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ def bias_tiles(axes: tuple[Axis, Axis, Axis], batch: int, heads: int) -> BiasTil
         first.append(int(start.min()))
         blocks.append(pl.cdiv(int(stop.max()) - first[-1], size))
     total = batch * math.prod(axis.dilation * tile.count for axis, tile in zip(axes, tiles, strict=True))
-    splits = max(1, min(total, pl.cdiv(GPU_PROGRAMS, heads * math.prod(blocks))))
+    splits = max(1, min(total, pl.cdiv(PROGRAMS, heads * math.prod(blocks))))
     return BiasTiles(queries, keys, (first[0], first[1], first[2]), (blocks[0], blocks[1], blocks[2]), total, splits)
 
 

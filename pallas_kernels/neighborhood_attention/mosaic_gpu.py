@@ -14,6 +14,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import unsupported_array
+from pallas_kernels.gpu import wrong_platform
+from pallas_kernels.logits import LOG2E, NO_KEY
 from pallas_kernels.neighborhood_attention.extra import attend_extra
 from pallas_kernels.neighborhood_attention.layout import three_axes
 from pallas_kernels.neighborhood_attention.mosaic_program import (
@@ -31,9 +33,8 @@ from pallas_kernels.neighborhood_attention.mosaic_program import (
     of_rows,
 )
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
-from pallas_kernels.neighborhood_attention.reference import LOG2E, NO_KEY
 from pallas_kernels.sharding import by_images, indivisible, result_like
-from pallas_kernels.target import device_kind, platform
+from pallas_kernels.target import device_kind
 
 DTYPES = ("float16", "bfloat16")
 HEAD_DIMS = (64, 128)
@@ -41,9 +42,9 @@ HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 
 
 def unsupported_reason(query, key, value, *, axes, bias, interpret: bool = False, **_) -> str | None:
-    """Interpreted, a kernel runs on any platform."""
-    if not interpret and (here := platform()) != "gpu":
-        return f"it needs an NVIDIA GPU, not {here}"
+    """Why the kernels cannot run these arguments here, or None."""
+    if reason := wrong_platform(interpret=interpret):
+        return reason
     if not interpret and not any(name in device_kind() for name in HOPPER):
         return f"it needs a Hopper GPU (wgmma), not {device_kind()}"
     if reason := indivisible(query.shape[0]):

@@ -19,9 +19,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.logits import LOG2E, NO_KEY
 from pallas_kernels.neighborhood_attention.gpu_tiles import unravel
 from pallas_kernels.neighborhood_attention.layout import Axes
-from pallas_kernels.neighborhood_attention.reference import LOG2E, NO_KEY
 from pallas_kernels.neighborhood_attention.tiles import padded
 from pallas_kernels.sharding import varying_like
 

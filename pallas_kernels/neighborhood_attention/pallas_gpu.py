@@ -20,33 +20,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.gpu import unsupported_arrays
+from pallas_kernels.logits import LOG2E, NO_KEY, dot
 from pallas_kernels.neighborhood_attention.extra import attend_extra
 from pallas_kernels.neighborhood_attention.gpu_tiles import BiasTiles, GpuTiles, bias_tiles, gpu_tiles, unravel
 from pallas_kernels.neighborhood_attention.layout import bias_of_three_axes, three_axes
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
-from pallas_kernels.neighborhood_attention.reference import LOG2E, NO_KEY
-from pallas_kernels.sharding import by_images, indivisible, result_like
-from pallas_kernels.target import platform
-
-DTYPES = ("float16", "bfloat16", "float32")
-HEAD_DIMS = range(16, 129)
-MAX_ELEMENTS = 2**31 - 1
+from pallas_kernels.sharding import by_images, result_like
 
 
 def unsupported_reason(query, key, value, *, interpret: bool = False, **_) -> str | None:
-    """Interpreted, a kernel runs on any platform."""
-    if not interpret and (here := platform()) != "gpu":
-        return f"it needs an NVIDIA GPU, not {here}"
-    if reason := indivisible(query.shape[0]):
-        return reason
-    if query.dtype.name not in DTYPES:
-        return f"dtype {query.dtype.name} is not one of {', '.join(DTYPES)}"
-    for name, dim in (("head_dim", query.shape[-1]), ("value_dim", value.shape[-1])):
-        if dim not in HEAD_DIMS:
-            return f"{name}={dim} is not in {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}"
-    if (size := max(math.prod(x.shape) for x in (query, key, value))) > MAX_ELEMENTS:
-        return f"an array of {size} elements is above {MAX_ELEMENTS}, what 32-bit offsets reach"
-    return None
+    """Why the kernels cannot run these arguments here, or None."""
+    return unsupported_arrays((query, key, value), interpret=interpret)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,11 +295,11 @@ def forward_kernel(q_ref, k_ref, v_ref, bias_ref, window_refs, out_ref, logsumex
         out, top, total = carry
         k = keys.load(k_ref, kv_head, problem.head_dim, problem)
         v = keys.load(v_ref, kv_head, problem.value_dim, problem)
-        logits = _logits(_dot(q, k, (1, 1)), queries, keys, windows, bias_ref, head, problem)
+        logits = _logits(dot(q, k, (1, 1)), queries, keys, windows, bias_ref, head, problem)
         higher = jnp.maximum(top, jnp.max(logits, 1))
         weights = jnp.exp2(logits - higher[:, None])
         shrink = jnp.exp2(top - higher)
-        return out * shrink[:, None] + _dot(weights.astype(v.dtype), v, (1, 0)), higher, total * shrink + jnp.sum(weights, 1)
+        return out * shrink[:, None] + dot(weights.astype(v.dtype), v, (1, 0)), higher, total * shrink + jnp.sum(weights, 1)
 
     slots = math.prod(tiles.queries)
     # The first top is above NO_KEY, so that the weight of a key that is not seen is 0 even before any is.
@@ -339,9 +324,9 @@ def query_kernel(
     def block(_, keys: Place, dq):
         k = keys.load(k_ref, kv_head, problem.head_dim, problem)
         v = keys.load(v_ref, kv_head, problem.value_dim, problem)
-        logits = _logits(_dot(q, k, (1, 1)), queries, keys, windows, bias_ref, head, problem)
-        d_logits = jnp.exp2(logits - logsumexp[:, None]) * (_dot(d_out, v, (1, 1)) - mean[:, None])
-        return dq + _dot(d_logits.astype(k.dtype), k, (1, 0))
+        logits = _logits(dot(q, k, (1, 1)), queries, keys, windows, bias_ref, head, problem)
+        d_logits = jnp.exp2(logits - logsumexp[:, None]) * (dot(d_out, v, (1, 1)) - mean[:, None])
+        return dq + dot(d_logits.astype(k.dtype), k, (1, 0))
 
     bounds = _bounds(number, tiles.queries, window_refs, problem)
     dq = jnp.zeros((math.prod(tiles.queries), problem.lanes[0]), jnp.float32)
@@ -377,10 +362,10 @@ def key_kernel(
         dk, dv = carry
         head = kv_head * shared + round_
         q, d_out, logsumexp, mean, windows = load(queries, head)
-        logits = _logits(_dot(k, q, (1, 1)), queries, keys, windows, bias_ref, head, problem, transposed=True)
+        logits = _logits(dot(k, q, (1, 1)), queries, keys, windows, bias_ref, head, problem, transposed=True)
         weights = jnp.exp2(logits - logsumexp[None, :])
-        d_logits = weights * (_dot(v, d_out, (1, 1)) - mean[None, :])
-        return dk + _dot(d_logits.astype(q.dtype), q, (1, 0)), dv + _dot(weights.astype(d_out.dtype), d_out, (1, 0))
+        d_logits = weights * (dot(v, d_out, (1, 1)) - mean[None, :])
+        return dk + dot(d_logits.astype(q.dtype), q, (1, 0)), dv + dot(weights.astype(d_out.dtype), d_out, (1, 0))
 
     bounds = _bounds(number, tiles.queries, inverse_refs, problem)
     dk, dv = (jnp.zeros((math.prod(tiles.queries), lanes), jnp.float32) for lanes in problem.lanes)
@@ -412,8 +397,8 @@ def bias_kernel(
         q, d_out, logsumexp, mean, windows = load(queries, head)
         k = keys.load(k_ref, kv_head, problem.head_dim, problem)
         v = keys.load(v_ref, kv_head, problem.value_dim, problem)
-        logits = _logits(_dot(q, k, (1, 1)), queries, keys, windows, bias_ref, head, problem)
-        return total + jnp.exp2(logits - logsumexp[:, None]) * (_dot(d_out, v, (1, 1)) - mean[:, None])
+        logits = _logits(dot(q, k, (1, 1)), queries, keys, windows, bias_ref, head, problem)
+        return total + jnp.exp2(logits - logsumexp[:, None]) * (dot(d_out, v, (1, 1)) - mean[:, None])
 
     slots = (math.prod(tiles.queries), math.prod(tiles.keys))
     total = lax.fori_loop(0, pl.cdiv(tiles.total, tiles.splits), tile, jnp.zeros(slots, jnp.float32))
@@ -431,10 +416,3 @@ def _load_queries(queries: Place, head, *, refs, window_refs, problem: Problem):
         queries.load_number(mean_ref, head, problem),
         queries.windows(window_refs, problem),
     )
-
-
-def _dot(x, y, contract: tuple[int, int]):
-    """Product over the given axes, accumulated in float32; float32 is not rounded to TF32."""
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)

@@ -29,38 +29,25 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Shaped
 
 from pallas_kernels.dispatch import unsupported_array
+from pallas_kernels.logits import LOG2E, dot
 from pallas_kernels.neighborhood_attention.extra import attend_extra
 from pallas_kernels.neighborhood_attention.layout import bias_of_three_axes, by_class, from_classes, three_axes
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
-from pallas_kernels.neighborhood_attention.reference import LOG2E
-from pallas_kernels.neighborhood_attention.tiles import (
-    LANES,
-    SUBLANES,
-    TPU_VMEM_BYTES,
-    TPU_VMEM_BYTES_ELSEWHERE,
-    Strips,
-    TpuPlan,
-    padded,
-)
+from pallas_kernels.neighborhood_attention.tiles import Strips, TpuPlan
 from pallas_kernels.neighborhood_attention.tpu_call import SCALARS, Call
 from pallas_kernels.neighborhood_attention.tpu_program import Program, Tile, each_batch
 from pallas_kernels.neighborhood_attention.tpu_rows import gather_keys, gather_queries, scatter
 from pallas_kernels.neighborhood_attention.tpu_sights import masked, table_of
 from pallas_kernels.sharding import by_images, indivisible, result_like
-from pallas_kernels.target import device_kind, platform
+from pallas_kernels.tpu import DTYPES, HEAD_DIMS, LANES, SUBLANES, clear_at_first, padded, usable_vmem, wrong_platform
 from pallas_kernels.window_attention import expand_bias
 from pallas_kernels.window_attention import pallas_tpu as windows
 
-DTYPES = ("bfloat16", "float32")
-HEAD_DIMS = (16, 32, 64, 128)
-
 
 def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], bias, interpret: bool = False, **_) -> str | None:
-    """Interpreted, a kernel runs on any platform."""
+    """Why the kernels cannot run these arguments here, or None."""
     head_dim, value_dim = query.shape[-1], value.shape[-1]
-    if not interpret and (here := platform()) != "tpu":
-        return f"it needs a TPU, not {here}"
-    if reason := indivisible(query.shape[0]):
+    if reason := wrong_platform(interpret=interpret) or indivisible(query.shape[0]):
         return reason
     if reason := unsupported_array(query, DTYPES, HEAD_DIMS):
         return reason
@@ -76,8 +63,7 @@ def _plan(query, axes: tuple[Axis, ...], bias, *, backward: bool = False) -> Tpu
     b, *_, heads, head_dim = query.shape
     if heads * head_dim > LANES:
         heads = padded(heads, LANES // head_dim)
-    vmem = TPU_VMEM_BYTES.get(device_kind(), TPU_VMEM_BYTES_ELSEWHERE)
-    return TpuPlan(three_axes(axes), b, heads, head_dim, query.dtype.itemsize, vmem, bias is not None, backward)
+    return TpuPlan(three_axes(axes), b, heads, head_dim, query.dtype.itemsize, usable_vmem(), bias is not None, backward)
 
 
 def neighborhood_attention(
@@ -188,14 +174,14 @@ def forward_kernel(*refs, call: Call, scale: float):
 
     def products(tiles: list[Tile]):
         q = [_stack(tile.queries(q_ref), dtype, plan) for tile in tiles]
-        logits = [_dot(x, tile.keys(k_ref), (1, 1)) for x, tile in zip(q, tiles, strict=True)]
+        logits = [dot(x, tile.keys(k_ref), (1, 1)) for x, tile in zip(q, tiles, strict=True)]
         return ([masked(x * (scale * LOG2E), plan, tile.kind, sights) for x, tile in zip(logits, tiles, strict=True)],)
 
     def attend(tiles: list[Tile], logits):
         tops = [jnp.max(x, 1, keepdims=True) for x in logits]
         weights = [jnp.exp2(x - top) for x, top in zip(logits, tops, strict=True)]
         totals = [jnp.sum(x, 1, keepdims=True) for x in weights]
-        outs = [_dot(x.astype(dtype), tile.keys(v_ref), (1, 0)) for x, tile in zip(weights, tiles, strict=True)]
+        outs = [dot(x.astype(dtype), tile.keys(v_ref), (1, 0)) for x, tile in zip(weights, tiles, strict=True)]
         for tile, out, top, total in zip(tiles, outs, tops, totals, strict=True):
             total = _own_lanes(jnp.broadcast_to(total, out.shape), plan)
             tile.store(out_refs[0], _own_lanes(out, plan) * _reciprocal(total, dtype))
@@ -223,13 +209,13 @@ def backward_kernel(*refs, call: Call, scale: float):
     sum_refs, refs = _split(refs, 1 if call.plan.bias else 0)
     query_refs, (dq_ref, k_ref, v_ref, dk_ref, dv_ref, *waiting) = refs[:inputs], refs[inputs:]
     plan, dtype = call.plan, query_maps[0].dtype
-    _clear_at_first(sum_refs)
+    clear_at_first(sum_refs, (2, 3))
 
     def products(tiles: list[Tile]):
         """Of keys and queries, so that what is said of each query is a row, which costs no sum across lanes."""
         q, d_out = ([_stack(tile.queries(ref), dtype, plan) for tile in tiles] for ref in query_refs[:2])
-        logits = [_dot(tile.keys(k_ref), x, (1, 1)) for x, tile in zip(q, tiles, strict=True)]
-        d_weights = [_dot(tile.keys(v_ref), x, (1, 1)) for x, tile in zip(d_out, tiles, strict=True)]
+        logits = [dot(tile.keys(k_ref), x, (1, 1)) for x, tile in zip(q, tiles, strict=True)]
+        d_weights = [dot(tile.keys(v_ref), x, (1, 1)) for x, tile in zip(d_out, tiles, strict=True)]
         return [masked(x * (scale * LOG2E), plan, tile.kind, sights) for x, tile in zip(logits, tiles, strict=True)], d_weights
 
     def weigh(tiles: list[Tile], logits, d_weights):
@@ -246,9 +232,9 @@ def backward_kernel(*refs, call: Call, scale: float):
 
     def add_up(tiles: list[Tile], weights, d_logits):
         q, d_out = ([_stack(tile.queries(ref), dtype, plan) for tile in tiles] for ref in query_refs[:2])
-        d_values = [_dot(x, dx, (1, 0)) for x, dx in zip(weights, d_out, strict=True)]
-        d_keys = [_dot(dx, x, (1, 0)) * scale for dx, x in zip(d_logits, q, strict=True)]
-        d_queries = [_dot(dx, tile.keys(k_ref), (0, 0)) for dx, tile in zip(d_logits, tiles, strict=True)]
+        d_values = [dot(x, dx, (1, 0)) for x, dx in zip(weights, d_out, strict=True)]
+        d_keys = [dot(dx, x, (1, 0)) * scale for dx, x in zip(d_logits, q, strict=True)]
+        d_queries = [dot(dx, tile.keys(k_ref), (0, 0)) for dx, tile in zip(d_logits, tiles, strict=True)]
         for tile, dq, dk, dv in zip(tiles, d_queries, d_keys, d_values, strict=True):
             tile.store(dq_ref, _own_lanes(dq, plan) * scale)
             tile.add_to_keys(dk_ref, dk)
@@ -275,15 +261,6 @@ def _by_phase(refs, counts: tuple[int, ...]) -> list[tuple]:
     return [tuple(tuple(itertools.islice(refs, count)) for _ in range(2)) for count in counts]
 
 
-def _clear_at_first(refs) -> None:
-    """Before the first program that adds to them."""
-    for ref in refs:
-
-        @pl.when((pl.program_id(2) == 0) & (pl.program_id(3) == 0))
-        def _(ref=ref):
-            ref[...] = jnp.zeros(ref.shape, ref.dtype)
-
-
 def _stack(x: Shaped[Array, "words lanes"], dtype, plan: TpuPlan) -> Float[Array, "rows lanes"]:
     """The queries head under head, each in its own lanes and zero in the others."""
     parts = [jnp.where(_head(x.shape, plan) == head, x, jnp.zeros_like(x)) for head in range(plan.pack)] if plan.pack > 1 else [x]
@@ -302,7 +279,7 @@ def _own_lanes(x: Float[Array, "rows lanes"], plan: TpuPlan) -> Float[Array, "qu
 
 
 def _sum_of_own_lanes(x: Float[Array, "queries lanes"], plan: TpuPlan) -> Float[Array, "1 rows"]:
-    return _dot(jnp.ones((SUBLANES, x.shape[1])), _stack(x, x.dtype, plan), (1, 1))[:1]
+    return dot(jnp.ones((SUBLANES, x.shape[1])), _stack(x, x.dtype, plan), (1, 1))[:1]
 
 
 def _reciprocal(x, dtype):
@@ -311,10 +288,3 @@ def _reciprocal(x, dtype):
         return 1 / x
     approximate = pl.reciprocal(x, approx=True)
     return approximate * (2.0 - x * approximate)
-
-
-def _dot(x, y, contract: tuple[int, int]):
-    """Product over the given axes, accumulated in float32; float32 is not rounded to bfloat16."""
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.logits import NO_KEY
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 
-NO_KEY = -1e30
-LOG2E = math.log2(math.e)  # kernels keep logits in units of log 2
 MAX_TOKENS = 2**14  # 1 GiB of scores for each image and head
 
 

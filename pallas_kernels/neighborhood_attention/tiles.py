@@ -9,11 +9,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
+from pallas_kernels.tpu import LANES, SUBLANES, padded
 
-LANES, SUBLANES = 128, 8
 WORD, HALF_TILE, FULL_TILE = 2, 8, 16  # columns: that share a word of 32 bits and fill half a register or one, in bfloat16
-TPU_VMEM_BYTES = {"TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**20}  # usable, of 128 MiB
-TPU_VMEM_BYTES_ELSEWHERE = 56 * 2**20  # of the 64 MiB of v5p, as its compiler says
 TPU_TABLE_BYTES = 2**23  # of the tables of a plan without a bias, at most
 TPU_BLOCK_BYTES = 2**22  # of the images of one program, at least, so that a step of the grid is worth its overhead
 WEIGHTS_COST, LOGITS_COST = 10.0, 4.5  # cycles that 128 keys cost in themselves, and for each register of their logits (counted)
@@ -21,11 +19,6 @@ REGISTERS = 64  # of logits in flight
 ROWS_TOGETHER = 28  # of the map that are copied in an iteration
 BESIDE = (1, 2)  # maps side by side along the columns that are tried
 UNROLLED = 16  # tiles of columns that are unrolled; more are a loop
-
-
-def padded(n: int, multiple: int) -> int:
-    """The next multiple."""
-    return pl.cdiv(n, multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pallas_kernels.neighborhood_attention.reference import LOG2E, NO_KEY
+from pallas_kernels.logits import LOG2E, NO_KEY
 from pallas_kernels.neighborhood_attention.tiles import TpuPlan
 
 

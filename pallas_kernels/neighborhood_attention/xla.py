@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.logits import NO_KEY
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis, Tiles
-from pallas_kernels.neighborhood_attention.reference import NO_KEY
 
 
 def unsupported_reason(query, key, value, **options) -> None:

@@ -15,8 +15,8 @@ __all__ = ["IMPLEMENTATIONS", "QKV_IMPLEMENTATIONS", "UnsupportedError", "expand
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.window_attention, pallas_tpu.unsupported_reason),  # on chip, no copies; on no GPU
     "pallas_gpu": Implementation(pallas_gpu.window_attention, gpu.unsupported_reason),  # scores stay on chip, no copies
+    "triton": Implementation(triton_gpu.window_attention, triton_gpu.unsupported_reason, automatic=False),  # not timed yet
     "xla": Implementation(xla.window_attention, xla.unsupported_reason),  # any device, linear memory
-    "triton": Implementation(triton_gpu.window_attention, triton_gpu.unsupported_reason),  # only by name: nobody has timed it
     "reference": Implementation(reference.window_attention, reference.unsupported_reason),  # quadratic in the map: the definition
 }
 
@@ -29,8 +29,8 @@ def _of_parts(fn: Callable[..., Array]) -> Callable[..., Array]:
 QKV_IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.window_attention_qkv, pallas_tpu.unsupported_reason),
     "pallas_gpu": Implementation(pallas_gpu.window_attention_qkv, gpu.unsupported_reason),
+    "triton": Implementation(triton_gpu.window_attention_qkv, triton_gpu.unsupported_reason, automatic=False),
     "xla": Implementation(_of_parts(xla.window_attention), xla.unsupported_reason),
-    "triton": Implementation(triton_gpu.window_attention_qkv, triton_gpu.unsupported_reason),
     "reference": Implementation(_of_parts(reference.window_attention), reference.unsupported_reason),
 }
 

@@ -9,15 +9,12 @@ import jax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from pallas_kernels.sharding import by_images, indivisible
-from pallas_kernels.target import platform
+from pallas_kernels.gpu import unsupported_arrays
+from pallas_kernels.sharding import by_images
 from pallas_kernels.window_attention.tiles import GpuTiles, gpu_tiles
 from pallas_kernels.window_attention.windows import Windows
 
-DTYPES = ("float16", "bfloat16", "float32")
 MAX_SLOTS = 64  # a tile of more spills registers in the backward pass
-HEAD_DIMS = range(16, 129)
-MAX_ELEMENTS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +46,11 @@ class Problem:
 
 
 def unsupported_reason(*arrays: Array, window_size, interpret: bool = False, **_) -> str | None:
-    """For `window_attention` and `window_attention_qkv` alike; interpreted, a kernel runs on any platform."""
-    head_dim, slots = arrays[0].shape[-1], math.prod(window_size)
-    if not interpret and (here := platform()) != "gpu":
-        return f"it needs an NVIDIA GPU, not {here}"
-    if reason := indivisible(arrays[0].shape[0]):
+    """Why the kernels of `window_attention` and of `window_attention_qkv` cannot run these arguments here, or None."""
+    if reason := unsupported_arrays(arrays, interpret=interpret):
         return reason
-    if arrays[0].dtype.name not in DTYPES:
-        return f"dtype {arrays[0].dtype.name} is not one of {', '.join(DTYPES)}"
-    if slots > MAX_SLOTS:
-        return f"a window of {slots} tokens is above {MAX_SLOTS}"
-    if head_dim not in HEAD_DIMS:
-        return f"{head_dim=} is not in {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}"
-    if (size := math.prod(arrays[0].shape)) > MAX_ELEMENTS:
-        return f"an array of {size} elements is above {MAX_ELEMENTS}, what 32-bit offsets reach"
-    return None
+    slots = math.prod(window_size)
+    return f"a window of {slots} tokens is above {MAX_SLOTS}" if slots > MAX_SLOTS else None
 
 
 def operators(forward: Callable[..., Array], backward: Callable[..., tuple]) -> tuple[Callable[..., Array], Callable[..., Array]]:

@@ -8,7 +8,6 @@ programs, in a fixed order: no atomics.
 
 import dataclasses
 import functools
-import math
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,12 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.logits import LOG2E, NO_KEY, dot
 from pallas_kernels.sharding import result_like
 from pallas_kernels.window_attention.gpu import Problem, operators
 from pallas_kernels.window_attention.tiles import GpuTiles
-from pallas_kernels.window_attention.windows import NO_KEY, SHIFT_PENALTY
-
-LOG2E = math.log2(math.e)  # logits are kept in units of log 2
+from pallas_kernels.window_attention.windows import SHIFT_PENALTY
 
 
 def _forward(arrays, bias, mask, problem: Problem, interpret: bool):
@@ -63,7 +61,7 @@ def forward_kernel(array_refs, bias_ref, mask_ref, out_ref, *, problem: Problem,
         place = _place(i * programs + program, problem)
         q, k, v = _load_all(array_refs, mask_ref, place, head, problem)
         weights, total = _weights(q, k, bias, mask_ref, place, problem)
-        out = _dot(weights.astype(v.dtype), v, (1, 0)) / total
+        out = dot(weights.astype(v.dtype), v, (1, 0)) / total
         _store(out_ref, 0, out, place, head, problem)
         return carry
 
@@ -83,13 +81,13 @@ def backward_kernel(
         d_out = _load(d_out_ref, 0, place, place.is_token, head, problem)
         weights, total = _weights(q, k, bias, mask_ref, place, problem)
         weights /= total
-        d_weights = _dot(d_out, v, (1, 1))
+        d_weights = dot(d_out, v, (1, 1))
         d_logits = weights * (d_weights - jnp.sum(weights * d_weights, 1, keepdims=True))
         narrow = d_logits.astype(q.dtype)
         grads = (
-            _dot(narrow, k, (1, 0)) * problem.scale,
-            _dot(narrow, q, (0, 0)) * problem.scale,
-            _dot(weights.astype(q.dtype), d_out, (0, 0)),
+            dot(narrow, k, (1, 0)) * problem.scale,
+            dot(narrow, q, (0, 0)) * problem.scale,
+            dot(weights.astype(q.dtype), d_out, (0, 0)),
         )
         refs = d_array_refs * (3 // len(d_array_refs))
         for ref, part, grad in zip(refs, problem.parts, grads, strict=True):
@@ -175,7 +173,7 @@ def _load_bias(bias_ref, head, problem: Problem):
 
 def _weights(q, k, bias, mask_ref, place: Place, problem: Problem):
     """Softmax before its division, [slots, slots], and what to divide by, [slots, 1]."""
-    logits = _dot(q, k, (1, 1)) * (problem.scale * LOG2E) + bias
+    logits = dot(q, k, (1, 1)) * (problem.scale * LOG2E) + bias
     if any(problem.windows.shift):
         logits += jnp.where(place.side[:, None] == place.side[None, :], 0.0, SHIFT_PENALTY * LOG2E)
     if mask_ref is not None or problem.windows.overhang:
@@ -184,13 +182,6 @@ def _weights(q, k, bias, mask_ref, place: Place, problem: Problem):
     if mask_ref is not None:
         weights = jnp.where(logits > NO_KEY / 2, weights, 0.0)  # a query that sees no key gets zeros
     return weights, jnp.maximum(jnp.sum(weights, 1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-
-
-def _dot(x, y, contract: tuple[int, int]):
-    """Product over the given axes, accumulated in float32; float32 is not rounded to TF32."""
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _compiler_params(tiles: GpuTiles):

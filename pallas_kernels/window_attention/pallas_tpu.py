@@ -12,7 +12,6 @@ from image to image, in order.
 """
 
 import functools
-import math
 import operator
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,24 +25,18 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.dispatch import unsupported_array
+from pallas_kernels.logits import LOG2E, NO_KEY, dot
 from pallas_kernels.sharding import by_images, indivisible, result_like
-from pallas_kernels.target import device_kind, platform
+from pallas_kernels.tpu import DTYPES, HEAD_DIMS, LANES, SUBLANES, clear_at_first, usable_vmem, wrong_platform
 from pallas_kernels.window_attention.tiles import (
     BACKWARD_ARRAYS,
     FORWARD_ARRAYS,
-    LANES,
     REGISTERS,
-    SUBLANES,
-    TPU_VMEM_BYTES,
-    TPU_VMEM_BYTES_ELSEWHERE,
     TpuLayout,
 )
-from pallas_kernels.window_attention.windows import NO_KEY, Axis, Windows
+from pallas_kernels.window_attention.windows import Axis, Windows
 from pallas_kernels.window_attention.xla import partition
 
-LOG2E = math.log2(math.e)  # logits are kept in units of log 2
-DTYPES = ("bfloat16", "float32")
-HEAD_DIMS = (16, 32, 64, 128)
 VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
 CORES = 2  # of a v5p chip, at most, that share a grid; each adds up bias gradients of its own
 
@@ -59,15 +52,13 @@ def window_attention_qkv(qkv, *, interpret: bool = False, **options) -> Float[Ar
 
 
 def unsupported_reason(*arrays: Array, window_size, shift, grid, interpret: bool = False, **_) -> str | None:
-    """For `window_attention` and `window_attention_qkv` alike; interpreted, a kernel runs on any platform."""
-    if not interpret and (here := platform()) != "tpu":
-        return f"it needs a TPU, not {here}"
-    if reason := indivisible(arrays[0].shape[0]):
+    """Why the kernels of `window_attention` and of `window_attention_qkv` cannot run these arguments here, or None."""
+    if reason := wrong_platform(interpret=interpret) or indivisible(arrays[0].shape[0]):
         return reason
     if reason := unsupported_array(arrays[0], DTYPES, HEAD_DIMS):
         return reason
     layout = _layout(arrays, window_size, shift, grid)
-    usable = TPU_VMEM_BYTES.get(device_kind(), TPU_VMEM_BYTES_ELSEWHERE)
+    usable = usable_vmem()
     if (needed := layout.vmem_bytes(BACKWARD_ARRAYS, len(layout.windows.offsets()[0]))) > usable:
         return f"the backward pass of so large a map needs {needed >> 20} MiB of VMEM, above {usable >> 20}"
     return None
@@ -235,7 +226,7 @@ def forward_kernel(kind_ref, map_refs, constant_refs, seen_refs, out_refs, _, *w
             q, k, v = ([ref[item.window, :, item.channels] for item in items] for ref in in_refs)
             k, v = [x.astype(dtype) for x in k], [x.T.astype(dtype) for x in v]
             seen = [_seen_keys(seen_refs, image, number, layout) for number in numbers]
-            logits = [_dot(k[n], _stack(q[n], heads, dtype, layout), (1, 1)) for n, _, heads in pairs]
+            logits = [dot(k[n], _stack(q[n], heads, dtype, layout), (1, 1)) for n, _, heads in pairs]
             tables = [table_ref[kind_ref[numbers[n]], g] for n, g, _ in pairs]
             weights = [_softmax(x, table, seen[n], scale) for x, table, (n, _, _) in zip(logits, tables, pairs, strict=True)]
             outs = [_of_heads(v[n], x.astype(dtype), heads, layout) for x, (n, _, heads) in zip(weights, pairs, strict=True)]
@@ -254,7 +245,7 @@ def backward_kernel(kind_ref, map_refs, constant_refs, seen_refs, grad_refs, sum
     """The same, and the sum of the bias gradients of all programs of a core."""
     select_ref, merge_ref, spread_ref, table_ref = constant_refs
     dtype, images = map_refs[0].dtype, map_refs[0].shape[0]
-    _clear_at_first(sum_refs)
+    clear_at_first(sum_refs, (1,))
 
     def gather(image, row, refs):
         _gather(map_refs, refs[:4], image, row, select_ref, layout)
@@ -267,8 +258,8 @@ def backward_kernel(kind_ref, map_refs, constant_refs, seen_refs, grad_refs, sum
             k_by_channel, k, v = [x.T.astype(dtype) for x in k], [x.astype(dtype) for x in k], [x.astype(dtype) for x in v]
             seen = [_seen_keys(seen_refs, image, number, layout) for number in numbers]
             q, d_out = ([_stack(x[n], heads, dtype, layout) for n, _, heads in pairs] for x in (q, d_out))
-            logits = [_dot(k[n], x, (1, 1)) for x, (n, _, _) in zip(q, pairs, strict=True)]
-            d_weights = [_dot(v[n], x, (1, 1)) for x, (n, _, _) in zip(d_out, pairs, strict=True)]
+            logits = [dot(k[n], x, (1, 1)) for x, (n, _, _) in zip(q, pairs, strict=True)]
+            d_weights = [dot(v[n], x, (1, 1)) for x, (n, _, _) in zip(d_out, pairs, strict=True)]
             tables = [table_ref[kind_ref[numbers[n]], g] for n, g, _ in pairs]
             weights = [_softmax(x, table, seen[n], scale) for x, table, (n, _, _) in zip(logits, tables, pairs, strict=True)]
             d_logits = [x * (dx - jnp.sum(x * dx, 0, keepdims=True)) for x, dx in zip(weights, d_weights, strict=True)]
@@ -276,8 +267,8 @@ def backward_kernel(kind_ref, map_refs, constant_refs, seen_refs, grad_refs, sum
                 for x, (_, g, _) in zip(d_logits, pairs, strict=True):
                     sum_ref[0, g] += x
             d_logits = [x.astype(dtype) for x in d_logits]
-            d_values = [_dot(x.astype(dtype), dx, (1, 0)) for x, dx in zip(weights, d_out, strict=True)]
-            d_keys = [_dot(dx, x, (1, 0)) * scale for dx, x in zip(d_logits, q, strict=True)]
+            d_values = [dot(x.astype(dtype), dx, (1, 0)) for x, dx in zip(weights, d_out, strict=True)]
+            d_keys = [dot(dx, x, (1, 0)) * scale for dx, x in zip(d_logits, q, strict=True)]
             d_queries = [_of_heads(k_by_channel[n], x, heads, layout) * scale for x, (n, _, heads) in zip(d_logits, pairs, strict=True)]
             grads = _to_queries(d_queries, pairs, spread_ref), _sum_groups(d_keys, pairs), _sum_groups(d_values, pairs)
             for ref, xs in zip(out_refs, grads, strict=True):
@@ -290,15 +281,6 @@ def backward_kernel(kind_ref, map_refs, constant_refs, seen_refs, grad_refs, sum
         _scatter(refs[4:], grad_refs, image, row, merge_ref, layout)
 
     _each_row_of_windows((gather, attend, scatter), images, window_refs, BACKWARD_ARRAYS, layout)
-
-
-def _clear_at_first(refs) -> None:
-    """Before the first program that adds to them."""
-    for ref in refs:
-
-        @pl.when(pl.program_id(1) == 0)
-        def _(ref=ref):
-            ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
 
 def _each_row_of_windows(phases, images: int, window_refs, each: int, layout: TpuLayout) -> None:
@@ -352,7 +334,7 @@ def _gather(map_refs, window_refs, image, row_of_windows, select_ref, layout: Tp
         xs = [map_ref[image, jnp.minimum(row, axis.size - 1)] for row in rows]  # columns, channels
         if axis.padded != axis.size:
             xs = [jnp.where(row < axis.size, x, jnp.zeros_like(x)) for x, row in zip(xs, rows, strict=True)]
-        xs = [_dot(select_ref[...], x, (1, 0)).reshape(-1, layout.row_slots, x.shape[-1]) for x in xs]
+        xs = [dot(select_ref[...], x, (1, 0)).reshape(-1, layout.row_slots, x.shape[-1]) for x in xs]
         for start in range(0, map_ref.shape[-1], layout.width):
             ref = next(refs)
             for slot, x in enumerate(xs):
@@ -367,7 +349,7 @@ def _scatter(window_refs, map_refs, image, row_of_windows, merge_ref, layout: Tp
         refs = window_refs[i * each : (i + 1) * each]
         slots = [pl.ds(slot * layout.row_slots, layout.row_slots) for slot in range(axis.window)]
         xs = [jnp.concatenate([ref[:, at] for ref in refs], -1).astype(map_ref.dtype) for at in slots]
-        xs = [_dot(merge_ref[...], x.reshape(-1, x.shape[-1]), (1, 0)).astype(map_ref.dtype) for x in xs]
+        xs = [dot(merge_ref[...], x.reshape(-1, x.shape[-1]), (1, 0)).astype(map_ref.dtype) for x in xs]
         for row, x in zip(rows, xs, strict=True):
             if axis.padded == axis.size:
                 map_ref[image, row] = x
@@ -416,7 +398,7 @@ def _own_lanes(x, head: int, layout: TpuLayout):
 def _of_heads(x, weights, heads: tuple[int, ...], layout: TpuLayout):
     """The keys' values, [channels of a chunk, slots], times the weights of a group, [channels of the group, lanes]; zero off the heads."""
     head_dim = layout.shape[4]
-    out = _dot(x[heads[0] * head_dim : (heads[-1] + 1) * head_dim], weights, (1, 0))
+    out = dot(x[heads[0] * head_dim : (heads[-1] + 1) * head_dim], weights, (1, 0))
     if layout.pack == 1:
         return out
     row, lane = (lax.broadcasted_iota(jnp.int32, out.shape, i) for i in (0, 1))
@@ -426,7 +408,7 @@ def _of_heads(x, weights, heads: tuple[int, ...], layout: TpuLayout):
 def _to_queries(outs, pairs, spread_ref) -> list:
     """The results of each item's groups, transposed and off the lanes of their heads, [slots, channels]."""
     outs = [jnp.concatenate(parts, 0).astype(spread_ref.dtype) for parts in _by_item(outs, pairs)]
-    return [_dot(spread_ref[...], x, (1, 1)) for x in outs]
+    return [dot(spread_ref[...], x, (1, 1)) for x in outs]
 
 
 def _sum_groups(xs, pairs) -> list:
@@ -435,10 +417,3 @@ def _sum_groups(xs, pairs) -> list:
 
 def _by_item(xs, pairs) -> list[list]:
     return [[x for x, pair in zip(xs, pairs, strict=True) if pair[0] == n] for n in range(pairs[-1][0] + 1)]
-
-
-def _dot(x, y, contract: tuple[int, int]):
-    """Product over the given axes, accumulated in float32; float32 is not rounded to bfloat16."""
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)

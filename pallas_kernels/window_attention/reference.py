@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.window_attention.windows import NO_KEY, SHIFT_PENALTY, Windows
+from pallas_kernels.logits import NO_KEY
+from pallas_kernels.window_attention.windows import SHIFT_PENALTY, Windows
 
 MAX_TOKENS = 2**14  # 1 GiB of scores for each image and head
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from jax.experimental import pallas as pl
 
+from pallas_kernels.gpu import PROGRAMS
+from pallas_kernels.tpu import LANES, SUBLANES, padded
 from pallas_kernels.window_attention.windows import Windows
 
 
@@ -19,9 +21,6 @@ class GpuTiles:
     num_stages: int = 2
 
 
-GPU_PROGRAMS = 8 * 132  # at least, for eight on each multiprocessor of an H100
-
-
 def gpu_tiles(num_windows: int, heads: int, itemsize: int, *, backward: bool) -> GpuTiles:
     """A heuristic, not measured: as many windows as leave enough programs.
 
@@ -30,21 +29,13 @@ def gpu_tiles(num_windows: int, heads: int, itemsize: int, *, backward: bool) ->
     float32 kernels of 312 and 1456 bytes of spills; bfloat16 forward needs none, backward spills 80 bytes either way.
     """
     most = 16 if backward else 8
-    return GpuTiles(max(1, min(most, num_windows * heads // GPU_PROGRAMS)), num_warps=8 if itemsize == 4 else 4)
+    return GpuTiles(max(1, min(most, num_windows * heads // PROGRAMS)), num_warps=8 if itemsize == 4 else 4)
 
 
-LANES, SUBLANES = 128, 8
 TPU_BLOCK_BYTES = 2**20  # of the images of one program, at least, so that a step of the grid is worth its overhead
-TPU_VMEM_BYTES = {"TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**20}  # usable, of 128 MiB
-TPU_VMEM_BYTES_ELSEWHERE = 56 * 2**20  # of the 64 MiB of v5p, as its compiler says
 REGISTERS = 112  # of logits in flight; more than there are, since spilling some is cheaper than waiting (counted: 56 is 15 % slower)
 # As large as the map: query, key, value and result; these but the result, their gradients and its.
 FORWARD_ARRAYS, BACKWARD_ARRAYS = 4, 7
-
-
-def padded(n: int, multiple: int) -> int:
-    """The next multiple."""
-    return pl.cdiv(n, multiple) * multiple
 
 
 class Chunk(NamedTuple):

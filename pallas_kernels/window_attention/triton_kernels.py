@@ -9,10 +9,11 @@ from typing import no_type_check  # Triton reads the annotations, and nobody els
 import triton
 import triton.language as tl
 
+import pallas_kernels.logits as unit
 from pallas_kernels.window_attention import windows
 
-LOG2E = tl.constexpr(1.4426950408889634)  # logits are kept in units of log 2
-NO_KEY = tl.constexpr(windows.NO_KEY)
+LOG2E = tl.constexpr(unit.LOG2E)
+NO_KEY = tl.constexpr(unit.NO_KEY)
 SHIFT_PENALTY = tl.constexpr(windows.SHIFT_PENALTY)
 TINY = tl.constexpr(2.0**-126)  # the least float32 that is normal
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from pallas_kernels.logits import NO_KEY
+
 Index = TypeVar("Index", int, np.ndarray, jax.Array)
 
 SHIFT_PENALTY = -100.0  # what Swin's code adds to the logits of tokens that were no neighbours before the shift
-NO_KEY = -1e30  # logit of a key that must not be seen: finite, so that an empty row makes no NaN
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,16 +5,14 @@ is 2x faster than exp, and keys laid out [head_dim, slots] multiply 1.3x faster 
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.window_attention.windows import NO_KEY, Windows
-
-LOG2E = math.log2(math.e)  # logits are kept in units of log 2
+from pallas_kernels.logits import LOG2E, NO_KEY
+from pallas_kernels.window_attention.windows import Windows
 
 
 def window_attention(

@@ -27,6 +27,14 @@ def test_takes_the_first_that_can(x, chosen):
     assert dispatch("op", TABLE, None, x, scale=2) == (chosen, x)
 
 
+def test_what_is_not_automatic_is_taken_only_by_name():
+    table = {"untimed": Implementation(lambda x, **_: ("untimed", x), small_only, automatic=False), **TABLE}
+    assert dispatch("op", table, None, 1) == ("fast", 1)
+    assert dispatch("op", table, "untimed", 1) == ("untimed", 1)
+    with pytest.raises(UnsupportedError, match="can run here: fast: x=100 is not below 10; slow: too slow$"):
+        dispatch("op", table, None, 100)
+
+
 def test_a_named_implementation_obeys_although_a_faster_one_can():
     assert dispatch("op", TABLE, "slow", 1) == ("slow", 1)
 

@@ -138,7 +138,7 @@ def test_a_tpu_s_ranges_see_what_tables_do(name, monkeypatch):
 @pytest.mark.parametrize(("name", "vmem", "counts"), [("extra_tokens", 1_800_000, (2, 4)), ("causal", 2_900_000, (1, 2))])
 def test_a_tpu_s_strips_of_a_map_add_up(name, vmem, counts, monkeypatch):
     """The last strip of the second is shorter."""
-    monkeypatch.setattr(pallas_tpu, "TPU_VMEM_BYTES_ELSEWHERE", vmem)
+    monkeypatch.setattr(pallas_tpu, "usable_vmem", lambda: vmem)
     assert tuple(plan.strips.count for plan in tpu_plans(name)) == counts
     assert deviation_in_float32("pallas_tpu", name) < TOLERANCE["float32"]
 
