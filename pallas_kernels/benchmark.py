@@ -1,9 +1,12 @@
 """Every implementation of each operator side by side, against its roofline.
 
-python -m pallas_kernels.benchmark [OP ...] [--shapes NAME ...] prints for every implementation that can run here the median
-time, its ratio to the fastest and the fraction of the roofline, and says of the others why not. Where there is no
-accelerator, the kernels are compiled for those that are elsewhere and what their compilers say is printed, labelled
-"counted" (see pallas_kernels.compile). `--output` adds the lines to a CSV file, with device and versions.
+    python -m pallas_kernels.benchmark [OP ...] [--shapes NAME ...]
+
+prints for every implementation that can run here the median time, its ratio to the fastest and the
+fraction of the roofline, and says of the others why not. Where there is no accelerator, the kernels
+are compiled for devices that are elsewhere; the figures of their compilers are printed, labelled
+"counted" (see pallas_kernels.compile). `--output` adds the lines to a CSV file, with device and
+versions.
 """
 
 import argparse
@@ -29,7 +32,7 @@ import pallas_kernels
 from pallas_kernels.compile import TARGETS, Target, compile_all, missing, passes
 from pallas_kernels.dispatch import UnsupportedError
 
-MIN_REPEATS, MIN_SECONDS = 5, 0.5  # of timing, whichever takes longer
+MIN_REPEATS, MIN_SECONDS = 5, 0.5  # runs, and seconds of timing; both are reached
 CPU_BATCH = 4  # images, where there is no accelerator
 MAX_SCORE_BYTES = 4 * 2**30  # the definitions, which hold the scores of all pairs of tokens, are not run above it
 
@@ -49,8 +52,8 @@ class Line:
     microseconds: float | None = None  # median; counted: the larger of cycles over the clock and bytes over the bandwidth
     ratio: float | None = None  # to the fastest measured one
     roofline: float | None = None  # least time over this time
-    flops: int = 0  # of the least
-    bytes: int = 0  # of the least
+    flops: int = 0  # multiply-adds times two that the definition needs
+    bytes: int = 0  # traffic with memory that the definition needs
     note: str = ""
     versions: str = ""
 
@@ -113,7 +116,7 @@ def median_seconds(run: Callable[[], Any]) -> float:
 
 
 def count(target: str, op: str, names: Sequence[str], dtypes: Sequence[str]) -> Iterator[Line]:
-    """What a compiler says of the kernels for a device that is elsewhere."""
+    """Lines with the figures of a compiler for a device that is elsewhere."""
     table = importlib.import_module(f"pallas_kernels.{op}").IMPLEMENTATIONS
     for implementation in (name for name in TARGETS[target].implementations if name in table):
         yield from _count(target, op, implementation, names, dtypes)
@@ -178,7 +181,7 @@ def _with_ratios(lines: Iterable[Line]) -> list[Line]:
 
 
 def versions() -> str:
-    """Of Python, of JAX and of the compilers that are installed."""
+    """Versions of Python, JAX and the compilers that are installed."""
     names = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "torch")
     found = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions() if dist.metadata["Name"]}
     return " ".join([f"python {platform.python_version()}", *(f"{name} {found[name]}" for name in names if name in found)])
@@ -189,7 +192,7 @@ def _shapes(op: str) -> Mapping[str, Any]:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """For the eye."""
+    """Aligned columns for a terminal."""
     rows: list[tuple[str, ...]] = [("op", "shape", "dtype", "pass", "implementation", "device", "us", "ratio", "roofline", "")]
     for line in lines:
         about = line.kind + (f": {line.note}" if line.note else "")

@@ -1,10 +1,12 @@
-"""Compiles an operator's kernels for devices that are not here, and tells what the compilers say of them.
+"""Compiles an operator's kernels for devices that are not here, and prints the compilers' figures.
 
-python -m pallas_kernels.compile v5e window_attention [--shapes NAME ...] [--dtypes bfloat16 ...] prints one line of JSON
-for each shape, dtype and pass. For TPUs (extra `tpu`) it counts the cycles of the compiler's schedule: the instruction
-bundles of each loop's body times its trips, one bundle a cycle. That knows nothing of waiting for memory: a kernel takes at
-least the larger of it and its bytes over the bandwidth. For an H100 (extra `cuda13`) it gives what ptxas says: registers a
-thread and bytes spilled. Nothing runs: these figures are counted, not measured.
+    python -m pallas_kernels.compile v5e window_attention [--shapes NAME ...] [--dtypes DTYPE ...]
+
+prints one line of JSON for each shape, dtype and pass. For TPUs (extra `tpu`) it counts the cycles
+of the compiler's schedule: the instruction bundles of each loop's body times its trips, one bundle
+a cycle. The count knows nothing of waiting for memory: a kernel takes at least the larger of the
+count and its bytes over the bandwidth. For an H100 (extra `cuda13`) it gives registers a thread and
+bytes spilled, as ptxas says. Nothing runs: these figures are counted, not measured.
 """
 
 import argparse
@@ -38,16 +40,16 @@ class Target:
     """A device to compile for."""
 
     platform: str
-    implementations: tuple[str, ...]  # that are compiled for it
+    implementations: tuple[str, ...]  # names in an operator's table that run on this device
     topology: str
-    package: str  # that brings its compiler
-    bytes_per_second: float  # of its memory
-    flops_per_second: float  # bfloat16
-    cycles_per_second: float | None = None  # of the core, where it follows from what is published
+    package: str  # Python package that brings the device's compiler
+    bytes_per_second: float  # bandwidth of the device's memory
+    flops_per_second: float  # peak of bfloat16 products
+    cycles_per_second: float | None = None  # clock of the core, where it follows from published figures
 
 
-# Google's documentation of TPU v5e, v5p and v6e (HBM and peak; a core of v5e has 4 matrix units of 128 x 128, so 197e12 / 2**17 Hz);
-# H100 SXM: NVIDIA's data sheet.
+# Google's documentation of TPU v5e, v5p and v6e (HBM and peak; a core of v5e has 4 matrix units of
+# 128 x 128, so 197e12 / 2**17 Hz); H100 SXM: NVIDIA's data sheet.
 TARGETS: Mapping[str, Target] = {
     "v5e": Target("tpu", ("pallas_tpu",), "v5e:2x2", "libtpu", 819e9, 197e12, 1.5e9),
     "v5p": Target("tpu", ("pallas_tpu",), "v5p:2x2x1", "libtpu", 2765e9, 459e12),
@@ -96,7 +98,8 @@ def compile_all(
       dtypes: Of query, key and value.
       implementation: Of the target's; the first by default.
       fused: Compile `<op>_qkv`, which takes the projection to query, key and value.
-      count: Have the compilers write what is counted, which takes a third of the time; else kernels are only named.
+      count: Have the compilers write what is counted, which takes a third of the time; else kernels
+        are only named.
 
     Returns:
       For each shape, dtype and pass, "error" or the counted figures.
@@ -121,7 +124,7 @@ def compile_all(
             )
             flags |= {"MOSAIC_GPU_DUMP_TO": dump, "MOSAIC_GPU_DUMP_PTX": "1"} if count else {}
         elif count:
-            schedules = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles"  # of seventy passes' texts
+            schedules = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles"  # the last of seventy passes
             flags["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} {schedules}"
         command = [
             sys.executable,
@@ -160,10 +163,12 @@ def abstract_arguments(shape, dtype) -> tuple[tuple, dict[str, Any], dict[str, A
 
 
 def passes(op, shape, dtype, implementation: str, *, fused: bool = False) -> dict[str, tuple[Any, tuple]]:
-    """The forward and the backward pass as functions, with their abstract arguments; `fused` ones take one projection.
+    """The forward and the backward pass as functions, with their abstract arguments.
 
-    Arrays come and go with heads and channels merged, as projections give and take them: XLA lays out a last axis of 32
-    in registers of 128 lanes, and would copy.
+    `fused` ones take one projection.
+
+    Arrays come and go with heads and channels merged, as projections give and take them: XLA lays
+    out a last axis of 32 in registers of 128 lanes, and would copy.
     """
     args, dynamic, static = abstract_arguments(shape, dtype)
     trainable = {name: x for name, x in dynamic.items() if np.issubdtype(x.dtype, np.floating)}
@@ -208,7 +213,8 @@ def _count(target: Target, device, dump: str, fn, args) -> dict[str, Any]:
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=abstract)):
         results = jax.eval_shape(fn, *args)
         jitted = jax.jit(fn, in_shardings=jax.tree.map(row_major, args), out_shardings=jax.tree.map(row_major, results))
-        # Since jax 0.12 the name "gpu", which a device of a topology has, must be that of a device that is here.
+        # Since jax 0.12 the name "gpu", which a device of a topology has, must be that of a device
+        # that is here.
         platforms = ("cuda",) if target.platform == "gpu" else (target.platform,)
         compiled = jitted.trace(*args).lower(lowering_platforms=platforms).compile()
     program = compiled.as_text() or ""
@@ -248,8 +254,9 @@ class UncountableError(ValueError):
 def count_bundles(text: str) -> int:
     """Bundles of a schedule, those of loops times their trips; both sides of a branch count.
 
-    A loop begins where the region does that a later bundle jumps back to unless its counter has come to its end, and
-    ends with the delay slots of that jump. Bundles of outer loops may lie in between, and then count as the inner loop's.
+    A loop begins where the region does that a later bundle jumps back to unless its counter has
+    come to its end, and ends with the delay slots of that jump. Bundles of outer loops may lie in
+    between, and then count as the inner loop's.
 
     Raises:
       UncountableError: The trips of a loop are not a constant.

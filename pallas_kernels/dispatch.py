@@ -38,7 +38,8 @@ def dispatch(op_name: str, implementations: Mapping[str, Implementation], implem
     Args:
       op_name: The operator's name, for messages.
       implementations: The operator's table, fastest first.
-      implementation: A key of the table, which obeys or fails, or None for the first automatic one that can run.
+      implementation: A key of the table, which obeys or fails, or None for the first automatic one
+        that can run.
       *args: The operator's positional arguments.
       **kwargs: The operator's keyword arguments, without `implementation`.
 
@@ -47,7 +48,8 @@ def dispatch(op_name: str, implementations: Mapping[str, Implementation], implem
 
     Raises:
       ValueError: The name is not in the table.
-      UnsupportedError: The named implementation, or every one of them, cannot run these arguments here.
+      UnsupportedError: The named implementation, or every one of them, cannot run these arguments
+        here.
     """
     if implementation is not None:
         chosen = _named(op_name, implementations, implementation)

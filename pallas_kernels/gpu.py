@@ -24,7 +24,8 @@ def unsupported_arrays(arrays: Sequence[Array], *, interpret: bool) -> str | Non
     """Why a kernel in Triton cannot take these arrays here, or None.
 
     Args:
-      arrays: Query, key and value, [b, ..., heads, head_dim] each, or the projection that holds all three.
+      arrays: Query, key and value, [b, ..., heads, head_dim] each, or the projection that holds all
+        three.
       interpret: The kernel runs on the host, in an interpreter.
     """
     if reason := wrong_platform(interpret=interpret) or indivisible(arrays[0].shape[0]):

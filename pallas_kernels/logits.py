@@ -1,4 +1,6 @@
-"""What all attention kernels agree on: the unit of their logits, the logit of a hidden key, and how they multiply."""
+"""Conventions of all attention kernels: the unit of their logits, the logit of a hidden key, and
+their products.
+"""
 
 import math
 
@@ -14,7 +16,8 @@ def dot(x: Array, y: Array, contract: tuple[int, int]) -> Float[Array, "rows col
     """The product of two matrices inside a kernel, accumulated in float32.
 
     Args:
-      x: A matrix; float32 is multiplied in full precision, not rounded to bfloat16 (TPU) or TF32 (GPU).
+      x: A matrix; float32 is multiplied in full precision, not rounded to bfloat16 (TPU) or TF32
+        (GPU).
       y: A matrix of the same dtype.
       contract: The axis of `x` and the axis of `y` that are summed over.
     """

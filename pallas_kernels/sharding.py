@@ -1,9 +1,12 @@
-"""Kernels on many devices: XLA partitions everything but them, so each runs on the images of its device, by `jax.shard_map`.
+"""Kernels on many devices: XLA partitions everything but them, so each runs on the images of its
+device, by `jax.shard_map`.
 
-Devices along a mesh axis `tensor` have the same images; there a kernel runs on the heads of its device, where it says it can.
+Devices along a mesh axis `tensor` have the same images; there a kernel runs on the heads of its
+device, where it says it can.
 
-A kernel sees the mesh that is in force when it is traced (`jax.set_mesh`, `jax.sharding.use_abstract_mesh`). What it owes
-`jax.shard_map` is to tell which of its arrays differ from shard to shard.
+A kernel sees the mesh that is in force when it is traced (`jax.set_mesh`,
+`jax.sharding.use_abstract_mesh`). What it owes `jax.shard_map` is to tell which of its arrays
+differ from shard to shard.
 """
 
 import math
@@ -19,32 +22,38 @@ TENSOR = "tensor"  # the mesh axis along which devices have the same images and 
 
 
 def varying_like(x: Array, like: Array) -> Array:
-    """Marks `x` as differing from shard to shard wherever `like` does, so that its gradient is summed over the shards.
+    """Marks `x` as differing from shard to shard wherever `like` does, so that its gradient is
+    summed over the shards.
 
-    A rule written by hand (`jax.custom_vjp`) must return gradients that vary as its arguments do; without the mark the
-    gradient of a bias that all shards share would not be summed.
+    A rule written by hand (`jax.custom_vjp`) must return gradients that vary as its arguments do;
+    without the mark the gradient of a bias that all shards share would not be summed.
     """
     axes = jax.typeof(like).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
     return jax.lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x
 
 
 def result_like(x: Array, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> jax.ShapeDtypeStruct:
-    """What a `pallas_call` returns: another shape, another dtype, differing from shard to shard as `x` does."""
+    """The shape and dtype of a result of `pallas_call`, marked as differing from shard to shard as
+    `x` does.
+    """
     return jax.ShapeDtypeStruct(shape, dtype or x.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def by_images(fn: Callable[..., Any], arrays: Any, bias: Any, mask: Any, *, heads: bool = False) -> Any:
-    """fn(arrays, bias, mask), on each device with its share of the images; the bias is whole everywhere.
+    """fn(arrays, bias, mask), on each device with its share of the images.
+
+    The bias is whole everywhere.
 
     Nothing is split where one device is all there is, or where the caller has split already.
 
     Args:
       fn: The kernel.
       arrays: A tree of arrays, images first.
-      bias: What all images share, or None.
-      mask: Of the images, or None.
-      heads: The arrays are [b, h, w, ..., heads, head_dim], the bias [heads, ...] and the result [b, h, w, heads, head_dim], and the
-        kernel may run on some of the heads: on a device's share of them, where there is an axis `tensor` that divides them.
+      bias: An array that all images share, or None.
+      mask: An array with images first, or None.
+      heads: The arrays are [b, h, w, ..., heads, head_dim], the bias [heads, ...] and the result
+        [b, h, w, heads, head_dim], and the kernel may run on some of the heads: on a device's share
+        of them, where there is an axis `tensor` that divides them.
     """
     axes = _automatic_axes()
     tensor = axes.pop(TENSOR, 1)

@@ -1,4 +1,6 @@
-"""What each implementation of an operator supports, from the predicates that choose it: python -m pallas_kernels.support OP."""
+"""Tables of the arguments that each implementation supports, made from the predicates that choose
+it: python -m pallas_kernels.support OP.
+"""
 
 import argparse
 import importlib

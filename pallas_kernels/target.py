@@ -1,4 +1,4 @@
-"""What a program traced now will run on."""
+"""The platform and device that a program traced now will run on."""
 
 import contextlib
 import contextvars
@@ -11,7 +11,12 @@ _assumed: contextvars.ContextVar[str | None] = contextvars.ContextVar("assumed",
 
 @contextlib.contextmanager
 def assume(platform: str) -> Iterator[None]:
-    """Within, programs are traced as for this platform; to look at, not to run."""
+    """Traces programs as for this platform within a `with`.
+
+    Such programs are counted or looked at, not run.
+
+    The platform "any" has no kernel, and no form of its own in `vitlab.layers`.
+    """
     token = _assumed.set(platform)
     try:
         yield
@@ -20,7 +25,9 @@ def assume(platform: str) -> Iterator[None]:
 
 
 def platform() -> str:
-    """The platform, "cpu", "gpu" or "tpu": that of the abstract mesh in force when one compiles for a device that is elsewhere."""
+    """The platform, "cpu", "gpu" or "tpu": that of the abstract mesh in force when one compiles for
+    a device that is elsewhere.
+    """
     if (assumed := _assumed.get()) is not None:
         return assumed
     device = _abstract_device()

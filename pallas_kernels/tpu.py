@@ -32,7 +32,9 @@ def wrong_platform(*, interpret: bool) -> str | None:
 
 
 def clear_at_first(refs: Sequence[Any], axes: tuple[int, ...]) -> None:
-    """Writes zeros to references, in the first program of the grid along all of these axes, so that later ones can add."""
+    """Writes zeros to references, in the first program of the grid along all of these axes, so that
+    later ones can add.
+    """
     first = pl.program_id(axes[0]) == 0
     for axis in axes[1:]:
         first &= pl.program_id(axis) == 0

@@ -1,6 +1,8 @@
-"""Triton kernels called from JAX: on a GPU through jax-triton (extra `cuda13`, Python 3.12), in tests by Triton's interpreter.
+"""Triton kernels called from JAX: on a GPU through jax-triton (extra `cuda13`, Python 3.12), in
+tests by Triton's interpreter.
 
-jax-triton has no rule for `vmap`, none for what varies over a mesh, and no interpreter; `triton_call` adds them.
+jax-triton has no rule for `vmap`, none for what varies over a mesh, and no interpreter;
+`triton_call` adds them.
 """
 
 import importlib.metadata
@@ -20,7 +22,10 @@ _interpreter = threading.Lock()  # Triton's is one for all threads, and each dev
 
 
 def missing(*, interpret: bool) -> str | None:
-    """Why no Triton kernel can be called here, or None; for a device that is elsewhere it matters not what is installed here."""
+    """Why no Triton kernel can be called here, or None.
+
+    For a device that is elsewhere it matters not what is installed here.
+    """
     if is_elsewhere():
         return None
     package = "triton" if interpret else "jax_triton"
@@ -45,8 +50,8 @@ def triton_call(
     """Runs a kernel.
 
     Args:
-      kernel: Decorated with `triton.jit`; to be interpreted, with TRITON_INTERPRET=1 in the environment. Its arguments are
-        pointers to `arrays`, pointers to `results`, `constants`.
+      kernel: Decorated with `triton.jit`; to be interpreted, with TRITON_INTERPRET=1 in the
+        environment. Its arguments are pointers to `arrays`, pointers to `results`, `constants`.
       arrays: What it reads.
       results: What it writes, all of it.
       programs: How many run.
@@ -87,7 +92,10 @@ def triton_call(
 
 
 class _HostArray:
-    """As much of torch's tensor as Triton's interpreter asks for: an array of the host, which is its own storage."""
+    """An array of the host with the few methods of torch's tensor that Triton's interpreter calls.
+
+    It is its own storage.
+    """
 
     def __init__(self, values: np.ndarray):
         self.values, self.dtype = values, values.dtype

@@ -44,32 +44,37 @@ def neighborhood_attention(
 ) -> Float[Array, "b *spatial heads value_dim"] | tuple[Array, Array]:
     """Attends from each token to the window of tokens nearest to it.
 
-    Neighborhood attention (Hassani et al., arXiv:2204.07143, eq. 2), dilated (arXiv:2209.15001) and strided
-    (arXiv:2504.16922). At the border the window is shifted inside the map, not padded, so every token sees kernel_size keys
-    per axis. Under dilation tokens meet only tokens of their residue class. Semantics are NATTEN's, exactly, and those of
-    the bias those of NATTEN before 0.20.
+    Neighborhood attention (Hassani et al., arXiv:2204.07143, eq. 2), dilated (arXiv:2209.15001) and
+    strided (arXiv:2504.16922). At the border the window is shifted inside the map, not padded, so
+    every token sees kernel_size keys per axis. Under dilation tokens meet only tokens of their
+    residue class. Semantics are NATTEN's, exactly, and those of the bias those of NATTEN before
+    0.20.
 
     Args:
-      query: What asks, at every position of a map of one, two or three axes.
-      key: What is asked; its heads may be fewer by a whole factor.
-      value: What is attended to.
-      kernel_size: Keys per axis, one number or one an axis; kernel_size * dilation is at most the axis.
+      query: Queries at every position of a map of one, two or three axes.
+      key: Keys of the map; their heads may be fewer by a whole factor.
+      value: Values of the map, with the heads of the keys.
+      kernel_size: Keys per axis, one number or one an axis; kernel_size * dilation is at most the
+        axis.
       dilation: Distance of neighbouring keys, per axis.
-      stride: So many queries share the window of the one in their middle (causal: the last), per axis; at most kernel_size.
+      stride: Queries that share the window of the one in their middle (causal: of the last), per
+        axis; at most kernel_size.
       is_causal: No key after the query, per axis.
-      bias: Added to the logits before softmax, [heads, 2 kernel_size - 1, ...] at [key - query + kernel_size - 1], counted
-        in steps of the dilation; without stride.
+      bias: Added to the logits before softmax, [heads, 2 kernel_size - 1, ...] at [key - query +
+        kernel_size - 1], counted in steps of the dilation; without stride.
       scale: Factor on query . key; head_dim ** -0.5 by default.
       extra_key: Tokens (class, register, text) that every query sees too, without bias.
       extra_value: Their values.
-      return_logsumexp: Also return the logarithm of the softmax's denominator, float32 [b, *spatial, heads].
+      return_logsumexp: Also return the logarithm of the softmax's denominator, float32 [b,
+        *spatial, heads].
       implementation: A key of IMPLEMENTATIONS, or None for the fastest that applies.
 
     Returns:
       The attended values, in the dtype of value. Logits and softmax are float32.
 
     Raises:
-      ValueError: Shapes that do not fit, a window that does not fit the map, or a bias under stride.
+      ValueError: Shapes that do not fit, a window that does not fit the map, or a bias under
+        stride.
       UnsupportedError: The named implementation cannot run these arguments.
     """
     options = canonical(
@@ -108,18 +113,18 @@ def canonical(
     """The options every implementation takes: one `Axis` for each axis, a number for the scale.
 
     Args:
-      query: This and the rest: see the operator.
-      key: See the operator.
-      value: See the operator.
-      kernel_size: See the operator.
-      dilation: See the operator.
-      stride: See the operator.
-      is_causal: See the operator.
-      bias: See the operator.
-      scale: See the operator.
-      extra_key: See the operator.
-      extra_value: See the operator.
-      return_logsumexp: See the operator.
+      query: As all arguments below, that of `neighborhood_attention`.
+      key: [b, *spatial, kv_heads, head_dim].
+      value: [b, *spatial, kv_heads, value_dim].
+      kernel_size: Keys per axis.
+      dilation: Distance of neighbouring keys, per axis.
+      stride: Queries that share a window, per axis.
+      is_causal: Whether keys after the query are hidden, per axis.
+      bias: Table of offsets, or None.
+      scale: Factor on query . key, or None.
+      extra_key: Tokens that every query sees, or None.
+      extra_value: Values of the extra tokens, or None.
+      return_logsumexp: Whether the logsumexp is wanted.
 
     Returns:
       The keyword arguments of an implementation's `fn` and `unsupported_reason`.

@@ -13,7 +13,10 @@ def attend_extra(
     extra_value: Float[Array, "b extra kv_heads value_dim"],
     scale: float,
 ) -> tuple[Float[Array, "b *spatial heads value_dim"], Float[Array, "b *spatial heads"]]:
-    """Merges attention to the window with attention to the extra tokens, by their logsumexps; both results float32."""
+    """Merges attention to the window with attention to the extra tokens, by their logsumexps.
+
+    Both results float32.
+    """
     b, *spatial, heads, head_dim = query.shape
     q = query.reshape(b, -1, extra_key.shape[2], heads // extra_key.shape[2], head_dim)
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None

@@ -1,4 +1,4 @@
-"""How the GPU kernels cut the map, by what the arguments look like."""
+"""Sizes of the tiles of the GPU kernels, chosen by the shape of the arguments."""
 
 import dataclasses
 import math
@@ -15,28 +15,35 @@ from pallas_kernels.neighborhood_attention.tiles import TpuAxis
 
 @dataclasses.dataclass(frozen=True)
 class GpuTiles:
-    """How a GPU kernel cuts the work: powers of two along slices, rows and columns, of at least 16 slots together."""
+    """Sizes of tiles, powers of two along slices, rows and columns.
 
-    queries: tuple[int, int, int]  # of a program; of keys in the kernel for their gradients
-    keys: tuple[int, int, int]  # that it loads at a time
+    A tile has at least 16 slots.
+    """
+
+    queries: tuple[int, int, int]  # tokens of the tile of one program: queries, or keys in the kernel for the gradients of keys
+    keys: tuple[int, int, int]  # tokens of the blocks that the program loads one after the other
     num_warps: int
     num_stages: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class BiasTiles:
-    """How the kernel for the bias gradient does: each program adds up one block of keys beside every splits-th tile."""
+    """Sizes in the kernel for the bias gradient: each program adds up one block of keys over every
+    splits-th tile.
+    """
 
     queries: tuple[int, int, int]
     keys: tuple[int, int, int]
-    first_key: tuple[int, int, int]  # of the first block, counted from the first query of a tile
-    blocks: tuple[int, int, int]
-    total: int  # tiles of all images
-    splits: int
+    first_key: tuple[int, int, int]  # position of the first block, counted from the first query of a tile
+    blocks: tuple[int, int, int]  # number of key blocks along each axis
+    total: int  # tiles of all images together
+    splits: int  # programs that share the tiles of one block
 
 
 def gpu_tiles(axes: tuple[Axis, Axis, Axis], itemsize: int, *, backward: bool) -> GpuTiles:
-    """A heuristic, not measured: 64 queries as square as can be, and 64 keys in rows that a window's halo fills."""
+    """A heuristic, not measured: 64 queries as square as can be, and 64 keys in rows that a
+    window's halo fills.
+    """
     del backward
     warps = 8 if itemsize == 4 else 4
     if axes[1].size > 1:
@@ -47,7 +54,9 @@ def gpu_tiles(axes: tuple[Axis, Axis, Axis], itemsize: int, *, backward: bool) -
 
 
 def bias_tiles(axes: tuple[Axis, Axis, Axis], batch: int, heads: int) -> BiasTiles:
-    """A heuristic, not measured: 16 queries, so that the sum over a block of 128 keys fits the registers of four warps."""
+    """A heuristic, not measured: 16 queries, so that the sum over a block of 128 keys fits the
+    registers of four warps.
+    """
     if axes[1].size > 1:
         queries, keys = (2, 2, 4), (4, 4, 8)
     elif axes[0].size > 1:
@@ -67,7 +76,10 @@ def bias_tiles(axes: tuple[Axis, Axis, Axis], batch: int, heads: int) -> BiasTil
 
 
 def unravel(number, counts: tuple) -> list:
-    """The places that a number of a program counts, the last fastest, after what is left of it; none is negative."""
+    """Splits the number of a program into digits of these counts, the last one fastest.
+
+    The first value is the quotient left over.
+    """
     places = []
     for count in reversed(counts):
         places.append(lax.rem(number, jnp.int32(count)))

@@ -1,4 +1,6 @@
-"""Maps of one, two or three axes as maps of three, and their residue classes one after the other."""
+"""Maps of one, two or three axes as maps of three, and their residue classes one after the
+other.
+"""
 
 import math
 
@@ -23,7 +25,9 @@ def bias_of_three_axes(bias: Array, axes: tuple[Axis, ...]) -> Float[Array, "hea
 
 
 def by_class(x: Array, axes: tuple[Axis, ...]) -> Float[Array, "classes_b slices rows cols channels"]:
-    """[b, *spatial, heads, head_dim] with residue classes in front of the batch and heads merged; shorter classes end in zeros.
+    """[b, *spatial, heads, head_dim] with residue classes in front of the batch and heads merged.
+
+    Shorter classes end in zeros.
 
     Without dilation a mere reshape.
     """

@@ -1,8 +1,10 @@
-"""Neighborhood attention on Hopper GPUs in Mosaic GPU, for wide heads and large windows, where the products take the time.
+"""Neighborhood attention on Hopper GPUs in Mosaic GPU, for wide heads and large windows, where the
+products take the time.
 
-Each kernel keeps its tiles: the forward one and that for the gradients of queries tiles of queries, which meet keys; that for
-the gradients of keys tiles of keys, which meet the queries that see them. No atomics: sums have one order. Products, softmax
-and barriers as in FlashAttention-3 (arXiv:2407.08608), without its ordering of the warpgroups among each other.
+Each kernel keeps its tiles: the forward one and that for the gradients of queries tiles of queries,
+which meet keys; that for the gradients of keys tiles of keys, which meet the queries that see them.
+No atomics: sums have one order. Products, softmax and barriers as in FlashAttention-3
+(arXiv:2407.08608), without its ordering of the warpgroups among each other.
 """
 
 import functools
@@ -73,7 +75,10 @@ def neighborhood_attention(
     return_logsumexp: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b *spatial heads value_dim"], Float[Array, "b *spatial heads"]]:
-    """See the operator for the arguments, canonical here; `interpret` is for tests."""
+    """The operator on canonical arguments.
+
+    `interpret` runs the kernels in an interpreter, for tests.
+    """
     del bias, return_logsumexp  # there is none; the backward pass needs it anyway
 
     def attend(arrays, *_):
@@ -90,7 +95,10 @@ def neighborhood_attention(
 
 
 def _merged(x: Array, problem: Problem) -> Float[Array, "b slices rows cols channels"]:
-    """Three axes in whole pairs, heads and channels as one; a mere reshape where the map is whole pairs."""
+    """Three axes in whole pairs, heads and channels as one.
+
+    A mere reshape where the map is whole pairs.
+    """
     x = x.reshape(x.shape[0], *(axis.size for axis in problem.axes), -1)
     return jnp.pad(x, ((0, 0), *((0, n - axis.size) for n, axis in zip(problem.padded, problem.axes, strict=True)), (0, 0)))
 
@@ -143,7 +151,9 @@ _attend.defvjp(_forward, _backward)
 
 
 def _forward_block(problem: Problem) -> Three:
-    """Of keys: a pair, or a tile, which fits a small window more closely; a heuristic, not measured."""
+    """Tokens of a block of keys: a pair of tiles, or one tile, which fits a small window more
+    closely; a heuristic, not measured.
+    """
 
     def cost(block: Three) -> int:
         seen = [axis.kernel + pair - 1 for axis, pair in zip(problem.axes, problem.pair, strict=True)]
@@ -168,7 +178,8 @@ def forward_kernel(out_ref, logsumexp_ref, *, program: Program):
             shrink = jnp.exp2(top - higher)
             return program.add_product(out * of_rows(shrink, out), weights, v), higher, total * shrink + jnp.sum(weights, 1)
 
-        # The first top is above NO_KEY, so that the weight of a key that is not seen is 0 even before any is.
+        # The first top is above NO_KEY, so that the weight of a key that is not seen is 0 even
+        # before any is.
         carry = (program.full((TILE, problem.head_dim)), program.full((TILE,), NO_KEY / 1e5), program.full((TILE,)))
         out, top, total = each_block(block, carry)
         total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # rows outside of the map see nothing

@@ -1,8 +1,10 @@
-"""What a Mosaic GPU kernel of neighborhood attention is made of: which tiles meet which blocks, and the program that has them meet.
+"""Parts of the Mosaic GPU kernels of neighborhood attention: the blocks that tiles visit, and the
+program.
 
-The map is cut into tiles of 64 tokens, the rows of a product of a warpgroup (wgmma). A program has two tiles, side by side,
-each with a warpgroup that computes; a third warpgroup copies the blocks of tokens that one of the two meets to shared memory,
-a few ahead. A block that a tile sees as a whole is not masked.
+The map is cut into tiles of 64 tokens, the rows of a product of a warpgroup (wgmma). A program has
+two tiles, side by side, each with a warpgroup that computes; a third warpgroup copies the blocks of
+tokens that the two visit to shared memory, a few ahead. A block that a tile sees as a whole is not
+masked.
 """
 
 import dataclasses
@@ -28,14 +30,14 @@ from pallas_kernels.sharding import varying_like
 TILE = 64  # tokens, the rows of a product of a warpgroup
 COMPUTING = 2  # warpgroups of a program, each with a tile
 STAGES = 2  # blocks in shared memory
-COMPUTING_REGISTERS, COPYING_REGISTERS = 232, 40  # of each thread
+COMPUTING_REGISTERS, COPYING_REGISTERS = 232, 40  # registers of each thread of a warpgroup
 ROWS, MATRIX, COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(0)
 Three = tuple[int, int, int]  # along slices, rows and columns
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What the kernels know when they are compiled."""
+    """Facts that are constants of the compiled kernels."""
 
     axes: Axes
     batch: int
@@ -47,7 +49,10 @@ class Problem:
 
     @property
     def tile(self) -> Three:
-        """Tokens of a tile, 64 together; of columns whole multiples of 8, what the layout of shared memory asks."""
+        """Tokens of a tile, 64 together.
+
+        Of columns whole multiples of 8, what the layout of shared memory asks.
+        """
         if self.axes[1].size > 1:
             return 2, 4, 8
         return (8, 1, 8) if self.axes[0].size > 1 else (1, 1, 64)
@@ -72,9 +77,9 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a kernel does with the tokens of its tiles and those that they meet."""
+    """A kernel's name, and the sizes of its tiles and of the blocks that they visit."""
 
-    name: str  # of the kernel
+    name: str  # name of the kernel in the compiled program
     problem: Problem
     block: Three  # tokens met at a time
     of_keys: bool = False  # the tiles, which then meet queries
@@ -86,27 +91,33 @@ class Plan:
 
 
 class Operands(NamedTuple):
-    """What a kernel reads: arrays, in a kernel references to them.
+    """Inputs of a kernel: arrays outside it, references inside.
 
-    Of tokens, [b, slices, rows, cols, heads * head_dim] in whole pairs, or of a number for each, [b, heads, tiles, 64].
+    Of tokens, [b, slices, rows, cols, heads * head_dim] in whole pairs, or of a number for each,
+    [b, heads, tiles, 64].
     """
 
-    kept: tuple  # of which a program keeps its tiles
-    met: tuple  # of which it meets blocks
+    kept: tuple  # arrays whose tiles a program keeps in shared memory
+    met: tuple  # arrays whose blocks a program visits one after the other
     kept_numbers: tuple = ()
-    met_numbers: tuple = ()  # of blocks that are a tile's size
+    met_numbers: tuple = ()  # numbers of the visited blocks, where blocks have a tile's size
 
 
 class Sights(NamedTuple):
-    """What tiles see along an axis, in tokens: int32 arrays, in a kernel references to them."""
+    """Visibility of tiles along one axis, in tokens: int32 arrays outside a kernel, references
+    inside.
+    """
 
     windows: Any  # first token and one past the last for each row, [tiles, 2, 64]; none beyond the end of the axis
-    whole: Any  # the tokens that all rows see, likewise, [tiles, 2]
-    blocks: Any  # of the pairs: the first block that one of their rows sees, and how many, [pairs, 2]
+    whole: Any  # first token that all rows of a tile see, and one past the last, [tiles, 2]
+    blocks: Any  # first block that a row of each pair sees, and the number of blocks, [pairs, 2]
 
 
 def _sights(plan: Plan) -> list[Sights]:
-    """For each live axis, of queries that see keys, or of keys that see the queries that see them."""
+    """Per live axis: key ranges of each query tile.
+
+    Query ranges of each key tile when `plan.of_keys`.
+    """
     problem = plan.problem
     slots = np.arange(TILE)
     sights = []
@@ -126,7 +137,9 @@ def _sights(plan: Plan) -> list[Sights]:
 
 
 def call(kernel: Callable[..., None], operands: Operands, results: tuple[jax.ShapeDtypeStruct, ...], plan: Plan) -> list[Array]:
-    """Runs a kernel, which gets a reference to each result and the `Program`: one for each pair of tiles of each head and image."""
+    """Runs a kernel, which gets a reference to each result and the `Program`: one for each pair of
+    tiles of each head and image.
+    """
     problem, like = plan.problem, operands.kept[0]
     arrays, tree = jax.tree.flatten((operands, _sights(plan)))
 
@@ -146,7 +159,7 @@ def call(kernel: Callable[..., None], operands: Operands, results: tuple[jax.Sha
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=_interpreter() if problem.interpret else None,
     )
-    return [varying_like(x, like) for x in run(*arrays)]  # what differs from shard to shard, it forgets
+    return [varying_like(x, like) for x in run(*arrays)]  # plgpu.kernel drops the mark of what differs from shard to shard
 
 
 def _scratch(plan: Plan, operands: Operands, dtype) -> dict[str, Any]:
@@ -168,7 +181,10 @@ def _scratch(plan: Plan, operands: Operands, dtype) -> dict[str, Any]:
 
 
 def _interpreter():
-    """Of Mosaic GPU on a CPU; jax has a public name for it since 0.11."""
+    """Parameters of Mosaic GPU's interpreter on a CPU.
+
+    Jax has a public name for them since 0.11.
+    """
     if jax.__version_info__ >= (0, 11):
         return plgpu.InterpretGPUParams()  # pyright: ignore[reportAttributeAccessIssue]
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
@@ -177,7 +193,7 @@ def _interpreter():
 
 
 class Place(NamedTuple):
-    """Where a tile or a block begins."""
+    """Image, head and first token of a tile or block."""
 
     image: Array
     head: Array
@@ -186,12 +202,12 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the warpgroups of a program share, and where each is."""
+    """References that the warpgroups of a program share, and the tile of each."""
 
     plan: Plan
     operands: Operands
-    sights: list[Sights]  # of the live axes
-    tiles: list[Any]  # in shared memory, as all that follows
+    sights: list[Sights]  # one for each live axis
+    tiles: list[Any]  # this and all fields below lie in shared memory
     blocks: list[Any]
     kept_numbers: list[Any]
     met_numbers: list[Any]
@@ -216,12 +232,16 @@ class Program:
 
     @property
     def place(self) -> Place:
-        """Of the tile."""
+        """First token of this warpgroup's tile on each axis."""
         slice_, row, col = (x * size for x, size in zip(self.tile, self.plan.problem.tile, strict=True))
         return Place(lax.axis_index("image"), lax.axis_index("head"), (slice_, row, col))
 
     def meeting(self) -> tuple[Array, Callable[[Array], Place]]:
-        """How many blocks the pair meets, of all heads that share its keys if it is of keys, and where each is."""
+        """The number of blocks that the pair visits, and a function from a step to the place of its
+        block.
+
+        Where tiles hold keys, the blocks of all query heads that share these keys are visited.
+        """
         plan, problem = self.plan, self.plan.problem
         first, counts = [jnp.int32(0)] * 3, [jnp.int32(1)] * 3
         for i, sights in zip(plan.live, self.sights, strict=True):
@@ -238,11 +258,13 @@ class Program:
         return counts[0] * counts[1] * counts[2] * (shared if plan.of_keys else 1), block
 
     def run(self, compute: Callable[..., None]) -> None:
-        """Has tiles loaded, to `tiles` and `kept_numbers`, computed upon and stored, while blocks are copied.
+        """Has tiles loaded, to `tiles` and `kept_numbers`, computed upon and stored, while blocks
+        are copied.
 
         Args:
-          compute: Gets a function that goes through the blocks: of a body, which gets the place of a block, references to
-            what was met of it and the carry, and of the first carry; it returns the last.
+          compute: Gets a function that goes through the blocks: of a body, which gets the place of
+            a block, references to what was met of it and the carry, and of the first carry; it
+            returns the last.
         """
         steps, block = self.meeting()
 
@@ -267,7 +289,9 @@ class Program:
                 pl.when(slot < steps)(functools.partial(plgpu.barrier_wait, self.free.at[slot]))
 
     def _load(self) -> None:
-        """The tile of a warpgroup, its numbers and its windows."""
+        """Copies the warpgroup's tile, its numbers and its windows to shared memory, and waits for
+        them.
+        """
         own, loaded = self.warpgroup, self.loaded.at[self.warpgroup]
         for ref, smem in zip(self.operands.kept, self.tiles, strict=True):
             for there, here in self._rows(ref, smem.at[own], self.place, self.plan.problem.tile):
@@ -279,7 +303,7 @@ class Program:
         plgpu.barrier_wait(loaded)
 
     def _meet(self, place: Place, slot: Array) -> None:
-        """A block."""
+        """Begins to copy a block, and its numbers, to a slot of shared memory."""
         ready = self.ready.at[slot]
         for ref, smem in zip(self.operands.met, self.blocks, strict=True):
             for there, here in self._rows(ref, smem.at[slot], place, self.plan.block):
@@ -306,13 +330,16 @@ class Program:
             yield there, smem.at[pl.ds(i * size[2], size[2])]
 
     def _numbers_at(self, ref, place: Place):
-        """Those of a tile."""
+        """The row of numbers of the tile at a place."""
         _, rows, cols = self.plan.problem.counts(self.plan.problem.tile)
         tile = [lax.div(x, jnp.int32(size)) for x, size in zip(place.tokens, self.plan.problem.tile, strict=True)]
         return ref.at[place.image, place.head, (tile[0] * rows + tile[1]) * cols + tile[2]]
 
     def logits(self, x, y, place: Place) -> Array:
-        """Of the tile and a block in shared memory, in units of log 2; NO_KEY where a row does not see a token of the block."""
+        """Logits of the tile and a block in shared memory, in units of log 2.
+
+        NO_KEY where a row does not see a token of the block.
+        """
         plan, logits = self.plan, self.product(x, y) * (self.plan.problem.scale * LOG2E)
         whole = jnp.bool_(True)
         for i, sights in zip(plan.live, self.sights, strict=True):
@@ -335,7 +362,7 @@ class Program:
         return x if self.plan.problem.interpret else plgpu.layout_cast(x, layout)
 
     def iota(self, shape: tuple[int, ...]) -> Array:
-        """The columns."""
+        """The number of each column of a matrix of this shape."""
         if self.plan.problem.interpret:
             return lax.broadcasted_iota(jnp.int32, shape, 1)
         return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=MATRIX)
@@ -375,15 +402,15 @@ class Program:
 
 
 def _interpreted_product(x: Array, y: Array) -> Array:
-    """What wgmma computes, of which jax's interpreter knows a part."""
+    """The product that wgmma computes; jax's interpreter knows only a part of wgmma."""
     return lax.dot(x, y, preferred_element_type=jnp.float32)
 
 
 def of_rows(x: Array, like: Array) -> Array:
-    """A number for each row, as a matrix."""
+    """A vector with one number for each row, broadcast to a matrix."""
     return lax.broadcast_in_dim(x, like.shape, [0])
 
 
 def of_columns(x: Array, like: Array) -> Array:
-    """A number for each column."""
+    """A vector with one number for each column, broadcast to a matrix."""
     return lax.broadcast_in_dim(x, like.shape, [1])

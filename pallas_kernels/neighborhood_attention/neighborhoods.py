@@ -1,4 +1,6 @@
-"""Which keys a query sees along one axis: NATTEN's rule, as numbers that are known when the program is traced."""
+"""NATTEN's rule for the keys that a query sees along one axis, as numbers that are known when a
+program is traced.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +15,7 @@ class Axis:
     size: int  # tokens
     kernel: int  # keys that a query sees
     dilation: int = 1
-    stride: int = 1  # so many neighbours share the window of their leader
+    stride: int = 1  # queries that share the window of one of them, their leader
     causal: bool = False  # no key after the query
 
     @property
@@ -26,10 +28,11 @@ class Axis:
         return -(-(self.size - np.arange(self.dilation)) // self.dilation)
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """First key, and one past the last, of each position of each residue class, [dilation, positions] each.
+        """First key, and one past the last, of each position of each residue class, [dilation,
+        positions] each.
 
-        A window at the border is shifted inside, so that every query sees `kernel` keys; a causal one is cut off. Positions
-        beyond the end of a class have the window of its last token.
+        A window at the border is shifted inside, so that every query sees `kernel` keys; a causal
+        one is cut off. Positions beyond the end of a class have the window of its last token.
         """
         size = self.class_sizes()[:, None]
         position = np.minimum(np.arange(self.positions)[None], size - 1)
@@ -42,7 +45,9 @@ class Axis:
         return start, start + self.kernel
 
     def inverse_windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """First query that sees each key, and one past the last: windows are monotone, so that no other sees it."""
+        """First query that sees each key, and one past the last: windows are monotone, so that no
+        other sees it.
+        """
         keys = np.arange(self.positions)
         start, stop = (
             np.array([np.minimum(np.searchsorted(x, keys, "right"), size) for x, size in zip(bounds, self.class_sizes(), strict=True)])
@@ -59,7 +64,9 @@ class Axis:
         return (residue[:, None] == residue) & (position >= first) & (position < last)
 
     def offsets(self) -> np.ndarray:
-        """Where the bias of a query and a key is, key - query + kernel - 1 in positions, int [query, key]; clipped where masked."""
+        """Index of a pair's bias in its table, key - query + kernel - 1 in positions, int [query,
+        key]; clipped where masked.
+        """
         position = np.arange(self.size) // self.dilation
         return np.clip(position - position[:, None] + self.kernel - 1, 0, 2 * self.kernel - 2)
 
@@ -72,7 +79,10 @@ class Tiles:
 
     @property
     def size(self) -> int:
-        """Queries per tile: all of a short axis; else about the kernel, so that a tile sees about twice as many keys."""
+        """Queries per tile: all of a short axis.
+
+        Else about the kernel, so that a tile sees about twice as many keys.
+        """
         positions, kernel = self.axis.positions, self.axis.kernel
         return positions if positions <= 2 * kernel else -(-positions // max(1, round(positions / kernel)))
 
@@ -82,20 +92,28 @@ class Tiles:
 
     @functools.cached_property
     def _windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Windows of the queries of each tile, [dilation, count, size]; queries beyond the end repeat the last."""
+        """Windows of the queries of each tile, [dilation, count, size].
+
+        Queries beyond the end repeat the last.
+        """
         padding = ((0, 0), (0, self.count * self.size - self.axis.positions))
         return tuple(np.pad(x, padding, "edge").reshape(-1, self.count, self.size) for x in self.axis.windows())  # type: ignore[return-value]
 
     @functools.cached_property
     def keys(self) -> np.ndarray:
-        """Positions of the keys that the queries of each tile see, int [count, keys]; beyond the end the last repeats."""
+        """Positions of the keys that the queries of each tile see, int [count, keys].
+
+        Beyond the end the last repeats.
+        """
         start, stop = self._windows
         first = start.min((0, 2))
         width = int((stop.max((0, 2)) - first).max())
         return np.minimum(first[:, None] + np.arange(width), self.axis.positions - 1)
 
     def places(self) -> np.ndarray:
-        """Where each position is in `keys`, flat, int [times, positions]; past the end where it is there less often.
+        """Indices of each position in the flattened `keys`, int [times, positions].
+
+        A position that occurs less often points past the end.
 
         A repetition beyond the end of the axis does not count.
         """

@@ -1,4 +1,7 @@
-"""What others do for neighborhood attention, to be beaten: the benchmark runs them beside the implementations."""
+"""Forms of neighborhood attention that others use.
+
+The benchmark runs them beside the implementations.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,11 +15,13 @@ from pallas_kernels.dispatch import UnsupportedError
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 from pallas_kernels.neighborhood_attention.shapes import Shape
 
-MAX_BYTES = 4 * 2**30  # of what an opponent gathers, or of its logits
+MAX_BYTES = 4 * 2**30  # most that an opponent may gather, or hold as logits
 
 
 def gather(shape: Shape, dtype: str, which: str) -> Callable[[], Any]:
-    """The usual form in JAX: every query gathers its keys and values, kernel_size of them per axis; autodiff."""
+    """The usual form in JAX: every query gathers its keys and values, kernel_size of them per axis;
+    autodiff.
+    """
     axes = _axes(shape)
     keys = math.prod(axis.kernel for axis in axes)
     _refuse_above(2 * math.prod(shape.size) * keys * jnp.dtype(dtype).itemsize, "the gathered keys and values")
@@ -60,7 +65,9 @@ def dense_masked(shape: Shape, dtype: str, which: str) -> Callable[[], Any]:
 
 
 def torch_sdpa(shape: Shape, dtype: str, which: str) -> Callable[[], Any]:
-    """The same in torch, with its fused scaled_dot_product_attention and bias and mask as one additive mask, on the CPU."""
+    """Dense attention in torch, with its fused scaled_dot_product_attention and bias and mask as
+    one additive mask, on the CPU.
+    """
     import torch
 
     axes = _axes(shape)

@@ -1,10 +1,14 @@
-"""Neighborhood attention on NVIDIA GPUs, by Pallas's Triton lowering; the only module here that knows that backend.
+"""Neighborhood attention on NVIDIA GPUs, by Pallas's Triton lowering.
 
-A program takes a tile of queries of one head, [slices, rows, columns], and goes through the blocks of keys that any of
-them sees, in the layout of the map: no copies, no permutation, no padding. Which keys a query sees is read from small
-tables, one per axis, so that shifted borders, strides, dilation and causality are one code path; dilation is a step between
-tokens. The backward pass has a kernel for queries, one for keys, whose tiles go through the queries that see them (at the
-borders more than a window), and one for the bias, whose programs each add up many tiles. No atomics: sums have one order.
+The only module here that knows that backend.
+
+A program takes a tile of queries of one head, [slices, rows, columns], and goes through the blocks
+of keys that any of them sees, in the layout of the map: no copies, no permutation, no padding.
+Which keys a query sees is read from small tables, one per axis, so that shifted borders, strides,
+dilation and causality are one code path; dilation is a step between tokens. The backward pass has a
+kernel for queries, one for keys, whose tiles go through the queries that see them (at the borders
+more than a window), and one for the bias, whose programs each add up many tiles. No atomics: sums
+have one order.
 """
 
 import dataclasses
@@ -36,7 +40,7 @@ def unsupported_reason(query, key, value, *, interpret: bool = False, **_) -> st
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What the kernels know when they are compiled."""
+    """Facts that are constants of the compiled kernels."""
 
     axes: tuple[Axis, Axis, Axis]
     batch: int
@@ -64,14 +68,20 @@ class Problem:
 
 
 class Windows(NamedTuple):
-    """Along an axis, for each position of each residue class, [dilation * positions]: both are monotone in the position."""
+    """Ranges along an axis for each position of each residue class, [dilation * positions].
+
+    Both ends grow with the position.
+    """
 
     start: Array  # first key that a query sees, and first query that sees a key
     stop: Array  # one past the last
 
 
 def _windows(axis: Axis, *, inverse: bool = False) -> Windows:
-    """Of the keys that queries see, or of the queries that see keys."""
+    """Ranges of the keys that each query sees.
+
+    Under `inverse`, of the queries that see each key.
+    """
     return Windows(*(jnp.asarray(x.reshape(-1), jnp.int32) for x in (axis.inverse_windows() if inverse else axis.windows())))
 
 
@@ -88,7 +98,10 @@ def neighborhood_attention(
     return_logsumexp: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b *spatial heads value_dim"], Float[Array, "b *spatial heads"]]:
-    """See the operator for the arguments, canonical here; `interpret` is for tests."""
+    """The operator on canonical arguments.
+
+    `interpret` runs the kernels in an interpreter, for tests.
+    """
     del return_logsumexp  # the backward pass needs it anyway
 
     def attend(arrays, bias, _):
@@ -160,7 +173,9 @@ def _call(kernel, name: str, arrays, results, heads: int, tiles: GpuTiles, probl
 
 
 def _bias_gradient(arrays, problem: Problem) -> Float[Array, "heads slices rows cols"]:
-    """Blocks of logits' gradients, summed over many tiles each, then over programs, then at equal offsets by products."""
+    """Blocks of logits' gradients, summed over many tiles each, then over programs, then at equal
+    offsets by products.
+    """
     query, bias = arrays[0], arrays[3]
     tiles = bias_tiles(problem.axes, problem.batch, problem.heads)
     slots = (math.prod(tiles.queries), math.prod(tiles.keys))
@@ -185,14 +200,16 @@ def _bias_gradient(arrays, problem: Problem) -> Float[Array, "heads slices rows 
 
 
 class Place(NamedTuple):
-    """Where tokens lie that a program works on: for each axis their positions, [slots], in a residue class of an image."""
+    """Places of the tokens that a program works on: an image, its residue class, and positions
+    along each axis, [slots].
+    """
 
     image: Array
     residues: tuple[Array, Array, Array]
     positions: tuple[Array, Array, Array]
 
     def tokens(self, problem: Problem) -> tuple[tuple[Array, Array, Array], Array]:
-        """Along each axis; and whether they are in the map."""
+        """Coordinates of the tokens along each axis, and whether each token is in the map."""
         steps = zip(self.positions, problem.dilations, self.residues, strict=True)
         slices, rows, cols = (position * dilation + residue for position, dilation, residue in steps)
         inside = self.image < problem.batch
@@ -215,7 +232,7 @@ class Place(NamedTuple):
         plgpu.store(at, x.astype(ref.dtype), mask=inside[:, None] & (lane < dim)[None, :])
 
     def load_number(self, ref, head, problem: Problem) -> Array:
-        """One a token, [slots]."""
+        """One number for each token, [slots]."""
         tokens, inside = self.tokens(problem)
         return plgpu.load(ref.at[(self.image, *tokens, head)], mask=inside, other=0.0)
 
@@ -224,7 +241,10 @@ class Place(NamedTuple):
         plgpu.store(ref.at[(self.image, *tokens, head)], x, mask=inside)
 
     def windows(self, window_refs, problem: Problem) -> list[tuple[Array, ...]]:
-        """First key and one past the last for each query and axis, [slots]; empty outside of the map."""
+        """First key and one past the last for each query and axis, [slots].
+
+        Empty outside of the map.
+        """
         _, inside = self.tokens(problem)
         axes = zip(window_refs, self.residues, self.positions, problem.axes, strict=True)
         places = [(refs, residue * axis.positions + position) for refs, residue, position, axis in axes]
@@ -256,7 +276,10 @@ def _bounds(number, sizes: tuple[int, ...], window_refs, problem: Problem) -> li
 
 
 def _each_block(body, carry, place: Place, bounds, sizes: tuple[int, ...], times: int = 1):
-    """Goes through the blocks of positions between the bounds, as often as told; `body` gets the round and the block."""
+    """Goes through the blocks of positions between the bounds, as often as told.
+
+    `body` gets the round and the block.
+    """
     counts = tuple((stop - start + size - 1) // size for (start, stop), size in zip(bounds, sizes, strict=True))
     slots = _slots(sizes)
 
@@ -270,7 +293,10 @@ def _each_block(body, carry, place: Place, bounds, sizes: tuple[int, ...], times
 
 
 def _logits(products, queries: Place, keys: Place, windows, bias_ref, head, problem: Problem, *, transposed: bool = False):
-    """The products [queries, keys], or transposed, as logits in units of log 2; NO_KEY where a key is not seen."""
+    """The products [queries, keys], or transposed, as logits in units of log 2.
+
+    NO_KEY where a key is not seen.
+    """
     of_query, of_key = (lambda x: x[None, :], lambda x: x[:, None]) if transposed else (lambda x: x[:, None], lambda x: x[None, :])
     seen, offsets = jnp.bool_(True), []
     for axis, query, key, (start, stop) in zip(problem.axes, queries.positions, keys.positions, windows, strict=True):
@@ -302,7 +328,8 @@ def forward_kernel(q_ref, k_ref, v_ref, bias_ref, window_refs, out_ref, logsumex
         return out * shrink[:, None] + dot(weights.astype(v.dtype), v, (1, 0)), higher, total * shrink + jnp.sum(weights, 1)
 
     slots = math.prod(tiles.queries)
-    # The first top is above NO_KEY, so that the weight of a key that is not seen is 0 even before any is.
+    # The first top is above NO_KEY, so that the weight of a key that is not seen is 0 even before
+    # any is.
     carry = (jnp.zeros((slots, problem.lanes[1]), jnp.float32), jnp.full((slots,), NO_KEY / 1e5), jnp.zeros((slots,), jnp.float32))
     bounds = _bounds(number, tiles.queries, window_refs, problem)
     out, top, total = _each_block(block, carry, queries, bounds, tiles.keys)
@@ -377,7 +404,9 @@ def key_kernel(
 def bias_kernel(
     q_ref, k_ref, v_ref, bias_ref, d_out_ref, logsumexp_ref, mean_ref, window_refs, sum_ref, *, tiles: BiasTiles, problem: Problem
 ):
-    """The gradients of the logits of every splits-th tile and one block of keys around it, summed."""
+    """The gradients of the logits of every splits-th tile and one block of keys around it,
+    summed.
+    """
     blocks = math.prod(tiles.blocks)
     head, rest = pl.program_id(0) % problem.heads, pl.program_id(0) // problem.heads
     block, split = rest % blocks, rest // blocks
@@ -407,7 +436,9 @@ def bias_kernel(
 
 
 def _load_queries(queries: Place, head, *, refs, window_refs, problem: Problem):
-    """Query, gradient of the result, logsumexp in units of log 2, its mean gradient, and windows."""
+    """Query, gradient of the result, logsumexp in units of log 2, its mean gradient, and
+    windows.
+    """
     q_ref, d_out_ref, logsumexp_ref, mean_ref = refs
     return (
         queries.load(q_ref, head, problem.head_dim, problem),

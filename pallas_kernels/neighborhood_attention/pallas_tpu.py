@@ -1,17 +1,20 @@
 """Neighborhood attention on TPUs.
 
-A program holds a map, or a strip of its slices with the keys around it, in VMEM, [slices, rows, columns, channels]; maps of
-fewer axes have one slice or row. Tiles of a few queries meet the block of keys that any of them sees. Along the first two
-axes that is an index, which is free; along the columns, which lie in sublanes, a block begins on a whole word of 32 bits,
-for which narrow values are copied to buffers of words. The tiles have few distinct sights (at the borders windows are
-shifted): a table for each, mask and bias together, is added to the logits. Where without a bias the tables would be large,
-places of keys are compared with the ranges that the queries see.
+A program holds a map, or a strip of its slices with the keys around it, in VMEM, [slices, rows,
+columns, channels]; maps of fewer axes have one slice or row. A tile of a few queries attends to the
+block of keys that any of them sees. Along the first two axes that is an index, which is free; along
+the columns, which lie in sublanes, a block begins on a whole word of 32 bits, for which narrow
+values are copied to buffers of words. The tiles have few distinct sights (at the borders windows
+are shifted): a table for each of these patterns, mask and bias together, is added to the logits.
+Where without a bias the tables would be large, places of keys are compared with the ranges that the
+queries see.
 
-Heads of fewer than 128 channels share the lanes, as do images of fewer: queries are stacked head under head, each in its own
-lanes and zero in the others, so that a product of full depth gives the logits of each head. Forward, logits are
-[queries, keys], 128 keys wide or a multiple. The backward pass recomputes the weights, has them as [keys, queries], so that
-sums over keys are cheap, adds up the gradients of keys and values in VMEM, and those of the table from tile to tile and image
-to image, in order.
+Heads of fewer than 128 channels share the lanes, as do images of fewer: queries are stacked head
+under head, each in its own lanes and zero in the others, so that a product of full depth gives the
+logits of each head. Forward, logits are [queries, keys], 128 keys wide or a multiple. The backward
+pass recomputes the weights, has them as [keys, queries], so that sums over keys are cheap, adds up
+the gradients of keys and values in VMEM, and those of the table from tile to tile and image to
+image, in order.
 """
 
 import dataclasses
@@ -79,7 +82,10 @@ def neighborhood_attention(
     return_logsumexp: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b *spatial heads head_dim"], Float[Array, "b *spatial heads"] | None]:
-    """See the operator for the arguments, canonical here; `interpret` is for tests."""
+    """The operator on canonical arguments.
+
+    `interpret` runs the kernels in an interpreter, for tests.
+    """
     if not return_logsumexp and extra_key is None and _is_grid(query, key, axes, interpret):
         if bias is not None:
             bias = expand_bias(bias[:, ::-1, ::-1].astype(jnp.float32), _kernel(axes))  # its offsets are query - key
@@ -109,7 +115,9 @@ def neighborhood_attention(
 
 
 def _is_grid(query, key, axes: tuple[Axis, ...], interpret: bool) -> bool:
-    """Whether each query sees all of its residue class, so that this is attention within a grid, which no map is put in order for."""
+    """Whether each query sees all of its residue class, so that this is attention within a grid,
+    which no map is put in order for.
+    """
     whole = len(axes) == 2 and all(axis.size == axis.kernel * axis.dilation and not axis.causal for axis in axes)
     if not whole or query.shape != key.shape or all(axis.dilation == 1 for axis in axes):
         return False
@@ -126,7 +134,10 @@ def _kernel(axes: tuple[Axis, ...]) -> tuple[int, ...]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _attend(maps, tables, calls: tuple[Call, Call], scale: float):
-    """Tables and calls are of the forward and the backward pass; the gradient is that of the latter's table."""
+    """Tables and calls are of the forward and the backward pass.
+
+    The gradient is that of the latter's table.
+    """
     return _forward(maps, tables, calls, scale)[0]
 
 
@@ -200,7 +211,9 @@ def forward_kernel(*refs, call: Call, scale: float):
 
 
 def backward_kernel(*refs, call: Call, scale: float):
-    """The same, and the sum of the table gradients of all programs of a core."""
+    """Gradients of all tiles of a program's images and heads, and the sum of the table gradients of
+    all programs of a core.
+    """
     program, refs = Program.this(call, refs[:SCALARS]), refs[SCALARS:]
     inputs = 3 if call.logsumexp else 2
     query_maps, (k_map, v_map, *refs) = _split(refs, inputs)
@@ -212,7 +225,9 @@ def backward_kernel(*refs, call: Call, scale: float):
     clear_at_first(sum_refs, (2, 3))
 
     def products(tiles: list[Tile]):
-        """Of keys and queries, so that what is said of each query is a row, which costs no sum across lanes."""
+        """Logits as [keys, queries], so that sums over keys are sums of rows, which cost no sum
+        across lanes.
+        """
         q, d_out = ([_stack(tile.queries(ref), dtype, plan) for tile in tiles] for ref in query_refs[:2])
         logits = [dot(tile.keys(k_ref), x, (1, 1)) for x, tile in zip(q, tiles, strict=True)]
         d_weights = [dot(tile.keys(v_ref), x, (1, 1)) for x, tile in zip(d_out, tiles, strict=True)]
@@ -256,7 +271,7 @@ def _split(refs: Sequence, count: int) -> tuple[Sequence, Sequence]:
 
 
 def _by_phase(refs, counts: tuple[int, ...]) -> list[tuple]:
-    """For each phase the two halves of refs."""
+    """The two halves of the references of each phase."""
     refs = iter(refs)
     return [tuple(tuple(itertools.islice(refs, count)) for _ in range(2)) for count in counts]
 
@@ -283,7 +298,10 @@ def _sum_of_own_lanes(x: Float[Array, "queries lanes"], plan: TpuPlan) -> Float[
 
 
 def _reciprocal(x, dtype):
-    """To the last bit or so of float32; in narrow dtypes one step of Newton after the approximation, which is cheaper."""
+    """To the last bit or so of float32.
+
+    In narrow dtypes one step of Newton after the approximation, which is cheaper.
+    """
     if dtype == jnp.float32:
         return 1 / x
     approximate = pl.reciprocal(x, approx=True)

@@ -19,7 +19,10 @@ def unsupported_reason(query, key, value, *, axes: tuple[Axis, ...], **_) -> str
 
 
 def neighborhood_attention(query, key, value, *, axes: tuple[Axis, ...], bias, scale, extra_key, extra_value, return_logsumexp=True):
-    """See the operator for the arguments, canonical here. Returns the attended values and logsumexp, float32."""
+    """The operator on canonical arguments.
+
+    Returns the attended values and the logsumexp, float32.
+    """
     b, *spatial, heads, _ = query.shape
     n, shared = int(np.prod(spatial)), heads // key.shape[-2]
     flat = lambda x: x.reshape(b, n, *x.shape[-2:]).astype(jnp.float32)  # noqa: E731

@@ -47,22 +47,29 @@ class Shape:
         return arrays, options
 
     def flops(self, *, backward: bool = False) -> int:
-        """Of the products alone, over the pairs that the windows hold: two forward, five backward (arXiv:2205.14135)."""
+        """Operations of the products over the pairs that the windows hold: two products forward,
+        five backward (arXiv:2205.14135).
+        """
         return (5 if backward else 2) * 2 * math.prod(self.size) * math.prod(self.per_axis(self.kernel_size))
 
     def bytes(self, dtype: DTypeLike, *, backward: bool = False) -> int:
-        """The least traffic: query, key, value, result; backward three gradients more. The bias is not counted."""
+        """The least traffic: query, key, value, result; backward three gradients more.
+
+        The bias is not counted.
+        """
         b, *spatial, heads, head_dim = self.size
         keys = b * math.prod(spatial) * (self.kv_heads or heads) * head_dim
         queries = math.prod(self.size)
         return ((3 * queries + 4 * keys) if backward else (2 * queries + 2 * keys)) * jnp.dtype(dtype).itemsize
 
     def batched(self, batch: int) -> "Shape":
-        """The same with so many images."""
+        """The shape with another number of images."""
         return dataclasses.replace(self, size=(batch, *self.size[1:]))
 
     def downsized(self) -> "Shape":
-        """At most two images, three heads (in equal shares) and about three windows per axis, that end as they did."""
+        """At most two images, three heads (in equal shares) and about three windows per axis, that
+        end as they did.
+        """
         b, *spatial, heads, head_dim = self.size
         heads = heads if heads <= 3 else 2
         sides = []
@@ -73,9 +80,10 @@ class Shape:
         return dataclasses.replace(self, size=(min(b, 2), *sides, heads, head_dim), kv_heads=kv_heads)
 
 
-# NAT-T at 224, arXiv:2204.07143 Table 1 (widths 64 to 512 at head_dim 32, kernel 7). DiNAT-T, arXiv:2209.15001 Table 2 (dilations
-# 8, 4, 2, 1 by stage). The rest: the problems of research on the roofline; FLUX at 4096 x 4096 and HunyuanVideo, arXiv:2504.16922
-# Table 2; a window over a sequence.
+# NAT-T at 224, arXiv:2204.07143 Table 1 (widths 64 to 512 at head_dim 32, kernel 7). DiNAT-T,
+# arXiv:2209.15001 Table 2 (dilations 8, 4, 2, 1 by stage). The rest: the problems of research on
+# the roofline; FLUX at 4096 x 4096 and HunyuanVideo, arXiv:2504.16922 Table 2; a window over a
+# sequence.
 MODELS: Mapping[str, Shape] = {
     "nat_tiny_stage1": Shape(size=(128, 56, 56, 2, 32), kernel_size=7, bias=True),
     "nat_tiny_stage2": Shape(size=(128, 28, 28, 4, 32), kernel_size=7, bias=True),
@@ -120,7 +128,7 @@ def _plain(**changes) -> Shape:
     return dataclasses.replace(_PLAIN, **changes)
 
 
-# What the table in the README asks of every implementation, with a dtype.
+# Shapes and dtypes of the rows of the README's table of support.
 PROBES: Mapping[str, tuple[Shape, str]] = {
     **{dtype: (_PLAIN, dtype) for dtype in ("float32", "bfloat16", "float16")},
     **{f"head_dim {d}": (_plain(size=(1, 16, 16, 4, d)), "bfloat16") for d in (16, 24, 32, 64, 128, 256)},

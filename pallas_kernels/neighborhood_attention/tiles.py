@@ -1,4 +1,6 @@
-"""How the TPU kernels cut the map, by what the arguments look like."""
+"""Sizes of the tiles, strips and batches of the TPU kernels, chosen by the shape of the
+arguments.
+"""
 
 import dataclasses
 import functools
@@ -11,12 +13,12 @@ from jax.experimental import pallas as pl
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 from pallas_kernels.tpu import LANES, SUBLANES, padded
 
-WORD, HALF_TILE, FULL_TILE = 2, 8, 16  # columns: that share a word of 32 bits and fill half a register or one, in bfloat16
-TPU_TABLE_BYTES = 2**23  # of the tables of a plan without a bias, at most
-TPU_BLOCK_BYTES = 2**22  # of the images of one program, at least, so that a step of the grid is worth its overhead
+WORD, HALF_TILE, FULL_TILE = 2, 8, 16  # columns of bfloat16 that share a word of 32 bits, fill half a register, fill a register
+TPU_TABLE_BYTES = 2**23  # most bytes of the tables of a plan without a bias
+TPU_BLOCK_BYTES = 2**22  # least bytes of the images of one program, so that a step of the grid is worth its overhead
 WEIGHTS_COST, LOGITS_COST = 10.0, 4.5  # cycles that 128 keys cost in themselves, and for each register of their logits (counted)
-REGISTERS = 64  # of logits in flight
-ROWS_TOGETHER = 28  # of the map that are copied in an iteration
+REGISTERS = 64  # vector registers of logits in flight
+ROWS_TOGETHER = 28  # rows of the map that one iteration copies
 BESIDE = (1, 2)  # maps side by side along the columns that are tried
 UNROLLED = 16  # tiles of columns that are unrolled; more are a loop
 
@@ -27,13 +29,13 @@ class TpuAxis:
 
     axis: Axis
     tile: int  # queries
-    columns: bool = False  # that lie in the sublanes of a register: key blocks begin on a whole word
+    columns: bool = False  # True for the axis that lies in the sublanes, where key blocks begin on a whole word
     extra: int = 0  # keys by which the width is enlarged
     beside: int = 1  # maps, side by side along the axis
 
     @property
     def positions(self) -> int:
-        """Of all maps."""
+        """Positions of all maps that lie side by side."""
         return self.beside * self.axis.positions
 
     @property
@@ -42,16 +44,20 @@ class TpuAxis:
 
     @functools.cached_property
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the queries of each tile, [dilation, count, tile]; queries beyond the end repeat the last."""
+        """First key, and one past the last, of the queries of each tile, [dilation, count, tile]
+        each; queries beyond the end repeat the last.
+        """
         padding = ((0, 0), (0, self.count * self.tile - self.positions))
-        begin = np.repeat(np.arange(self.beside) * self.axis.positions, self.axis.positions)  # of each position's map
+        begin = np.repeat(np.arange(self.beside) * self.axis.positions, self.axis.positions)  # first position of the map of each position
         windows = (np.tile(x, self.beside) + begin for x in self.axis.windows())
         start, stop = (np.pad(x, padding, "edge").reshape(-1, self.count, self.tile) for x in windows)
         return start, stop
 
     @functools.cached_property
     def _blocks(self) -> tuple[np.ndarray, int]:
-        """Where the key block of each tile begins, [count], within the map if it can, and the width."""
+        """First key of each tile's block, [count], within the map if possible, and the width of all
+        blocks.
+        """
         first, last = self.windows[0].min((0, 2)), self.windows[1].max((0, 2))
         step, multiple = (WORD, FULL_TILE) if self.columns else (1, 1)
         start = first // step * step
@@ -68,7 +74,7 @@ class TpuAxis:
 
     @property
     def queries(self) -> int:
-        """Of all tiles."""
+        """Queries of all tiles."""
         return self.count * self.tile
 
     @property
@@ -78,51 +84,56 @@ class TpuAxis:
 
     @property
     def seen(self) -> np.ndarray:
-        """Of each kind, bool [kinds, tile, width]."""
+        """Whether the queries of each kind of tile see the keys of its block, bool [kinds, tile,
+        width].
+        """
         return self._kinds[0] >= 0
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where the bias of each kind is, key - query + kernel - 1 in positions, int [kinds, tile, width]; -1 where masked."""
+        """Index of each pair's bias, key - query + kernel - 1 in positions, int [kinds, tile,
+        width]; -1 where masked.
+        """
         return self._kinds[0]
 
     @property
     def ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """First and last key that the queries of each kind see, counted from the block's, int32 [kinds, tile] each.
+        """First and last key that the queries of each kind see, counted from the block's, int32
+        [kinds, tile] each.
 
-        What queries beyond the end see is of no account.
+        The values of queries beyond the end are not used.
         """
         first, last = self.seen.argmax(2), self.width - 1 - self.seen[:, :, ::-1].argmax(2)
         return first.astype(np.int32), last.astype(np.int32)
 
     @property
     def kind(self) -> np.ndarray:
-        """Of each residue class and tile, [dilation, count]."""
+        """Kind of the tile, for each residue class and tile, [dilation, count]."""
         return self._kinds[1]
 
     @functools.cached_property
     def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The few distinct sights of the tiles."""
+        """Distinct visibility patterns among tiles, as offsets, and the pattern of each tile."""
         start, stop = (x[..., None] for x in self.windows)
         key = self.starts[:, None, None] + np.arange(self.width)  # count 1 width
         seen = (key >= start) & (key < stop)
         offset = key - np.arange(self.queries).reshape(self.count, self.tile, 1) + self.axis.kernel - 1
-        offset = np.where(seen, offset, -1)  # what is not seen has none
+        offset = np.where(seen, offset, -1)  # a pair that is masked has no offset
         kinds, kind = np.unique(offset.reshape(-1, self.tile, self.width), axis=0, return_inverse=True)
         return kinds, kind.reshape(-1, self.count)
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuPlan:
-    """How a TPU kernel goes through a map of slices (or rows), rows and columns."""
+    """Plan of a TPU kernel for maps of slices, rows and columns."""
 
     axes: tuple[Axis, Axis, Axis]
     batch: int
     heads: int
     head_dim: int
     itemsize: int  # bytes of a value
-    vmem: int  # bytes of VMEM that a program may use
-    bias: bool  # is added to the logits
+    vmem: int  # bytes of vector memory that a program may use
+    bias: bool  # whether a bias is added to the logits
     backward: bool = False
 
     @property
@@ -142,7 +153,7 @@ class TpuPlan:
 
     @property
     def channels(self) -> int:
-        """Of one image in a program."""
+        """Channels of one image in a program."""
         return min(self.width, LANES)
 
     @property
@@ -152,9 +163,11 @@ class TpuPlan:
 
     @functools.cached_property
     def tiles(self) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
-        """The cheapest cut: small tiles see fewer keys in vain, large ones load keys into the matrix unit less often.
+        """The cheapest cut: small tiles see fewer keys in vain, large ones load keys into the
+        matrix unit less often.
 
-        Maps whose columns are not whole tiles may lie side by side, so that few tiles reach beyond them.
+        Maps whose columns are not whole tiles may lie side by side, so that few tiles reach beyond
+        them.
         """
         sides = ([1], [1, 2, 4, 8], [8, 16, 32, 64, 128])
         if self.axes[1].size > 1:
@@ -179,17 +192,22 @@ class TpuPlan:
         return best[1]
 
     def _may_be_beside(self, count: int) -> bool:
-        """Of whole words, which no image is left out of, and which take little VMEM."""
+        """Whether so many folds may lie side by side: they end on whole words, divide the batch,
+        and take little VMEM.
+        """
         whole = self.axes[2].positions % WORD == 0 and self.batch % (count * self.fold) == 0
         return count == 1 or (whole and count * self._fold_bytes <= 2 * TPU_BLOCK_BYTES)
 
     @property
     def _fold_bytes(self) -> int:
-        """Of all arrays of a fold."""
+        """Bytes of all arrays of a fold."""
         return (7 if self.backward else 4) * self.fold * self._map_bytes(self.axes[0].positions, self.itemsize)
 
     def _cut(self, sizes: tuple[int, ...], beside: int) -> tuple[TpuAxis, TpuAxis, TpuAxis]:
-        """Tiles of these sizes; forward, where keys lie in the lanes, slices of keys are added until these are full."""
+        """Tiles of these sizes.
+
+        Forward, where keys lie in the lanes, slices of keys are added until these are full.
+        """
         first, rows = (TpuAxis(axis, size) for axis, size in zip(self.axes[:2], sizes[:2], strict=True))
         cols = TpuAxis(self.axes[2], sizes[2], columns=True, beside=beside)
         step = 1 if self.backward else LANES // math.gcd(LANES, rows.width * cols.width)
@@ -202,17 +220,17 @@ class TpuPlan:
 
     @property
     def images(self) -> int:
-        """That are worked on as one map."""
+        """Images that are worked on as one map."""
         return self.fold * self.beside
 
     @property
     def queries(self) -> int:
-        """Of one head in a tile."""
+        """Queries of one head in a tile."""
         return math.prod(tile.tile for tile in self.tiles)
 
     @property
     def keys(self) -> int:
-        """In the block of a tile."""
+        """Keys in the block of a tile."""
         return math.prod(tile.width for tile in self.tiles)
 
     @property
@@ -221,23 +239,29 @@ class TpuPlan:
 
     @property
     def logits(self) -> tuple[int, int]:
-        """Of a tile: queries, head under head, and keys; transposed in the backward pass."""
+        """Shape of a tile's logits: queries, head under head, by keys.
+
+        Transposed in the backward pass.
+        """
         rows = self.pack * self.queries
         return (self.keys, rows) if self.backward else (rows, self.keys)
 
     @property
     def table_bytes(self) -> int:
-        """Of a table for each kind of tile."""
+        """Bytes of the tables of all kinds of tiles."""
         return self.num_kinds * math.prod(self.logits) * 4
 
     @functools.cached_property
     def tabled(self) -> bool:
-        """Whether tables tell what the tiles see, which is quicker than to compare; without a bias only where they are small."""
+        """Whether tables tell what the tiles see, which is quicker than to compare.
+
+        Without a bias only where they are small.
+        """
         return self.bias or self.table_bytes <= TPU_TABLE_BYTES
 
     @property
     def groups(self) -> int:
-        """Residue classes."""
+        """Number of residue classes of all axes."""
         return math.prod(axis.dilation for axis in self.axes)
 
     @property
@@ -247,7 +271,7 @@ class TpuPlan:
 
     @property
     def block_sizes(self) -> tuple[int, int, int]:
-        """Of the keys of a tile."""
+        """Sizes of a tile's block of keys along slices, rows and columns."""
         slices, rows, cols = (tile.width for tile in self.tiles)
         return slices, rows, cols
 
@@ -257,14 +281,17 @@ class TpuPlan:
         return max(1, REGISTERS * SUBLANES * LANES // (self.pack * self.queries * self.keys))
 
     def maps_together(self, strips: "Strips") -> int:
-        """Maps of a program that are worked on at a time: of small ones so many that all rows are unrolled."""
+        """Maps of a program that are worked on at a time.
+
+        Small maps as many as keep all rows unrolled.
+        """
         maps = self.maps(strips)
         (slices, rows, *_), (key_slices, key_rows, *_) = self.buffers(strips)
         fit = max(1, ROWS_TOGETHER // max(slices * rows, key_slices * key_rows))
         return max(n for n in range(1, maps + 1) if maps % n == 0 and n <= fit)
 
     def batches(self, strips: "Strips") -> "Batches":
-        """As full as can be; of equally full ones those of the fewest rows."""
+        """The fullest batches; among equally full ones those of the fewest rows."""
         count, cols = self.maps_together(strips) * strips.tiles_per_strip * self.tiles[1].count, self.tiles[2].count
         if cols > UNROLLED:
             return Batches(0, max(n for n in range(1, self.tiles_together + 1) if cols % n == 0), 1)
@@ -277,7 +304,9 @@ class TpuPlan:
         return max(batches, key=lambda x: (x.tiles, -x.rows))
 
     def buffers(self, strips: "Strips") -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of what holds the queries and the keys of a strip, [slices, rows, columns, channels]."""
+        """Shapes of what holds the queries and the keys of a strip, [slices, rows, columns,
+        channels].
+        """
         _, rows, cols = self.tiles
         lanes = self.fold * self.channels
         query_slices = min(strips.tiles_per_strip, self.tiles[0].count) * self.tiles[0].tile
@@ -287,7 +316,7 @@ class TpuPlan:
         )
 
     def maps(self, strips: "Strips") -> int:
-        """Of a program, of `images` each; one where they are cut into strips."""
+        """Maps of a program, each of `images` images; one where maps are cut into strips."""
         if strips.count > 1:
             return 1
         fit = max(1, TPU_BLOCK_BYTES // (self.beside * self._fold_bytes))
@@ -296,17 +325,21 @@ class TpuPlan:
 
     @functools.cached_property
     def strips(self) -> "Strips":
-        """As few as fit."""
+        """The cut into as few strips as fit the vector memory."""
         count = self.tiles[0].count
         cuts = dict.fromkeys(Strips(self.tiles[0], pl.cdiv(count, n)) for n in range(1, count + 1))
         return next((strips for strips in cuts if self.vmem_bytes(strips) <= self.vmem), list(cuts)[-1])
 
     def _map_bytes(self, slices: int, itemsize: int) -> int:
-        """Of the channels of one program in VMEM, where the last two axes fill whole registers."""
+        """Bytes of the channels of one program in VMEM, where the last two axes fill whole
+        registers.
+        """
         return slices * self.axes[1].positions * padded(self.axes[2].positions, 4 * SUBLANES // itemsize) * LANES * itemsize
 
     def vmem_bytes(self, strips: "Strips") -> int:
-        """Two buffers of every array; queries, results, keys and values of the maps that are worked on together; sights; what waits."""
+        """Bytes of VMEM: two buffers of every array, the maps that are worked on together,
+        visibility, and results between phases.
+        """
         blocks = (3 if self.backward else 2) * self._map_bytes(strips.queries, self.itemsize)
         blocks += 2 * self._map_bytes(strips.keys, self.itemsize)
         if self.backward:
@@ -318,7 +351,9 @@ class TpuPlan:
 
     @property
     def _sights_bytes(self) -> int:
-        """Two buffers of tables and their gradients, or of the ranges of queries and the places of keys."""
+        """Two buffers of tables and their gradients, or of the ranges of queries and the places of
+        keys.
+        """
         if self.tabled:
             return (4 if self.bias and self.backward else 2) * self.table_bytes
         row = SUBLANES * padded(self.logits[1], LANES) if self.backward else self.logits[0] * LANES
@@ -327,14 +362,18 @@ class TpuPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Tiles that are worked on together. A step is some rows of tiles, in equal parts, or, where rows is 0, a part of one row."""
+    """Batches of tiles that are worked on together.
+
+    A step is `rows` rows of tiles, cut into `parts` equal parts; where `rows` is 0, a step is a
+    part of one row.
+    """
 
     rows: int
-    tiles: int  # at most, of a batch
+    tiles: int  # most tiles of a batch
     parts: int
 
     def steps(self, rows, columns: int):
-        """Of all rows of tiles."""
+        """Steps for all rows of tiles."""
         return rows // self.rows if self.rows else rows * (columns // self.tiles)
 
     def places(self, step, part: int, columns: int) -> list[tuple]:
@@ -348,7 +387,9 @@ class Batches:
 
 @dataclasses.dataclass(frozen=True)
 class Strips:
-    """The slices of a map cut into strips, one a program, each with the slices of keys around it."""
+    """The slices of a map cut into strips, one a program, each with the slices of keys around
+    it.
+    """
 
     tiles: TpuAxis
     tiles_per_strip: int
@@ -378,7 +419,7 @@ class Strips:
 
     @property
     def tile_starts(self) -> np.ndarray:
-        """Where the key block of each tile begins within its strip, [count of tiles]."""
+        """First key of each tile's block, counted from its strip's first, [count of tiles]."""
         return self.tiles.starts - self.starts[np.arange(self.tiles.count) // self.tiles_per_strip]
 
     @property

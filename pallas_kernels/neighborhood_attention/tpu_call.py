@@ -1,4 +1,6 @@
-"""How the TPU kernels are run: the grid, the blocks of maps, the buffers, and what the scalar core reads."""
+"""A call of the TPU kernels: the grid, the blocks of maps, the buffers, and the numbers that the
+scalar core reads.
+"""
 
 import dataclasses
 import functools
@@ -15,19 +17,21 @@ from pallas_kernels.neighborhood_attention.tpu_sights import Ranges
 from pallas_kernels.sharding import result_like
 from pallas_kernels.target import device_kind
 
-CORES = {"TPU v5 lite": 1, "TPU v6 lite": 1}  # that share a grid; each adds up table gradients of its own
+CORES = {"TPU v5 lite": 1, "TPU v6 lite": 1}  # cores of a chip that share a grid at most; each adds up table gradients of its own
 CORES_ELSEWHERE = 2  # at most: v5p
 VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
 
 
 class Scalars(NamedTuple):
-    """What the scalar core reads: where strips and the key blocks of tiles begin, and the kinds of tiles, axis by axis."""
+    """Numbers that the scalar core reads: first keys of strips and tiles, and the kinds of tiles,
+    axis by axis.
+    """
 
     strips: Array
     slices: Array
     rows: Array
     cols: Array
-    slice_kinds: Array  # of each residue class and tile, in steps of the product of kinds of the axes after it
+    slice_kinds: Array  # kind of each residue class and tile, in steps of the product of kinds of the axes after it
     row_kinds: Array
     col_kinds: Array
 
@@ -44,7 +48,7 @@ def _scalars(plan: TpuPlan, strips: Strips) -> Scalars:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """How a kernel is run."""
+    """One call of a kernel."""
 
     plan: TpuPlan
     logsumexp: bool  # is a result too, spread over the channels of its head
@@ -61,16 +65,19 @@ class Call:
 
     @functools.cached_property
     def images(self) -> int:
-        """Of a program."""
+        """Images of a program."""
         return self.plan.images * self.plan.maps(self.strips)
 
     @functools.cached_property
     def maps(self) -> int:
-        """That are worked on together, of `plan.images` each."""
+        """Maps that are worked on together, of `plan.images` images each."""
         return self.plan.maps_together(self.strips)
 
     def run(self, kernel, scale: float, query_maps, key_maps, table, query_results, key_results) -> Sequence[Array]:
-        """Runs over all images, chunks of heads and strips; the last result backward is the gradient of a bias table, core by core."""
+        """Runs over all images, chunks of heads and strips.
+
+        The last result backward is the gradient of a bias table, core by core.
+        """
         plan, strips = self.plan, self.strips
         blocks = query_maps[0].shape[0] // self.images
         cores = CORES.get(device_kind(), CORES_ELSEWHERE)
@@ -138,12 +145,12 @@ def _whole(x) -> pl.BlockSpec:
 
 
 def _of_chunk(table) -> pl.BlockSpec:
-    """All kinds, of a chunk of heads if they differ."""
+    """All kinds of a table, of one chunk of heads if the chunks differ."""
     several = len(table) > 1
     return pl.BlockSpec((1, *table.shape[1:]), lambda core, chunk, *_: (chunk * several, 0, 0, 0))
 
 
 def words_buffer(shape: tuple[int, ...], dtype):
-    """For values of this type in words."""
+    """A buffer in words of 32 bits for values of this dtype."""
     *outer, cols, lanes = shape
     return pltpu.VMEM(shape, dtype) if dtype.itemsize == 4 else pltpu.VMEM((*outer, cols // WORD, lanes), jnp.int32)

@@ -1,4 +1,4 @@
-"""What a program of the TPU kernels goes through: its tiles, in batches, phase by phase."""
+"""The loop of a TPU kernel's program: its tiles in batches, and the batches phase by phase."""
 
 import itertools
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Tile(NamedTuple):
         return (self.map, *(pl.ds(start, size) for start, size in zip(starts, sizes, strict=True)))
 
     def queries(self, ref):
-        """As the buffer has them: two to a word in 16 bits."""
+        """The tile's queries as the buffer holds them: two values of 16 bits to a word."""
         *first, col = self.query
         *sizes, width = self.plan.tile_sizes
         per_word = self.plan.tiles[2].queries // ref.shape[-2]
@@ -53,7 +53,10 @@ class Tile(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a program works on; the interpreter knows its number only outside of loops."""
+    """The strip and residue class that a program works on.
+
+    The interpreter knows its number only outside of loops.
+    """
 
     call: Call
     scalars: Scalars
@@ -66,7 +69,9 @@ class Program(NamedTuple):
         return cls(call, Scalars(*refs), pl.program_id(3), block * call.images // call.plan.batch)
 
     def tile(self, i, col) -> Tile:
-        """The one in a column of the tiles and the i-th of their rows, image by image and slice by slice."""
+        """The one in a column of the tiles and the i-th of their rows, image by image and slice by
+        slice.
+        """
         call, scalars, strip, group = self
         plan, strips = call.plan, call.strips
         slices, rows, cols = plan.tiles
@@ -85,19 +90,23 @@ class Program(NamedTuple):
 
 
 class Pipeline(NamedTuple):
-    """The phases of a batch of tiles; what one gives waits in VMEM for the next.
+    """The phases of a batch of tiles; the results of one wait in VMEM for the next.
 
-    While a batch is in its last phase the next one is in the phase before, and so on, so that the units of the core that
-    one phase leaves idle serve another. Batches use the two halves of what waits by turns.
+    While a batch is in its last phase the next one is in the phase before, and so on, so that the
+    units of the core that one phase leaves idle serve another. Batches use the two halves of what
+    waits by turns.
     """
 
     phases: tuple
     program: Program
     batches: Batches
-    waiting: list[tuple]  # for each phase but the last the two halves
+    waiting: list[tuple]  # buffers between phases: for each phase but the last, two halves
 
     def work(self, step, number: int, phase: int) -> None:
-        """On a batch, by its step and its number, of which its part of the step and its half of what waits follow."""
+        """Runs one phase of a batch.
+
+        The batch's number says its part of the step and its half of the buffers.
+        """
         places = self.batches.places(step, number % self.batches.parts, self.program.call.plan.tiles[2].count)
         tiles = [self.program.tile(*place) for place in places]
         ready = self.waiting[phase - 1][number % 2] if phase else ()
@@ -107,7 +116,9 @@ class Pipeline(NamedTuple):
                 ref[i] = x
 
     def advance(self, first, number: int, among: range) -> None:
-        """The batches by their number, counted from that of the first step, each in the phase after its predecessor's."""
+        """The batches by their number, counted from that of the first step, each in the phase after
+        its predecessor's.
+        """
         for phase in ORDER[len(self.phases)]:
             if number - phase in among:
                 self.work(first + (number - phase) // self.batches.parts, number - phase, phase)
@@ -129,7 +140,9 @@ class Pipeline(NamedTuple):
             self.advance(0, number, everything)
 
     def run_in_sequence(self, steps) -> None:
-        """Where their number is not known beforehand."""
+        """Runs a number of steps that is not known beforehand, one batch and one phase after the
+        other.
+        """
 
         def each(step, carry):
             for part, phase in itertools.product(range(self.batches.parts), range(len(self.phases))):

@@ -13,7 +13,9 @@ from pallas_kernels.neighborhood_attention.tpu_program import Program
 
 
 def _row(ref, n, first, row, call: Call):
-    """A row of a map in words, [words, lanes], of images side by side in the lanes and along the columns."""
+    """A row of a map in words, [words, lanes], of images side by side in the lanes and along the
+    columns.
+    """
     plan = call.plan
 
     def fold(i):
@@ -23,7 +25,9 @@ def _row(ref, n, first, row, call: Call):
 
 
 def _words(ref, at: tuple):
-    """Narrow values two to a word, the last one beside zero if they are odd: v5e knows no 16-bit arithmetic, nor moves them by one."""
+    """Narrow values two to a word, the last one beside zero if they are odd: v5e knows no 16-bit
+    arithmetic, nor moves them by one.
+    """
     if ref.dtype.itemsize == 4:
         return ref[at]
     if ref.shape[-2] % WORD == 0:
@@ -72,7 +76,9 @@ def gather_queries(map_refs, refs, i, program: Program) -> None:
 
 
 def gather_keys(map_refs, refs, i, call: Call, clear=()) -> None:
-    """Copies the keys around a strip, in words, with zeros beyond the map, and clears what their gradients are added to."""
+    """Copies the keys around a strip, in words, with zeros beyond the map, and clears what their
+    gradients are added to.
+    """
     strips, rows = call.strips, call.plan.axes[1].positions
     maps, slices, buffer_rows, words, _ = refs[0].shape
     whole = slices == strips.keys and buffer_rows == rows
@@ -93,14 +99,16 @@ def _pad(x, after: int):
 
 
 def scatter(refs, map_refs, i, call: Call) -> None:
-    """The inverse of gathering."""
+    """Copies results from the buffers of words back to the maps: the inverse of gathering."""
     plan, maps = call.plan, refs[0].shape[0]
     channels = plan.channels
 
     def copy(n, first, row):
         for ref, map_ref in zip(refs, map_refs, strict=True):
             cols, image, dtype = map_ref.shape[-2], (i * maps + n) * plan.images, map_ref.dtype
-            in_words = dtype.itemsize < 4 and cols % WORD == 0 and not call.interpret  # which can write to no other view of a map
+            in_words = (
+                dtype.itemsize < 4 and cols % WORD == 0 and not call.interpret
+            )  # the interpreter cannot write to another view of a map
             each = map_ref.bitcast(jnp.uint32) if in_words else map_ref
             for beside in range(plan.beside):
                 begin = beside * cols

@@ -1,4 +1,6 @@
-"""What the tiles of the TPU kernels see: a table for each kind of tile, added to the logits, or the ranges of their queries."""
+"""Visibility in the TPU kernels: a table for each kind of tile, added to the logits, or ranges of
+keys for each query.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -13,7 +15,10 @@ from pallas_kernels.neighborhood_attention.tiles import TpuPlan
 
 
 def table_of(bias, plan: TpuPlan) -> Float[Array, "chunks kinds *logits"]:
-    """What is added to the logits for each sight of a tile, in units of log 2; without a bias the same for all chunks of heads."""
+    """Summands of the logits for each kind of tile, in units of log 2.
+
+    Without a bias one table serves all chunks of heads.
+    """
     seen = np.ones((1, 1, 1), bool)
     for tile in plan.tiles:
         seen = np.einsum("aqk,bxy->abqxky", seen, tile.seen)
@@ -32,18 +37,19 @@ def table_of(bias, plan: TpuPlan) -> Float[Array, "chunks kinds *logits"]:
 
 
 class Ranges(NamedTuple):
-    """What the tiles of each kind see: along each axis the keys from a query's first to its last.
+    """Ranges of keys that the queries of each kind of tile see, from first to last along each axis.
 
-    The places along the axes are fields of one number, with a guard bit above each, so that one subtraction compares all.
+    The places along the axes are fields of one number, with a guard bit above each, so that one
+    subtraction compares all.
     """
 
-    first: Array  # [kinds, rows, 1], or [kinds, 1, rows] in the backward pass
-    last: Array  # the same, plus the guard twice
-    place: Array  # of the keys, plus the guard, [1, keys] or [keys, rows]
+    first: Array  # first key of each query, [kinds, rows, 1], or [kinds, 1, rows] in the backward pass
+    last: Array  # last key, in the shape of `first`, plus the guard twice
+    place: Array  # place of each key, plus the guard, [1, keys] or [keys, rows]
 
     @classmethod
     def of(cls, plan: TpuPlan) -> "Ranges":
-        """The array of each."""
+        """The ranges of a plan."""
         first, last, place = np.zeros((1, 1), np.int32), np.full((1, 1), 2 * _guard(plan)), np.full(1, _guard(plan))
         for tile, shift in zip(plan.tiles, _shifts(plan), strict=True):
             first, last = (
@@ -58,7 +64,7 @@ class Ranges(NamedTuple):
 
 
 def _shifts(plan: TpuPlan) -> list[int]:
-    """Where the fields of the axes begin."""
+    """First bit of each axis's field."""
     bits = [tile.width.bit_length() + 1 for tile in plan.tiles]
     return [0, *itertools.accumulate(bits)][:-1]
 
@@ -69,7 +75,7 @@ def _guard(plan: TpuPlan) -> int:
 
 
 def masked(logits, plan: TpuPlan, kind: Array, sights: Sequence[Any]):
-    """With the bias, and NO_KEY where a key is not seen."""
+    """Logits with the bias added, and NO_KEY where a key is not seen."""
     if plan.tabled:
         return logits + sights[0][0, kind]
     ranges, guard = Ranges(*sights), _guard(plan)

@@ -1,7 +1,9 @@
-"""Pure XLA in linear memory: tiles of queries attend to the block of keys around them, one strip of tiles after the other.
+"""Pure XLA in linear memory: tiles of queries attend to the block of keys around them, one strip of
+tiles after the other.
 
-A strip is recomputed in the backward pass, so that no more than one strip's logits exist at a time. Tiles are dense products,
-which CPUs and unknown devices do well; of the keys in a tile's block about a quarter is used by each query.
+A strip is recomputed in the backward pass, so that no more than one strip's logits exist at a time.
+Tiles are dense products, which CPUs and unknown devices do well; of the keys in a tile's block
+about a quarter is used by each query.
 """
 
 import functools
@@ -16,12 +18,15 @@ from pallas_kernels.neighborhood_attention.neighborhoods import Axis, Tiles
 
 
 def unsupported_reason(query, key, value, **options) -> None:
-    """It runs everything."""
+    """None: the XLA form runs everything."""
     del query, key, value, options
 
 
 def neighborhood_attention(query, key, value, *, axes: tuple[Axis, ...], bias, scale, extra_key, extra_value, return_logsumexp=True):
-    """See the operator for the arguments, canonical here. Returns the attended values and logsumexp, float32."""
+    """The operator on canonical arguments.
+
+    Returns the attended values and the logsumexp, float32.
+    """
     shared = query.shape[-2] // key.shape[-2]
     key, value = (jnp.repeat(x, shared, -2) if shared > 1 else x for x in (key, value))
     extra = None
@@ -75,7 +80,7 @@ def _split(x, tiles: tuple[Tiles, ...], *, queries: bool):
         pad[1 + i] = (0, rows * axis.dilation - axis.size)
         x = jnp.pad(x, pad)
         shape += [tile.count, tile.size if queries else tile.keys.shape[1], axis.dilation]
-    for i, tile in enumerate(tiles):  # of each axis now: positions and classes
+    for i, tile in enumerate(tiles):  # splits each axis into positions and residue classes
         at = 1 + 3 * i
         x = x.reshape(*x.shape[:at], -1, tile.axis.dilation, *x.shape[at + 1 :])
         x = x.reshape(*x.shape[:at], tile.count, tile.size, *x.shape[at + 1 :]) if queries else jnp.asarray(_blocks(x, at, tile))
@@ -90,8 +95,9 @@ def _split(x, tiles: tuple[Tiles, ...], *, queries: bool):
 def _blocks(x, at: int, tile: Tiles):
     """The keys of every tile, an axis of positions as two, [count, keys].
 
-    A rule of its own, since autodiff would add up the gradients of a key that several tiles see by a scatter, which on GPUs
-    is atomic: slow, and different from run to run. Instead each key gathers them.
+    A rule of its own, since autodiff would add up the gradients of a key that several tiles see by
+    a scatter, which on GPUs is atomic: slow, and different from run to run. Instead each key
+    gathers them.
     """
     return jnp.take(x, tile.keys, axis=at)
 
@@ -132,7 +138,9 @@ def _join(x, shape: tuple[int, ...], tiles: tuple[Tiles, ...]):
 
 
 def _outer(seen):
-    """Visibility along each axis, [classes, queries, keys] of the strip and [classes, tiles, queries, keys] of the others, together."""
+    """Visibility along each axis, [classes, queries, keys] of the strip and [classes, tiles,
+    queries, keys] of the others, together.
+    """
     out = seen[0][:, None]  # classes tiles queries keys
     for other in seen[1:]:
         g, t, q, k = out.shape
@@ -143,7 +151,9 @@ def _outer(seen):
 
 
 def _bias(bias, first, others):
-    """The bias of each query and key of a strip, [tiles, heads, queries, keys], by one-hot products, whose gradient is one too."""
+    """The bias of each query and key of a strip, [tiles, heads, queries, keys], by one-hot
+    products, whose gradient is one too.
+    """
     x = jnp.einsum("n...r,qkr->n...qk", jnp.moveaxis(bias, 1, -1), first)[:, None]  # heads tiles *offsets queries keys
     for other in others:
         heads, t, _, *rest, q, k = x.shape

@@ -1,4 +1,6 @@
-"""Attention inside the windows of a map: Swin's shifted windows and MaxViT's grid, with a trainable bias."""
+"""Attention inside the windows of a map: Swin's shifted windows and MaxViT's grid, with a trainable
+bias.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +27,7 @@ def _of_parts(fn: Callable[..., Array]) -> Callable[..., Array]:
     return lambda qkv, **options: fn(*(qkv[:, :, :, i] for i in range(3)), **options)
 
 
-# The same, fed with the fused projection.
+# Implementations that take the fused projection to query, key and value.
 QKV_IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "pallas_tpu": Implementation(pallas_tpu.window_attention_qkv, pallas_tpu.unsupported_reason),
     "pallas_gpu": Implementation(pallas_gpu.window_attention_qkv, gpu.unsupported_reason),
@@ -50,21 +52,25 @@ def window_attention(
 ) -> Float[Array, "b h w heads head_dim"]:
     """Attends from each token to the tokens of its window.
 
-    Swin's shifted windows (Liu et al., arXiv:2103.14030, section 3.2) and MaxViT's grid attention (Tu et al.,
-    arXiv:2204.01697, section 3.1). After a shift the last windows hold tokens from opposite ends of the map; their
-    logits are lowered by 100, as in the authors' code, not by infinity, as the paper implies: parity needs it.
-    A map that is not whole windows overhangs at the bottom and right; unlike in the authors' detection code, which
-    pads with tokens that everybody attends to, nothing outside the map is ever seen.
+    Swin's shifted windows (Liu et al., arXiv:2103.14030, section 3.2) and MaxViT's grid attention
+    (Tu et al., arXiv:2204.01697, section 3.1). After a shift the last windows hold tokens from
+    opposite ends of the map; their logits are lowered by 100, as in the authors' code, not by
+    infinity, as the paper implies: parity needs it. A map that is not whole windows overhangs at
+    the bottom and right; unlike in the authors' detection code, which pads with tokens that
+    everybody attends to, nothing outside the map is ever seen.
 
     Args:
       query: What asks, at every position of the map.
       key: What is asked, in the dtype of query.
       value: What is attended to, in the dtype of query.
       window_size: Tokens per side of a window, or per axis; with `grid`, of the grid.
-      shift: Tokens by which the windows start further to the bottom right, in [0, window_size); usually 0 or half.
-      grid: Attend among tokens that are h / window_size rows and w / window_size columns apart, instead of neighbours.
-      bias: Added to the logits before softmax: [heads, slots, slots] for each pair of window_size**2 slots, query
-        first, or the table [heads, 2 * window_size - 1, 2 * window_size - 1] at [query - key + window_size - 1].
+      shift: Tokens by which the windows start further to the bottom right, in [0, window_size);
+        usually 0 or half.
+      grid: Attend among tokens that are h / window_size rows and w / window_size columns apart,
+        instead of neighbours.
+      bias: Added to the logits before softmax: [heads, slots, slots] for each pair of
+        window_size**2 slots, query first, or the table [heads, 2 * window_size - 1, 2 * window_size
+        - 1] at [query - key + window_size - 1].
       mask: False where a token must not be seen as key; a query that sees none gets zeros.
       scale: Factor on query . key; head_dim ** -0.5 by default.
       implementation: A key of IMPLEMENTATIONS, or None for the fastest that applies.
@@ -95,7 +101,9 @@ def window_attention_qkv(
     scale: float | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b h w heads head_dim"]:
-    """`window_attention` on the output of the fused projection: query, key and value side by side, without transposes."""
+    """`window_attention` on the output of the fused projection: query, key and value side by side,
+    without transposes.
+    """
     if len(qkv.shape) != 6 or qkv.shape[3] != 3:
         raise ValueError(f"{qkv.shape=} must be [b, h, w, 3, heads, head_dim]")
     options = canonical(qkv, window_size=window_size, shift=shift, grid=grid, bias=bias, mask=mask, scale=scale)
@@ -105,16 +113,18 @@ def window_attention_qkv(
 def canonical(
     *arrays: Array, window_size: int | tuple[int, int], shift: int | tuple[int, int] = 0, grid=False, bias=None, mask=None, scale=None
 ) -> dict[str, Any]:
-    """The options every implementation takes: pairs, a bias per pair of slots, a number for the scale.
+    """The options every implementation takes: pairs, a bias per pair of slots, a number for the
+    scale.
 
     Args:
-      *arrays: Query, [b, h, w, heads, head_dim], and key and value, or the fused projection, [b, h, w, 3, heads, head_dim].
-      window_size: This and the rest: see the operator.
-      shift: See the operator.
-      grid: See the operator.
-      bias: See the operator.
-      mask: See the operator.
-      scale: See the operator.
+      *arrays: Query, [b, h, w, heads, head_dim], and key and value, or the fused projection, [b, h,
+        w, 3, heads, head_dim].
+      window_size: As all arguments below, that of `window_attention`.
+      shift: Tokens.
+      grid: Whether windows are strided.
+      bias: Table or full bias, or None.
+      mask: Tokens that may be seen as keys, or None.
+      scale: Factor on query . key, or None.
 
     Returns:
       The keyword arguments of an implementation's `fn` and `unsupported_reason`.

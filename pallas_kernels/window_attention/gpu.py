@@ -1,4 +1,6 @@
-"""What the GPU implementations of window attention share: what they take, and the operators around a forward and a backward pass."""
+"""Parts that the GPU implementations of window attention share: the problem, its limits, and
+operators made of two passes.
+"""
 
 import dataclasses
 import functools
@@ -19,17 +21,17 @@ MAX_SLOTS = 64  # a tile of more spills registers in the backward pass
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What both passes know when they are compiled."""
+    """Facts that are constants of both compiled passes."""
 
     windows: Windows
     shape: tuple[int, ...]  # b h w parts heads head_dim of the arrays that hold query, key and value
-    parts: tuple[int, int, int]  # where along `parts` query, key and value are
+    parts: tuple[int, int, int]  # index of query, key and value along `parts`
     scale: float
     itemsize: int  # bytes of a value
 
     @property
     def num_windows(self) -> int:
-        """Of all images."""
+        """Windows of all images."""
         return self.shape[0] * self.windows.num_windows
 
     @property
@@ -41,12 +43,14 @@ class Problem:
         return gpu_tiles(self.num_windows, self.shape[4], self.itemsize, backward=backward)
 
     def programs(self, *, backward: bool) -> int:
-        """For each head."""
+        """Programs of one head."""
         return pl.cdiv(self.num_windows, self.tiles(backward=backward).windows_per_program)
 
 
 def unsupported_reason(*arrays: Array, window_size, interpret: bool = False, **_) -> str | None:
-    """Why the kernels of `window_attention` and of `window_attention_qkv` cannot run these arguments here, or None."""
+    """Why the kernels of `window_attention` and of `window_attention_qkv` cannot run these
+    arguments here, or None.
+    """
     if reason := unsupported_arrays(arrays, interpret=interpret):
         return reason
     slots = math.prod(window_size)
@@ -57,13 +61,16 @@ def operators(forward: Callable[..., Array], backward: Callable[..., tuple]) -> 
     """`window_attention` and `window_attention_qkv` from two passes.
 
     Args:
-      forward: (arrays, bias, mask, problem, interpret) to [b, h, w, 1, heads, head_dim]. The arrays are query, key and value,
-        [b, h, w, 1, heads, head_dim], or all three in one, [b, h, w, 3, heads, head_dim].
-      backward: (arrays, bias, mask, d_out, problem, interpret) to the gradients of the arrays and those of the bias by each
-        program, float32 [programs, heads, slots, slots], or None without a bias.
+      forward: (arrays, bias, mask, problem, interpret) to [b, h, w, 1, heads, head_dim]. The arrays
+        are query, key and value, [b, h, w, 1, heads, head_dim], or all three in one, [b, h, w, 3,
+        heads, head_dim].
+      backward: (arrays, bias, mask, d_out, problem, interpret) to the gradients of the arrays and
+        those of the bias by each program, float32 [programs, heads, slots, slots], or None without
+        a bias.
 
     Returns:
-      Two functions that take what the operators take, canonical, and `interpret`, which is for tests.
+      Two functions that take what the operators take, canonical, and `interpret`, which is for
+      tests.
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -1,4 +1,7 @@
-"""What others do for windowed attention, to be beaten: the benchmark runs them beside the implementations."""
+"""Forms of windowed attention that others use.
+
+The benchmark runs them beside the implementations.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +16,9 @@ from pallas_kernels.window_attention.windows import Windows, expand_bias
 
 
 def roll_and_partition(shape: Shape, dtype: str, which: str) -> Callable[[], Any]:
-    """The usual form in JAX: roll, partition, softmax(q k + bias and mask) v by einsum and autodiff, reverse, roll."""
+    """The usual form in JAX: roll, partition, softmax(q k + bias and mask) v by einsum and
+    autodiff, reverse, roll.
+    """
     (query, key, value), options = shape.arguments(dtype)
     offsets = _offsets(shape)
     cotangent = jnp.ones_like(query)
@@ -34,7 +39,9 @@ def roll_and_partition(shape: Shape, dtype: str, which: str) -> Callable[[], Any
 
 
 def torch_sdpa(shape: Shape, dtype: str, which: str) -> Callable[[], Any]:
-    """The same in torch, with its fused scaled_dot_product_attention and bias and mask as one additive mask, on the CPU."""
+    """Windowed attention in torch on the CPU: scaled_dot_product_attention with bias and mask as
+    one additive mask.
+    """
     import torch
 
     (query, key, value), options = shape.arguments(jnp.float32)
@@ -66,7 +73,7 @@ def _sides(shape: Shape) -> tuple[int, int]:
 
 
 def _offsets(shape: Shape) -> np.ndarray:
-    """What the shift adds to the logits of every window, [windows, 1, slots, slots]."""
+    """Summands of the logits of every window that the shift needs, [windows, 1, slots, slots]."""
     table, kind = Windows.of(shape.size[1:3], shape.windows, _sides(shape), shape.grid).offsets()
     return table[kind][:, None]
 

@@ -1,9 +1,11 @@
-"""Window attention on NVIDIA GPUs, by Pallas's Triton lowering; the only module that knows that backend.
+"""Window attention on NVIDIA GPUs, by Pallas's Triton lowering.
 
-A program takes one head and several windows. Where a window's tokens lie is arithmetic on its number, so shift and
-partition cost no copy. A window fits one tile (49 slots in 64), so softmax is one pass and the backward pass makes
-the gradients of query, key and value from one recomputation. Bias gradients are summed within a program and then over
-programs, in a fixed order: no atomics.
+The only module that knows that backend.
+
+A program takes one head and several windows. Where a window's tokens lie is arithmetic on its
+number, so shift and partition cost no copy. A window fits one tile (49 slots in 64), so softmax is
+one pass and the backward pass makes the gradients of query, key and value from one recomputation.
+Bias gradients are summed within a program and then over programs, in a fixed order: no atomics.
 """
 
 import dataclasses
@@ -104,13 +106,13 @@ def backward_kernel(
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where the slots of one window lie, [slots] each; out of range where a slot holds no token."""
+    """Places of the slots of one window, [slots] each; out of range where a slot holds no token."""
 
     image: Array
     row: Array
     col: Array
     is_token: Array
-    side: Array  # of the seam that the shift left
+    side: Array  # side of the seam that the shift made, which tokens do not look across
 
 
 def _program(problem: Problem) -> tuple[Array, Array]:
@@ -148,7 +150,10 @@ def _store(ref, part, x, place: Place, head, problem: Problem) -> None:
 
 
 def _load_all(array_refs, mask_ref, place: Place, head, problem: Problem):
-    """Query, key and value of a window, [slots, head_dim]; zero where there is no token or nobody may look."""
+    """Query, key and value of a window, [slots, head_dim].
+
+    Zero where there is no token or nobody may look.
+    """
     refs, seen = array_refs * (3 // len(array_refs)), _seen(mask_ref, place)
     return [
         _load(ref, part, place, x, head, problem) for ref, part, x in zip(refs, problem.parts, (place.is_token, seen, seen), strict=True)
@@ -162,7 +167,10 @@ def _seen(mask_ref, place: Place):
 
 
 def _load_bias(bias_ref, head, problem: Problem):
-    """The bias of a head, [slots, slots], in units of log 2; NO_KEY where the key's slot is outside the window."""
+    """The bias of a head, [slots, slots], in units of log 2.
+
+    NO_KEY where the key's slot is outside the window.
+    """
     query, key = _slot(problem)[:, None], _slot(problem)[None, :]
     slots = problem.windows.num_slots
     if bias_ref is None:

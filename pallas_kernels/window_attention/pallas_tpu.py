@@ -1,14 +1,16 @@
 """Window attention on TPUs.
 
-A program holds whole images in VMEM, [h, w, heads * head_dim], and goes through their windows row by row. Which rows of
-the map a row of windows has is arithmetic on its number; which columns, a product with a matrix of zeros and ones, which
-the matrix unit does exactly and which shifts, wraps, strides (grid) and pads each row of a window to whole sublanes in
-one go. So partition and shift cost neither copies in memory nor shuffles in registers.
+A program holds whole images in VMEM, [h, w, heads * head_dim], and goes through their windows row
+by row. Which rows of the map a row of windows has is arithmetic on its number; which columns, a
+product with a matrix of zeros and ones, which the matrix unit does exactly and which shifts, wraps,
+strides (grid) and pads each row of a window to whole sublanes in one go. So partition and shift
+cost neither copies in memory nor shuffles in registers.
 
-Logits are kept [keys, queries], so that softmax reduces over sublanes, by plain additions of registers. Heads of fewer than
-128 channels share the lanes: queries are stacked head under head, each in its own lanes and zero in the others, so one
-product of full depth gives the logits of several heads side by side. The backward pass adds up the bias gradient in VMEM
-from image to image, in order.
+Logits are kept [keys, queries], so that softmax reduces over sublanes, by plain additions of
+registers. Heads of fewer than 128 channels share the lanes: queries are stacked head under head,
+each in its own lanes and zero in the others, so one product of full depth gives the logits of
+several heads side by side. The backward pass adds up the bias gradient in VMEM from image to image,
+in order.
 """
 
 import functools
@@ -38,21 +40,26 @@ from pallas_kernels.window_attention.windows import Axis, Windows
 from pallas_kernels.window_attention.xla import partition
 
 VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
-CORES = 2  # of a v5p chip, at most, that share a grid; each adds up bias gradients of its own
+CORES = 2  # cores of a v5p chip that share a grid at most; each adds up bias gradients of its own
 
 
 def window_attention(query, key, value, *, interpret: bool = False, **options) -> Float[Array, "b h w heads head_dim"]:
-    """See the operator for the arguments; `interpret` is for tests."""
+    """The operator on canonical arguments.
+
+    `interpret` runs the kernels in an interpreter, for tests.
+    """
     return _run((query, key, value), interpret, **options)
 
 
 def window_attention_qkv(qkv, *, interpret: bool = False, **options) -> Float[Array, "b h w heads head_dim"]:
-    """The same on the fused projection, which is read in place."""
+    """The operator on the fused projection, which is read in place."""
     return _run((qkv,), interpret, **options)
 
 
 def unsupported_reason(*arrays: Array, window_size, shift, grid, interpret: bool = False, **_) -> str | None:
-    """Why the kernels of `window_attention` and of `window_attention_qkv` cannot run these arguments here, or None."""
+    """Why the kernels of `window_attention` and of `window_attention_qkv` cannot run these
+    arguments here, or None.
+    """
     if reason := wrong_platform(interpret=interpret) or indivisible(arrays[0].shape[0]):
         return reason
     if reason := unsupported_array(arrays[0], DTYPES, HEAD_DIMS):
@@ -70,7 +77,7 @@ def _layout(arrays: Sequence[Array], window_size, shift, grid) -> TpuLayout:
 
 
 def _run(arrays, interpret, *, window_size, shift, grid, bias, mask, scale):
-    if mask is not None:  # what nobody sees may be anything, NaN too
+    if mask is not None:  # a hidden token may hold anything, NaN too
         arrays = _hide(arrays, mask)
 
     def attend(arrays, bias, mask):
@@ -113,7 +120,10 @@ _attend.defvjp(_forward, _backward)
 
 
 def _call(kernel, name: str, maps, bias, mask, channels: tuple[int, ...], sums_bias: bool, layout: TpuLayout, interpret: bool):
-    """Runs a kernel over the images; returns maps of so many channels and each core's sum of bias gradients, if any."""
+    """Runs a kernel over the images.
+
+    Returns maps of so many channels and each core's sum of bias gradients, if any.
+    """
     b, h, w, _, _ = layout.shape
     num_maps = (sum(x.shape[-1] for x in maps) + sum(channels)) // layout.width
     images = layout.images(num_maps)
@@ -162,7 +172,9 @@ def _call(kernel, name: str, maps, bias, mask, channels: tuple[int, ...], sums_b
 
 
 def _select(axis: Axis, row_slots: int) -> Array:
-    """Ones where a slot of the windows, one row each, holds a column of the map, [windows * row_slots, columns]."""
+    """Ones where a slot of the windows, one row each, holds a column of the map, [windows *
+    row_slots, columns].
+    """
     window, slot = np.divmod(np.arange(axis.num_windows * row_slots), row_slots)
     position = np.where(slot < axis.window, axis.position(window, slot), -1)
     return jnp.asarray(position[:, None] == np.arange(axis.size))
@@ -174,7 +186,7 @@ def _spread(layout: TpuLayout) -> Array:
 
 
 def _tables(bias: Array | None, offsets: np.ndarray, layout: TpuLayout) -> Float[Array, "kinds groups slots lanes"]:
-    """What is added to the logits of each kind of window, in units of log 2; padded keys are not seen."""
+    """Summands of the logits of each kind of window, in units of log 2; padded keys are hidden."""
     tables = jnp.asarray(offsets)[:, None] if bias is None else jnp.asarray(offsets)[:, None] + bias.astype(jnp.float32)
     tables = tables.mT * LOG2E  # kinds, heads, key slots, query slots
     rows, cols = layout.windows.rows.window, layout.windows.cols.window
@@ -242,7 +254,9 @@ def forward_kernel(kind_ref, map_refs, constant_refs, seen_refs, out_refs, _, *w
 
 
 def backward_kernel(kind_ref, map_refs, constant_refs, seen_refs, grad_refs, sum_refs, *window_refs, layout: TpuLayout, scale: float):
-    """The same, and the sum of the bias gradients of all programs of a core."""
+    """Gradients of all windows and heads of a program's images, and the sum of the bias gradients
+    of all programs of a core.
+    """
     select_ref, merge_ref, spread_ref, table_ref = constant_refs
     dtype, images = map_refs[0].dtype, map_refs[0].shape[0]
     clear_at_first(sum_refs, (1,))
@@ -284,7 +298,9 @@ def backward_kernel(kind_ref, map_refs, constant_refs, seen_refs, grad_refs, sum
 
 
 def _each_row_of_windows(phases, images: int, window_refs, each: int, layout: TpuLayout) -> None:
-    """As many together as there are refs for, `each` for one, so that one can be gathered while another attends."""
+    """Runs the phases over all rows of windows, several together where there are buffers for them,
+    `each` for one row.
+    """
     rows, together = layout.windows.rows.num_windows, len(window_refs) // each
 
     def iteration(i, carry):
@@ -305,10 +321,11 @@ class Item(NamedTuple):
 
 
 def _each_batch(body, row, layout: TpuLayout) -> None:
-    """Goes through the windows of a row in batches, whose steps the kernels interleave to hide latencies.
+    """Goes through the windows of a row in batches, whose steps the kernels interleave to hide
+    latencies.
 
-    `body` gets the items, the number of the item, the number of the group and the heads for each group of them, and the
-    number of each item's window.
+    `body` gets the items, the number of the item, the number of the group and the heads for each
+    group of them, and the number of each item's window.
     """
     cols, chunks = layout.windows.cols.num_windows, layout.chunks
     groups, slots, lanes = layout.logits
@@ -327,7 +344,9 @@ def _each_batch(body, row, layout: TpuLayout) -> None:
 
 
 def _gather(map_refs, window_refs, image, row_of_windows, select_ref, layout: TpuLayout) -> None:
-    """Copies the rows of the map that a row of windows has to [windows, slots, channels] each, zero where there is no token."""
+    """Copies the rows of the map that a row of windows has to [windows, slots, channels] each, zero
+    where there is no token.
+    """
     axis, refs = layout.windows.rows, iter(window_refs)
     rows = [axis.position(row_of_windows, slot) for slot in range(axis.window)]
     for map_ref in map_refs:
@@ -361,7 +380,7 @@ def _scatter(window_refs, map_refs, image, row_of_windows, merge_ref, layout: Tp
 
 
 def _seen_keys(seen_refs, image, number, layout: TpuLayout):
-    """What the mask adds to the logits of a window, [slots, 1], or None."""
+    """Summands of a window's logits that hide masked keys, [slots, 1], or None."""
     if not seen_refs:
         return None
     row, col = (lax.broadcasted_iota(jnp.int32, (layout.slots, layout.slots), i) for i in (0, 1))
@@ -380,7 +399,9 @@ def _softmax(logits, table, seen, scale: float):
 
 
 def _stack(x, heads: tuple[int, ...], dtype, layout: TpuLayout):
-    """The heads of a group one under the other, each in its own lanes, [lanes of the logits, channels]."""
+    """The heads of a group one under the other, each in its own lanes, [lanes of the logits,
+    channels].
+    """
     padding = jnp.zeros((layout.query_lanes - layout.slots, x.shape[1]), x.dtype)
     parts = []
     for i in range(layout.pack):
@@ -396,7 +417,9 @@ def _own_lanes(x, head: int, layout: TpuLayout):
 
 
 def _of_heads(x, weights, heads: tuple[int, ...], layout: TpuLayout):
-    """The keys' values, [channels of a chunk, slots], times the weights of a group, [channels of the group, lanes]; zero off the heads."""
+    """The keys' values, [channels of a chunk, slots], times the weights of a group, [channels of
+    the group, lanes]; zero off the heads.
+    """
     head_dim = layout.shape[4]
     out = dot(x[heads[0] * head_dim : (heads[-1] + 1) * head_dim], weights, (1, 0))
     if layout.pack == 1:
@@ -406,7 +429,9 @@ def _of_heads(x, weights, heads: tuple[int, ...], layout: TpuLayout):
 
 
 def _to_queries(outs, pairs, spread_ref) -> list:
-    """The results of each item's groups, transposed and off the lanes of their heads, [slots, channels]."""
+    """The results of each item's groups, transposed and off the lanes of their heads, [slots,
+    channels].
+    """
     outs = [jnp.concatenate(parts, 0).astype(spread_ref.dtype) for parts in _by_item(outs, pairs)]
     return [dot(spread_ref[...], x, (1, 1)) for x in outs]
 

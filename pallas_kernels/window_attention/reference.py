@@ -1,4 +1,6 @@
-"""The definition of window attention: every token against every token, with what it may not see taken out."""
+"""The definition of window attention: every token against every token, with what it may not see
+taken out.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ def window_attention(
     slot = row_slot * window_size[1] + col_slot
 
     seen = jnp.asarray(together)[None] if mask is None else together & mask.reshape(b, 1, h * w)
-    if mask is not None:  # what nobody sees may be anything, NaN too
+    if mask is not None:  # a hidden token may hold anything, NaN too
         key, value = (jnp.where(mask[..., None, None], x, 0) for x in (key, value))
     q, k, v = (x.reshape(b, h * w, heads, head_dim).astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key, value))
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest") * scale

@@ -31,7 +31,10 @@ class Shape:
         return (math.prod(self.windows), *self.size[3:])
 
     def arguments(self, dtype: DTypeLike = jnp.float32, seed: int = 0) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
-        """Random query, key and value, and the keyword arguments; about one token in eight is masked."""
+        """Random query, key and value, and the keyword arguments.
+
+        About one token in eight is masked.
+        """
         keys = jax.random.split(jax.random.key(seed), 5)
         arrays = tuple(jax.random.normal(key, self.size, dtype) for key in keys[:3])
         b, h, w, heads, _ = self.size
@@ -42,19 +45,26 @@ class Shape:
         return arrays, {"window_size": self.window_size, "shift": self.shift, "grid": self.grid, "bias": bias, "mask": mask}
 
     def flops(self, *, backward: bool = False) -> int:
-        """Of the products alone, over the pairs that a window holds: two forward, five backward (arXiv:2205.14135)."""
+        """Operations of the products over the pairs that a window holds: two products forward, five
+        backward (arXiv:2205.14135).
+        """
         return (5 if backward else 2) * 2 * math.prod(self.size) * math.prod(self.windows)
 
     def bytes(self, dtype: DTypeLike, *, backward: bool = False) -> int:
-        """The least traffic: query, key, value, result; backward three gradients more. The bias is not counted."""
+        """The least traffic: query, key, value, result; backward three gradients more.
+
+        The bias is not counted.
+        """
         return (7 if backward else 4) * math.prod(self.size) * jnp.dtype(dtype).itemsize
 
     def batched(self, batch: int) -> "Shape":
-        """The same with so many images."""
+        """The shape with another number of images."""
         return dataclasses.replace(self, size=(batch, *self.size[1:]))
 
     def downsized(self) -> "Shape":
-        """At most two images, three heads and three windows per axis, the last one as incomplete as it was."""
+        """At most two images, three heads and three windows per axis, the last one as incomplete as
+        it was.
+        """
         b, h, w, heads, head_dim = self.size
         h, w = (
             side if side <= 3 * window else 2 * window + (side % window or window)
@@ -63,8 +73,9 @@ class Shape:
         return dataclasses.replace(self, size=(min(b, 2), h, w, min(heads, 3), head_dim))
 
 
-# Swin-T at 224 and 256, arXiv:2103.14030 Table 7; Swin-B at 384, Table 8. Swin-T detection: 800 x 1333, stride 4.
-# MaxViT-T at 224, arXiv:2204.01697 Table 1 (head_dim 32). Odd blocks are shifted; the last stage of Swin has one window.
+# Swin-T at 224 and 256, arXiv:2103.14030 Table 7; Swin-B at 384, Table 8. Swin-T detection: 800 x
+# 1333, stride 4. MaxViT-T at 224, arXiv:2204.01697 Table 1 (head_dim 32). Odd blocks are shifted;
+# the last stage of Swin has one window.
 MODELS: Mapping[str, Shape] = {
     "swin_tiny_stage1": Shape(size=(128, 56, 56, 3, 32), window_size=7),
     "swin_tiny_stage1_shifted": Shape(size=(128, 56, 56, 3, 32), window_size=7, shift=3),
@@ -96,7 +107,7 @@ NASTY: Mapping[str, Shape] = {
 }
 
 _PLAIN = Shape(size=(1, 16, 16, 2, 32), window_size=8)
-# What the table in the README asks of every implementation, with a dtype.
+# Shapes and dtypes of the rows of the README's table of support.
 PROBES: Mapping[str, tuple[Shape, str]] = {
     **{dtype: (_PLAIN, dtype) for dtype in ("float32", "bfloat16", "float16")},
     **{f"head_dim {d}": (dataclasses.replace(_PLAIN, size=(1, 16, 16, 2, d)), "bfloat16") for d in (16, 24, 32, 64, 128, 256)},

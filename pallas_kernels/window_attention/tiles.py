@@ -1,4 +1,4 @@
-"""How the kernels cut the work, by what the arguments look like."""
+"""Sizes of the tiles of the kernels, chosen by the shape of the arguments."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from pallas_kernels.window_attention.windows import Windows
 
 @dataclasses.dataclass(frozen=True)
 class GpuTiles:
-    """How a GPU kernel cuts the work."""
+    """Division of the work of a GPU kernel."""
 
     windows_per_program: int  # one after the other in one program, which holds the bias and sums its gradient
     num_warps: int
@@ -24,17 +24,21 @@ class GpuTiles:
 def gpu_tiles(num_windows: int, heads: int, itemsize: int, *, backward: bool) -> GpuTiles:
     """A heuristic, not measured: as many windows as leave enough programs.
 
-    At most 8, which pay for loading the bias tile, or 16 backward, where the partial bias gradients of the programs then
-    stay under a tenth of the traffic. Counted by ptxas for an H100 (7 x 7 windows, head_dim 32): eight warps rid the
-    float32 kernels of 312 and 1456 bytes of spills; bfloat16 forward needs none, backward spills 80 bytes either way.
+    At most 8, which pay for loading the bias tile, or 16 backward, where the partial bias gradients
+    of the programs then stay under a tenth of the traffic. Counted by ptxas for an H100 (7 x 7
+    windows, head_dim 32): eight warps rid the float32 kernels of 312 and 1456 bytes of spills;
+    bfloat16 forward needs none, backward spills 80 bytes either way.
     """
     most = 16 if backward else 8
     return GpuTiles(max(1, min(most, num_windows * heads // PROGRAMS)), num_warps=8 if itemsize == 4 else 4)
 
 
-TPU_BLOCK_BYTES = 2**20  # of the images of one program, at least, so that a step of the grid is worth its overhead
-REGISTERS = 112  # of logits in flight; more than there are, since spilling some is cheaper than waiting (counted: 56 is 15 % slower)
-# As large as the map: query, key, value and result; these but the result, their gradients and its.
+TPU_BLOCK_BYTES = 2**20  # least bytes of the images of one program, so that a step of the grid is worth its overhead
+# Registers of logits in flight: more than a core has, since spilling some is cheaper than waiting
+# (counted: 56 is 15 % slower).
+REGISTERS = 112
+# Arrays as large as the map. Forward: query, key, value, result. Backward: query, key, value, their
+# gradients, the result's gradient.
 FORWARD_ARRAYS, BACKWARD_ARRAYS = 4, 7
 
 
@@ -47,7 +51,7 @@ class Chunk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TpuLayout:
-    """How maps, windows and logits lie in the registers and the VMEM of a TPU."""
+    """Layout of maps, windows and logits in the registers and the vector memory of a TPU."""
 
     windows: Windows
     shape: tuple[int, int, int, int, int]  # b h w heads head_dim
@@ -108,7 +112,9 @@ class TpuLayout:
 
     @property
     def image_bytes(self) -> int:
-        """Of one array in VMEM, where the last two axes fill whole registers."""
+        """Bytes of the images of one array in VMEM, where the last two axes fill whole
+        registers.
+        """
         return self.shape[1] * padded(self.shape[2], 4 * SUBLANES // self.itemsize) * padded(self.width, LANES) * self.itemsize
 
     def images(self, arrays: int) -> int:
@@ -117,11 +123,16 @@ class TpuLayout:
         return max(d for d in range(1, self.shape[0] + 1) if self.shape[0] % d == 0 and d <= fit)
 
     def rows_together(self, arrays: int) -> int:
-        """Rows of windows that are worked on together: two forward, which gains nothing backward (counted)."""
+        """Rows of windows that are worked on together: two forward, which gains nothing backward
+        (counted).
+        """
         return 2 if arrays == FORWARD_ARRAYS and self.images(arrays) * self.windows.rows.num_windows % 2 == 0 else 1
 
     def vmem_bytes(self, arrays: int, kinds: int) -> int:
-        """Two buffers of every array; the windows of a row of windows; the tables of logits and the gradient of one."""
+        """Two buffers of every array; the windows of a row of windows.
+
+        The tables of logits and the gradient of one.
+        """
         maps = 2 * arrays * self.images(arrays) * self.image_bytes
         row_of_windows = self.rows_together(arrays) * arrays * self.windows.cols.num_windows * self.slots * padded(self.width, LANES) * 4
         return maps + row_of_windows + 2 * (kinds + 1) * 4 * math.prod(self.logits)

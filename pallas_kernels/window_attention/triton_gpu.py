@@ -1,4 +1,6 @@
-"""Window attention on NVIDIA GPUs in Triton proper, called by jax-triton, which JAX names as successor of Pallas's Triton lowering."""
+"""Window attention on NVIDIA GPUs in Triton proper, called by jax-triton, which JAX names as
+successor of Pallas's Triton lowering.
+"""
 
 from typing import Any
 
@@ -9,11 +11,11 @@ from pallas_kernels import triton_call
 from pallas_kernels.window_attention import gpu
 from pallas_kernels.window_attention.gpu import Problem
 
-_NOTHING = ((1,), jnp.float32)  # shape and dtype of what stands for an array that there is not, and is neither read nor written
+_NOTHING = ((1,), jnp.float32)  # shape and dtype of the placeholder for an array that is absent; it is neither read nor written
 
 
 def unsupported_reason(*arrays, interpret: bool = False, **options) -> str | None:
-    """For `window_attention` and `window_attention_qkv` alike."""
+    """Why the kernels of both operators cannot run these arguments here, or None."""
     if interpret and arrays[0].dtype == jnp.bfloat16:
         return "Triton's interpreter multiplies no bfloat16"
     return gpu.unsupported_reason(*arrays, interpret=interpret, **options) or triton_call.missing(interpret=interpret)
@@ -56,7 +58,7 @@ def _call(name: str, arrays, bias, mask, more, results, problem: Problem, interp
 
 
 def constants(problem: Problem, has_bias: bool, has_mask: bool, *, backward: bool) -> dict[str, Any]:
-    """What is compiled into a kernel, by the name of its argument."""
+    """Constants of a compiled kernel, by the name of the argument."""
     b, h, w, parts, heads, head_dim = problem.shape
     rows, cols = problem.windows.rows, problem.windows.cols
     return {

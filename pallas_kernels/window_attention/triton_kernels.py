@@ -1,7 +1,8 @@
 """Window attention in Triton: the programs alone; `triton_gpu` calls them.
 
-What a program does is what `pallas_gpu` says of its own. A map is [b, h, w, PARTS, HEADS, HEAD_DIM], contiguous; what is
-the same for all programs is a constant of the compiled kernel, in capitals.
+What a program does is what `pallas_gpu` says of its own. A map is [b, h, w, PARTS, HEADS,
+HEAD_DIM], contiguous; what is the same for all programs is a constant of the compiled kernel, in
+capitals.
 """
 
 from typing import no_type_check  # Triton reads the annotations, and nobody else
@@ -93,9 +94,11 @@ def backward(
     PROGRAMS: tl.constexpr,
     WINDOWS_PER_PROGRAM: tl.constexpr,
 ):
-    """One head of every PROGRAMS-th window, and the sum of their bias gradients, d_bias [PROGRAMS, HEADS, slots, slots].
+    """One head of every PROGRAMS-th window, and the sum of their bias gradients, d_bias [PROGRAMS,
+    HEADS, slots, slots].
 
-    Where PARTS is 3, d_query is the gradient of the projection, and d_key and d_value are not written.
+    Where PARTS is 3, d_query is the gradient of the projection, and d_key and d_value are not
+    written.
     """
     if PARTS == 3:
         d_key = d_query
@@ -144,7 +147,9 @@ def _place(
     GRID: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """Where the slots of a window lie: the number of the token, whether there is one, and the side of the seam (`windows.Axis`)."""
+    """Places of the slots of a window: the token's number, whether there is a token, and its side
+    of the seam (`windows.Axis`).
+    """
     row_windows: tl.constexpr = (H + ROWS - 1) // ROWS
     col_windows: tl.constexpr = (W + COLS - 1) // COLS
     slot = tl.arange(0, SLOTS)
@@ -216,7 +221,10 @@ def _seen(mask, token, is_token, HAS_MASK: tl.constexpr):
 @triton.jit
 @no_type_check
 def _load_bias(bias, head, NUM_SLOTS: tl.constexpr, HAS_BIAS: tl.constexpr, SLOTS: tl.constexpr):
-    """The bias of a head, [SLOTS, SLOTS], in units of log 2; NO_KEY where the key's slot is outside the window."""
+    """The bias of a head, [SLOTS, SLOTS], in units of log 2.
+
+    NO_KEY where the key's slot is outside the window.
+    """
     slot = tl.arange(0, SLOTS)
     query = slot[:, None]
     key = slot[None, :]

@@ -1,4 +1,6 @@
-"""Where windows lie: which token of the map is which slot of which window, and what a slot may see."""
+"""Geometry of windows: the token of the map in each slot of each window, and the slots that a slot
+may see.
+"""
 
 import dataclasses
 import functools
@@ -14,7 +16,7 @@ from pallas_kernels.logits import NO_KEY
 
 Index = TypeVar("Index", int, np.ndarray, jax.Array)
 
-SHIFT_PENALTY = -100.0  # what Swin's code adds to the logits of tokens that were no neighbours before the shift
+SHIFT_PENALTY = -100.0  # summand of Swin's code for the logits of tokens that were no neighbours before the shift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Axis:
         return self.position(window, slot)
 
     def inverse_order(self) -> np.ndarray:
-        """Where each token is in `order`, [size]."""
+        """Index of each token in `order`, [size]."""
         window, slot = self.locate(np.arange(self.size))
         return window * self.window + slot
 
@@ -96,9 +98,10 @@ class Windows:
         return self.rows.position(row_window, row_slot), self.cols.position(col_window, col_slot)
 
     def offsets(self) -> tuple[np.ndarray, np.ndarray]:
-        """What position alone adds to the logits: the few distinct tables [kinds, query, key], and each window's kind.
+        """Summands of the logits that depend on position alone, [kinds, query, key], and each
+        window's kind.
 
-        Tokens on two sides of the seam that the shift left lose 100; padding is seen by nobody.
+        Tokens on two sides of the seam that the shift made lose 100; padding is hidden from all.
         """
         row, col = self.positions()
         side = 2 * self.rows.wrapped(row) + self.cols.wrapped(col)
@@ -110,9 +113,11 @@ class Windows:
 
 @functools.partial(jax.jit, static_argnames="window_size")  # counts.py knows it by name: no part of a model's products
 def expand_bias(table: Float[Array, "heads rows cols"], window_size: tuple[int, int]) -> Float[Array, "heads slots slots"]:
-    """The bias of each pair of slots from the table of relative positions, query - key + window - 1.
+    """The bias of each pair of slots from the table of relative positions, query - key + window -
+    1.
 
-    Two small products with zeros and ones: exact, and their gradient is a plain sum in a fixed order.
+    Two small products with zeros and ones: exact, and their gradient is a plain sum in a fixed
+    order.
     """
     rows, cols = (jnp.asarray(_distances(n), table.dtype) for n in window_size)
     bias = jnp.einsum("hrc,qkr,xyc->hqxky", table, rows, cols, precision="highest")

@@ -1,7 +1,9 @@
-"""Window attention in jax.numpy: windows by reshape, batched products, a backward pass that recomputes the weights.
+"""Window attention in jax.numpy: windows by reshape, batched products, a backward pass that
+recomputes the weights.
 
-Measured on two CPU cores (Swin-T stage 1, float32): a shift by whole-axis takes is 10x faster than by jnp.roll, exp2
-is 2x faster than exp, and keys laid out [head_dim, slots] multiply 1.3x faster than [slots, head_dim].
+Measured on two CPU cores (Swin-T stage 1, float32): a shift by whole-axis takes is 10x faster than
+by jnp.roll, exp2 is 2x faster than exp, and keys laid out [head_dim, slots] multiply 1.3x faster
+than [slots, head_dim].
 """
 
 import functools
@@ -27,7 +29,7 @@ def window_attention(
     mask: Bool[Array, "b h w"] | None,
     scale: float,
 ) -> Float[Array, "b h w heads head_dim"]:
-    """See the operator for the arguments."""
+    """The operator on canonical arguments."""
     return _attend(query, key, value, bias, mask, Windows.of((query.shape[1], query.shape[2]), window_size, shift, grid), scale)
 
 
@@ -69,7 +71,9 @@ _attend.defvjp(_forward, _backward)
 
 
 def _weights(q, k, bias, seen, windows: Windows, scale: float) -> tuple[Array, Array]:
-    """Softmax before its division, [b, windows, heads, slots, slots], and what to divide by, [..., slots, 1]."""
+    """Softmax before its division, [b, windows, heads, slots, slots], and what to divide by, [...,
+    slots, 1].
+    """
     logits = _product("...qd,...kd->...qk", q, k) * (scale * LOG2E)
     if any(windows.shift) or windows.overhang:
         offsets, kind = windows.offsets()
@@ -92,7 +96,7 @@ def _product(subscripts: str, x: Array, y: Array) -> Array:
 def _partition_all(query, key, value, mask, windows: Windows) -> tuple[Array, Array, Array, Array | None]:
     """Query, key and value by window, and the mask, [b, windows, 1, 1, slots]."""
     seen = None
-    if mask is not None:  # what nobody sees may be anything, NaN too
+    if mask is not None:  # a hidden token may hold anything, NaN too
         key, value = (jnp.where(mask[..., None, None], x, 0) for x in (key, value))
         seen = partition(mask[..., None, None], windows)[..., 0][:, :, :, None, :]
     return partition(query, windows), partition(key, windows), partition(value, windows), seen
