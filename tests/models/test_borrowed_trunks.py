@@ -9,6 +9,7 @@ from flax import nnx
 
 from tests.goldens import golden
 from vitlab import load_weights
+from vitlab.models.registry import abstract_model
 
 NAMES = ["agent_swin_tiny", "agent_pvt_tiny", "inline_swin_tiny", "inline_pvt_tiny"]
 

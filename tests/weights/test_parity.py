@@ -11,6 +11,7 @@ from flax import nnx
 
 from tests.goldens import golden
 from vitlab import create_model, load_weights
+from vitlab.models.registry import abstract_model
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 # Golden file -> the model here and the fields it was recorded with.
