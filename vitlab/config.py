@@ -87,6 +87,7 @@ class SourceConfig:
     data_dir: str | None = None
     name: str | None = None
     train_split: str = "train"
+    follow_outside: bool = False
     weight: int = 1
 
     def __post_init__(self):
@@ -105,6 +106,7 @@ class DataConfig:
     name: str | None = None  # tfds: the dataset, "cifar10" or "imagenet2012:5.1.0"
     train_split: str = "train"  # of the source; tfds slices such as "train[:99%]" are allowed
     eval_split: str = "test"  # image_folder and shards also take "val"
+    follow_outside: bool = False  # image_folder: whether a CSV or symbolic links may lead to files outside data_dir
     weight: int = 1  # with more_sources: of so many training images as the weights add up to, these are of the source above
     more_sources: tuple[SourceConfig, ...] = ()  # mixed in by weight; an epoch is as many images as all have; evaluation is without them
     num_threads: int = 0  # that decode and augment; 0: one per core

@@ -1,11 +1,15 @@
 """Class-per-folder trees: what is found, and what is refused."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data.conftest import write_tree
-from vitlab.config import ConfigError
+from vitlab.config import ConfigError, DataConfig
+from vitlab.data import open_source
 from vitlab.data.image_folder import open_image_folder
 
 
@@ -79,3 +83,78 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path, path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="data_dir"):
         open_image_folder(path and str(tmp_path / path), "train")
+
+
+def test_links_lead_out_of_the_root_only_when_that_is_meant(tree, tmp_path):
+    write_tree(tmp_path / "elsewhere", ("bee",), 2)
+    (tmp_path / "root").symlink_to(tree)  # the root itself may be a link
+    (tree / "bee" / "one.png").symlink_to("../ant/0.png")
+    assert len(open_image_folder(str(tmp_path / "root"), "train")) == 13
+    for name, target in {"bee/deep": "bee", "cat": ""}.items():
+        (tree / name).symlink_to(tmp_path / "elsewhere" / target)
+        with pytest.raises(ConfigError, match=f"{name} lies outside .*set data.follow_outside=true"):
+            open_image_folder(str(tmp_path / "root"), "train")
+        assert len(open_image_folder(str(tmp_path / "root"), "train", follow_outside=True)) == 15
+        (tree / name).unlink()
+    (tree / "bee" / "key.png").symlink_to("/etc/hostname")
+    with pytest.raises(ConfigError, match=r"key.png lies outside"):
+        open_image_folder(str(tree), "train")
+    with pytest.raises(ConfigError, match="lies outside"):
+        open_image_folder(str(tree / "ant"), "../../images")
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ({"ant/loop": "."}, "loop is .*/ant once more, by a symbolic link"),
+        ({"ant/loop": ".."}, "once more"),
+        ({"self": "."}, "once more"),
+        ({"train": "."}, "once more"),
+        ({"ant/x": "../bee", "bee/y": "../ant"}, "once more"),
+        ({"ant/loop.png": "loop.png"}, "loop.png cannot be read: Too many levels of symbolic links"),
+        ({f"ant/{i}/{j}": f"../{i + 1}" for i in range(40) for j in "ab"}, "once more"),  # 2**40 paths
+    ],
+)
+def test_links_that_loop_or_repeat_are_refused_in_one_line(tree, links, words):
+    for name, target in links.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).symlink_to(target)
+    (tree / "ant" / "40").mkdir()
+    with pytest.raises(ConfigError, match=words):
+        open_image_folder(str(tree), "train")
+
+
+def test_links_to_nothing_and_files_that_are_none_are_passed_over(tree):
+    (tree / "ant" / "none.png").symlink_to("nothing")
+    (tree / "loop").symlink_to("loop")  # no folder, so no class
+    os.mkfifo(tree / "ant" / "fifo.png")
+    source = open_image_folder(str(tree), "train")
+    assert len(source) == 12 and source.class_names == ("ant", "bee")
+
+
+def test_places_that_cannot_be_used_are_refused_in_one_line(tree, tmp_path, monkeypatch):
+    undecodable = tmp_path / os.fsdecode(b"b\xffd")
+    for place, words in (
+        (tree / "ant" / "0.png", "is no folder"),
+        (tree / "ant" / "0.png" / "below", "does not exist"),
+        (tmp_path / "none", "does not exist"),
+        (undecodable, "does not exist"),
+        (f"{tree}\0", "holds a NUL"),
+        ("http://example.org/images", "cannot be read: give a path here"),
+        ("file:///images", "cannot be read: give a path here"),
+        ("a" * 5000, "cannot be read: File name too long|does not exist"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            open_source(DataConfig(source="image_folder", data_dir=str(place)), train=True)
+    tree.rename(undecodable)
+    assert len(open_source(DataConfig(source="image_folder", data_dir=str(undecodable)), train=True)) == 12
+    scan = os.scandir
+
+    def forbidden(path):
+        if os.fspath(path).endswith("ant"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)  # root, as which tests may run, is never refused
+    with pytest.raises(ConfigError, match="ant cannot be read: Permission denied"):
+        open_image_folder(str(undecodable), "train")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,37 +9,39 @@ from etils import epath
 
 from vitlab.config import ConfigError, near_misses
 from vitlab.data.image_folder import CLASS_LIST, ImageFolderSource, open_image_folder, read_class_list, slice_order
-from vitlab.data.paths import data_path, join, size_of
+from vitlab.data.paths import Fence, data_path, size_of
 from vitlab.data.splits import is_sliced, split_name
 
 _HEADERS = ("path", "file", "filename", "file_name", "image", "image_path")  # first cells of a line that is a header
 
 
-def open_images(data_dir: str | None, split: str) -> ImageFolderSource:
+def open_images(data_dir: str | None, split: str, *, follow_outside: bool = False) -> ImageFolderSource:
     """Opens a class-per-folder tree, or the CSV that `data_dir` names.
 
     Raises:
       ConfigError: As `open_image_folder` and `open_image_csv`.
     """
     if data_dir is not None and data_dir.lower().endswith(".csv"):
-        return open_image_csv(data_path(data_dir), split)
-    return open_image_folder(data_dir, split)
+        return open_image_csv(data_path(data_dir), split, follow_outside=follow_outside)
+    return open_image_folder(data_dir, split, follow_outside=follow_outside)
 
 
-def open_image_csv(path: epath.Path, split: str) -> ImageFolderSource:
+def open_image_csv(path: epath.Path, split: str, *, follow_outside: bool = False) -> ImageFolderSource:
     """Opens the files that a CSV lists, one "path,label" per line, in UTF-8; a first line "path,label" is a header.
 
-    Relative paths are relative to the folder of the CSV, and a path may be in a bucket ("gs://bucket/0.jpg"). The classes are the
+    Relative paths are relative to the folder of the CSV, below which all files must lie, when ".." and symbolic links are
+    followed, unless `follow_outside`; a path may also be in a bucket ("gs://bucket/0.jpg"). The classes are the
     labels, sorted (as numbers, if all are), unless a file classes.txt beside the CSV names them in order. A slice takes a fixed
     pseudo-random share, as in `open_image_folder`.
 
     Args:
       path: The CSV.
       split: "train", the only split, with an optional slice.
+      follow_outside: Whether files may lie anywhere.
 
     Raises:
-      ConfigError: No such file or split, a line without two cells, a file that is missing, an unknown label, or fewer than two
-        classes.
+      ConfigError: No such file or split, a line without two cells, a file that is missing, no regular one or outside the folder,
+        an unknown label, or fewer than two classes.
     """
     if not path.is_file():
         raise ConfigError(f"data.data_dir={path} {'is no file' if path.exists() else 'does not exist'}")
@@ -55,7 +56,7 @@ def open_image_csv(path: epath.Path, split: str) -> ImageFolderSource:
     for number, _, label in lines:
         if label not in labels_of:
             raise ConfigError(f'{path}, line {number}: {CLASS_LIST} has no class "{label}"; {near_misses(label, class_names)}')
-    files, sizes = [file for _, file, _ in lines], _sizes(path, lines)
+    files, sizes = [file for _, file, _ in lines], _sizes(path, lines, Fence(path.parent, follow_outside=follow_outside))
     order = slice_order(files, split) if is_sliced(split) else np.arange(len(files))
     labels = np.array([labels_of[name] for name in names], np.int32)
     return ImageFolderSource(path.parent, [files[i] for i in order], labels[order], sizes[order], class_names)
@@ -85,12 +86,15 @@ def _sorted_labels(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
 
 
-def _sizes(path: epath.Path, lines: Sequence[tuple[int, str, str]]) -> np.ndarray:
+def _sizes(path: epath.Path, lines: Sequence[tuple[int, str, str]], fence: Fence) -> np.ndarray:
     """Bytes of each file, int64."""
-    sizes, folder = np.empty(len(lines), np.int64), os.fspath(path.parent)
+    sizes = np.empty(len(lines), np.int64)
     for i, (number, file, _) in enumerate(lines):
         try:
-            sizes[i] = size_of(join(folder, file))
+            sizes[i] = size_of(fence.path_of(file))
+        except ConfigError as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from error
         except OSError as error:
-            raise ConfigError(f'{path}, line {number}: "{file}" cannot be read: {error.strerror or error} (from {folder})') from error
+            why = f'"{file}" cannot be read: {error.strerror or error} (from {path.parent})'
+            raise ConfigError(f"{path}, line {number}: {why}") from error
     return sizes

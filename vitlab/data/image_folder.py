@@ -19,7 +19,7 @@ from etils import epath
 from PIL import Image
 
 from vitlab.config import ConfigError, near_misses
-from vitlab.data.paths import data_path, is_remote, join, read_bytes
+from vitlab.data.paths import Fence, data_path, files_below, is_remote, join, read_bytes
 from vitlab.data.splits import is_sliced, split_name, split_range
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class ImageFolderSource:
         return join(self._folder, self.files[index])
 
 
-def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
+def open_image_folder(data_dir: str | None, split: str, *, follow_outside: bool = False) -> ImageFolderSource:
     """Opens one split of a class-per-folder tree.
 
     The classes are those of classes.txt in the root, which need not all have images, or else the sorted folders of the training
@@ -70,10 +70,11 @@ def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
       data_dir: The root, here or in a bucket ("gs://bucket/folder").
       split: A folder below the root, with an optional slice; "train" is the root itself if no folder has that name.
         "test" also takes a folder named "val", "validation" or "valid", and says so in the log.
+      follow_outside: Whether symbolic links may lead out of the root.
 
     Raises:
-      ConfigError: No root, no such split, no images, fewer than two classes, an empty class, or a class that classes.txt or
-        the training split lacks.
+      ConfigError: No root, no such split, no images, fewer than two classes, an empty class, a class that classes.txt or the
+        training split lacks, or, unless `follow_outside`, a symbolic link that leads out of the root.
     """
     if data_dir is None:
         raise ConfigError('data.source="image_folder" needs data.data_dir, the folder that holds one folder per class')
@@ -81,7 +82,8 @@ def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
     if not root.is_dir():
         raise ConfigError(f"data.data_dir={data_dir} {'is no folder' if root.exists() else 'does not exist'}")
     train_folder = root / "train" if (root / "train").is_dir() else root
-    folder = _split_folder(root, split_name(split))
+    folder, fence = _split_folder(root, split_name(split)), Fence(root, follow_outside=follow_outside)
+    fence.check(os.fspath(folder))
     listed = read_class_list(root)
     class_names = listed or _class_folders(train_folder)
     if len(class_names) < 2:
@@ -92,7 +94,7 @@ def open_image_folder(data_dir: str | None, split: str) -> ImageFolderSource:
     if unknown:
         where = root / CLASS_LIST if listed else train_folder
         raise ConfigError(f'{folder} has a class "{unknown[0]}" that {where} lacks; {near_misses(unknown[0], class_names)}')
-    files, labels, sizes = _scan(folder, class_names)
+    files, labels, sizes = _scan(folder, class_names, fence)
     empty = [name for label, name in enumerate(class_names) if label not in set(labels)]
     if not files or (folder == train_folder and empty and not listed):
         raise ConfigError(f"{folder / empty[0] if files else folder} holds no image ({', '.join(sorted(EXTENSIONS))})")
@@ -144,27 +146,23 @@ def _class_folders(folder: epath.Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in _entries(folder) if not path.name.startswith("__") and path.is_dir()))
 
 
-def _scan(folder: epath.Path, class_names: Sequence[str]) -> tuple[list[str], list[int], list[int]]:
+def _scan(folder: epath.Path, class_names: Sequence[str], fence: Fence) -> tuple[list[str], list[int], list[int]]:
     """Paths relative to `folder`, labels and sizes in bytes, class by class, each sorted by path."""
     files, labels, sizes = [], [], []
     for label, name in enumerate(class_names):
         if (folder / name).is_dir():
-            found = sorted(_walk_remote(folder / name, name) if is_remote(folder) else _walk(os.fspath(folder / name), name))
+            fence.check(os.fspath(folder / name))
+            found = sorted(_walk_remote(folder / name, name) if is_remote(folder) else _walk(os.fspath(folder / name), name, fence))
             files += [path for path, _ in found]
             sizes += [size for _, size in found]
             labels += [label] * len(found)
     return files, labels, sizes
 
 
-def _walk(path: str, relative: str) -> Iterator[tuple[str, int]]:
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{relative}/{entry.name}")
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
-                yield f"{relative}/{entry.name}", entry.stat().st_size
+def _walk(path: str, relative: str, fence: Fence) -> Iterator[tuple[str, int]]:
+    for name, size in files_below(path, fence):
+        if os.path.splitext(name)[1].lower() in EXTENSIONS:
+            yield f"{relative}/{name}", size
 
 
 def _entries(folder: epath.Path) -> Iterator[epath.Path]:

@@ -6,6 +6,7 @@ from vitlab.config import ConfigError, DataConfig, SourceConfig
 from vitlab.data.bundled import open_bundled
 from vitlab.data.image_csv import open_images
 from vitlab.data.mixture import mixture
+from vitlab.data.paths import refuse_unreadable
 from vitlab.data.shards import open_shards
 from vitlab.data.tfds import open_tfds
 
@@ -58,10 +59,15 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
 
 
 def _open(config: DataConfig | SourceConfig, split: str) -> Source:
+    with refuse_unreadable(config.data_dir):
+        return _open_kind(config, split)
+
+
+def _open_kind(config: DataConfig | SourceConfig, split: str) -> Source:
     if config.source == "bundled":
         return open_bundled(split)
     if config.source == "image_folder":
-        return open_images(config.data_dir, split)
+        return open_images(config.data_dir, split, follow_outside=config.follow_outside)
     if config.source == "tfds":
         return open_tfds(config.name, config.data_dir, split)
     if config.source == "shards":

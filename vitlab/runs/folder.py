@@ -18,7 +18,7 @@ from vitlab.runs.records import write_atomically
 logger = logging.getLogger(__name__)
 
 _FIXED = ("model", "data", "augment", "batch_size", "seed", "duration")  # a change of these makes it another run
-_FREE = ("data.data_dir", "data.num_threads", "data.num_workers", "data.max_bad_fraction", "data.eval_split")
+_FREE = ("data.data_dir", "data.follow_outside", "data.num_threads", "data.num_workers", "data.max_bad_fraction", "data.eval_split")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
