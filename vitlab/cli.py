@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -15,18 +16,21 @@ import ml_collections
 from absl import flags
 
 from pallas_kernels.dispatch import UnsupportedError
-from vitlab.config import ConfigError, Experiment, from_config_dict, to_dict
+from vitlab.config import ConfigError, Experiment, from_config_dict, near_misses, to_dict
 
 EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; the code that a shell gives for it
 EXIT_USAGE = 2  # the command, the config or the data cannot be used; nothing was begun
 _PREFIX = "--config."
+_UNKNOWN = re.compile("unrecognized arguments: (--?[^ =]+)")  # argparse's own message
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, with the options that an unknown one may have meant."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
+        unknown = _UNKNOWN.match(message)
+        near = f"; {near_misses(unknown[1], self._option_string_actions)}" if unknown else ""
+        raise ConfigError(f"{message}{near} (see {self.prog} --help)")
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vitlab import cli
 from vitlab.config import ConfigError, Experiment, LossConfig
+from vitlab.data.bad_images import BadImagesError
 from vitlab.data.batches import Batch, Layout, Threads, TrainBatch
-from vitlab.data.decode import DecodeError
 from vitlab.data.policies import make_policy
 from vitlab.data.source import open_source
 from vitlab.models.registry import Preprocessing, model_config
@@ -71,7 +71,7 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
     threads = Threads(experiment.data.num_threads or len(os.sched_getaffinity(0)))
     try:
         batch = TrainBatch(source, experiment.augment, layout, experiment.seed, threads)(step)
-    except DecodeError as error:
+    except BadImagesError as error:
         raise ConfigError(str(error)) from error
     finally:
         threads.close()

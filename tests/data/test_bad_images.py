@@ -11,7 +11,7 @@ from tests.data.test_decode import bomb, encoded
 from tests.data.test_loader import RANDOM, folder, same, take, train
 from tests.train.conftest import tiny_experiment
 from vitlab.config import DataConfig
-from vitlab.data import eval_batches, open_source
+from vitlab.data import ArraySource, BadImages, eval_batches, open_source
 from vitlab.train.loop import train as train_run
 from vitlab.train.setup import set_up
 
@@ -91,3 +91,18 @@ def test_a_run_lists_the_bad_images_of_both_splits_in_its_folder(tmp_path, monke
     expected = [(split, str(tmp_path / "images" / name / "ant" / "3.png")) for split, name in (("train", "train"), ("test", "val"))]
     assert sorted((line["split"], line["name"]) for line in lines) == sorted(expected)
     assert {line["reason"] for line in lines} == {"empty"}
+
+
+def test_a_listing_that_cannot_be_written_is_made_up_for_later_and_damaged_lines_stay(tmp_path, caplog):
+    path = tmp_path / "bad_images.jsonl"
+    source = ArraySource(images=np.zeros((9, 4, 4, 3), np.uint8), labels=np.zeros(9, np.int32), class_names=("ant", "bee"))
+    bad = BadImages(source, 1.0, split="train", path=path)
+    path.mkdir()  # as full or as forbidden as can be, for root too
+    bad.add(0)
+    bad.add(1)
+    path.rmdir()
+    path.write_bytes(b'\xff{"split": 1\n[]\n' + b"[" * 100_000 + b'\n{"split": "train", "name": "images/1"}\ncut')
+    bad.add(2)
+    lines = path.read_bytes().splitlines()
+    assert [json.loads(line)["name"] for line in lines[3:]] == ["images/1", "images/0", "images/2"] and len(lines) == 6
+    assert caplog.text.count("bad_images.jsonl cannot be written (Is a directory); the run goes on") == 1

@@ -1,12 +1,16 @@
 """CSVs of path,label and class lists."""
 
+import os
+import re
+import time
+
 import numpy as np
 import pytest
 
 from vitlab.config import ConfigError, DataConfig
 from vitlab.data import open_source
 from vitlab.data.image_folder import open_image_folder
-from vitlab.data.prepare import prepare
+from vitlab.data.prepare import main, prepare
 from vitlab.data.shards import open_shards
 
 
@@ -97,3 +101,65 @@ def test_other_files_splits_and_lists_are_refused(listing, tree):
     listing.write_bytes(np.arange(200, 256, dtype=np.uint8).tobytes())
     with pytest.raises(ConfigError, match="is no CSV in UTF-8"):
         open_csv(listing)
+
+
+@pytest.fixture
+def outside(tree):
+    """What lies beside the folder of the CSV: a file with a secret, and links to it, to its folder and to a device."""
+    secret = tree.parent / "secret" / "key.png"
+    secret.parent.mkdir()
+    secret.write_text("a password")
+    os.mkfifo(tree / "fifo.png")
+    for name, target in {"link.png": secret, "folder": secret.parent, "zero.png": "/dev/zero", "loop.png": "loop.png"}.items():
+        (tree / name).symlink_to(target)
+    (tree / "deep").symlink_to("ant")
+    return secret
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("../secret/key.png", "lies outside"),
+        ("ant/../../secret/key.png", "lies outside"),
+        ("{secret}", "lies outside"),
+        ("link.png", "lies outside"),
+        ("folder/key.png", "lies outside"),
+        ("/dev/zero", "lies outside"),
+        ("/proc/self/environ", "lies outside"),
+        ("zero.png", "lies outside"),
+        ("loop.png", "Too many levels of symbolic links"),
+        ("fifo.png", "no regular file"),
+        ("ant", "no regular file"),
+        ("ant/0\0.png", "holds a NUL"),
+        ("file:///etc/hostname", "cannot be read: give a path here, or one at gs://"),
+        ("http://example.org/0.png", "cannot be read: give a path here"),
+        ("a" * 5000, "File name too long"),
+    ],
+)
+def test_only_regular_files_below_the_folder_of_a_csv_are_read_or_copied(tree, outside, tmp_path, entry, words):
+    entry, begun = entry.format(secret=outside), time.monotonic()
+    (tree / "images.csv").write_text(f"ant/0.png,ant\n{entry},bee\n")
+    for use in (lambda: open_csv(tree / "images.csv"), lambda: main([str(tree / "images.csv"), str(tmp_path / "shards")])):
+        with pytest.raises(ConfigError, match=rf"images.csv, line 2: .*{re.escape(words)}"):
+            use()
+    assert time.monotonic() - begun < 5 and not (tmp_path / "shards").exists()
+
+
+def test_files_outside_are_read_when_that_is_meant(tree, outside, tmp_path, capsys):
+    (tree / "images.csv").write_text("deep/0.png,ant\nant/../bee/1.png,bee\n")  # both below, by a link and by ".."
+    assert open_csv(tree / "images.csv")[0]["image"] == (tree / "ant" / "0.png").read_bytes()
+    (tree / "images.csv").write_text(f"ant/0.png,ant\n../secret/key.png,bee\n{outside},bee\nlink.png,bee\n")
+    data = DataConfig(source="image_folder", data_dir=str(tree / "images.csv"), follow_outside=True)
+    assert [open_source(data, train=True)[i]["image"] for i in (1, 2, 3)] == [b"a password"] * 3
+    assert main([str(tree / "images.csv"), str(tmp_path / "shards"), "--follow_outside"]) == 0
+    (tree / "images.csv").write_text("ant/0.png,ant\nfifo.png,bee\n")
+    with pytest.raises(ConfigError, match="line 2.*no regular file"):  # whatever is meant
+        open_source(data, train=True)
+
+
+def test_a_file_that_becomes_a_fifo_does_not_hang_the_loader(listing, tree):
+    source = open_csv(listing)
+    (tree / "bee" / "0.png").unlink()
+    os.mkfifo(tree / "bee" / "0.png")
+    with pytest.raises(OSError, match="no regular file"):
+        source[0]

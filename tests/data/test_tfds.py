@@ -2,9 +2,12 @@
 
 import io
 import json
+import pathlib
+import random
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 
 from tests.data.conftest import smooth
 from vitlab.config import ConfigError
-from vitlab.data.example import image_and_label
+from vitlab.data.example import file_name, image_and_label, integer
 from vitlab.data.tfds import open_tfds
 
 
@@ -51,31 +54,52 @@ def test_what_is_no_example_is_refused(record):
         image_and_label(record)
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Two splits of PNGs in the layout that `tfds build --file_format=array_record` leaves."""
-    root = tmp_path_factory.mktemp("tfds")
+@pytest.mark.parametrize("field_of", [lambda number: number, lambda number: field(1, number)])
+def test_an_integer_of_megabytes_is_refused_at_once(field_of):
+    begun = time.monotonic()
+    entry = field(1, b"label") + field(2, feature(3, field_of(bytes([1 << 3]) + b"\x80" * 3_000_000 + b"\x01")))
+    for read in (image_and_label, file_name, lambda record: integer(record, b"label", 0, len(record))):
+        with pytest.raises(ValueError, match="the record"):
+            read(field(1, field(1, entry)))
+            raise ValueError("the record has no file name, and is not looked at further")
+    assert time.monotonic() - begun < 1
+
+
+def test_an_integer_has_64_bits_and_ends_where_its_list_ends():
+    assert image_and_label(example(b"x", 2**64 - 1)) == (b"x", -1)
+    for integers in (varint(2**64), b"\x80" * 10 + b"\x01", b"\x80", b""):
+        entries = [field(1, b"label") + field(2, feature(3, field(1, integers))), field(1, b"image") + field(2, feature(1, field(1, b"x")))]
+        with pytest.raises(ValueError, match="record"):
+            image_and_label(field(1, b"".join(field(1, entry) for entry in entries)))
+
+
+def test_whatever_the_bytes_a_record_is_an_example_or_a_value_error():
+    rng, record, refused = random.Random(0), example(b"x" * 40, 7), 0
+    for _ in range(3000):
+        spoilt = bytearray(record)
+        for _ in range(rng.randint(1, 3)):
+            spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+        for read in (image_and_label, file_name):
+            try:
+                read(bytes(spoilt))
+            except ValueError:
+                refused += 1
+    assert refused > 1000
+
+
+def write_tfds(root: pathlib.Path, records: dict[str, list[bytes]]) -> pathlib.Path:
+    """The data set "dots" of three classes as `tfds build --file_format=array_record` leaves it; returns its folder."""
     folder = root / "dots" / "1.0.0"
     folder.mkdir(parents=True)
     splits = []
-    for split, count in (("train", 10), ("test", 4)):
+    for split, items in records.items():
         writer = ArrayRecordWriter(str(folder / f"dots-{split}.array_record-00000-of-00001"), "group_size:1")
-        size = 0
-        for i in range(count):
-            buffer = io.BytesIO()
-            Image.fromarray(smooth(np.random.default_rng(i), 9, 9)).save(buffer, "PNG")
-            record = example(buffer.getvalue(), i % 3, extra=False)
+        for record in items:
             writer.write(record)
-            size += len(record)
         writer.close()
-        splits.append(
-            {
-                "name": split,
-                "shardLengths": [str(count)],
-                "numBytes": str(size),
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-        )
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        size = sum(map(len, items))
+        splits.append({"name": split, "shardLengths": [str(len(items))], "numBytes": str(size), "filepathTemplate": template})
     (folder / "dataset_info.json").write_text(
         json.dumps({"name": "dots", "version": "1.0.0", "fileFormat": "array_record", "splits": splits})
     )
@@ -89,7 +113,31 @@ def data_dir(tmp_path_factory):
     features = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "featuresDict": {"features": feature_of}}
     (folder / "features.json").write_text(json.dumps(features))
     (folder / "label.labels.txt").write_text("red\ngreen\nblue\n")
+    return folder
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(smooth(np.random.default_rng(seed), 9, 9)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    write_tfds(root, {split: [example(png(i), i % 3, extra=False) for i in range(n)] for split, n in (("train", 10), ("test", 4))})
     return root
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"\xff\xfe", b'{"a":' * 50_000, b"9" * 5000, b'{"splits": 3}', b'{"pythonClassName": "os.nothing"}']
+)
+def test_damaged_descriptions_are_refused_in_one_line(tmp_path, name, text):
+    folder = write_tfds(tmp_path, {"train": [example(png(i), i % 3) for i in range(4)]})
+    (folder / name).write_bytes(text)
+    with pytest.raises(ConfigError, match='"dots"'):
+        open_tfds("dots", str(tmp_path), "train")
 
 
 def test_splits_slices_and_names(data_dir):

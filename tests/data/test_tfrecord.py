@@ -3,6 +3,7 @@
 import pathlib
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from tests.data.conftest import smooth
 from tests.data.test_tfds import feature, field, varint
 from vitlab.config import ConfigError
 from vitlab.data.crc32c import crc32c
-from vitlab.data.prepare import _order, main, prepare
+from vitlab.data.prepare import main, prepare
+from vitlab.data.shard_writer import order_of
 from vitlab.data.shards import open_shards
 from vitlab.data.tfrecord import Layout, open_tfrecords
 
@@ -149,7 +151,7 @@ def test_damage_is_named_by_file_and_offset_and_leaves_no_half_shard(records, tm
 def test_damage_that_is_met_in_writing_leaves_no_half_shard_and_the_whole_file_goes_on(records, tmp_path, monkeypatch):
     monkeypatch.setattr("vitlab.data.tfrecord.probes", lambda count: range(0))
     source = open_tfrecords(str(records), ("train",), LAYOUT)["train"]
-    damaged = _order(source)[6]  # in the second shard, behind others
+    damaged = order_of(source)[6]  # in the second shard, behind others
     path, begin = records / source.files[damaged].split("@")[0], int(source.files[damaged].split("@")[1])
     whole = path.read_bytes()
     path.write_bytes(whole[: begin + 200] + bytes([whole[begin + 200] ^ 1]) + whole[begin + 201 :])
@@ -171,6 +173,8 @@ def test_keys_and_kinds_of_file_names(records, tmp_path):
     for name, label in (("dots-train.tfrecord-00000-of-00001", 4), ("test_03.tfrecord", 5), ("val/part-1.tfrecords", 6)):
         (other / name).write_bytes(framed(example(encoded(label, tmp_path), label, "jpeg", "y")))
     (other / "notes.txt").write_text("none of them")
+    (other / ".cache").mkdir()
+    (other / ".cache" / "train.tfrecord").write_text("none of them")
     sources = open_tfrecords(str(other), (), Layout(image_key="jpeg", label_key="y"))
     assert {split: source[0]["label"] for split, source in sources.items()} == {"train": 0, "test": 1, "val": 2}
     assert sources["val"].class_names == ("4", "5", "6")
@@ -178,6 +182,48 @@ def test_keys_and_kinds_of_file_names(records, tmp_path):
         open_tfrecords(str(other), ("train",), LAYOUT)
     with pytest.raises(ConfigError, match='record at byte 0: the record has no bytes "png"'):
         open_tfrecords(str(other), (), Layout(image_key="png", label_key="y"))
+
+
+def test_files_named_tfrec_are_read(tmp_path):
+    for name, label in (("train-07.tfrec", 4), ("test.tfrec", 5), ("val.tfrec-00000-of-00001", 6), ("extra/00-224x224-462.tfrec", 7)):
+        (tmp_path / "records" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "records" / name).write_bytes(framed(example(encoded(label, tmp_path), label)))
+    sources = open_tfrecords(str(tmp_path / "records"), (), LAYOUT)
+    assert {split: source[0]["label"] for split, source in sources.items()} == {"train": 0, "test": 1, "val": 2, "extra": 3}
+    (tmp_path / "records" / "00-224x224-462.tfrec").write_bytes(b"")
+    with pytest.raises(
+        ConfigError, match=r"the split of .*/00-224x224-462.tfrec cannot be told from its name; put the files of each split"
+    ):
+        open_tfrecords(str(tmp_path / "records"), (), LAYOUT)
+
+
+def test_a_series_of_any_length_is_found_incomplete_at_once(records):
+    (records / "train-00000-of-99999999999").write_bytes(b"")
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match="has 1 of the 99999999999 files of train; number 1 is missing"):
+        open_tfrecords(str(records), (), LAYOUT)
+    assert time.monotonic() - begun < 1
+
+
+def test_links_that_lead_out_of_the_folder_are_followed_only_when_that_is_meant(records, tmp_path):
+    (records / "validation-00000-of-00001").rename(tmp_path / "elsewhere")
+    (records / "validation-00000-of-00001").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="validation-00000-of-00001 lies outside .*follow_outside"):
+        open_tfrecords(str(records), (), LAYOUT)
+    assert len(open_tfrecords(str(records), (), LAYOUT, follow_outside=True)["validation"]) == 4
+
+
+@pytest.mark.parametrize("label", [3_000_000, 2**31, -1])
+def test_a_label_that_is_long_large_or_negative_is_refused_at_once(records, tmp_path, label):
+    (records / "classes.txt").write_text("ant\nbee\ncat\n")
+    number = bytes(b"\x80" * label + b"\x01") if label == 3_000_000 else varint(label % 2**64)
+    features = {"image/class/label": feature(3, field(1, number)), "image/encoded": feature(1, field(1, encoded(0, tmp_path)))}
+    data = field(1, b"".join(field(1, field(1, key.encode()) + field(2, value)) for key, value in features.items()))
+    (records / "train-00000-of-00002").write_bytes(framed(data))
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=r"record at byte 0: (label -?\d+ is|the record is no tf.train.Example|its bytes)"):
+        open_tfrecords(str(records), (), Layout(first_label=1))
+    assert time.monotonic() - begun < 3
 
 
 def test_what_is_no_folder_of_records_is_refused(records, tmp_path):

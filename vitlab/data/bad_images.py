@@ -46,15 +46,15 @@ class BadImages:
         """
         if index in self.reasons:
             return
-        self.reasons[index] = reason = self._reason(index)
+        self.reasons[index] = why = reason(self.source, index)
         name = self.source.name_of(index)
-        logger.warning("%s cannot be decoded (%s); it is left out", name, reason)
+        logger.warning("%s cannot be decoded (%s); it is left out", name, why)
         if self._listing:
-            self._listing.add({"split": self.split, "name": name, "reason": reason})
+            self._listing.add({"split": self.split, "name": name, "reason": why})
         if len(self.reasons) > self.allowed:
             raise BadImagesError(
                 f"{len(self.reasons)} of {len(self.source)} images cannot be decoded, more than data.max_bad_fraction allows "
-                f"({self.allowed}); the last is {name} ({reason})"
+                f"({self.allowed}); the last is {name} ({why})"
             )
 
     def summary(self) -> str:
@@ -64,38 +64,61 @@ class BadImages:
         where = f"; their names are in {self._listing.path}" if self._listing else ""
         return f"{len(self.reasons)} image{'' if one else 's'} of {self.split} {'was' if one else 'were'} left out: {kinds}{where}"
 
-    def _reason(self, index: int) -> str:
-        try:
-            decode(self.source[index]["image"], self.source.channels)
-        except DecodeError as error:
-            return str(error)
-        except OSError as error:
-            return error.strerror or str(error) or type(error).__name__
-        return "unreadable at first"
+
+def reason(source: Source, index: int) -> str:
+    """Why an image cannot be read or decoded, in a few words."""
+    try:
+        decode(source[index]["image"], source.channels)
+    except DecodeError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error) or type(error).__name__
+    return "unreadable at first"
 
 
 class _Listing:
-    """JSON lines, one for each image."""
+    """JSON lines, one for each image; a file that cannot be written never ends a run."""
 
     def __init__(self, path: pathlib.Path):
         """The file is read, and made if need be, when the first line comes."""
         self.path = path
         self._known: set[tuple[str, str]] | None = None
+        self._waiting: list[dict[str, str]] = []  # lines that could not be written so far
+        self._warned = False
 
     def add(self, line: dict[str, str]) -> None:
-        """Adds a line, unless there is one of the same image."""
+        """Adds a line, unless there is one of the same image, and those that could not be written before."""
+        self._waiting.append(line)
+        try:
+            self._write()
+        except OSError as error:
+            self._known = None  # a line may have been cut off
+            if not self._warned:
+                logger.warning("%s cannot be written (%s); the run goes on", self.path, error.strerror or error)
+            self._warned = True
+
+    def _write(self) -> None:
         if self._known is None:
             self._known = self._read()
-        key = (line["split"], line["name"])
-        if key not in self._known:
-            self._known.add(key)
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        new = {(line["split"], line["name"]): line for line in self._waiting}
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for key, line in new.items() if key not in self._known)
+        self._known |= new.keys()
+        self._waiting.clear()
 
     def _read(self) -> set[tuple[str, str]]:
-        """What is listed; removes a last line that was cut off."""
+        """What is listed, damaged lines aside; removes a last line that was cut off."""
         text = self.path.read_bytes() if self.path.exists() else b""
         whole, newline, _ = text.rpartition(b"\n")
         if whole + newline != text:
             self.path.write_bytes(whole + newline)
-        return {(line["split"], line["name"]) for line in map(json.loads, whole.splitlines())}
+        return set(filter(None, map(_key, whole.splitlines())))
+
+
+def _key(line: bytes) -> tuple[str, str] | None:
+    """Split and name in a line of the listing; None if the line is damaged."""
+    try:
+        values = json.loads(line)
+        return str(values["split"]), str(values["name"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

@@ -15,6 +15,7 @@ import numpy as np
 from vitlab.config import AugmentConfig
 from vitlab.data.arrays import ArraySource
 from vitlab.data.augment import Size, augment, draw_corners, draw_flips, flip, flip_rows, pad_crop, resize_and_center_crop
+from vitlab.data.bad_images import BadImagesError, reason
 from vitlab.data.decode import DecodeError, decode
 from vitlab.data.mixture import MixedSource
 from vitlab.data.order import MixedOrder, ShuffledOrder, stream
@@ -146,7 +147,8 @@ class TrainBatch:
             decoded = _decode(_read_one(self.source, other), self.layout.channels)
             if decoded is not None:
                 return decoded
-        raise DecodeError(f"none of the {len(self.source)} images can be decoded; one is {self.source.name_of(index)}")
+        name, why = self.source.name_of(index), reason(self.source, index)
+        raise BadImagesError(f"none of the {len(self.source)} images can be decoded; one is {name} ({why})")
 
 
 class EvalBatch:

@@ -14,12 +14,14 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
 from vitlab.config import ConfigError, near_misses
-from vitlab.data.example import file_name, image_and_label
+from vitlab.data.example import file_name
 from vitlab.data.image_folder import EVAL_FOLDERS
-from vitlab.data.paths import data_path, refuse_remote, size_of
+from vitlab.data.paths import data_path, is_remote, refuse_remote, refuse_undecodable, size_of
+from vitlab.data.records import DAMAGE, read_example, read_examples
 from vitlab.data.splits import split_name, split_range
 
 INDEX = "index.json"
+TEMPORARY_INDEX = INDEX + ".tmp"  # becomes the index when it is whole
 _VERSION = 1  # of the format
 _CHUNK = 2**20  # bytes read at once
 
@@ -31,7 +33,15 @@ class Shard:
     file: str  # below the folder
     records: int
     size: int | None = None  # bytes
-    sha256: str | None = None
+    sha256: str | None = None  # 64 hexadecimal digits
+
+    def __post_init__(self):
+        if not isinstance(self.file, str) or self.file != os.path.basename(self.file) or self.file in ("", ".", "..") or "\0" in self.file:
+            raise ValueError(f"{self.file=} must be the name of a file in the folder of the index")
+        if not _is_count(self.records) or not (self.size is None or _is_count(self.size)):
+            raise ValueError(f"{self.records=} and {self.size=} must be at least 1")
+        if not (self.sha256 is None or isinstance(self.sha256, str)):
+            raise ValueError(f"{self.sha256=} must be text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,11 +54,33 @@ class Index:
     sources: dict[str, str]  # split -> fingerprint of what it was made of
     splits: dict[str, tuple[Shard, ...]]
 
+    def __post_init__(self):
+        if len(self.class_names) < 2 or not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError(f"{self.class_names=} must be two names or more")
+        if self.channels not in (1, 3) or not (self.short_side is None or _is_count(self.short_side)):
+            raise ValueError(f"{self.channels=} must be 1 or 3, {self.short_side=} at least 1")
+        if not isinstance(self.sources, dict) or not all(self.splits.values()):
+            raise ValueError(f"{self.sources=} must be a fingerprint for each split, and each split must have a shard")
+
     def write(self, folder: epath.Path) -> None:
-        """Replaces the folder's index at once."""
-        temporary = folder / (INDEX + ".tmp")
-        temporary.write_text(json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=1) + "\n")
-        temporary.replace(folder / INDEX)
+        """Replaces the folder's index at once; in a bucket, where a file appears whole, without a temporary name."""
+        text = json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=1) + "\n"
+        if is_remote(folder):
+            (folder / INDEX).write_text(text)
+            return
+        with open(folder / TEMPORARY_INDEX, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(folder / TEMPORARY_INDEX, folder / INDEX)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+class DamagedIndexError(ConfigError):
+    """An index.json that is no index, or was cut off."""
 
 
 def read_index(folder: epath.Path) -> Index:
@@ -59,18 +91,24 @@ def read_index(folder: epath.Path) -> Index:
     """
     if not folder.is_dir():
         raise ConfigError(f"data.data_dir={folder} {'is no folder' if folder.exists() else 'does not exist'}")
+    again = f"run python -m vitlab.data.prepare SRC {folder} again"
     try:
-        values = json.loads((folder / INDEX).read_text())
+        values = json.loads((folder / INDEX).read_bytes())
         version = values.pop("version")
-        if version != _VERSION:
-            raise ConfigError(f"{folder / INDEX} has version {version}, not {_VERSION}; run python -m vitlab.data.prepare anew")
-        values["class_names"] = tuple(values["class_names"])
-        values["splits"] = {name: tuple(Shard(**shard) for shard in shards) for name, shards in values["splits"].items()}
-        return Index(**values)
+        if version == _VERSION:
+            return _index(values)
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} has no {INDEX}; write shards with python -m vitlab.data.prepare SRC {folder}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / INDEX} is damaged; run python -m vitlab.data.prepare SRC {folder} again") from error
+    except OSError as error:
+        raise ConfigError(f"{folder / INDEX} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedIndexError(f"{folder / INDEX} is damaged; {again}") from error
+    raise ConfigError(f"{folder / INDEX} has {version=}, not {_VERSION}; write the shards anew into another folder")
+
+
+def _index(values: dict[str, Any]) -> Index:
+    splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in values.pop("splits").items()}
+    return Index(class_names=tuple(values.pop("class_names")), splits=splits, **values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,22 +125,18 @@ class ShardsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises OSError if the record is damaged."""
-        return self.__getitems__([index])[0]
+        """The example; raises OSError if its record is damaged or its label none of the classes."""
+        return read_example(self.records, index, len(self.class_names))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at `indices`; raises OSError if one of them is damaged."""
-        try:
-            records = self.records.__getitems__(indices)
-            return [dict(zip(("image", "label"), image_and_label(record), strict=True)) for record in records]
-        except (RuntimeError, ValueError, IndexError) as error:  # the reader's, when a checksum is wrong or the file ends
-            raise OSError("damaged record") from error
+        """The examples at `indices`; raises OSError as `__getitem__`, for one of them."""
+        return read_examples(self.records, indices, len(self.class_names))
 
     def name_of(self, index: int) -> str:
         """Split and path of the file it was made of, "train/ant/0.png"; the position if it cannot be read."""
         try:
             name = file_name(self.records[index])
-        except (RuntimeError, ValueError, IndexError):
+        except DAMAGE:
             name = None
         return f"{split_name(self.split)}/{name}" if name else f"{self.split}/{index}"
 
@@ -123,6 +157,7 @@ def open_shards(data_dir: str | None, split: str) -> ShardsSource:
     if data_dir is None:
         raise ConfigError('data.source="shards" needs data.data_dir, the folder that python -m vitlab.data.prepare wrote')
     refuse_remote(data_dir, "shards")
+    refuse_undecodable(data_dir, "shards")
     folder = data_path(data_dir)
     index = read_index(folder)
     name = _find_split(index, folder, split_name(split))

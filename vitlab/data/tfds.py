@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitlab.config import ConfigError, near_misses
-from vitlab.data.example import image_and_label
-from vitlab.data.paths import refuse_remote
+from vitlab.data.paths import data_path, refuse_remote, refuse_undecodable
+from vitlab.data.records import read_example, read_examples
 from vitlab.data.splits import split_name
 
 
@@ -26,12 +26,12 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
+        """The example; raises OSError if its record is damaged or its label none of the classes."""
+        return read_example(self.records, index, len(self.class_names))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at `indices`."""
-        records = self.records.__getitems__(indices)
-        return [dict(zip(("image", "label"), image_and_label(record), strict=True)) for record in records]
+        """The examples at `indices`; raises OSError as `__getitem__`, for one of them."""
+        return read_examples(self.records, indices, len(self.class_names))
 
     def name_of(self, index: int) -> str:
         """Split and position within the split as asked for, "train[:99%]/17"."""
@@ -53,12 +53,15 @@ def open_tfds(name: str | None, data_dir: str | None, split: str) -> TfdsSource:
 
     if name is None:
         raise ConfigError('data.source="tfds" needs data.name, the data set: "cifar10"')
-    where = data_dir or tfds.core.constants.DATA_DIR
+    where = data_path(data_dir or tfds.core.constants.DATA_DIR)
     refuse_remote(where, "array_record files")
+    refuse_undecodable(where, "array_record files")
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder = tfds.builder(name, data_dir=where)
     except tfds.core.registered.DatasetNotFoundError as error:
         raise ConfigError(f'TFDS knows no data set "{name}", and {where} holds none of that name') from error
+    except Exception as error:  # TFDS raises whatever it meets in damaged descriptions
+        raise ConfigError(f'"{name}" in {where} cannot be opened: {type(error).__name__}: {_first_line(error)}') from error
     if not builder.info.splits:
         raise ConfigError(f'"{name}" is not prepared in {where}; prepare it there with file_format="array_record", or set data.data_dir')
     class_names, channels = _features(name, builder.info.features, tfds)

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import hashlib
 import mmap
+import os
 import pathlib
 import re
 import struct
@@ -19,15 +20,17 @@ from vitlab.config import ConfigError, near_misses
 from vitlab.data.crc32c import masked_crc32c
 from vitlab.data.example import image_and_label, integer
 from vitlab.data.image_folder import CLASS_LIST, channels_of, probes, read_class_list
-from vitlab.data.paths import data_path, refuse_remote
+from vitlab.data.paths import Fence, data_path, refuse_remote
 
-# "train-00000-of-01024", "imagenet2012-train.tfrecord-00000-of-01024", "train_07.tfrecord", "train.tfrecords"
+# "train-00000-of-01024", "imagenet2012-train.tfrecord-00000-of-01024", "train_07.tfrecord", "train.tfrecords", "train-07.tfrec"
 _FILE = re.compile(
-    r"(?P<dataset>.+?-)??(?P<split>[A-Za-z]\w*?)(\.tfrecords?)?([-_](?P<number>\d+)(-of-(?P<count>\d+))?)?(\.tfrecords?)?", re.ASCII
+    r"(?P<dataset>.+?-)??(?P<split>[A-Za-z]\w*?)(\.tfrec(ords?)?)?([-_](?P<number>\d+)(-of-(?P<count>\d+))?)?(\.tfrec(ords?)?)?", re.ASCII
 )
+_EXTENSION = re.compile(r"\.tfrec(ords?)?(?![A-Za-z])")
 _HEADER = struct.Struct("<QI")  # length, its checksum
 _FOOTER = struct.Struct("<I")  # checksum of the bytes
 _GZIP = b"\x1f\x8b"
+_LABELS = 2**31  # labels are int32
 _REMEDY = "copy the file anew"
 _OTHER_BYTES = f"its bytes have another checksum; {_REMEDY}"
 
@@ -39,6 +42,10 @@ class Layout:
     image_key: str = "image/encoded"
     label_key: str = "image/class/label"
     first_label: int = 0  # of the first class of classes.txt; 1 in the copies of ImageNet that keep 0 for the background
+
+    def __post_init__(self):
+        if not 0 <= self.first_label < _LABELS:
+            raise ConfigError(f"--first_label={self.first_label} must be in [0, 2**31)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +98,7 @@ class TfrecordSource:
         return f"{path}@{self.records.offset[index]}"
 
 
-def open_tfrecords(src: str, splits: Sequence[str], layout: Layout) -> dict[str, TfrecordSource]:
+def open_tfrecords(src: str, splits: Sequence[str], layout: Layout, *, follow_outside: bool = False) -> dict[str, TfrecordSource]:
     """Finds all records of splits, which takes a pass over the files, of which a few bytes per record are read.
 
     The classes are those of classes.txt in the folder, whose first line is label `layout.first_label`, or else the labels of all
@@ -108,8 +115,8 @@ def open_tfrecords(src: str, splits: Sequence[str], layout: Layout) -> dict[str,
         lacks, or fewer than two classes. The message names the file and the offset of the record in bytes.
     """
     refuse_remote(src, "TFRecord files")
-    root = pathlib.Path(src).expanduser()
-    found = _find_files(root)
+    root = pathlib.Path(data_path(src))
+    found = _find_files(root, Fence(root, follow_outside=follow_outside))
     for split in splits:
         if split not in found:
             raise ConfigError(f'{root} has no TFRecord files of a split "{split}"; {near_misses(split, found)}')
@@ -138,23 +145,28 @@ def _check_labels(records: Records, labels: np.ndarray, num_classes: int, layout
         raise _damaged(records.paths[records.file[i]], int(records.offset[i]), why)
 
 
-def _find_files(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+def _find_files(root: pathlib.Path, fence: Fence) -> dict[str, list[pathlib.Path]]:
     """The files of each split, in order."""
     if not root.is_dir():
         raise ConfigError(f"{root} {'is no folder' if root.exists() else 'does not exist'}")
-    found, series = collections.defaultdict(list), collections.defaultdict(list)
-    for path in sorted([*root.iterdir(), *(path for folder in root.iterdir() if folder.is_dir() for path in folder.iterdir())]):
+    found, series = collections.defaultdict(list), collections.defaultdict(set)
+    folders = [root, *(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))]
+    for path in sorted(path for folder in folders for path in folder.iterdir()):
         match = _FILE.fullmatch(path.name)
-        if match is None or not path.is_file() or not (match["count"] or ".tfrecord" in path.name):
+        numbered = match is not None and match["count"] is not None
+        if path.name.startswith(".") or not (numbered or _EXTENSION.search(path.name)) or not path.is_file():
             continue
-        found[match["split"] if path.parent == root else path.parent.name].append(path)
-        if match["count"]:
-            series[path.parent, match["dataset"], match["split"], match["count"]].append(int(match["number"]))
+        fence.check(os.fspath(path))
+        if match is None and path.parent == root:
+            raise ConfigError(f"the split of {path} cannot be told from its name; put the files of each split into a folder of its name")
+        found[match["split"] if match and path.parent == root else path.parent.name].append(path)
+        if match and match["count"]:
+            series[path.parent, match["dataset"], match["split"], match["count"]].add(int(match["number"]))
     for (folder, dataset, split, count), numbers in series.items():
-        missing = sorted(set(range(int(count))) - set(numbers))
-        if missing:
+        missing = next((number for number in range(int(count)) if number not in numbers), None)
+        if missing is not None:
             raise ConfigError(
-                f"{folder} has {len(numbers)} of the {int(count)} files of {dataset or ''}{split}; number {missing[0]} is missing"
+                f"{folder} has {len(numbers)} of the {int(count)} files of {dataset or ''}{split}; number {missing} is missing"
             )
     if not found:
         raise ConfigError(f"{root} holds no TFRecord file, such as train-00000-of-01024 or train.tfrecord")

