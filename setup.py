@@ -12,6 +12,7 @@ REQUIRES = [
     "optax>=0.2.8",  # optimizers and schedules
     "orbax-checkpoint>=0.12.8",  # checkpoints: CheckpointManager
     "grain>=0.2.18",  # input pipeline: MapDataset
+    "cloudpickle>=3.0",  # sends the input pipeline to worker processes; Grain requires it too
     "array-record>=0.8.1",  # shards, written and read; Grain requires it too
     "tensorflow-datasets>=4.9.10",  # TFDS data sources over array_record; brings no TensorFlow
     "importlib_resources>=6.4",  # tensorflow-datasets 4.9.10 imports it without requiring it

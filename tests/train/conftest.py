@@ -64,11 +64,11 @@ def config_file(folder: pathlib.Path, experiment: Experiment, fault: str = "") -
     return path
 
 
-def start(config: pathlib.Path, workdir: pathlib.Path, *arguments: str, num_devices: int = 1) -> subprocess.Popen:
+def start(config: pathlib.Path, workdir: pathlib.Path, *arguments: str, num_devices: int = 1, **options) -> subprocess.Popen:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
     env = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-m", "vitlab.train", f"--config={config}", f"--workdir={workdir}", *filter(None, arguments)]
-    _started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    _started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options))
     return _started[-1]
 
 

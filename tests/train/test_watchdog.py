@@ -1,12 +1,14 @@
 """Runs that are stuck, and data workers that are stuck or dead; /dev/shm and the workers are looked at afterwards."""
 
+import contextlib
 import os
 import pathlib
 import signal
 
 import pytest
 
-from tests.train.conftest import SECONDS, all_gone, config_file, start, tiny_experiment, wait_for, wait_for_step, worker_processes
+from tests.data.test_workers import named_memory
+from tests.train.conftest import SECONDS, all_gone, config_file, start, tiny_experiment, wait_for_step, worker_processes
 from vitlab.train.watchdog import EXIT_STUCK
 
 # From step 4 on the watchdog waits only eight seconds, which a busy machine may need for a step; before, it waits for the compilation.
@@ -45,12 +47,6 @@ Report.step = stuck_step
 """
 
 
-def shared_memory(pids: list[int]) -> list[pathlib.Path]:
-    """What these processes have mapped of it; other programs of this machine have theirs."""
-    lines = [line for pid in pids for line in pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines()]
-    return [pathlib.Path("/dev/shm", line.rpartition("/")[2]) for line in lines if "/dev/shm/" in line and "(deleted)" not in line]
-
-
 def test_a_step_that_is_stuck_with_the_whole_interpreter_shows_its_stack_and_ends(tmp_path):
     process = start(config_file(tmp_path, tiny_experiment(), IMPATIENT + STUCK_INTERPRETER), tmp_path / "run")
     _, errors = process.communicate(timeout=SECONDS)
@@ -70,11 +66,34 @@ def test_a_worker_that_is_stuck_or_dead_ends_the_run_and_nothing_is_left_behind(
     process = start(config, tmp_path / "run", "--config.data.num_workers=2")
     wait_for_step(process, tmp_path / "run", 8)
     workers = worker_processes(process)
-    shared = shared_memory([process.pid, *workers])
+    names = named_memory([process.pid, *workers])
     os.kill(workers[0], harm)
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == code and words in errors, errors
     assert len(workers) == 2 and all_gone(workers)
-    assert shared and wait_for(lambda: not any(path.exists() for path in shared), seconds=10)
+    assert not names  # so that nothing can be left of it
     if code == EXIT_STUCK:
-        assert "loop.py" in errors and f"and of worker process {workers[1]}" in errors and "process_prefetch.py" in errors
+        assert "loop.py" in errors and f"and of worker process {workers[1]}" in errors and "workers.py" in errors
+
+
+def test_a_run_that_is_killed_with_its_whole_process_group_leaves_no_worker_and_no_shared_memory(tmp_path):
+    before = set(os.listdir("/dev/shm"))
+    experiment = tiny_experiment(duration="1e6 steps", eval_every="1e6 steps")
+    process = start(config_file(tmp_path, experiment), tmp_path / "run", "--config.data.num_workers=2", start_new_session=True)
+    wait_for_step(process, tmp_path / "run", 8)
+    workers = worker_processes(process)
+    names = named_memory([process.pid, *workers])
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == -signal.SIGKILL and len(workers) == 2 and all_gone(workers)
+    left = set(os.listdir("/dev/shm")) - before  # other programs of this machine may come and go
+    assert not names and not [name for name in left if name.startswith(("psm_", "sem.mp-")) and not is_in_use(name)]
+
+
+def is_in_use(name: str) -> bool:
+    """Whether some process that runs has the shared memory mapped."""
+    for maps in pathlib.Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if f"/dev/shm/{name}" in maps.read_text():
+                return True
+    return False

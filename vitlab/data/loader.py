@@ -1,18 +1,18 @@
-"""The input pipeline: batches computed ahead of the step that needs them, on threads or in worker processes (Grain)."""
+"""The input pipeline: batches computed ahead of the step that needs them, on threads (Grain) or in worker processes."""
 
+import dataclasses
 import logging
 import os
 import pathlib
 from collections.abc import Iterator
 
 import grain
-from absl import flags
 
 from vitlab.config import AugmentConfig, DataConfig
-from vitlab.data import workers
 from vitlab.data.bad_images import BadImages
 from vitlab.data.batches import Batch, EvalBatch, Layout, Threads, TrainBatch
 from vitlab.data.source import Source
+from vitlab.data.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Batches(Iterator[Batch]):
     """An iterator over batches to be closed (or used in a `with`); `bad` knows the images that were left out."""
 
     def __init__(self, batches: Iterator[Batch], bad: BadImages, threads: Threads):
-        """`batches` is Grain's iterator."""
+        """`batches` is Grain's iterator, or that of worker processes."""
         self._batches, self._threads, self.bad = batches, threads, bad
         self._closed = False
 
@@ -98,14 +98,9 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
     layout = _layout(image_size, channels, batch_size, process_index, process_count)
     threads = Threads(_threads_per_worker(data.num_threads, data.num_workers))
     make = TrainBatch(source, augment, layout, seed, threads)
-    steps = grain.MapDataset.range(start_step, _LAST_STEP).map(make)
-    batches = steps.to_iter_dataset(_read_options(make, threads))
-    if data.num_workers > 0:
-        if not flags.FLAGS.is_parsed():  # Grain hands the flags to its workers; in a notebook there are none
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=1)
-        batches = batches.mp_prefetch(options, worker_init_fn=workers.begin)
-    return Batches(iter(batches), BadImages(source, data.max_bad_fraction, split=data.train_split, path=bad_images), threads)
+    steps = _Steps(make, start_step)
+    batches = Workers(steps, data.num_workers) if data.num_workers > 0 else steps(0, 1)
+    return Batches(batches, BadImages(source, data.max_bad_fraction, split=data.train_split, path=bad_images), threads)
 
 
 def eval_batches(  # noqa: PLR0913  as above
@@ -150,6 +145,18 @@ def eval_batches(  # noqa: PLR0913  as above
     steps = grain.MapDataset.range(len(make)).map(make)
     batches = iter(steps.to_iter_dataset(_read_options(make, threads)))
     return Batches(batches, BadImages(source, data.max_bad_fraction, split=data.eval_split, path=bad_images), threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """The training batches of every `count`-th step, as a worker process or the run itself computes them."""
+
+    make: TrainBatch
+    start_step: int
+
+    def __call__(self, index: int, count: int) -> Iterator[Batch]:
+        steps = grain.MapDataset.range(self.start_step + index, _LAST_STEP, count).map(self.make)
+        return iter(steps.to_iter_dataset(_read_options(self.make, self.make.threads)))
 
 
 def _layout(image_size: tuple[int, int] | int, channels: int, batch_size: int, process_index: int, process_count: int) -> Layout:
