@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from vitlab.layers.initial import normal_init
 from vitlab.layers.patch_embed import PatchEmbed
 from vitlab.layers.resize import resize_bilinear
+from vitlab.layers.roles import declare
 
 
 class PlacedPatches(nnx.Module):
@@ -29,7 +30,7 @@ class PlacedPatches(nnx.Module):
     ):
         self.patch_size = patch_size
         self.patch_embed = PatchEmbed(in_dim, dim, patch_size=patch_size, norm_eps=1e-5, dtype=dtype, rngs=rngs)
-        self.pos_map = nnx.Param(normal_init(rngs.params(), (1, *grid, dim)))
+        self.pos_map = declare(nnx.Param(normal_init(rngs.params(), (1, *grid, dim))), "position")
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         p = self.patch_size

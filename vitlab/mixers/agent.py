@@ -13,6 +13,7 @@ from vitlab.layers.initial import normal_init, torch_uniform
 from vitlab.layers.linear import Linear
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.resize import resize_axis
+from vitlab.layers.roles import declare
 
 _COARSE = 7  # rows and columns of the coarse position biases
 
@@ -48,7 +49,7 @@ class AgentAttention(nnx.Module):
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
         def table(*shape: int) -> nnx.Param:
-            return nnx.Param(normal_init(rngs.params(), (num_heads, num_agents, *shape)))
+            return declare(nnx.Param(normal_init(rngs.params(), (num_heads, num_agents, *shape))), "position")
 
         # Names: agents ask (an, ah, aw, ac), are asked (na, ha, wa, ca); the coarse map, rows, columns, class tokens.
         self.an_bias, self.na_bias = table(_COARSE, _COARSE), table(_COARSE, _COARSE)

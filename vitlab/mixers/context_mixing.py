@@ -17,6 +17,7 @@ from vitlab.layers.linear import Linear
 from vitlab.layers.neighborhood_sum import neighborhood_sum
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.resize import resize_bilinear
+from vitlab.layers.roles import declare
 
 REGIONS = 7  # rows and columns of regions that a token is compared with
 
@@ -49,7 +50,9 @@ class ContextMixing(nnx.Module):
         self.query = ConvNorm(dim, dim // 2, dtype=dtype, rngs=rngs)
         self.key = ConvNorm(context_dim or dim, dim // 2, dtype=dtype, rngs=rngs)
         self.taps = Linear(REGIONS**2, small_size**2 + kernel_size**2, dtype=dtype, rngs=rngs)
-        self.small_bias, self.large_bias = (nnx.Param(full((num_heads, 2 * size - 1, 2 * size - 1), 0.0)) for size in self.sizes)
+        self.small_bias, self.large_bias = (
+            declare(nnx.Param(full((num_heads, 2 * size - 1, 2 * size - 1), 0.0)), "position") for size in self.sizes
+        )
         self.proj = ConvNorm(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(

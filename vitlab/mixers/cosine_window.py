@@ -12,6 +12,7 @@ from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import full
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
+from vitlab.layers.roles import declare
 
 _MAX_LOG_SCALE = float(np.log(100.0))
 _MLP_DIM = 512
@@ -44,8 +45,8 @@ class CosineWindowAttention(nnx.Module):
         self.qkv = Linear(dim, 3 * dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.q_bias, self.v_bias = nnx.Param(full(dim, 0.0)), nnx.Param(full(dim, 0.0))
         self.logit_scale = nnx.Param(full(num_heads, np.log(10.0)))
-        self.cpb_fc1 = Linear(2, _MLP_DIM, rngs=rngs)
-        self.cpb_fc2 = Linear(_MLP_DIM, num_heads, use_bias=False, rngs=rngs)
+        self.cpb_fc1 = declare(Linear(2, _MLP_DIM, rngs=rngs), "position")
+        self.cpb_fc2 = declare(Linear(_MLP_DIM, num_heads, use_bias=False, rngs=rngs), "position")
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

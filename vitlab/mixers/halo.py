@@ -11,6 +11,7 @@ from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
+from vitlab.layers.roles import declare
 
 
 class HaloAttention(nnx.Module):
@@ -43,8 +44,8 @@ class HaloAttention(nnx.Module):
         self.q = Linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.kv = Linear(dim, dim + self.value_dim, use_bias=False, dtype=dtype, rngs=rngs)  # [heads, key and value]
         init, shape = normal(self.head_dim**-0.5), (2 * self.window_size - 1, self.head_dim)
-        self.height_rel = nnx.Param(init(rngs.params(), shape))  # at [key - query], from the least
-        self.width_rel = nnx.Param(init(rngs.params(), shape))
+        self.height_rel = declare(nnx.Param(init(rngs.params(), shape)), "position")  # at [key - query], from the least
+        self.width_rel = declare(nnx.Param(init(rngs.params(), shape)), "position")
 
     @property
     def window_size(self) -> int:

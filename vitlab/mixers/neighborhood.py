@@ -9,6 +9,7 @@ from pallas_kernels.neighborhood_attention import neighborhood_attention
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
+from vitlab.layers.roles import declare
 
 
 class NeighborhoodAttention(nnx.Module):
@@ -34,7 +35,8 @@ class NeighborhoodAttention(nnx.Module):
         self.kernel_size, self.dilation, self.implementation = kernel_size, dilation, implementation
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         side = 2 * kernel_size - 1
-        self.rpb = nnx.Param(normal_init(rngs.params(), (num_heads, side, side))) if rel_pos else None  # at [head, key - query]
+        # at [head, key - query]
+        self.rpb = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position") if rel_pos else None
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.initial import normal_init
+from vitlab.layers.roles import declare
 
 
 class SpectralGating(nnx.Module):
@@ -27,7 +28,7 @@ class SpectralGating(nnx.Module):
         del num_heads  # nothing here has heads
         self.dtype = dtype
         shape = (grid[0], grid[1] // 2 + 1, dim, 2)  # real and imaginary part
-        self.complex_weight = nnx.Param(normal_init(rngs.params(), shape))
+        self.complex_weight = declare(nnx.Param(normal_init(rngs.params(), shape)), "filter")
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         _, h, w, c = x.shape

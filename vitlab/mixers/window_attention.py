@@ -9,6 +9,7 @@ from pallas_kernels.window_attention import window_attention_qkv
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
+from vitlab.layers.roles import declare
 from vitlab.layers.tensor_split import project_qkv
 
 
@@ -43,7 +44,8 @@ class WindowAttention(nnx.Module):
         self.implementation = implementation
         self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
         side = 2 * window_size - 1
-        self.rel_pos_bias = nnx.Param(normal_init(rngs.params(), (num_heads, side, side))) if rel_pos else None  # at [head, query - key]
+        # at [head, query - key]
+        self.rel_pos_bias = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position") if rel_pos else None
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

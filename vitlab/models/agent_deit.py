@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, Remat, drop_path_rates, run_blocks
+from vitlab.layers.roles import declare
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.mixers.agent import AgentAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -96,12 +97,13 @@ class AgentDeiT(nnx.Module):
         self.embed = TokenEmbed(
             config.in_channels, config.dim, patch_size=config.patch_size, grid=config.grid, dtype=config.dtype, rngs=rngs
         )
+        declare(self.embed, "embedding")
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = nnx.List(
             [Block(config, agents=i < config.agent_depth, drop_path_rate=rate, rngs=rngs) for i, rate in enumerate(rates)]
         )
         self.norm = LayerNorm(config.dim, eps=EPS, dtype=config.dtype, rngs=rngs)
-        self.head = Linear(config.dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -145,4 +147,4 @@ class AgentDeiT(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(AgentDeiT, VARIANTS, PUBLISHED)
+FAMILY = Family(AgentDeiT, VARIANTS, PUBLISHED, layers=lambda m: m.blocks)

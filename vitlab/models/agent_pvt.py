@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.placed_patches import PlacedPatches
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.agent import AgentAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -115,7 +116,8 @@ class AgentPVT(nnx.Module):
         self.config = config
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        declare(self.stages[0].embed, "embedding")
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -148,4 +150,4 @@ class AgentPVT(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(AgentPVT, VARIANTS, PUBLISHED)
+FAMILY = Family(AgentPVT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

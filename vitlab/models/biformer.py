@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import dot_product_attention, head_dim_of
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.transitions import DeepStem, Transition
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -122,8 +123,9 @@ class BiFormer(nnx.Module):
         self.config = config
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        declare(self.stages[0].downsample, "embedding")
         self.norm = BatchNorm(config.dims[-1], dtype=config.dtype, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -165,4 +167,4 @@ def _downsample(config: BiFormerConfig, stage: int, rngs: nnx.Rngs) -> DeepStem 
     return Transition(in_dim, dim, dtype=dtype, rngs=rngs) if stage else DeepStem(in_dim, dim, dtype=dtype, rngs=rngs)
 
 
-FAMILY = Family(BiFormer, VARIANTS, PUBLISHED)
+FAMILY = Family(BiFormer, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.pad import pad_to_multiple
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.long_short import LongShortAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -155,11 +156,12 @@ class CrossFormer(nnx.Module):
         self.patch_embed = CrossScaleEmbedding(
             config.in_channels, config.dim, kernel_sizes=(4, 8, 16, 32), stride=PATCH, dtype=dtype, rngs=rngs
         )
-        self.embed_norm = LayerNorm(config.dim, eps=EPS, dtype=dtype, rngs=rngs)
+        declare(self.patch_embed, "embedding")
+        self.embed_norm = declare(LayerNorm(config.dim, eps=EPS, dtype=dtype, rngs=rngs), "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -192,4 +194,4 @@ class CrossFormer(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(CrossFormer, VARIANTS, PUBLISHED)
+FAMILY = Family(CrossFormer, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

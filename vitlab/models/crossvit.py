@@ -6,6 +6,7 @@ branch's image is the nearest multiple of the large patch.
 """
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 import jax
@@ -19,6 +20,7 @@ from vitlab.layers.initial import full, normal_init
 from vitlab.layers.mlp import gelu
 from vitlab.layers.pos_embed import resample
 from vitlab.layers.resize import resize_bicubic
+from vitlab.layers.roles import declare
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
 EPS = 1e-6  # of every LayerNorm
@@ -206,8 +208,8 @@ class Embedding(nnx.Module):
         embed = ConvStem if config.conv_stem else PatchEmbed
         self.patch_embed = embed(config.in_channels, dim, patch_size=patch_size, dtype=config.dtype, rngs=rngs)
         self.grid = config.grid(branch, config.image_size)
-        self.cls_token = nnx.Param(full((1, 1, dim), 0.0))
-        self.pos_embed = nnx.Param(normal_init(rngs.params(), (1, 1 + self.grid[0] * self.grid[1], dim)))
+        self.cls_token = declare(nnx.Param(full((1, 1, dim), 0.0)), "token")
+        self.pos_embed = declare(nnx.Param(normal_init(rngs.params(), (1, 1 + self.grid[0] * self.grid[1], dim))), "position")
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         patches = self.patch_embed(images)
@@ -233,11 +235,12 @@ class CrossViT(nnx.Module):
     def __init__(self, config: CrossViTConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.embeddings = nnx.List([Embedding(config, branch=i, rngs=rngs) for i in range(2)])
+        declare(self.embeddings, "embedding")
         depth = max(config.depths)
         rates = drop_path_rates(config.drop_path_rate, ENCODERS * depth)
         self.encoders = nnx.List([Encoder(config, rates=rates[i * depth : (i + 1) * depth], rngs=rngs) for i in range(ENCODERS)])
         self.norms = nnx.List([LayerNorm(dim, eps=EPS, dtype=config.dtype, rngs=rngs) for dim in config.dims])
-        self.head = Head(config.dims, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Head(config.dims, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -280,4 +283,14 @@ class CrossViT(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(CrossViT, VARIANTS, PUBLISHED)
+def _layers(model: CrossViT) -> list[Any]:
+    """Blocks of the two branches are equally deep, counted from the encoder's first; the fusions are as deep as its last ones."""
+    layers = []
+    for encoder in model.encoders:
+        small, large = encoder.blocks
+        *pairs, last = (tuple(filter(None, pair)) for pair in itertools.zip_longest(small, large))
+        layers += [*pairs, (*last, *encoder.fusions)]
+    return layers
+
+
+FAMILY = Family(CrossViT, VARIANTS, PUBLISHED, layers=_layers)

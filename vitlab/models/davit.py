@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, drop_path_rates, run_blocks
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.window_attention import WindowAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -146,6 +147,7 @@ class DaViT(nnx.Module):
     def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.stem = Stem(config.in_channels, config.dims[0], dtype=config.dtype, rngs=rngs)
+        declare(self.stem, "embedding")
         rates = drop_path_rates(config.drop_path_rate, 2 * sum(config.depths))
         starts = [2 * sum(config.depths[:i]) for i in range(len(config.depths))]
         self.stages = nnx.List(
@@ -155,7 +157,7 @@ class DaViT(nnx.Module):
             ]
         )
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=jnp.float32, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -188,4 +190,4 @@ class DaViT(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(DaViT, VARIANTS, PUBLISHED)
+FAMILY = Family(DaViT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Linear, Remat, run_blocks
 from vitlab.layers.conv_sandwich import ConvFfn, ConvStem16, ResidualDepthwise, SandwichDownsample, fuse_sandwiches
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -110,9 +111,10 @@ class EfficientViT(nnx.Module):
     def __init__(self, config: EfficientViTConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.patch_embed = ConvStem16(config.in_channels, config.dims[0], dtype=config.dtype, rngs=rngs)
+        declare(self.patch_embed, "embedding")
         self.stages = nnx.List([Stage(config, stage=i, rngs=rngs) for i in range(len(config.depths))])
         self.norm = BatchNorm(config.dims[-1], rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -151,4 +153,4 @@ class EfficientViT(nnx.Module):
         return model
 
 
-FAMILY = Family(EfficientViT, VARIANTS, PUBLISHED)
+FAMILY = Family(EfficientViT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -18,6 +18,7 @@ from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, Linear, Remat, dr
 from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.multi_group import MultiGroupLinear
 from vitlab.layers.pool import average_pool_ceil
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.light_attention import LightAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -214,6 +215,7 @@ class FMViT(nnx.Module):
                 for i, stride in enumerate((2, 1, 1, 2))
             ]
         )
+        declare(self.stem, "embedding")
         rates, stages, in_dim = drop_path_rates(config.drop_path_rate, sum(config.depths)), [], dims[-1]
         for i, depth in enumerate(config.depths):
             start = sum(config.depths[:i])
@@ -221,7 +223,7 @@ class FMViT(nnx.Module):
             in_dim = stages[-1].dim
         self.stages = nnx.List(stages)
         self.norm = BatchNorm(in_dim, dtype=config.dtype, rngs=rngs)
-        self.head = Linear(in_dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(in_dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -265,4 +267,4 @@ class FMViT(nnx.Module):
         return model
 
 
-FAMILY = Family(FMViT, VARIANTS, PUBLISHED)
+FAMILY = Family(FMViT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

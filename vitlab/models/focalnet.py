@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import Conv, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -157,10 +158,11 @@ class FocalNet(nnx.Module):
         p = config.patch_size
         kernel, padding = (7, 2) if config.overlapping else (p, 0)
         self.stem = Downsample(config.in_channels, config.dim, kernel_size=kernel, stride=p, padding=padding, dtype=config.dtype, rngs=rngs)
+        declare(self.stem, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=config.dtype, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -193,4 +195,4 @@ class FocalNet(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(FocalNet, VARIANTS, PUBLISHED)
+FAMILY = Family(FocalNet, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

@@ -23,6 +23,7 @@ from vitlab.layers import (
     run_blocks,
     stage_drop_path_rates,
 )
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.transitions import DeepStem, Transition
 from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.global_attention import GlobalAttention
@@ -137,8 +138,9 @@ class GLNet(nnx.Module):
         self.config = config
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        declare(self.stages[0].downsample, "embedding")
         self.norm = BatchNorm(config.dims[-1], dtype=config.dtype, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -180,4 +182,4 @@ def _downsample(config: GLNetConfig, stage: int, rngs: nnx.Rngs) -> DeepStem | T
     return Transition(in_dim, dim, dtype=dtype, rngs=rngs) if stage else DeepStem(in_dim, dim, dtype=dtype, rngs=rngs)
 
 
-FAMILY = Family(GLNet, VARIANTS, PUBLISHED)
+FAMILY = Family(GLNet, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

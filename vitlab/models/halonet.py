@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.halo import HaloAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -138,10 +139,11 @@ class HaloNet(nnx.Module):
         self.config = config
         dtype, last = config.dtype, config.final_dim or config.out_dims[-1]
         self.stem = ConvNorm(config.in_channels, config.stem_dim, kernel_size=7, stride=2, dtype=dtype, rngs=rngs)
+        declare(self.stem, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.final_conv = ConvNorm(config.out_dims[-1], last, dtype=dtype, rngs=rngs) if config.final_dim else None
-        self.head = Linear(last, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(last, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -178,4 +180,4 @@ class HaloNet(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(HaloNet, VARIANTS, PUBLISHED)
+FAMILY = Family(HaloNet, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, Remat, drop_path_rates, run_blocks
+from vitlab.layers.roles import declare
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.mixers.inline import InLineAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -85,10 +86,11 @@ class InLineDeiT(nnx.Module):
         self.embed = TokenEmbed(
             config.in_channels, config.dim, patch_size=config.patch_size, grid=config.grid, dtype=config.dtype, rngs=rngs
         )
+        declare(self.embed, "embedding")
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = nnx.List([Block(config, drop_path_rate=rate, rngs=rngs) for rate in rates])
         self.norm = LayerNorm(config.dim, eps=EPS, dtype=config.dtype, rngs=rngs)
-        self.head = Linear(config.dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -132,4 +134,4 @@ class InLineDeiT(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(InLineDeiT, VARIANTS, PUBLISHED)
+FAMILY = Family(InLineDeiT, VARIANTS, PUBLISHED, layers=lambda m: m.blocks)

@@ -16,6 +16,7 @@ from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, Linear, Patch
 from vitlab.layers.deform_conv import DeformConv
 from vitlab.layers.mlp import gelu
 from vitlab.layers.pad import pad_to_multiple
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.hilo import HiLo
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -116,10 +117,11 @@ class LITv2(nnx.Module):
         self.config = config
         dtype = config.dtype
         self.patch_embed = PatchEmbed(config.in_channels, config.dim, patch_size=config.patch_size, norm_eps=EPS, dtype=dtype, rngs=rngs)
+        declare(self.patch_embed, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -152,4 +154,4 @@ class LITv2(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(LITv2, VARIANTS, PUBLISHED)
+FAMILY = Family(LITv2, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

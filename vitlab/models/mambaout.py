@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.initial import normal_init
 from vitlab.layers.mlp import gelu
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.gated_conv import GatedConv
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -129,10 +130,11 @@ class MambaOut(nnx.Module):
         self.config = config
         dim = config.dims[-1]
         self.stem = Stem(config.in_channels, config.dims[0], dtype=config.dtype, rngs=rngs)
+        declare(self.stem, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.norm = LayerNorm(dim, eps=EPS, rngs=rngs)
-        self.head = Head(dim, config.head_ratio * dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Head(dim, config.head_ratio * dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -165,4 +167,4 @@ class MambaOut(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(MambaOut, VARIANTS, PUBLISHED)
+FAMILY = Family(MambaOut, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

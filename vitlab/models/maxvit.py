@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks
 from vitlab.layers.initial import normal_init
 from vitlab.layers.pool import average_pool_ceil
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.squeeze_excite import SqueezeExcite
 from vitlab.mixers.multi_axis import PartitionAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -184,6 +185,7 @@ class MaxViT(nnx.Module):
     def __init__(self, config: MaxViTConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.stem = Stem(config.in_channels, config.stem_dim, dtype=config.dtype, rngs=rngs)
+        declare(self.stem, "embedding")
         total, stages = sum(config.depths), []
         for i, depth in enumerate(config.depths):
             start = sum(config.depths[:i])
@@ -191,7 +193,7 @@ class MaxViT(nnx.Module):
             stages.append(Stage(config, stage=i, rates=rates, rngs=rngs))
         self.stages = nnx.List(stages)
         self.norm = LayerNorm(config.dims[-1], eps=LN_EPS, rngs=rngs)
-        self.head = Head(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Head(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -229,4 +231,4 @@ def _conv(in_dim: int, dim: int, **options) -> Conv:
     return Conv(in_dim, dim, kernel_size=3, padding="same", kernel_init=normal_init, **options)
 
 
-FAMILY = Family(MaxViT, VARIANTS, PUBLISHED)
+FAMILY = Family(MaxViT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

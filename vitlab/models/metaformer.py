@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from vitlab.config import near_misses
 from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers import MIXERS
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -116,8 +117,10 @@ class MetaFormer(nnx.Module):
         self.config = config
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
+        declare(self.stages[0].downsample, "embedding")
+        declare(self.stages[0].norm, "embedding")
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=config.dtype, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -150,4 +153,4 @@ class MetaFormer(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(MetaFormer, VARIANTS, PUBLISHED)
+FAMILY = Family(MetaFormer, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -27,6 +27,7 @@ from vitlab.layers import (
     stage_drop_path_rates,
 )
 from vitlab.layers.pad import pad_to_multiple
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -205,10 +206,11 @@ class NAT(nnx.Module):
             if config.embedding == "conv"
             else PatchEmbed(channels, dim, patch_size=config.patch_size, norm_eps=EPS, dtype=dtype, rngs=rngs)
         )
+        declare(self.patch_embed, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.levels = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -248,4 +250,4 @@ def _merging(config: NATConfig, dim: int, rngs: nnx.Rngs) -> ConvMerging | Patch
     return PatchMerging(dim, eps=EPS, dtype=config.dtype, rngs=rngs)
 
 
-FAMILY = Family(NAT, VARIANTS, PUBLISHED)
+FAMILY = Family(NAT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.levels))

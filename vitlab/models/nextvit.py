@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, Mlp, Remat, drop_path_rates, run_blocks
 from vitlab.layers.conv_norm import fold_into_next, fuse_conv_norms
 from vitlab.layers.pool import average_pool_ceil
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -174,6 +175,7 @@ class NextViT(nnx.Module):
                 for i, stride in enumerate((2, 1, 1, 2))
             ]
         )
+        declare(self.stem, "embedding")
         rates, stages, in_dim = drop_path_rates(config.drop_path_rate, sum(config.depths)), [], dims[-1]
         for i, depth in enumerate(config.depths):
             start = sum(config.depths[:i])
@@ -181,7 +183,7 @@ class NextViT(nnx.Module):
             in_dim = stages[-1].dim
         self.stages = nnx.List(stages)
         self.norm = BatchNorm(in_dim, dtype=config.dtype, rngs=rngs)
-        self.head = Linear(in_dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(in_dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -238,4 +240,4 @@ def make_divisible(value: int, divisor: int) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-FAMILY = Family(NextViT, VARIANTS, PUBLISHED)
+FAMILY = Family(NextViT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

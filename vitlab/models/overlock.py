@@ -4,7 +4,7 @@ Follows the authors' code, but for the head on the overview that it trains with:
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.layer_scale import ChannelAffine
 from vitlab.layers.mlp import ResidualConvMlp, gelu
 from vitlab.layers.resize import resize_bilinear
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.squeeze_excite import SqueezeExcite
 from vitlab.mixers.context_mixing import ContextMixing
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -211,6 +212,7 @@ class OverLoCK(nnx.Module):
         dims, extra, dtype = config.dims, config.context_dim, config.dtype
         *base, focus3, focus4 = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.base = nnx.List([BaseStage(config, stage=i, rates=rates, rngs=rngs) for i, rates in enumerate(base)])
+        declare(self.base[0].embed, "embedding")
         self.context_proj = Linear(dims[-1], extra, dtype=dtype, rngs=rngs)
         self.focus = nnx.List(
             [
@@ -226,7 +228,7 @@ class OverLoCK(nnx.Module):
         self.x_down = ConvNorm(dims[2], dims[3], kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
         self.h_down = ConvNorm(extra, extra, kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
         self.proj = ConvNorm(dims[-1] + extra, config.head_dim, dtype=dtype, rngs=rngs)
-        self.head = Linear(config.head_dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.head_dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -277,4 +279,16 @@ class OverLoCK(nnx.Module):
         return model
 
 
-FAMILY = Family(OverLoCK, VARIANTS, PUBLISHED)
+def _layers(model: OverLoCK) -> list[Any]:
+    """What leads to a focus stage belongs to its first block."""
+    (first3, *focus3), (first4, *focus4) = model.focus
+    return [
+        *stage_layers(model.base),
+        (model.context_proj, first3),
+        *focus3,
+        (model.x_down, model.h_down, first4),
+        *focus4,
+    ]
+
+
+FAMILY = Family(OverLoCK, VARIANTS, PUBLISHED, layers=_layers)

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 import vitlab.models
 from vitlab.config import near_misses, typed
 from vitlab.layers.initial import InitRngs
+from vitlab.layers.roles import Layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Family:
     published: Mapping[str, Published]
     # As `vitlab.layers.tensor_split.TENSOR_SPLIT`; {}: it cannot be split over `tensor`.
     tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
+    layers: Layers | None = None  # the layers of layer-wise decay, see `vitlab.layers.roles.places_of`; None: it cannot be used
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Linear, Remat, run_blocks
 from vitlab.layers.conv_sandwich import ConvFfn, ConvStem16, ResidualDepthwise, SandwichDownsample, fuse_sandwiches
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -90,9 +91,10 @@ class SHViT(nnx.Module):
     def __init__(self, config: SHViTConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.patch_embed = ConvStem16(config.in_channels, config.dims[0], dtype=config.dtype, rngs=rngs)
+        declare(self.patch_embed, "embedding")
         self.stages = nnx.List([Stage(config, stage=i, rngs=rngs) for i in range(len(config.depths))])
         self.norm = BatchNorm(config.dims[-1], rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -131,4 +133,4 @@ class SHViT(nnx.Module):
         return model
 
 
-FAMILY = Family(SHViT, VARIANTS, PUBLISHED)
+FAMILY = Family(SHViT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import dot_product_attention, head_dim_of
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -149,7 +150,9 @@ class SMT(nnx.Module):
         self.config = config
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        declare(self.stages[0].stem, "embedding")
+        declare(self.stages[0].embed_norm, "embedding")
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -182,4 +185,4 @@ class SMT(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(SMT, VARIANTS, PUBLISHED)
+FAMILY = Family(SMT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

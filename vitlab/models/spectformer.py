@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.initial import normal_init
 from vitlab.layers.pos_embed import resample
+from vitlab.layers.roles import declare
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -119,12 +120,13 @@ class SpectFormer(nnx.Module):
         self.config = config
         dim, dtype = config.dim, config.dtype
         self.patch_embed = PatchEmbed(config.in_channels, dim, patch_size=config.patch_size, dtype=dtype, rngs=rngs)
-        self.pos_embed = nnx.Param(normal_init(rngs.params(), (1, config.grid[0] * config.grid[1], dim)))
+        declare(self.patch_embed, "embedding")
+        self.pos_embed = declare(nnx.Param(normal_init(rngs.params(), (1, config.grid[0] * config.grid[1], dim))), "position", "embedding")
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         kinds = [SpectralBlock if i < config.num_spectral else AttentionBlock for i in range(config.depth)]
         self.blocks = nnx.List([kind(config, drop_path_rate=rate, rngs=rngs) for kind, rate in zip(kinds, rates, strict=True)])
         self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
-        self.head = Linear(dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -157,4 +159,4 @@ class SpectFormer(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(SpectFormer, VARIANTS, PUBLISHED)
+FAMILY = Family(SpectFormer, VARIANTS, PUBLISHED, layers=lambda m: m.blocks)

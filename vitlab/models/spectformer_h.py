@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import dot_product_attention, head_dim_of
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -161,12 +162,13 @@ class SpectFormerH(nnx.Module):
         self.config = config
         dim, dtype = config.dims[-1], config.dtype
         self.stem = Stem(config.in_channels, config.stem_dim, dtype=dtype, rngs=rngs)
+        declare(self.stem, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.class_block = ClassBlock(dim, num_heads=config.num_heads[-1], mlp_ratio=config.mlp_ratios[-1], dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
-        self.head = Linear(dim, config.num_classes, rngs=rngs) if config.num_classes else None
-        self.aux_head = Linear(dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
+        self.aux_head = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -206,4 +208,4 @@ class SpectFormerH(nnx.Module):
         return self.head(tokens[:, 0]) + 0.5 * self.aux_head(tokens[:, 1:]).max(1)
 
 
-FAMILY = Family(SpectFormerH, VARIANTS, PUBLISHED)
+FAMILY = Family(SpectFormerH, VARIANTS, PUBLISHED, layers=lambda m: [*stage_layers(m.stages), m.class_block])

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.mlp import ResidualConvMlp, gelu
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -122,11 +123,12 @@ class SViT(nnx.Module):
         self.config = config
         dtype = config.dtype
         self.patch_embed = Stem(config.in_channels, config.dims[0], dtype=dtype, rngs=rngs)
+        declare(self.patch_embed, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.proj = Linear(config.dims[-1], config.head_dim, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(config.head_dim, dtype=dtype, rngs=rngs)
-        self.head = Linear(config.head_dim, config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.head_dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -159,4 +161,4 @@ class SViT(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(SViT, VARIANTS, PUBLISHED)
+FAMILY = Family(SViT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.patch_merging import PatchMerging
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.cosine_window import CosineWindowAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -138,10 +139,11 @@ class SwinV2(nnx.Module):
         self.config = config
         dtype = config.dtype
         self.patch_embed = PatchEmbed(config.in_channels, config.dim, patch_size=config.patch_size, norm_eps=EPS, dtype=dtype, rngs=rngs)
+        declare(self.patch_embed, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.layers = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
         self.norm = LayerNorm(config.dims[-1], eps=EPS, dtype=dtype, rngs=rngs)
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -176,4 +178,4 @@ class SwinV2(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(SwinV2, VARIANTS, PUBLISHED)
+FAMILY = Family(SwinV2, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

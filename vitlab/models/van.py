@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -114,7 +115,8 @@ class VAN(nnx.Module):
         self.config = config
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])
-        self.head = Linear(config.dims[-1], config.num_classes, rngs=rngs) if config.num_classes else None
+        declare(self.stages[0].patch_embed, "embedding")
+        self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -147,4 +149,4 @@ class VAN(nnx.Module):
         return x if self.head is None else self.head(x)
 
 
-FAMILY = Family(VAN, VARIANTS, PUBLISHED)
+FAMILY = Family(VAN, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.initial import normal, normal_init
 from vitlab.layers.pos_embed import resample, sincos_2d
+from vitlab.layers.roles import declare
 from vitlab.layers.tensor_split import TENSOR_SPLIT
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
@@ -116,18 +117,21 @@ class ViT(nnx.Module):
         self.config = config
         dim, dtype = config.dim, config.dtype
         self.patch_embed = PatchEmbed(config.in_channels, dim, patch_size=config.patch_size, dtype=dtype, rngs=rngs)
+        declare(self.patch_embed, "embedding")
         token = normal(1e-6)
-        self.cls_token = nnx.Param(token(rngs.params(), (1, 1, dim))) if config.pool == "cls" else None
-        self.dist_token = nnx.Param(token(rngs.params(), (1, 1, dim))) if config.distilled else None
-        self.reg_token = nnx.Param(token(rngs.params(), (1, config.num_registers, dim))) if config.num_registers else None
+        self.cls_token = declare(nnx.Param(token(rngs.params(), (1, 1, dim))), "token", "embedding") if config.pool == "cls" else None
+        self.dist_token = declare(nnx.Param(token(rngs.params(), (1, 1, dim))), "token", "embedding") if config.distilled else None
+        self.reg_token = (
+            declare(nnx.Param(token(rngs.params(), (1, config.num_registers, dim))), "token", "embedding") if config.num_registers else None
+        )
         num_positions = config.num_class_tokens + config.grid[0] * config.grid[1]
         position = normal_init(rngs.params(), (1, num_positions, dim))
-        self.pos_embed = nnx.Param(position) if config.pos_embed == "learned" else None
+        self.pos_embed = declare(nnx.Param(position), "position", "embedding") if config.pos_embed == "learned" else None
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = nnx.List([Block(config, drop_path_rate=r, rngs=rngs) for r in rates])
         self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
-        self.head = Linear(dim, config.num_classes, rngs=rngs) if config.num_classes else None
-        self.head_dist = Linear(dim, config.num_classes, rngs=rngs) if config.num_classes and config.distilled else None
+        self.head = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
+        self.head_dist = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes and config.distilled else None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -223,4 +227,4 @@ PUBLISHED = {
     "deit_small_distilled_patch16": Published(params=22_436_432, gmacs=4.624, top1=81.2, source=_DEIT),
     "deit_base_distilled_patch16": Published(params_m=87.34, top1=83.4, source=_DEIT),
 }
-FAMILY = Family(ViT, VARIANTS, PUBLISHED, TENSOR_SPLIT)
+FAMILY = Family(ViT, VARIANTS, PUBLISHED, TENSOR_SPLIT, layers=lambda m: m.blocks)

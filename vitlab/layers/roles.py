@@ -1,0 +1,86 @@
+"""The roles of parameters in training, declared where a parameter is created as metadata of its NNX variable.
+
+A role says what an array is: the optimizer draws from it whether weight decay falls on the parameter, how far from the head the
+parameter lies, and whether Muon may orthogonalise its update. A parameter without a role is a weight of the network's trunk.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from flax import nnx
+
+ROLES: Mapping[str, str] = {
+    "position": "a table of positions, absolute or relative, or the layers that compute such a table",
+    "token": "a learned token: class, distillation or register",
+    "filter": "an array of products per element, which is no matrix between features",
+    "embedding": "turns the image into the first features",
+    "head": "turns the last features into logits",
+}
+Layers = Callable[[Any], Sequence[Any]]  # the layers of a model for layer-wise decay, in the order of the forward pass
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a parameter is, and how deep it lies."""
+
+    roles: frozenset[str] = frozenset()  # keys of ROLES
+    depth: int | None = None  # 0: embeds the image; then one a layer; after all layers: their number + 1. None: not declared
+
+
+def declare(node: T, *roles: str) -> T:
+    """Adds roles to a parameter, or to every parameter of a module, and returns it.
+
+    Args:
+      node: An `nnx.Param`, or a module whose parameters exist already.
+      *roles: Keys of ROLES.
+
+    Raises:
+      ValueError: There is no such role.
+    """
+    if unknown := set(roles) - set(ROLES):
+        raise ValueError(f"roles={sorted(unknown)} must be of {list(ROLES)}")
+    for param in _params(node):
+        param.set_metadata(roles=_roles(param) | set(roles))
+    return node
+
+
+def stage_layers(stages: Iterable[Any]) -> list[Any]:
+    """The blocks of stages, one after the other; all else in a stage, such as its down-sampling, belongs to its first block."""
+    return [layer for stage in stages for layer in (stage, *list(stage.blocks)[1:])]
+
+
+def places_of(model: Any, layers: Layers | None = None) -> dict[str, Any]:
+    """The place of each parameter of a model, real or abstract.
+
+    Args:
+      model: A module.
+      layers: Gives a list of modules, or tuples of modules of equal depth; a later one takes its parameters out of an earlier one
+        that contains it. None: depths are unknown.
+
+    Returns:
+      Nested dicts as those of the parameters, of `Place`.
+    """
+    found = None if layers is None else layers(model)
+    depths = {id(param): i + 1 for i, layer in enumerate(found or ()) for param in _params(layer)}
+
+    def place(param: Any) -> Place:
+        roles = _roles(param)
+        if found is None:
+            return Place(roles=roles)
+        return Place(roles=roles, depth=0 if "embedding" in roles else depths.get(id(param), len(found) + 1))
+
+    state = nnx.state(model, nnx.Param)
+    by_path = {path: place(node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
+    return nnx.traversals.unflatten_mapping({path: by_path[path] for path, _ in nnx.to_flat_state(state)})
+
+
+def _params(node: Any) -> Iterator[Any]:
+    """The parameters of a variable, of a module, or of a tuple of modules."""
+    for part in node if isinstance(node, tuple) else (node,):
+        yield from (x for _, x in nnx.iter_graph(part) if isinstance(x, nnx.Param))
+
+
+def _roles(param: Any) -> frozenset[str]:
+    return param.get_metadata("roles", frozenset())
