@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from vitlab.config import DistillationConfig, LossConfig
@@ -14,21 +15,18 @@ def soft_targets(labels: Int[Array, " b"], num_classes: int, *, label_smoothing:
     return jax.nn.one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
 
 
-def softmax_cross_entropy(logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]) -> Float[Array, " b"]:
-    """In nats."""
-    return -(targets * jax.nn.log_softmax(logits, axis=-1)).sum(-1)
-
-
 def sigmoid_cross_entropy(logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]) -> Float[Array, " b"]:
     """Binary cross-entropy of each class (nats), the mean over classes, as DeiT III has it (arXiv:2204.07118)."""
+    # optax.sigmoid_binary_cross_entropy gives equal numbers, but negates each element where this negates the mean alone.
     return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits)).mean(-1)
 
 
-LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+LOSSES = {"softmax": optax.softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
 
 
 def cross_entropy(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
     """Softmax cross-entropy with labels (nats), for evaluation; infinite where a label's logit is minus infinity."""
+    # optax.softmax_cross_entropy_with_integer_labels rounds otherwise, so that recorded evaluations would differ in the last digits.
     return -jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), labels[:, None], axis=-1)[:, 0]
 
 
