@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, UInt8
 
 from vitlab.analysis.counts import macs_of
 from vitlab.config import ConfigError, ModelConfig
+from vitlab.layers.frozen import run_as_in_evaluation
 from vitlab.layers.initial import InitRngs
+from vitlab.layers.roles import Layers, places_of
 from vitlab.models.registry import Preprocessing, create_model, family_of, model_config
 from vitlab.parallel.mesh import named_axes
-from vitlab.tree import leaf_names
+from vitlab.tree import joined, leaf_names, parted
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
 
@@ -28,6 +31,8 @@ class FunctionalModel:
     constants: Any  # variables that are neither parameters nor statistics
     preprocessing: Preprocessing
     shapes: Weights  # shapes and dtypes of its weights
+    places: Any  # the `vitlab.layers.roles.Place` of each parameter
+    trained: Any = None  # whether each parameter is trained, as booleans; None: all are. See `freeze`
     tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)  # its family's
 
     def apply(
@@ -52,6 +57,31 @@ class FunctionalModel:
         image = jax.ShapeDtypeStruct((1, *self.preprocessing.image_size, len(self.preprocessing.mean)), jnp.uint8)
         return macs_of(lambda weights, x: self.apply(weights, x)[0], self.shapes, image)
 
+    def count_training_macs(self) -> int:
+        """Multiply-accumulates of a forward and a backward pass on one image, of which those of frozen parts are left out."""
+        if self.trained is None:
+            return 3 * self.count_macs()
+        image = jax.ShapeDtypeStruct((1, *self.preprocessing.image_size, len(self.preprocessing.mean)), jnp.uint8)
+
+        def gradient(weights: Weights, x: Array) -> Any:
+            trained, frozen = self.split(weights["params"])
+            loss = lambda trained: self.apply({**weights, "params": joined(trained, frozen)}, x)[0].sum()  # noqa: E731
+            return jax.grad(loss)(trained)
+
+        return macs_of(gradient, self.shapes, image)
+
+    def split(self, params: Any) -> tuple[Any, Any]:
+        """Parameters, or a tree like theirs, in two trees: what is trained, and what is frozen."""
+        return (params, {}) if self.trained is None else parted(params, self.trained)
+
+    def changes(self) -> Weights:
+        """Whether training changes each leaf of the weights, as booleans: statistics of frozen parts stay."""
+        if self.trained is None:
+            return jax.tree.map(lambda _: True, self.shapes)
+        trained = flatten_dict(self.trained)
+        stats = {path: not _is_frozen(path[:-1], trained) for path in flatten_dict(self.shapes["model_state"])}
+        return {"params": self.trained, "model_state": unflatten_dict(stats)}
+
     def _run(self, forward: Callable[[Any], Callable[..., tuple[Array, ...]]], weights: Weights, images: Array, rng: Array | None) -> Any:
         """Float32 outputs of the function that `forward` makes of the model, and the new model_state."""
         model = nnx.merge(self.graphdef, weights["params"], weights["model_state"], self.constants, copy=True)
@@ -66,11 +96,44 @@ def _whole(model: Any) -> Callable[..., tuple[Array, ...]]:
     return lambda *args, **options: (model(*args, **options),)
 
 
-def functional(model: Any) -> tuple[FunctionalModel, Weights]:
-    """Splits a model of the zoo into its function and its weights."""
+def functional(model: Any, layers: Layers | None = None) -> tuple[FunctionalModel, Weights]:
+    """Splits a model of the zoo into its function and its weights.
+
+    Args:
+      model: Real or abstract.
+      layers: Its family's, for layer-wise decay of the learning rate.
+    """
     graphdef, params, stats, constants = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     weights = {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(stats)}
-    return FunctionalModel(graphdef, constants, model.preprocessing, jax.eval_shape(lambda: weights)), weights
+    shapes = jax.eval_shape(lambda: weights)
+    return FunctionalModel(graphdef, constants, model.preprocessing, shapes, places_of(model, layers)), weights
+
+
+def freeze(model: FunctionalModel, trained: Any) -> FunctionalModel:
+    """The model with some of its parameters frozen.
+
+    A frozen part is constant and runs as in evaluation also where the rest is trained: its batch norms use and keep their
+    statistics, and it drops neither units nor paths. A module is part of it if all parameters inside it are frozen; one without
+    parameters, such as drop path, if all of the smallest module around it that has parameters are.
+
+    Args:
+      model: Whose weights keep their names and shapes.
+      trained: Whether each parameter is trained: booleans in nested dicts as those of the parameters.
+    """
+    if all(jax.tree.leaves(trained)):
+        return model
+    flat = flatten_dict(trained)
+    module = nnx.merge(model.graphdef, model.shapes["params"], model.shapes["model_state"], model.constants, copy=True)
+    for path, part in nnx.iter_modules(module):
+        if _is_frozen(path, flat):
+            run_as_in_evaluation(part)
+    return dataclasses.replace(model, graphdef=nnx.graphdef(module), trained=trained)
+
+
+def _is_frozen(path: tuple[Any, ...], trained: Mapping[tuple[Any, ...], bool]) -> bool:
+    """Whether all parameters in the module at `path`, or in the nearest one around it that has any, are frozen."""
+    inside = next(filter(None, ([t for p, t in trained.items() if p[:n] == path[:n]] for n in range(len(path), -1, -1))))
+    return not any(inside)
 
 
 def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) -> tuple[FunctionalModel, Callable[[], Weights]]:
@@ -101,7 +164,7 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
         )
 
     try:
-        abstract, _ = functional(nnx.eval_shape(lambda: create(InitRngs(None))))
+        abstract, _ = functional(nnx.eval_shape(lambda: create(InitRngs(None))), family_of(config.name).layers)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     constants = abstract.constants

@@ -3,79 +3,73 @@ import jax.numpy as jnp
 import pytest
 
 from vitlab.config import ConfigError, OptimizerConfig
-from vitlab.functional import functional
-from vitlab.models.registry import create_model, list_models
-from vitlab.train.groups import groups_of, layer_depths
+from vitlab.layers.roles import Place
+from vitlab.train.groups import groups_of
 from vitlab.tree import leaf_names
-
-
-def shapes(name, **fields):
-    return jax.eval_shape(lambda: functional(create_model(name, num_classes=5, **fields))[1]["params"])
 
 
 def by_name(params, tree):
     return dict(zip(leaf_names(params), jax.tree.leaves(tree), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("deit_tiny_distilled_patch16", {"dim": 16, "depth": 1, "num_heads": 2, "num_registers": 2}),
-        ("swin_tiny", {"dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}),
-    ],
-)
-def test_only_matrices_and_kernels_decay(name, fields):
-    params = shapes(name, **fields)
-    decays = by_name(params, groups_of(params, OptimizerConfig()).decays)
-    assert all(decays == name.endswith("/kernel") for name, decays in decays.items())
-    assert any(decays.values()) and not all(decays.values())
+def groups(params, **options):
+    """The groups of parameters without roles."""
+    return groups_of(params, jax.tree.map(lambda _: Place(), params), OptimizerConfig(**options))
 
 
-def test_tokens_tables_and_positions_of_other_names_do_not_decay():
-    shape = jnp.zeros((2, 2))
-    tree = {"relative_position_bias_table": shape, "absolute_pos_embed": shape, "mask_token": shape, "q": {"bias": shape}, "kernel": shape}
-    decays = by_name(tree, groups_of(tree, OptimizerConfig()).decays)
-    assert [name for name, value in decays.items() if value] == ["kernel"]
+def test_vectors_biases_tables_and_tokens_do_not_decay():
+    table = jnp.zeros((2, 2))
+    params = {"kernel": table, "table": table, "token": table, "q": {"bias": table, "rel_pos_bias": table}, "scale": jnp.zeros(2)}
+    places = {name: Place() for name in params} | {"q": {"bias": Place(), "rel_pos_bias": Place()}}
+    places |= {"table": Place(roles=frozenset({"position", "embedding"})), "token": Place(roles=frozenset({"token"}))}
+    decays = by_name(params, groups_of(params, places, OptimizerConfig()).decays)
+    assert [name for name, value in decays.items() if value] == ["kernel", "q/rel_pos_bias"]  # a name gives no role
 
 
-def test_depth_goes_through_the_blocks_of_all_stages_in_natural_order():
-    names = [
-        "stem/kernel",
-        *(f"stages/{s}/blocks/{b}/kernel" for s in (1, 0) for b in range(11)),
-        "stages/1/downsample/kernel",
-        "head/kernel",
-    ]
-    depths = layer_depths(names)
-    assert depths["stem/kernel"] == 0 and depths["head/kernel"] == 23
-    assert depths["stages/0/blocks/10/kernel"] == 11  # not after blocks/1
-    assert depths["stages/1/blocks/0/kernel"] == 12 == depths["stages/1/downsample/kernel"]
+def test_layer_decay_counts_the_layers_up_to_the_head():
+    params = {name: jnp.zeros(2) for name in ("embed", "first", "second", "head")}
+    places = {name: Place(depth=i) for i, name in enumerate(params)}
+    scales = groups_of(params, places, OptimizerConfig(layer_decay=0.5, groups=("^first lr=3", "^(?!first)"))).scales
+    assert by_name(params, scales) == {"embed": 1 / 8, "first": 3 / 4, "head": 1.0, "second": 1 / 2}
 
 
-@pytest.mark.parametrize("pattern", ["vit_tiny_patch16", "swin_tiny", "nat_mini", "efficientvit_m0", "spectformerh_small", "crossvit_9"])
-def test_the_blocks_of_every_way_to_name_them_are_found(pattern):
-    (name,) = list_models(pattern)
-    depths = layer_depths(leaf_names(shapes(name)))
-    assert set(depths.values()) == set(range(max(depths.values()) + 1)) and max(depths.values()) > 5
+def test_layer_decay_of_a_model_that_declares_no_layers_is_refused():
+    with pytest.raises(ConfigError, match=r"layer_decay=0\.5 needs the depth of each parameter: declare `layers`"):
+        groups({"kernel": jnp.zeros((2, 2))}, layer_decay=0.5)
 
 
 def test_a_group_changes_rate_and_decay():
     params = {"blocks": {"0": {"kernel": jnp.zeros((2, 2))}}, "head": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
-    groups = groups_of(params, OptimizerConfig(groups=("^blocks/ frozen", "^head/ lr=10 decay=off")))
-    assert by_name(params, groups.scales) == {"blocks/0/kernel": 0.0, "head/bias": 10.0, "head/kernel": 10.0}
-    assert by_name(params, groups.decays) == {"blocks/0/kernel": True, "head/bias": False, "head/kernel": False}
+    found = groups(params, groups=("^blocks/ lr=0 decay=on", "^head/ lr=10 decay=off"))
+    assert by_name(params, found.scales) == {"blocks/0/kernel": 0.0, "head/bias": 10.0, "head/kernel": 10.0}
+    assert by_name(params, found.decays) == {"blocks/0/kernel": True, "head/bias": False, "head/kernel": False}
+    assert all(jax.tree.leaves(found.trained))  # a rate of zero is no freezing
+
+
+def test_what_is_frozen_has_neither_rate_nor_decay():
+    params = {"blocks": {"0": {"kernel": jnp.zeros((2, 2))}}, "head": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+    found = groups(params, groups=("^blocks/ frozen", "^head/ lr=10"))
+    assert by_name(params, found.trained) == {"blocks/0/kernel": False, "head/bias": True, "head/kernel": True}
+    assert found.scales == {"head": {"bias": 10.0, "kernel": 10.0}} and found.decays == {"head": {"bias": False, "kernel": True}}
+
+
+def test_groups_that_freeze_everything_are_refused():
+    with pytest.raises(ConfigError, match="freeze every parameter"):
+        groups({"kernel": jnp.zeros((2, 2))}, groups=(". frozen",))
 
 
 @pytest.mark.parametrize(
-    ("groups", "words"),
+    ("texts", "words"),
     [
         (("^head/ lr=10",), r"exactly one of optimizer.groups; blocks/kernel matches none"),
+        ((".", "^neck/ frozen"), "matches no parameter"),
         (("kernel lr=10", "."), r'head/bias matches|blocks/kernel matches "kernel lr=10" and "."'),
         (("^blocks lr=ten", "head"), r'group "\^blocks lr=ten" must be a regex and any of'),
         (("^blocks decay=maybe", "head"), "must be a regex and any of"),
         (("(blocks", "head"), "must be a regex and any of"),
     ],
 )
-def test_groups_that_do_not_part_the_parameters_are_refused(groups, words):
+def test_groups_that_do_not_part_the_parameters_are_refused(texts, words):
     params = {"blocks": {"kernel": jnp.zeros((2, 2))}, "head": {"bias": jnp.zeros(2)}}
     with pytest.raises(ConfigError, match=words):
-        groups_of(params, OptimizerConfig(groups=groups))
+        groups(params, groups=texts)

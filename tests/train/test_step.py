@@ -88,7 +88,7 @@ def run(num_steps, log_every=2, kind=NormedModel, white_at=(), taught=False, **f
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8), "label": np.array([0, 1, 2, 0], np.int32)}
     mesh = make_mesh()
-    state = jax.device_put(make_state(weights, optimizer, experiment), replicated(mesh))
+    state = jax.device_put(make_state(model, weights, optimizer, experiment), replicated(mesh))
     compiled, _ = compile_step(trace_step(step, state, batch, mesh, teacher=teacher))
     fixed = (jax.device_put(teacher_weights, replicated(mesh)),) if taught else ()
     history = []

@@ -22,7 +22,7 @@ class Plan:
     batch_size: int  # over all devices
     compile_seconds: float
     memory: dict[str, int]  # part -> bytes; they add up
-    model_flops: float  # three times those of the forward pass, and a teacher's once: what the mathematics needs
+    model_flops: float  # of the forward and the backward pass, and of a teacher's forward pass: what the mathematics needs
     flops: float | None  # that the compiler or the tracing counts, whichever finds more; recomputation included, kernels left out
     bytes_accessed: float | None  # that the compiler counts, and what loops move after their first trip
     collectives: tuple[Collective, ...]
@@ -74,7 +74,7 @@ def make_plan(experiment: Experiment, topology: Topology, data: Data) -> Plan:
         batch_size=experiment.batch_size,
         compile_seconds=program.compile_seconds,
         memory=_memory(program),
-        model_flops=(6 * program.macs + 2 * program.teacher_macs) * experiment.batch_size / topology.count,
+        model_flops=2 * (program.macs + program.teacher_macs) * experiment.batch_size / topology.count,
         flops=max(cost["flops"], 2 * program.step_macs / topology.count) if "flops" in cost else None,
         bytes_accessed=cost["bytes accessed"] + hlo.repeated_bytes(text) if "bytes accessed" in cost else None,
         collectives=collectives(text, topology.count),

@@ -17,6 +17,7 @@ from vitlab.data.splits import split_range
 from vitlab.functional import build, check_tensor
 from vitlab.parallel import mesh as meshes
 from vitlab.plan.topology import Topology
+from vitlab.train.groups import as_trained
 from vitlab.train.periods import Periods
 from vitlab.train.setup import abstract_batch, make_step
 from vitlab.train.step import compile_step, trace_step
@@ -59,7 +60,7 @@ class Program:
     state: Any  # shapes, dtypes and sharding
     batch: Any
     periods: Periods
-    macs: int  # multiply-accumulates of the forward pass on one image
+    macs: int  # multiply-accumulates of the forward and the backward pass on one image
     step_macs: int = 0  # of the step over all devices, what is recomputed included
     teacher: Any  # its weights: shapes, dtypes and sharding; None without one
     teacher_macs: int  # of its forward pass on one image
@@ -88,7 +89,7 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
         "state": state,
         "batch": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)), batch),
         "periods": periods,
-        "macs": model.count_macs(),
+        "macs": as_trained(model, experiment.optimizer).count_training_macs(),
         "teacher": teacher and meshes.sharded_shapes(teacher.shapes, mesh, teacher.tensor_split),
         "teacher_macs": teacher.count_macs() if teacher else 0,
     }

@@ -1,4 +1,4 @@
-"""What sets parameters apart in the optimizer: decay, rate, frozen; by kind, by name and by depth."""
+"""How the optimizer treats each parameter: decay, rate, freezing; by its role, its depth, and the config's groups."""
 
 import dataclasses
 import re
@@ -7,77 +7,83 @@ from typing import Any
 import jax
 
 from vitlab.config import ConfigError, OptimizerConfig
-from vitlab.tree import leaf_names
+from vitlab.functional import FunctionalModel, freeze
+from vitlab.layers.roles import Place
+from vitlab.tree import leaf_names, parted
 
-# Beside these, nothing with one dimension or none decays: biases, scales of norms and of layer scale.
-_NO_DECAY = re.compile(r"(^|/)(\w*pos_embed|\w+_token|register_tokens|rel_pos_bias|\w*bias_table|bias)$")
-_BLOCK = re.compile(r"(?:(?P<stage>\w+/\d+)/)?(?P<list>blocks)/(?P<block>\d+)/")
-_STAGE = re.compile(r"(?P<stage>\w+/\d+)/")
-_EMBEDDING = re.compile(r"(stem|patch_embed\w*|pos_embed\w*|embeddings?|embed_norm|\w+_token|register_tokens)(/|$)")
+_NEVER_DECAY = {"position", "token"}
+_NOT_MUON = {"position", "token", "filter", "embedding", "head"}  # not a matrix between features of the network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Trees like the parameters' of Python values."""
+    """Trees of Python values: `trained` like the parameters, the others like those that are trained."""
 
+    trained: Any  # bool; False: frozen
     decays: Any  # bool
-    scales: Any  # float, of the learning rate; 0: frozen
+    scales: Any  # factor of the learning rate
+    muon: Any  # bool, whether Muon orthogonalises the update
 
 
-def groups_of(params: Any, config: OptimizerConfig) -> Groups:
+def groups_of(params: Any, places: Any, config: OptimizerConfig) -> Groups:
     """Decay, rate and freezing of each parameter.
+
+    Nothing with one dimension or none decays, no bias does, and no table of positions or token. `layer_decay` multiplies the rate
+    once for each layer between a parameter and the head: the layer-wise decay of BEiT (arXiv:2106.08254), every block a layer.
 
     Args:
       params: Arrays or their shapes.
+      places: The `Place` of each.
       config: `groups` are texts "REGEX [lr=FACTOR] [decay=on|off] [frozen]"; the regex is searched in names such as
-        "blocks/0/attn/qkv/kernel". `layer_decay` multiplies the rate once for each block between a parameter and the head.
+        "blocks/0/attn/qkv/kernel".
 
     Raises:
-      ConfigError: A group is malformed or matches nothing, or a parameter matches none or two of them.
+      ConfigError: A group is malformed or matches nothing, a parameter matches none or two of them, all parameters are frozen, or
+        the family of the model does not declare its layers, which `layer_decay` needs.
     """
     leaves, treedef = jax.tree.flatten(params)
-    names = leaf_names(params)
-    decays = [leaf.ndim > 1 and not _NO_DECAY.search(name) for name, leaf in zip(names, leaves, strict=True)]
-    scales = [1.0] * len(names)
-    if config.layer_decay != 1:
-        depths = layer_depths(names)
-        scales = [config.layer_decay ** (max(depths.values()) - depths[name]) for name in names]
-    for i, group in enumerate(_assigned(names, config.groups)):
-        scales[i] *= group.factor
-        decays[i] = decays[i] if group.decay is None else group.decay
-    return Groups(decays=jax.tree.unflatten(treedef, decays), scales=jax.tree.unflatten(treedef, scales))
+    names, all_places = leaf_names(params), jax.tree.leaves(places)
+    groups = _assigned(names, config.groups) or [_Group()] * len(names)
+    factors = _layer_factors(all_places, config.layer_decay)
+    matrices = [leaf.ndim > 1 and name.split("/")[-1] != "bias" for name, leaf in zip(names, leaves, strict=True)]
+    trained, decays, scales, muon = [], [], [], []
+    for leaf, place, group, factor, matrix in zip(leaves, all_places, groups, factors, matrices, strict=True):
+        trained.append(not group.frozen)
+        decays.append(matrix and not place.roles & _NEVER_DECAY if group.decay is None else group.decay)
+        scales.append(factor * group.factor)
+        muon.append(matrix and leaf.ndim in (2, 4) and min(leaf.shape[-2:]) > 1 and not place.roles & _NOT_MUON)  # nor depthwise
+    if not any(trained):
+        raise ConfigError("optimizer.groups freeze every parameter, so nothing is left to train; take `frozen` out of one of them")
+    mask = jax.tree.unflatten(treedef, trained)
+    decays, scales, muon = (parted(jax.tree.unflatten(treedef, values), mask)[0] for values in (decays, scales, muon))
+    return Groups(trained=mask, decays=decays, scales=scales, muon=muon)
 
 
-def layer_depths(names: list[str]) -> dict[str, int]:
-    """Depth of each parameter: 0 for what embeds, then one for each block in the order of the forward pass, one more for the head.
+def as_trained(model: FunctionalModel, config: OptimizerConfig) -> FunctionalModel:
+    """The model with what the groups freeze frozen.
 
-    What belongs to a stage but to no block of it, such as a downsampling, counts as the stage's first block. This is the layer-wise
-    decay of BEiT (arXiv:2106.08254) with every block a layer.
+    Raises:
+      ConfigError: The groups do not fit its parameters.
     """
-    blocks: dict[tuple[Any, ...], int] = {}
-    matches = {name: _BLOCK.match(name) for name in names}
-    for name in names:
-        if match := matches[name]:
-            blocks.setdefault(_block_key(match), 0)
-    order = {key: i + 1 for i, key in enumerate(sorted(blocks))}
-    first = {key[0]: min(i for k, i in order.items() if k[0] == key[0]) for key in order}
-    out = {}
-    for name in names:
-        stage = _STAGE.match(name)
-        if match := matches[name]:
-            out[name] = order[_block_key(match)]
-        elif stage and _natural(stage["stage"]) in first:
-            out[name] = first[_natural(stage["stage"])]
-        else:
-            out[name] = 0 if _EMBEDDING.match(name) else len(order) + 1
-    return out
+    return freeze(model, groups_of(model.shapes["params"], model.places, config).trained)
+
+
+def _layer_factors(places: list[Place], layer_decay: float) -> list[float]:
+    """What layer-wise decay multiplies each parameter's rate by."""
+    if layer_decay == 1:
+        return [1.0] * len(places)
+    depths = [place.depth for place in places if place.depth is not None]
+    if len(depths) < len(places):
+        raise ConfigError(f"optimizer.{layer_decay=} needs the depth of each parameter: declare `layers` in the `FAMILY` of the model")
+    return [layer_decay ** (max(depths) - depth) for depth in depths]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Group:
-    pattern: re.Pattern[str]
+    pattern: re.Pattern[str] = re.compile("")
     factor: float = 1.0
     decay: bool | None = None
+    frozen: bool = False
 
 
 def _parse(text: str) -> _Group:
@@ -87,7 +93,7 @@ def _parse(text: str) -> _Group:
         for setting in settings:
             key, _, value = setting.partition("=")
             if setting == "frozen":
-                group = dataclasses.replace(group, factor=0.0)
+                group = dataclasses.replace(group, frozen=True)
             elif key == "lr" and float(value) >= 0:
                 group = dataclasses.replace(group, factor=float(value))
             elif key == "decay":
@@ -114,11 +120,3 @@ def _assigned(names: list[str], texts: tuple[str, ...]) -> list[_Group]:
         if not any(i in found for found in matching):
             raise ConfigError(f'optimizer group "{text}" matches no parameter, such as {names[0]}')
     return [groups[found[0]] for found in matching]
-
-
-def _natural(text: str) -> tuple[Any, ...]:
-    return tuple(int(part) if part.isdigit() else part for part in text.split("/"))
-
-
-def _block_key(match: re.Match[str]) -> tuple[Any, ...]:
-    return (_natural(match["stage"]) if match["stage"] else (), int(match["block"]))

@@ -16,6 +16,7 @@ from vitlab.runs.retention import Retention
 from vitlab.runs.trained import Trained
 from vitlab.signals import Stopped, StopRequest
 from vitlab.train.clock import Clock
+from vitlab.train.groups import as_trained
 from vitlab.train.profile import Profile
 from vitlab.train.report import Report
 from vitlab.train.setup import Setup, set_up
@@ -85,7 +86,8 @@ def train(
         train_step, compile_seconds = compile_step(setup.train_step)
         batches = stack.enter_context(setup.open_train_batches(step))
         clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size, peak_speed=setup.peak_speed())
-        leaves, max_skips = leaf_names(state["params"]), experiment.max_skips
+        trained, _ = as_trained(setup.model, experiment.optimizer).split(state["params"])
+        leaves, max_skips = leaf_names(trained), experiment.max_skips
         report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, leaves=leaves, max_skips=max_skips))
         report.line(_beginning(setup, teacher, state, step, compile_seconds))
         profiler = stack.enter_context(Profile(workdir / "profile", profile if distributed.is_first() else range(0)))

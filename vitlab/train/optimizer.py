@@ -1,5 +1,6 @@
 """Optimizers by name: optax's, composed so that decay, layer-wise rates and freezing mean the same for each."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,30 +10,24 @@ import optax
 from optax import contrib
 
 from vitlab.config import OptimizerConfig
-from vitlab.train.groups import Groups, groups_of
+from vitlab.train.groups import Groups
 from vitlab.train.schedule import Schedule
 
-# Not a matrix between features of the network, so left to Adam by Muon.
-_NOT_MUON = ("head", "head_dist", "aux_head", "patch_embed", "stem", "embeddings")
 _MUON_RMS = 0.2  # of an update, as Adam's is, so that Muon takes Adam's learning rate (arXiv:2502.16982, eq. 4)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: Schedule, params: Any) -> optax.GradientTransformation:
-    """The optimizer of these parameters (arrays or their shapes).
+def make_optimizer(config: OptimizerConfig, schedule: Schedule, groups: Groups) -> optax.GradientTransformation:
+    """The optimizer of the trained parameters.
 
     Update = -rate * (direction + weight_decay * parameter), the rate being the schedule's times the group's. AdamW
     (arXiv:1711.05101), LAMB (arXiv:1904.00962), Lion (arXiv:2302.06675), Adafactor as in big_vision (arXiv:2106.04560, 3.4),
     schedule-free AdamW (arXiv:2405.15682), and Muon on matrices and full convolutions with Nesterov's Adam for the rest, as optax
     has it. SGD has Nesterov's momentum `beta1`, and its decay joins the gradient before the momentum, as in torch. Before all
     that, gradients are clipped by their global norm.
-
-    Raises:
-      ConfigError: The groups do not fit the parameters.
     """
-    groups = groups_of(params, config)
     free = config.name == "schedule_free_adamw"
     steps = [
-        _where_trained(groups),
+        optax.identity(),  # holds the first place, so that the states of the others keep their names in checkpoints
         *([] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]),
         *_DIRECTIONS[config.name](config, groups),
         optax.scale_by_learning_rate(schedule),
@@ -43,7 +38,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule, params: Any) -> 
 
 
 def averaged_params(config: OptimizerConfig, opt_state: Any, params: Any) -> Any:
-    """What schedule-free training evaluates in place of its parameters."""
+    """What schedule-free training evaluates in place of its trained parameters."""
     assert config.name == "schedule_free_adamw"
     return contrib.schedule_free_eval_params(opt_state, params)
 
@@ -89,7 +84,7 @@ def _muon(config: OptimizerConfig, groups: Groups) -> list[optax.GradientTransfo
         mu_dtype=jnp.dtype(config.moment_dtype),
         adam_b1=config.beta1,
         adam_b2=config.beta2,
-        muon_weight_dimension_numbers=_muon_dimensions,
+        muon_weight_dimension_numbers=functools.partial(_muon_dimensions, groups),
         consistent_rms=_MUON_RMS,
     )
     return [muon, optax.scale(-1.0), _decay(config, groups)]
@@ -110,21 +105,15 @@ _DIRECTIONS: dict[str, Callable[[OptimizerConfig, Groups], list[optax.GradientTr
 }
 
 
-def _muon_dimensions(params: Any) -> Any:
-    """Which dimensions of a kernel are inputs, which outputs; None where Adam takes over: not a matrix, at an end, or depthwise."""
+def _muon_dimensions(groups: Groups, params: Any) -> Any:
+    """Which dimensions of a kernel are inputs, which outputs; None where Adam takes over."""
 
-    def dimensions(path, leaf):
-        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        if names[0] in _NOT_MUON or names[-1] != "kernel" or leaf.ndim not in (2, 4) or min(leaf.shape[-2:]) == 1:
+    def dimensions(orthogonal: bool, leaf: Any) -> Any:  # optax masks the leaves that are Adam's
+        if not orthogonal:
             return None
         return contrib.MuonDimensionNumbers(reduction_axis=tuple(range(leaf.ndim - 1)), output_axis=leaf.ndim - 1)
 
-    return jax.tree_util.tree_map_with_path(dimensions, params)
-
-
-def _where_trained(groups: Groups) -> optax.GradientTransformation:
-    """Zeroes the gradients of what is frozen, so that clipping does not count them."""
-    return optax.stateless(lambda grads, _: jax.tree.map(lambda g, scale: g if scale else jnp.zeros_like(g), grads, groups.scales))
+    return jax.tree.map(dimensions, groups.muon, params)
 
 
 def _scale(groups: Groups) -> optax.GradientTransformation:

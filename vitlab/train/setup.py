@@ -17,9 +17,10 @@ from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
-from vitlab.functional import FunctionalModel, Weights, build, check_tensor, functional
+from vitlab.functional import FunctionalModel, Weights, build, check_tensor, freeze, functional
 from vitlab.parallel import mesh as meshes
 from vitlab.runs.trained import Trained
+from vitlab.train.groups import as_trained, groups_of
 from vitlab.train.optimizer import make_optimizer
 from vitlab.train.periods import Periods
 from vitlab.train.schedule import make_schedule
@@ -57,14 +58,15 @@ class Setup:
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
     def peak_speed(self) -> float | None:
-        """Images/s if the devices multiplied all the time: three times the products of the forward pass, and a teacher's once.
+        """Images/s if the devices multiplied all the time: the products of forward and backward pass, and of a teacher's forward pass.
 
         None where no peak is known.
         """
         peak = peak_flops(self.mesh.devices.flat[0].device_kind)
         if peak is None:
             return None
-        macs = 3 * self.model.count_macs() + (self.teacher.count_macs() if self.teacher else 0)
+        trainee = as_trained(self.model, self.experiment.optimizer)
+        macs = trainee.count_training_macs() + (self.teacher.count_macs() if self.teacher else 0)
         return peak * self.mesh.size / (2 * macs)
 
     def restore_teacher(self) -> Trained | None:
@@ -104,16 +106,22 @@ class Setup:
 def make_step(
     experiment: Experiment, model: FunctionalModel, periods: Periods, *, num_classes: int, teacher: FunctionalModel | None = None
 ) -> tuple[TrainStep, Callable[[Weights], State]]:
-    """The step of an experiment on data of so many classes, and a function for the state before the first one (see `Setup`)."""
+    """The step of an experiment on data of so many classes, and a function for the state before the first one (see `Setup`).
+
+    Raises:
+      ConfigError: The optimizer's groups do not fit the parameters.
+    """
     schedule = make_schedule(experiment.optimizer, periods)
-    optimizer: optax.GradientTransformation = make_optimizer(experiment.optimizer, schedule, model.shapes["params"])
+    groups = groups_of(model.shapes["params"], model.places, experiment.optimizer)
+    trainee = freeze(model, groups.trained)
+    optimizer: optax.GradientTransformation = make_optimizer(experiment.optimizer, schedule, groups)
     num_classes = experiment.model.num_classes or num_classes
 
     def create_state(weights: Weights) -> State:
-        return make_state(weights, optimizer, experiment)
+        return make_state(trainee, weights, optimizer, experiment)
 
     options = {"experiment": experiment, "num_classes": num_classes, "log_every": periods.log, "teacher": teacher}
-    return make_train_step(model, optimizer, schedule, **options), create_state
+    return make_train_step(trainee, optimizer, schedule, **options), create_state
 
 
 def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights:

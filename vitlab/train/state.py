@@ -5,38 +5,45 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from vitlab.config import Experiment
-from vitlab.functional import Weights
+from vitlab.functional import FunctionalModel, Weights
 from vitlab.train.optimizer import averaged_params
+from vitlab.tree import joined
 
 # params, model_state, opt_state, step (int32, steps done), interval (sums since the last log), skips (see step.py), and, where
 # weights are averaged, average (its params and model_state)
 State = dict[str, Any]
 
 
-def make_state(weights: Weights, optimizer: optax.GradientTransformation, experiment: Experiment) -> State:
-    """The state before the first step."""
+def make_state(model: FunctionalModel, weights: Weights, optimizer: optax.GradientTransformation, experiment: Experiment) -> State:
+    """The state before the first step; the optimizer has one of the trained parameters only."""
     interval = {"loss": jnp.zeros((), jnp.float32), "correct": jnp.zeros((), jnp.int32), "images": jnp.zeros((), jnp.int32)}
     skips = {"total": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)}
     if experiment.spike_factor is not None:
         skips |= {"usual_norm": jnp.zeros((), jnp.float32), "kept": jnp.zeros((), jnp.int32)}
-    opt_state = optimizer.init(weights["params"])
+    opt_state = optimizer.init(model.split(weights["params"])[0])
     state = {**weights, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32), "interval": interval, "skips": skips}
     if experiment.averages:
         state["average"] = jax.tree.map(jnp.copy, weights)
     return state
 
 
-def average(experiment: Experiment, old: State, new: State) -> Weights:
+def average(model: FunctionalModel, experiment: Experiment, old: State, new: State) -> Weights:
     """The averaged weights after a step (`old` is the state before it): what schedule-free training has, or an exponential moving average.
 
     The average's decay grows with the step t as (1 + t) / (10 + t), up to `ema_decay`, so that it forgets the beginning.
     """
     if experiment.ema_decay is None:
-        params = averaged_params(experiment.optimizer, new["opt_state"], new["params"])
-        return {"params": params, "model_state": new["model_state"]}
+        trained, frozen = model.split(new["params"])
+        params = averaged_params(experiment.optimizer, new["opt_state"], trained)
+        return {"params": joined(params, frozen), "model_state": new["model_state"]}
     t = (old["step"] + 1).astype(jnp.float32)
     keep = jnp.minimum(experiment.ema_decay, (1 + t) / (10 + t))
     latest = {name: new[name] for name in ("params", "model_state")}
-    return jax.tree.map(lambda a, x: (keep * a + (1 - keep) * x).astype(a.dtype), old["average"], latest)
+
+    def mixed(a: Array, x: Array, changes: bool) -> Array:
+        return (keep * a + (1 - keep) * x).astype(a.dtype) if changes else x  # a mean of equal numbers can differ from them
+
+    return jax.tree.map(mixed, old["average"], latest, model.changes())

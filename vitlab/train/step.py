@@ -20,6 +20,7 @@ from vitlab.train.erase import erase
 from vitlab.train.mix import mix
 from vitlab.train.schedule import Schedule
 from vitlab.train.state import State, average
+from vitlab.tree import joined
 
 Batch = dict[str, Array]  # image: uint8 [b, h, w, c], label: int32 [b]
 Metrics = dict[str, Array]
@@ -42,7 +43,8 @@ def make_train_step(
 
     Randomness is a function of (seed, step). The metrics `loss` and `accuracy` (of the label with the larger share, where images
     are mixed) are means since the last multiple of `log_every`: their sums live in the state, so that a resumed run reports what
-    an uninterrupted one does. `finite` is [the loss, then every gradient in the order of the leaves]; `grad_norm` is before clipping.
+    an uninterrupted one does. `finite` is [the loss, then the gradient of each trained parameter in the order of the leaves];
+    `grad_norm` is before clipping. Frozen parameters (see `vitlab.functional.freeze`) have no gradient.
 
     Under `nonfinite="skip"` a step whose flags are not all True leaves weights and optimizer as they were and is in no mean; the
     metrics `skipped` and `skipped_in_a_row` count such steps. Under "stop" it is the report that ends the run. With a
@@ -56,9 +58,9 @@ def make_train_step(
     skip, spike_factor = experiment.nonfinite == "skip", experiment.spike_factor
 
     def part(
-        teacher_weights: Any, params: Any, model_state: Any, images: Array, targets: Array, rng: Array
+        teacher_weights: Any, frozen: Any, trained: Any, model_state: Any, images: Array, targets: Array, rng: Array
     ) -> tuple[Array, tuple[Array, Any]]:
-        weights = {"params": params, "model_state": model_state}
+        weights = {"params": joined(trained, frozen), "model_state": model_state}
         if teacher is None:
             logits, model_state = model.apply(weights, images, rng)
             losses = loss_fn(logits, targets)
@@ -71,9 +73,10 @@ def make_train_step(
     def train_step(state: State, batch: Batch, teacher_weights: Any = None) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(experiment.seed), state["step"])
         images, targets = augmented(batch, rng, experiment, num_classes=num_classes, preprocessing=model.preprocessing)
-        own_part = functools.partial(part, teacher_weights)
-        value, correct, model_state, grads = _accumulate(own_part, state, images, targets, rng, parts=experiment.accumulation)
-        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        trained, frozen = model.split(state["params"])
+        own_part, begin = functools.partial(part, teacher_weights, frozen), (trained, state["model_state"])
+        value, correct, model_state, grads = _accumulate(own_part, *begin, images, targets, rng, parts=experiment.accumulation)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
         squares = jnp.stack([jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(grads)])
         finite = jnp.isfinite(jnp.concatenate([value[None], squares]))
         grad_norm, skips = jnp.sqrt(squares.sum()), state["skips"]
@@ -88,9 +91,10 @@ def make_train_step(
             "grad_norm": grad_norm,
             "finite": finite,
         }
-        new = {"params": optax.apply_updates(state["params"], updates), "model_state": model_state, "opt_state": opt_state}
+        params = joined(optax.apply_updates(trained, updates), frozen)
+        new = {"params": params, "model_state": model_state, "opt_state": opt_state}
         if "average" in state:
-            new["average"] = average(experiment, state, new)
+            new["average"] = average(model, experiment, state, new)
         if spike_factor is not None:
             share = jnp.maximum(0.01, 1 / (1 + skips["kept"]))  # the plain mean of the first hundred
             usual = jnp.where(keep, (1 - share) * skips["usual_norm"] + share * grad_norm, skips["usual_norm"])
@@ -124,14 +128,16 @@ def augmented(
     return mix(images, targets, jax.random.fold_in(rng, _MIX), experiment.mix)
 
 
-def _accumulate(part: Callable[..., Any], state: State, images: Array, targets: Array, rng: Array, *, parts: int) -> tuple[Any, ...]:
-    """Mean loss and gradient, and sum of hits, over parts of the batch one after the other; statistics go from part to part.
+def _accumulate(
+    part: Callable[..., Any], trained: Any, model_state: Any, images: Array, targets: Array, rng: Array, *, parts: int
+) -> tuple[Any, ...]:
+    """Mean loss and gradient of the trained parameters, and sum of hits, over parts of the batch; statistics go from part to part.
 
     A part takes every `parts`-th image, so that it lies on all devices as the batch does.
     """
     grad_fn = jax.value_and_grad(part, has_aux=True)
     if parts == 1:
-        (value, (correct, model_state)), grads = grad_fn(state["params"], state["model_state"], images, targets, rng)
+        (value, (correct, model_state)), grads = grad_fn(trained, model_state, images, targets, rng)
         return value, correct, model_state, grads
 
     def split(x: Array) -> Array:
@@ -140,11 +146,11 @@ def _accumulate(part: Callable[..., Any], state: State, images: Array, targets: 
     def add(carry: tuple[Any, ...], x: tuple[Array, ...]) -> tuple[tuple[Any, ...], None]:
         value, correct, model_state, grads = carry
         index, images, targets = x
-        (v, (c, model_state)), g = grad_fn(state["params"], model_state, images, targets, jax.random.fold_in(rng, index))
+        (v, (c, model_state)), g = grad_fn(trained, model_state, images, targets, jax.random.fold_in(rng, index))
         return (value + v / parts, correct + c, model_state, jax.tree.map(lambda a, b: a + b / parts, grads, g)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, state["params"])
-    begin = (jnp.zeros(()), jnp.zeros((), jnp.int32), state["model_state"], zeros)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    begin = (jnp.zeros(()), jnp.zeros((), jnp.int32), model_state, zeros)
     return jax.lax.scan(add, begin, (jnp.arange(parts), split(images), split(targets)))[0]
 
 

@@ -1,0 +1,226 @@
+"""Decay, depth and Muon for every parameter of every family, against rules written here as data, by name.
+
+The rules are the authors' (`no_weight_decay`, `no_weight_decay_keywords` and the optimizer of their code), who never decay vectors
+and biases, with one addition: tables of positions and tokens decay in no family. Some authors' lists forget their own tables.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from vitlab.config import OptimizerConfig
+from vitlab.functional import functional
+from vitlab.models.registry import abstract_model, family_of, list_models
+from vitlab.train.groups import groups_of
+from vitlab.tree import leaf_names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Regexes of names, matched from their beginning."""
+
+    variants: tuple[str, ...]  # together they have every parameter of the family
+    source: str  # who says what does not decay
+    kept: str = "$"  # parameters of two dimensions and more that do not decay
+    embeds: str  # depth 0
+    blocks: str  # in the order of its groups, each number in its natural order, a group that is not there last
+    after: str  # deeper than all blocks, in the norm's and the head's group
+    joins: tuple[tuple[str, str], ...] = ()  # other parameters -> the beginning of a name of equal depth
+
+
+TIMM = "timm optim/_param_groups.py: one dimension or none, and biases; the authors' code has no list"
+TOKENS = "cls_token, pos_embed (and dist_token)"
+SWIN = "absolute_pos_embed; keyword relative_position_bias_table"
+AGENTS = "; not the tables of agents, which are tables of positions all the same"
+STAGED = r"stages/(\d+)/blocks/(\d+)/"
+LAYERED = r"layers/(\d+)/blocks/(\d+)/"
+TABLES = r".*/(an|na|ah|ha|aw|wa|ac|ca)_bias$"
+PVT = "cls_token ('has pos_embed may be better', says its comment), as in PVT v1; pos_embed1 to 4 in PVT v2 and its heirs"
+
+RULES = {
+    "agent_deit": Rules(
+        variants=("agent_deit_tiny",), source=f"{TOKENS}{AGENTS}", kept=f"embed/(cls_token|pos_embed)$|{TABLES}", embeds="embed/",
+        blocks=r"blocks/(\d+)/", after="(norm|head)/",
+    ),
+    "agent_pvt": Rules(
+        variants=("agent_pvt_tiny",), source=f"{PVT}{AGENTS}", kept=f"{TABLES}|.*/pos_map$", embeds="stages/0/embed/", blocks=STAGED,
+        after="head/",
+    ),
+    "agent_swin": Rules(
+        variants=("agent_swin_tiny",), source=f"{SWIN}{AGENTS}", kept=rf"{TABLES}|.*/rel_pos_bias$", embeds="patch_embed/",
+        blocks=LAYERED, after="(norm|head)/",
+    ),
+    "biformer": Rules(
+        variants=("biformer_tiny",), source=f"{TOKENS}, of which it has none", embeds="stages/0/downsample/", blocks=STAGED,
+        after="(norm|head)/",
+    ),
+    "crossformer": Rules(
+        variants=("crossformer_tiny", "crossformer_pp_small"), source=f"{SWIN}; not the MLP of the dynamic position bias",
+        embeds="(patch_embed|embed_norm)/", blocks=LAYERED, after="(norm|head)/",
+    ),
+    "crossvit": Rules(
+        variants=("crossvit_9", "crossvit_9_dagger"), source="cls_token, pos_embed of each branch (timm: cls_token_0, pos_embed_0, ...)",
+        kept=r"embeddings/\d/(cls_token|pos_embed)$", embeds="embeddings/", blocks=r"encoders/(\d)/blocks/\d/(\d)/",
+        after="(norms|head)/", joins=tuple((f"encoders/{i}/fusions/", f"encoders/{i}/blocks/1/2/") for i in range(3)),
+    ),
+    "davit": Rules(variants=("davit_tiny",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
+    "efficientvit": Rules(
+        variants=("efficientvit_m0",), source="all of attention_biases", kept=".*/attention_biases$", embeds="patch_embed/",
+        blocks=STAGED, after="(norm|head)/",
+    ),
+    "fmvit": Rules(variants=("fmvit_tiny",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
+    "focalnet": Rules(
+        variants=("focalnet_tiny_srf", "focalnet_huge_fl3"), source="an empty list", embeds="stem/", blocks=LAYERED, after="(norm|head)/"
+    ),
+    "glnet": Rules(
+        variants=("glnet_stl", "glnet_stl_paramslot"), source=f"{TOKENS}, of which it has none; its slots decay",
+        embeds="stages/0/downsample/", blocks=STAGED, after="(norm|head)/",
+    ),
+    "halonet": Rules(
+        variants=("halonet_h0", "halonet_h3"), source=f"{TIMM}; height_rel and width_rel are tables of positions",
+        kept=".*/(height|width)_rel$", embeds="stem/", blocks=STAGED, after="(final_conv|head)/",
+    ),
+    "inline_deit": Rules(
+        variants=("inline_deit_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
+        after="(norm|head)/",
+    ),
+    "inline_pvt": Rules(
+        variants=("inline_pvt_tiny",), source=PVT, kept=".*/pos_map$", embeds="stages/0/embed/", blocks=STAGED, after="head/"
+    ),
+    "inline_swin": Rules(
+        variants=("inline_swin_tiny",), source=SWIN, kept=".*/rel_pos_bias$", embeds="patch_embed/", blocks=LAYERED, after="(norm|head)/"
+    ),
+    "litv2": Rules(variants=("litv2_small",), source=SWIN, embeds="patch_embed/", blocks=LAYERED, after="(norm|head)/"),
+    "mambaout": Rules(variants=("mambaout_femto",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
+    "maxvit": Rules(
+        variants=("maxvit_tiny",), source="timm: relative_position_bias_table, rel_pos.mlp", kept=".*/rel_pos_bias$", embeds="stem/",
+        blocks=STAGED, after="(norm|head)/",
+    ),
+    "metaformer": Rules(
+        variants=("metaformer_nano", "metaformer_s12"), source="ours; the mixer's authors", kept=".*/rel_pos_bias$",
+        embeds="stages/0/(downsample|norm)/", blocks=STAGED, after="(norm|head)/",
+    ),
+    "nat": Rules(
+        variants=("nat_mini", "nat_small", "dinat_tiny", "dinat_isotropic_small"), source="keyword rpb", kept=".*/rpb$",
+        embeds="patch_embed/", blocks=r"levels/(\d+)/blocks/(\d+)/", after="(norm|head)/",
+    ),
+    "nextvit": Rules(variants=("nextvit_small",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
+    "overlock": Rules(
+        variants=("overlock_xt",), source=f"{TIMM}; rpb1 and rpb2 are tables of positions", kept=".*/(small|large)_bias$",
+        embeds="base/0/embed/", blocks=r"base/(\d)/blocks/(\d+)/|focus/(\d)/(\d+)/", after="(proj|head)/",
+        joins=(("context_proj/", "focus/0/0/"), ("[xh]_down/", "focus/1/0/")),
+    ),
+    "ravlt": Rules(variants=("ravlt_tiny",), source=SWIN, embeds="patch_embed/", blocks=LAYERED, after="(proj|norm|head)/"),
+    "shvit": Rules(variants=("shvit_s1",), source="timm: an empty list", embeds="patch_embed/", blocks=STAGED, after="(norm|head)/"),
+    "smt": Rules(
+        variants=("smt_tiny", "smt_large"), source="pos_embed1 to 4 and cls_token, of which it has none",
+        embeds="stages/0/(stem|embed_norm)/", blocks=STAGED, after="head/",
+    ),
+    "spectformer": Rules(
+        variants=("spectformer_tiny", "gfnet_tiny"), source="pos_embed, cls_token; the filters decay", kept="pos_embed$",
+        embeds="(patch_embed/|pos_embed$)", blocks=r"blocks/(\d+)/", after="(norm|head)/",
+    ),
+    "spectformer_h": Rules(
+        variants=("spectformerh_small",), source="pos_embed, cls_token, of which it has none; the filters decay", embeds="stem/",
+        blocks=rf"{STAGED}|class_block/", after="(norm|head|aux_head)/",
+    ),
+    "svit": Rules(variants=("svit_small",), source=SWIN, embeds="patch_embed/", blocks=LAYERED, after="(proj|norm|head)/"),
+    "swin": Rules(
+        variants=("swin_tiny",), source=SWIN, kept=".*/rel_pos_bias$", embeds="patch_embed/", blocks=LAYERED, after="(norm|head)/"
+    ),
+    "swinv2": Rules(
+        variants=("swinv2_tiny_window8_256",), source="absolute_pos_embed; keywords cpb_mlp, logit_scale, relative_position_bias_table",
+        kept=r".*/cpb_fc\d/kernel$", embeds="patch_embed/", blocks=LAYERED, after="(norm|head)/",
+    ),
+    "van": Rules(
+        variants=("van_b0",), source="pos_embed1 to 4 and cls_token, of which it has none", embeds="stages/0/patch_embed/", blocks=STAGED,
+        after="head/",
+    ),
+    "vit": Rules(
+        variants=("vit_tiny_patch16", "deit_tiny_distilled_patch16"), source="pos_embed, cls_token, dist_token, reg_token",
+        kept=r"(cls_token|dist_token|reg_token|pos_embed)$", embeds=r"(patch_embed/|(cls|dist|reg)_token$|pos_embed$)",
+        blocks=r"blocks/(\d+)/", after="(norm|head|head_dist)/",
+    ),
+}  # fmt: skip
+FIELDS = {"deit_tiny_distilled_patch16": {"num_registers": 2}}
+CASES = [(name, variant) for name, rules in RULES.items() for variant in rules.variants]
+
+
+@functools.cache
+def zoo_model(variant):
+    return functional(abstract_model(variant, num_classes=5, **FIELDS.get(variant, {})), family_of(variant).layers)[0]
+
+
+def expected_depths(rules, names):
+    """The depth of each name by the rules alone."""
+
+    def key(match):
+        return tuple(math.inf if part is None else int(part) for part in match.groups())
+
+    order = sorted({key(match) for match in map(re.compile(rules.blocks).match, names) if match})
+
+    def depth(name):
+        if re.match(rules.embeds, name):
+            return 0
+        if re.match(rules.after, name):
+            return len(order) + 1
+        if match := re.match(rules.blocks, name):
+            return order.index(key(match)) + 1
+        for pattern, like in rules.joins:
+            if re.match(pattern, name):
+                return depth(like)
+        stage = re.match(r"\w+/\d+/", name)  # what is in no block of a stage goes with its first
+        assert stage, name
+        return min(depth(other) for other in names if other.startswith(f"{stage[0]}blocks/"))
+
+    return [depth(name) for name in names]
+
+
+def test_every_family_has_rules():
+    assert sorted(RULES) == sorted({family_of(name).model.__module__.split(".")[-1] for name in list_models()})
+    assert all(family_of(variant).model.__module__.endswith(f".{name}") for name, variant in CASES)
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_every_parameter_decays_lies_and_meets_muon_as_the_rules_say(name, variant):
+    rules, model = RULES[name], zoo_model(variant)
+    params = model.shapes["params"]
+    names, leaves = leaf_names(params), jax.tree.leaves(params)
+    groups = groups_of(params, model.places, OptimizerConfig(layer_decay=0.5))
+    decays, scales, muon = (dict(zip(names, jax.tree.leaves(tree), strict=True)) for tree in (groups.decays, groups.scales, groups.muon))
+
+    kept = re.compile(rules.kept)
+    assert decays == {name: x.ndim > 1 and not kept.match(name) for name, x in zip(names, leaves, strict=True)}
+    depths = expected_depths(rules, names)
+    assert scales == {name: 0.5 ** (max(depths) - depth) for name, depth in zip(names, depths, strict=True)}
+    assert set(depths) == set(range(max(depths) + 1))  # no depth is left out
+
+    ends = re.compile(rf"{rules.embeds}|(aux_)?head(_dist)?/|{rules.kept}")
+    matrices = [n.endswith("/kernel") and x.ndim in (2, 4) and min(x.shape[-2:]) > 1 for n, x in zip(names, leaves, strict=True)]
+    assert muon == {name: matrix and not ends.match(name) for name, matrix in zip(names, matrices, strict=True)}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_meets_a_parameter(name):
+    rules = RULES[name]
+    names = [n for variant in rules.variants for n in leaf_names(zoo_model(variant).shapes["params"])]
+    patterns = [rules.kept, rules.embeds, rules.blocks, rules.after, *(pattern for pattern, _ in rules.joins)]
+    found = {pattern: any(re.match(pattern, n) for n in names) for pattern in patterns if pattern != "$"}
+    assert all(found.values()), found
+
+
+def test_layer_decay_reaches_the_first_layers_of_every_family():
+    """The embedding of the image has the lowest rate of all, so that no large part is left at the head's."""
+    for variant in (rules.variants[0] for rules in RULES.values()):
+        model = zoo_model(variant)
+        places = jax.tree.leaves(model.places)
+        sizes = np.array([x.size for x in jax.tree.leaves(model.shapes["params"])])
+        last = np.array([place.depth == max(p.depth for p in places) for place in places])
+        head = np.array(["head" in place.roles for place in places])
+        assert any(place.depth == 0 for place in places), variant
+        assert sizes[last & ~head].sum() < 0.25 * sizes.sum(), variant
