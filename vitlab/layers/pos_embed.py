@@ -1,9 +1,29 @@
 """Position embeddings of a grid of tokens, and their resampling to another grid."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
+
+from vitlab.layers.initial import normal_init
+
+
+def position_table(key: Any, grid: tuple[int, int], dim: int, *, num_prefix: int = 0) -> nnx.Param:
+    """A learned position embedding [1, num_prefix + rows * columns, dim].
+
+    Its metadata `grid` says the rows and columns of patches: their product, which is the shape, does not tell 14 x 14 from
+    7 x 28, and loading weights of another grid resamples them.
+
+    Args:
+      key: The source of its initial values, as `InitRngs.params` gives it.
+      grid: Rows and columns of patches.
+      dim: Width of a token.
+      num_prefix: Tokens before the patches that have positions.
+    """
+    return nnx.Param(normal_init(key, (1, num_prefix + grid[0] * grid[1], dim)), grid=grid)
 
 
 def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "1 n dim"]:

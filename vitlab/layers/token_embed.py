@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.initial import normal_init
 from vitlab.layers.patch_embed import PatchEmbed
-from vitlab.layers.pos_embed import resample
+from vitlab.layers.pos_embed import position_table, resample
 from vitlab.layers.roles import declare
 
 
@@ -30,7 +30,7 @@ class TokenEmbed(nnx.Module):
         self.grid = grid
         self.patch_embed = PatchEmbed(in_channels, dim, patch_size=patch_size, dtype=dtype, rngs=rngs)
         self.cls_token = declare(nnx.Param(normal_init(rngs.params(), (1, 1, dim))), "token")
-        self.pos_embed = declare(nnx.Param(normal_init(rngs.params(), (1, 1 + grid[0] * grid[1], dim))), "position")
+        self.pos_embed = declare(position_table(rngs.params(), grid, dim, num_prefix=1), "position")
 
     def __call__(self, images: Float[Array, "b height width c"]) -> Float[Array, "b n d"]:
         x = self.patch_embed(images)

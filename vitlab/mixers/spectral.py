@@ -31,10 +31,13 @@ class SpectralGating(nnx.Module):
         self.complex_weight = declare(nnx.Param(normal_init(rngs.params(), shape)), "filter")
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        _, h, w, c = x.shape
-        weight = self.complex_weight[...]
-        if weight.shape[:2] != (h, w // 2 + 1):
-            weight = jax.image.resize(weight, (h, w // 2 + 1, c, 2), "cubic")
+        _, h, w, _ = x.shape
+        weight = resample_filter(self.complex_weight[...], (h, w // 2 + 1))
         spectrum = jnp.fft.rfft2(x.astype(jnp.float32), axes=(1, 2), norm="ortho")
         spectrum *= jax.lax.complex(weight[..., 0], weight[..., 1])[None]
         return jnp.fft.irfft2(spectrum, s=(h, w), axes=(1, 2), norm="ortho").astype(self.dtype)
+
+
+def resample_filter(weight: Float[Array, "h w c 2"], size: tuple[int, int]) -> Float[Array, "h2 w2 c 2"]:
+    """A filter for maps of another size: rows, and columns // 2 + 1, of the new spectrum; bicubic with antialiasing."""
+    return weight if weight.shape[:2] == size else jax.image.resize(weight, (*size, *weight.shape[2:]), "cubic")

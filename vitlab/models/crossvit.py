@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.attention import dot_product_attention, head_dim_of
-from vitlab.layers.initial import full, normal_init
+from vitlab.layers.initial import full
 from vitlab.layers.mlp import gelu
-from vitlab.layers.pos_embed import resample
+from vitlab.layers.pos_embed import position_table, resample
 from vitlab.layers.resize import resize_bicubic
 from vitlab.layers.roles import declare
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -209,7 +209,7 @@ class Embedding(nnx.Module):
         self.patch_embed = embed(config.in_channels, dim, patch_size=patch_size, dtype=config.dtype, rngs=rngs)
         self.grid = config.grid(branch, config.image_size)
         self.cls_token = declare(nnx.Param(full((1, 1, dim), 0.0)), "token")
-        self.pos_embed = declare(nnx.Param(normal_init(rngs.params(), (1, 1 + self.grid[0] * self.grid[1], dim))), "position")
+        self.pos_embed = declare(position_table(rngs.params(), self.grid, dim, num_prefix=1), "position")
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         patches = self.patch_embed(images)

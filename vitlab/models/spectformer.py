@@ -12,8 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
-from vitlab.layers.initial import normal_init
-from vitlab.layers.pos_embed import resample
+from vitlab.layers.pos_embed import position_table, resample
 from vitlab.layers.roles import declare
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.spectral import SpectralGating
@@ -121,7 +120,7 @@ class SpectFormer(nnx.Module):
         dim, dtype = config.dim, config.dtype
         self.patch_embed = PatchEmbed(config.in_channels, dim, patch_size=config.patch_size, dtype=dtype, rngs=rngs)
         declare(self.patch_embed, "embedding")
-        self.pos_embed = declare(nnx.Param(normal_init(rngs.params(), (1, config.grid[0] * config.grid[1], dim))), "position", "embedding")
+        self.pos_embed = declare(position_table(rngs.params(), config.grid, dim), "position", "embedding")
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         kinds = [SpectralBlock if i < config.num_spectral else AttentionBlock for i in range(config.depth)]
         self.blocks = nnx.List([kind(config, drop_path_rate=rate, rngs=rngs) for kind, rate in zip(kinds, rates, strict=True)])

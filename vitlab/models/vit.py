@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
-from vitlab.layers.initial import normal, normal_init
-from vitlab.layers.pos_embed import resample, sincos_2d
+from vitlab.layers.initial import normal
+from vitlab.layers.pos_embed import position_table, resample, sincos_2d
 from vitlab.layers.roles import declare
 from vitlab.layers.tensor_split import TENSOR_SPLIT
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
@@ -124,9 +124,8 @@ class ViT(nnx.Module):
         self.reg_token = (
             declare(nnx.Param(token(rngs.params(), (1, config.num_registers, dim))), "token", "embedding") if config.num_registers else None
         )
-        num_positions = config.num_class_tokens + config.grid[0] * config.grid[1]
-        position = normal_init(rngs.params(), (1, num_positions, dim))
-        self.pos_embed = declare(nnx.Param(position), "position", "embedding") if config.pos_embed == "learned" else None
+        position = position_table(rngs.params(), config.grid, dim, num_prefix=config.num_class_tokens)
+        self.pos_embed = declare(position, "position", "embedding") if config.pos_embed == "learned" else None
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = nnx.List([Block(config, drop_path_rate=r, rngs=rngs) for r in rates])
         self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)

@@ -27,7 +27,7 @@ from vitlab.train.schedule import make_schedule
 from vitlab.train.state import State, make_state
 from vitlab.train.step import TrainStep, make_train_step, trace_step
 from vitlab.train.teacher import open_teacher, restore_teacher
-from vitlab.weights.load import load_weights
+from vitlab.weights.load import WeightsMismatchError, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -125,21 +125,23 @@ def make_step(
 
 
 def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights:
-    """The weights but for what a checkpoint of others gives: everything, or everything except the heads.
+    """The weights of a checkpoint of others: everything, or everything except a head for other classes, which keeps its own.
 
     Raises:
       ConfigError: It cannot be read, or more than the heads does not fit.
     """
     module = nnx.merge(model.graphdef, weights["params"], weights["model_state"], model.constants, copy=True)
     try:
-        report = load_weights(module, source, strict=False)
+        report = load_weights(module, source, head="fit")
+    except WeightsMismatchError as error:
+        refused = error.report.misfits
+        raise ConfigError(
+            f"model.weights={source} does not fit the model: {len(refused)} tensors, first {'; '.join(refused[:3])}"
+        ) from error
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"model.weights: {error}") from error
-    refused = [name for name in (*report.missing, *report.unexpected, *report.mismatched) if not name.startswith("head")]
-    if refused:
-        raise ConfigError(f"model.weights={source} does not fit the model: {len(refused)} tensors, first {'; '.join(refused[:3])}")
-    if anew := [*report.missing, *report.mismatched]:
-        logger.warning("begins anew, since the checkpoint has none that fits: %s", "; ".join(anew))
+    if report.new_head:
+        logger.warning("begins anew, since the checkpoint has none that fits: %s", "; ".join(report.new_head))
     return functional(module)[1]
 
 

@@ -1,99 +1,83 @@
 """Foreign checkpoints into models of the zoo, with a report of every tensor."""
 
-import dataclasses
-import importlib
-import math
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vitlab.layers.pos_embed import resample
-from vitlab.layers.resize import resize_axis, resize_bilinear
-from vitlab.weights.reading import read_tensors
-from vitlab.weights.rules import rename
+from vitlab.weights.fit import fit
+from vitlab.weights.naming import Naming, find_naming, maps_of
+from vitlab.weights.reading import Checkpoint, read_checkpoint
+from vitlab.weights.report import LoadReport, WeightsMismatchError
+from vitlab.weights.rules import Layout
 
-# The last part of a foreign name -> what the same parameter may be called here.
-_LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",), "running_var": ("var",)}
-_LINES = ("ah_bias", "aw_bias", "ha_bias", "wa_bias")  # one value a row or column, on the last axis
-_NEVER = (r"num_batches_tracked$",)  # a counter of torch's BatchNorm
+__all__ = ["Head", "LoadReport", "WeightsMismatchError", "load_weights", "parameters"]
 
-
-class WeightsMismatchError(ValueError):
-    """The checkpoint and the model do not fit; the message is the load report."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadReport:
-    """What became of every tensor; names are this project's, those of `unexpected` and `ignored` the checkpoint's."""
-
-    loaded: tuple[str, ...]
-    resampled: tuple[str, ...]  # position embeddings and bias tables of another size
-    missing: tuple[str, ...]  # left as initialised
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]  # "name: checkpoint (shape), model (shape)"; left as initialised
-    ignored: tuple[str, ...]  # buffers that follow from the architecture
-
-    def __str__(self) -> str:
-        counts = ", ".join(f"{len(getattr(self, f.name))} {f.name}" for f in dataclasses.fields(self))
-        lines = [f"{counts}"]
-        for kind in ("resampled", "missing", "unexpected", "mismatched"):
-            names = getattr(self, kind)
-            lines += [f"  {kind}: {name}" for name in names[:10]]
-            lines += [f"  {kind}: and {len(names) - 10} more"] * (len(names) > 10)
-        return "\n".join(lines)
+Head = Literal["load", "fit", "new"]
+Placed = dict[str, list[tuple[str, tuple[Layout, ...]]]]  # foreign names, and changes of layout, by the name here
+_HEADS = ("head", "aux_head")  # first parts of the names of all that depends on the classes
+_COUNTERS = (r"(^|\.)num_batches_tracked$", r"^n_averaged$")  # of torch's BatchNorm and AveragedModel
 
 
-def load_weights(model: nnx.Module, source: str | pathlib.Path | Mapping[str, np.ndarray], *, strict: bool = True) -> LoadReport:
+def load_weights(
+    model: nnx.Module,
+    source: str | pathlib.Path | Mapping[str, np.ndarray],
+    *,
+    strict: bool = True,
+    head: Head = "load",
+    entry: str | None = None,
+) -> LoadReport:
     """Loads a checkpoint of the authors or of timm into a model, in place.
 
-    Position embeddings and relative position bias tables are resampled (bicubic) to the model's size; a table of
-    another `in_channels` or `num_classes` is a mismatch.
+    Prefixes that wrappers put before names (`module.`, `_orig_mod.`, `model.`, `backbone.`) are found and removed. Position
+    embeddings, relative position tables and spectral filters of another grid are resampled to the model's; a table of another
+    `in_channels` or `num_classes` is a mismatch.
 
     Args:
       model: From `create_model`.
-      source: A `.safetensors` or `.pth` file, `hf://owner/name` (extra `hub`), or tensors by name.
-      strict: Refuse a missing, unexpected or mismatched tensor; otherwise it is only reported.
+      source: A `.safetensors`, `.npz` or torch file, `hf://owner/name` (extra `hub`), or tensors by name. A file of
+        several entries takes "file.pth#entry".
+      strict: Refuse a missing, unexpected, mismatched or non-finite tensor; otherwise it is only reported. A tensor with NaN
+        or infinity makes every output NaN, so a strict load refuses it like one that is missing.
+      head: "load" treats the head as every other part. "fit" loads the head where it fits and leaves the rest of it as
+        initialised, for other classes; "new" leaves all of it as initialised. The rest of the network stays strict.
+      entry: The key of a torch file's dictionary, such as "model". None takes an average of the weights where the file has
+        one, as timm does.
+
+    Returns:
+      The report, which also says which file, entry, names, prefix and rules of resampling were used.
 
     Raises:
       WeightsMismatchError: Under `strict`, when anything does not fit; the model is then unchanged.
-      FileNotFoundError, ImportError, ValueError: See `read_tensors`.
+      FileNotFoundError, ImportError, ValueError: See `read_checkpoint`.
     """
-    tensors = dict(source) if isinstance(source, Mapping) else read_tensors(_local(str(source)))
-    names = importlib.import_module(f"vitlab.weights.names.{type(model).__module__.rsplit('.', 1)[-1]}")
-    rules = names.rules_for(set(tensors)) if hasattr(names, "rules_for") else names.RULES
-    targets = {".".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))}
-    new: dict[str, jax.Array] = {}
-    out: dict[str, list[str]] = {f.name: [] for f in dataclasses.fields(LoadReport)}
-    for foreign, value in tensors.items():
-        if any(re.search(p, foreign) for p in (*names.IGNORED, *_NEVER)):
-            out["ignored"].append(foreign)
-            continue
-        renamed, value = rename(foreign, np.asarray(value), rules)
-        name = _target(renamed, targets)
-        if name is None:
-            out["unexpected"].append(foreign)
-            continue
-        shape = targets[name].shape
-        fitted, how = _fit(name, _to_flax_layout(name, value), shape, model)
-        if fitted is None:
-            out["mismatched"].append(f"{name}: checkpoint {value.shape}, model {shape}")
-            continue
-        new[name] = fitted
-        out[how].append(name)
-    mismatched = {m.split(":")[0] for m in out["mismatched"]}
-    out["missing"] = [n for n in targets if n not in new and n not in mismatched]
-    report = LoadReport(**{k: tuple(v) for k, v in out.items()})
-    if strict and (report.missing or report.unexpected or report.mismatched):
-        raise WeightsMismatchError(f"the checkpoint does not fit the model: {report}")
+    checkpoint = Checkpoint(tensors=source, origin="") if isinstance(source, Mapping) else _read(str(source), entry)
+    report, new = _matched(model, checkpoint, head)
+    if strict and report.misfits:
+        raise WeightsMismatchError(report)
+    targets = parameters(model)
     for name, value in new.items():
         targets[name].set_value(value)
     return report
+
+
+def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """The parameters and BatchNorm statistics of a model by their dotted names."""
+    return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))}
+
+
+def _read(source: str, entry: str | None) -> Checkpoint:
+    """The checkpoint at a path or address, which may end in #entry."""
+    if not pathlib.Path(source).exists() and "#" in source:
+        source, _, named = source.rpartition("#")
+        if entry is not None and named != entry:
+            raise ValueError(f"{source}#{named} and {entry=} name two entries; give one")
+        entry = named
+    return read_checkpoint(_local(source), entry)
 
 
 def _local(source: str) -> pathlib.Path:
@@ -106,36 +90,78 @@ def _local(source: str) -> pathlib.Path:
     return pathlib.Path(hf_hub_download(source.removeprefix("hf://"), "model.safetensors"))
 
 
-def _target(name: str, targets: Mapping[str, Any]) -> str | None:
-    if name in targets:
-        return name
-    stem, _, leaf = name.rpartition(".")
-    candidates = (f"{stem}.{here}" for here in _LEAVES.get(leaf, ()))
-    return next((c for c in candidates if c in targets), None)
+def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[LoadReport, dict[str, jax.Array]]:
+    """The report, and the new values of the parameters."""
+    targets = parameters(model)
+    naming = find_naming(checkpoint.tensors, targets, maps_of(model))
+    placed, unexpected, ignored = _place(checkpoint, naming, targets, head)
+    new, rules, reasons = _values(placed, checkpoint, targets)
+    absent = [name for name in targets if name not in placed]
+    anew = [name for name in (*absent, *reasons) if head != "load" and _in_head(name)]
+    report = LoadReport(
+        source=checkpoint.origin + f"#{checkpoint.entry}" * bool(checkpoint.entry),
+        other_entries=checkpoint.other_entries,
+        name_map=naming.name_map.source,
+        prefix=naming.prefix,
+        loaded=tuple(name for name in new if name not in rules),
+        resampled=tuple(rules),
+        rules=rules,
+        missing=tuple(name for name in absent if name not in anew),
+        unexpected=tuple(unexpected),
+        mismatched=tuple(f"{name}: {why}" for name, why in reasons.items() if name not in anew),
+        nonfinite=tuple(name for name, value in new.items() if not np.isfinite(np.asarray(value)).all()),
+        new_head=tuple(anew),
+        ignored=tuple(ignored),
+    )
+    return report, new
 
 
-def _to_flax_layout(name: str, value: np.ndarray) -> np.ndarray:
-    """Torch keeps (out, in, *window), Flax (*window, in, out)."""
-    if name.rpartition(".")[2] != "kernel" or value.ndim < 2:
-        return value
-    return np.moveaxis(value, (0, 1), (-1, -2))
+def _place(checkpoint: Checkpoint, naming: Naming, targets: Mapping[str, Any], head: Head) -> tuple[Placed, list[str], list[str]]:
+    """The foreign tensors of each parameter, and those that are unexpected and ignored."""
+    placed: Placed = {}
+    unexpected, ignored = [], []
+    for foreign in checkpoint.tensors:
+        name, target, layouts = naming.place(foreign, targets)
+        passed_over = head != "load" and _in_head(target or name) and (head == "new" or target is None)
+        if passed_over or any(re.search(p, naming.strip(foreign)) for p in (*naming.name_map.ignored, *_COUNTERS)):
+            ignored.append(foreign)
+        elif target is None:
+            unexpected.append(foreign)
+        else:
+            placed.setdefault(target, []).append((foreign, layouts))
+    return placed, unexpected, ignored
 
 
-def _fit(name: str, value: np.ndarray, shape: tuple[int, ...], model: Any) -> tuple[jax.Array | None, str]:
-    leaf = name.rpartition(".")[2]
-    if leaf == "kernel" and value.shape != shape and value.size == math.prod(shape) and value.shape[-2:] == shape[-2:]:
-        value = value.reshape(shape)  # a 1x1 convolution and a linear map are the same parameter
-    if value.shape == shape:
-        return jnp.asarray(value, jnp.float32), "loaded"
-    if leaf == "pos_embed" and value.shape[-1] == shape[-1]:
-        prefix = model.config.num_class_tokens
-        side = round((value.shape[1] - prefix) ** 0.5)
-        if side**2 + prefix == value.shape[1]:
-            return resample(jnp.asarray(value), (side, side), model.config.grid, num_prefix=prefix), "resampled"
-    if leaf == "pos_map" and value.ndim == len(shape) and value.shape[-1] == shape[-1]:
-        return resize_bilinear(jnp.asarray(value), (shape[1], shape[2])), "resampled"
-    if leaf in _LINES and value.ndim == len(shape) and value.shape[:-1] == shape[:-1]:
-        return resize_axis(jnp.asarray(value), -1, shape[-1]), "resampled"
-    if leaf == "rel_pos_bias" and value.ndim == len(shape) and value.shape[0] == shape[0]:
-        return jax.image.resize(jnp.asarray(value), shape, "cubic"), "resampled"
-    return None, ""
+def _values(
+    placed: Placed, checkpoint: Checkpoint, targets: Mapping[str, Any]
+) -> tuple[dict[str, jax.Array], dict[str, str], dict[str, str]]:
+    """The new values by name, the rules by which some were resampled, and the reasons why others fit not."""
+    new, rules, reasons = {}, {}, {}
+    for name, found in placed.items():
+        try:
+            new[name], rule = _value(name, found, checkpoint, targets[name])
+        except ValueError as error:
+            reasons[name] = str(error)
+            continue
+        if rule:
+            rules[name] = rule
+    return new, rules, reasons
+
+
+def _in_head(name: str) -> bool:
+    return name.startswith(_HEADS)
+
+
+def _value(name: str, found: list[tuple[str, tuple[Layout, ...]]], checkpoint: Checkpoint, target: Any) -> tuple[jax.Array, str]:
+    """The parameter that a foreign tensor gives, and the rule by which it was resampled.
+
+    Raises:
+      ValueError: The reason why it gives none.
+    """
+    if len(found) > 1:
+        raise ValueError(f"several tensors: {', '.join(foreign for foreign, _ in found)}")
+    foreign, layouts = found[0]
+    value = np.asarray(checkpoint.tensors[foreign])
+    for layout in layouts:
+        value = layout.forward(value)
+    return fit(name, value, target.shape, grid=target.get_metadata().get("grid"), declared=checkpoint.grids.get(foreign))

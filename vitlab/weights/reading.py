@@ -1,54 +1,166 @@
-"""Files of tensors by name, as numpy arrays."""
+"""Checkpoint files of others as numpy arrays by name. A file is data: nothing in it is ever unpickled or executed."""
 
+import dataclasses
+import json
 import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-_WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # keys under which authors store the tensors
+from vitlab.weights import torch_file
+
+_TORCH = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
+_SUFFIXES = (".safetensors", ".npz", *_TORCH)
+# Types of safetensors that are read. Narrower floats need a scale that no map here knows.
+_READ = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+_GRIDS = "vitlab.grids"  # key of the metadata: JSON of the rows and columns of the position tables by name
+_MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**26  # unpacked bytes of a .npz: per byte of the file, and in any case
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The tensors of a file, in the types of the file, and where in it they were."""
+
+    tensors: Mapping[str, np.ndarray]
+    origin: str  # file name
+    entry: str = ""  # key of the file's dictionary that they were under; "" where there is none
+    other_entries: tuple[str, ...] = ()  # further keys that hold weights
+    grids: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # declared sizes of position tables
+
+
+def read_checkpoint(path: pathlib.Path, entry: str | None = None) -> Checkpoint:
+    """Reads a `.safetensors`, `.npz` or torch file (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`).
+
+    Args:
+      path: The file.
+      entry: The key of a torch file's dictionary to take, such as "model" or "state_dict_ema"; None takes a model average
+        where there is one, as timm does.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: The suffix is another, the file is damaged, empty, larger unpacked than it can honestly be, or holds what
+        cannot be read as plain tensors; or there is no such entry.
+      ImportError: torch, which reads a `.pth`, is missing; the extra `parity` has it.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; weights are read from a file ({', '.join(_SUFFIXES)})")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    if not path.name.endswith(_SUFFIXES):
+        raise ValueError(f"{path.name}: weights are read from {', '.join(_SUFFIXES)} files")
+    _check_format(path)
+    if path.name.endswith(_TORCH):
+        tensors, taken, others = torch_file.read(path, entry)
+        return Checkpoint(tensors=tensors, origin=path.name, entry=taken, other_entries=others)
+    if entry is not None:
+        raise ValueError(f"{path.name} has no entries: leave out {entry=}")
+    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
+    if not checkpoint.tensors:
+        raise ValueError(f"{path.name} holds no tensors")
+    return checkpoint
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors`, `.pth`, `.pt` or `.bin` file; `.pth` only as plain tensors, never unpickling code.
-
-    Raises:
-      FileNotFoundError: No such file.
-      ValueError: Another suffix, a broken file, or a `.pth` that holds no tensors.
-      ImportError: A `.pth` without torch; the extra `parity` has it.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return _read_torch(path)
-    raise ValueError(f"{path.name}: weights are read from .safetensors, .pth, .pt or .bin files")
+    """The tensors of `read_checkpoint`; floating-point ones as float32."""
+    tensors = read_checkpoint(path).tensors
+    return {n: v.astype(np.float32) if is_floating(v) else v for n, v in tensors.items()}
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def is_floating(value: np.ndarray) -> bool:
+    """Whether an array is of real floating-point numbers, bfloat16 included."""
+    return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+
+
+def grids_metadata(grids: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """The entry of a safetensors file's metadata that declares the sizes of position tables."""
+    return {_GRIDS: json.dumps(grids)} if grids else {}
+
+
+def _check_format(path: pathlib.Path) -> None:
+    """Refuses a file whose first bytes are those of another format than its suffix says."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start:
+        raise ValueError(f"{path.name} is an empty file")
+    if path.suffix == ".safetensors" and start.startswith(b"PK"):
+        raise ValueError(f"{path.name} is a zip archive, as torch.save and numpy.savez write, not a safetensors file: rename it")
+    if path.suffix != ".safetensors" and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        raise ValueError(f"{path.name} is a safetensors file: rename it to .safetensors")
+    if path.suffix == ".npz" and not start.startswith(b"PK"):
+        raise ValueError(f"{path.name} is no .npz archive")
+
+
+def _read_safetensors(path: pathlib.Path) -> Checkpoint:
     import ml_dtypes  # noqa: F401  # registers bfloat16 with numpy
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return {name: value.astype(np.float32) if value.dtype.kind in "fV" else value for name, value in load_file(path).items()}
+        with safe_open(path, framework="np") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # no mapping
+            for name, kind in types.items():
+                if kind not in _READ:
+                    raise ValueError(f"{path.name}: {name} is of type {kind}; convert it to F32, F16 or BF16")
+            tensors = {name: file.get_tensor(name) for name in types}
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
+    _check_unique(path)
+    return Checkpoint(tensors=tensors, origin=path.name, grids=_declared_grids(path.name, metadata))
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _check_unique(path: pathlib.Path) -> None:
+    """Refuses a header, which safetensors has parsed already, that has a name twice: it would take one of the two in silence."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f'{path.name} has the name "{twice}" twice in its header')
+        return dict(pairs)
+
+    with path.open("rb") as file:
+        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=unique)
+
+
+def _declared_grids(origin: str, metadata: Mapping[str, str]) -> dict[str, tuple[int, int]]:
     try:
-        import torch
-    except ImportError as error:
-        raise ImportError(f'{path.name}: reading .pth needs torch; pip install "vitlab[parity]", or convert to .safetensors') from error
+        declared = json.loads(metadata.get(_GRIDS, "{}"))
+        return {name: (int(rows), int(columns)) for name, (rows, columns) in declared.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{origin}: the metadata {_GRIDS} must be JSON of [rows, columns] by name ({error})") from error
+
+
+def _read_npz(path: pathlib.Path) -> Checkpoint:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; none of them is a reason to unpickle
-        raise ValueError(f"{path.name} cannot be read as plain tensors (weights_only): {str(error).splitlines()[0]}") from error
-    for key in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    tensors = {n: t for n, t in loaded.items() if isinstance(t, torch.Tensor)} if isinstance(loaded, dict) else {}
-    if not tensors:
-        raise ValueError(f"{path.name} holds no tensors by name")
-    return {n: (t.float() if t.is_floating_point() else t).numpy() for n, t in tensors.items()}
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            unpacked = sum(m.file_size for m in members)
+            if unpacked > max(_ALWAYS_ALLOWED, _MAX_RATIO * path.stat().st_size):
+                raise ValueError(f"{path.name} would unpack to {unpacked} bytes, more than {_MAX_RATIO} times its size: not read")
+            if len({m.filename for m in members}) != len(members):
+                raise ValueError(f"{path.name} has a name twice")
+            tensors = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in members}
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path.name} is not a whole .npz file: {error}") from error
+    return Checkpoint(tensors=tensors, origin=path.name)
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array of the archive, after its header has been seen to promise no more than there is."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"{member.filename} has version {version} of the format, which is not read")
+        shape, _, dtype = readers[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects, which are never unpickled")
+        size = dtype.itemsize
+        for n in shape:
+            size *= n
+        if size > member.file_size:
+            raise ValueError(f"{member.filename} promises {size} bytes and has {member.file_size}")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)

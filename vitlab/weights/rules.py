@@ -1,42 +1,215 @@
-"""What a name map is made of: rules that rename a tensor of a foreign checkpoint and may change its layout."""
+"""The parts of a name map: rules that rename the tensors of a foreign checkpoint, read in both directions."""
 
+import abc
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+
+_FIELD = re.compile(r"\{(?:(?P<factor>\d+)?(?P<name>[a-z])(?P<offset>[+-]\d+)?|(?P<word>[a-z]):(?P<words>[^}]+))\}")
+
+
+class Layout(abc.ABC):
+    """A change of the axes of a tensor that a renaming implies, in both directions.
+
+    Both methods raise a ValueError for a tensor that cannot have that layout.
+    """
+
+    @abc.abstractmethod
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        """The foreign tensor in the layout of this project."""
+
+    @abc.abstractmethod
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        """The tensor of this project in the foreign layout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes(Layout):
+    """Axes in another order, with or without axes of length one, such as Axes("1nah1", "nah").
+
+    A tensor with as many axes as the other side has is left as it is: a 1 x 1 convolution and a linear layer are the same
+    parameter, and checkpoints of one network differ in which they hold.
+    """
+
+    foreign: str  # one letter an axis, "1" for an axis of length one
+    here: str
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        return _rearranged(value, self.foreign, self.here)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return _rearranged(value, self.here, self.foreign)
+
+
+def _rearranged(value: np.ndarray, old: str, new: str) -> np.ndarray:
+    if value.ndim == len(new) != len(old):
+        return value
+    if value.ndim != len(old) or any(axis == "1" and size != 1 for axis, size in zip(old, value.shape, strict=True)):
+        raise ValueError(f"shape {value.shape} is not of the form ({', '.join(old)})")
+    value = value.reshape([size for axis, size in zip(old, value.shape, strict=True) if axis != "1"])
+    order = [old.replace("1", "").index(axis) for axis in new.replace("1", "")]
+    value = value.transpose(order)
+    return value[tuple(None if axis == "1" else slice(None) for axis in new)]
+
+
+class SquareTable(Layout):
+    """A table [positions, heads] or, with `heads_first`, [heads, positions] of a square of positions, as [heads, side, side]."""
+
+    def __init__(self, *, heads_first: bool = False):
+        self.heads_first = heads_first
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim != 2:
+            raise ValueError(f"a table of shape {value.shape} must have two axes, positions and heads")
+        table = value if self.heads_first else value.T
+        side = math.isqrt(table.shape[1])
+        if side**2 != table.shape[1] or not side:
+            raise ValueError(f"a table of {table.shape[1]} positions is not of a square window")
+        return table.reshape(-1, side, side)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        table = value.reshape(value.shape[0], -1)
+        return table if self.heads_first else table.T
+
+
+class Flipped(Layout):
+    """Both position axes of a table [heads, y, x] reversed, as key - query is the opposite of query - key."""
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim != 3:
+            raise ValueError(f"a table of shape {value.shape} must have three axes, heads and two of positions")
+        return np.flip(value, (1, 2))
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return self.forward(value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A regular expression on the foreign name, its replacement, and the layout change that the rename implies.
+    """Two templates of a part of a name, the foreign one and the one here, and the change of layout that goes with it.
 
-    All rules that match are applied in order, each to the result of the one before.
+    A template is text with fields: `{i}` is a number and `{2i+1}` one that is computed from it; `{x:conv|norm}` is one of the
+    words, `{x}` the same word in the other template. "^" at its start and "$" at its end stand for the ends of the name;
+    without them every occurrence is replaced. Both templates have the same fields, so that a rule can be read backwards.
     """
 
-    pattern: str
-    replacement: str | Callable[[re.Match[str]], str]
-    transform: Callable[[np.ndarray], np.ndarray] | None = None
+    foreign: str
+    here: str
+    layout: Layout | None = None
+
+    def apply(self, name: str) -> str | None:
+        """The name with the foreign part replaced, or None without such a part."""
+        return _substitution(self.foreign, self.here)(name)
+
+    def undo(self, name: str) -> str | None:
+        """The name with the part here replaced by the foreign one, or None without such a part."""
+        return _substitution(self.here, self.foreign)(name)
 
 
-def table_2d(table: np.ndarray) -> np.ndarray:
-    """A relative position bias table [(2w-1)**2, heads] as [heads, 2w-1, 2w-1]."""
-    side = math.isqrt(table.shape[0])
-    return np.moveaxis(table.reshape(side, side, -1), -1, 0)
+def pointwise(*templates: str) -> tuple[Rule, ...]:
+    """Rules for linear layers here, by templates of their names without the leaf, that are 1 x 1 convolutions in the checkpoint."""
+    return tuple(Rule(f"{t}.weight$", f"{t}.weight$", Axes("oi11", "oi")) for t in templates)
 
 
-def square_map(tokens: np.ndarray) -> np.ndarray:
-    """The position embedding of a square map, [1, side**2, dim], as [1, side, side, dim]."""
-    side = math.isqrt(tokens.shape[1])
-    return tokens.reshape(1, side, side, -1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NameMap:
+    """The names of one source's checkpoints of a family. Rules are applied in order, each to the result of the one before."""
+
+    source: str  # where these names come from, "timm" or a repository
+    rules: tuple[Rule, ...] = ()
+    ignored: tuple[str, ...] = ()  # regular expressions of foreign names without a parameter here
+    suits: str = ""  # regular expression that finds a name here of each network whose checkpoints have these names
+
+    def apply(self, name: str) -> tuple[str, tuple[Layout, ...]]:
+        """A foreign name as it is here, and the layouts to apply, in order."""
+        name, applied = self._apply(name)
+        return name, tuple(rule.layout for rule in applied if rule.layout is not None)
+
+    def undo(self, name: str) -> tuple[str, tuple[Layout, ...]] | None:
+        """The foreign name of a name here, and the layouts whose inverse to apply, in order; None where there is none.
+
+        The rules are read backwards, the last one first. A rule is left out where the result would not come back by `apply`.
+        """
+        for foreign, undone in _undone(name, self.rules):
+            if self._apply(foreign) == (name, undone[::-1]):
+                return foreign, tuple(rule.layout for rule in undone if rule.layout is not None)
+        return None
+
+    def _apply(self, name: str) -> tuple[str, tuple[Rule, ...]]:
+        applied = []
+        for rule in self.rules:
+            new = rule.apply(name)
+            if new is not None:
+                applied.append(rule)
+                name = new
+        return name, tuple(applied)
 
 
-def rename(name: str, value: np.ndarray, rules: tuple[Rule, ...]) -> tuple[str, np.ndarray]:
-    """Applies the rules in order."""
-    for rule in rules:
-        new = re.sub(rule.pattern, rule.replacement, name)
-        if rule.transform is not None and re.search(rule.pattern, name):
-            value = rule.transform(value)
-        name = new
-    return name, value
+def _undone(name: str, rules: tuple[Rule, ...]) -> Iterator[tuple[str, tuple[Rule, ...]]]:
+    """All names from which the rules, or some of them, may make this one, and the rules in the order in which they are undone."""
+    for i in range(len(rules) - 1, -1, -1):
+        before = rules[i].undo(name)
+        if before is not None:
+            for foreign, undone in _undone(before, rules[:i]):
+                yield foreign, (rules[i], *undone)
+    yield name, ()
+
+
+@functools.cache
+def _substitution(old: str, new: str) -> Callable[[str], str | None]:
+    """A function that replaces the parts of a name that fit a template; None where no part does."""
+    fields = [m for m in _FIELD.finditer(old)]
+    words = {m["word"]: m["words"] for t in (old, new) for m in _FIELD.finditer(t) if m["word"]}
+    pattern = re.compile(_pattern(old, words))
+
+    def replaced(match: re.Match[str]) -> str | None:
+        values: dict[str, str | int] = {}
+        for field, text in zip(fields, match.groups(), strict=True):
+            name = field["name"] or field["word"]
+            if name in words:
+                values[name] = text
+                continue
+            value, rest = divmod(int(text) - int(field["offset"] or 0), int(field["factor"] or 1))
+            if rest or value < 0:
+                return None
+            values[name] = value
+        return _written(new, values)
+
+    def substitute(name: str) -> str | None:
+        found = [(m, text) for m in pattern.finditer(name) if (text := replaced(m)) is not None]
+        for match, text in reversed(found):
+            name = name[: match.start()] + text + name[match.end() :]
+        return name if found else None
+
+    return substitute
+
+
+def _pattern(template: str, words: dict[str, str]) -> str:
+    body = template.removeprefix("^").removesuffix("$")
+    out, end = "", 0
+    for field in _FIELD.finditer(body):
+        options = words.get(field["name"] or field["word"])
+        out += re.escape(body[end : field.start()]) + (r"(\d+)" if options is None else f"({options})")
+        end = field.end()
+    return "^" * template.startswith("^") + out + re.escape(body[end:]) + "$" * template.endswith("$")
+
+
+def _written(template: str, values: dict[str, str | int]) -> str | None:
+    """A template with its fields filled in; None where a number would be negative."""
+    negative = False
+
+    def fill(field: re.Match[str]) -> str:
+        nonlocal negative
+        value = values[field["name"] or field["word"]]
+        if isinstance(value, str):
+            return value
+        number = int(field["factor"] or 1) * value + int(field["offset"] or 0)
+        negative |= number < 0
+        return str(number)
+
+    text = _FIELD.sub(fill, template.removeprefix("^").removesuffix("$"))
+    return None if negative else text

@@ -1,19 +1,24 @@
 """Names of LeapLabTHU/Agent-Attention's DeiT checkpoints, and the layout of the biases that its Swin and PVT share."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import Axes, NameMap, Rule
 
-# The authors' axes of length one go, agents come before positions.
+SOURCE = "LeapLabTHU/Agent-Attention"
+# Axes: n heads, a agents, h rows, w columns, c class tokens.
 BIASES = (
-    Rule(r"(\.ah_bias)$", r"\1", lambda t: t[0, ..., 0]),  # 1 heads agents rows 1
-    Rule(r"(\.aw_bias)$", r"\1", lambda t: t[0, :, :, 0]),  # 1 heads agents 1 columns
-    Rule(r"(\.ha_bias)$", r"\1", lambda t: t[0, :, :, 0].swapaxes(1, 2)),  # 1 heads rows 1 agents
-    Rule(r"(\.wa_bias)$", r"\1", lambda t: t[0, :, 0].swapaxes(1, 2)),  # 1 heads 1 columns agents
+    Rule(".ah_bias$", ".ah_bias$", Axes("1nah1", "nah")),
+    Rule(".aw_bias$", ".aw_bias$", Axes("1na1w", "naw")),
+    Rule(".ha_bias$", ".ha_bias$", Axes("1nh1a", "nah")),
+    Rule(".wa_bias$", ".wa_bias$", Axes("1n1wa", "naw")),
 )
-RULES = (
-    Rule(r"^(cls_token|pos_embed)$", r"embed.\1"),
-    Rule(r"^patch_embed\.", "embed.patch_embed."),
-    *BIASES,
-    Rule(r"(\.ac_bias)$", r"\1", lambda t: t[0]),  # 1 heads agents 1
-    Rule(r"(\.ca_bias)$", r"\1", lambda t: t[0].swapaxes(1, 2)),  # 1 heads 1 agents
+MAPS = (
+    NameMap(
+        source=SOURCE,
+        rules=(
+            Rule("^{x:cls_token|pos_embed}$", "^embed.{x}$"),
+            Rule("^patch_embed.", "^embed.patch_embed."),
+            *BIASES,
+            Rule(".ac_bias$", ".ac_bias$", Axes("1nac", "nac")),
+            Rule(".ca_bias$", ".ca_bias$", Axes("1nca", "nac")),
+        ),
+    ),
 )
-IGNORED = ()

@@ -1,6 +1,6 @@
 """Names of LeapLabTHU/Agent-Attention's PVT checkpoints, whose stages are counted from 1."""
 
 from vitlab.weights.names import agent_deit, inline_pvt
+from vitlab.weights.rules import NameMap
 
-RULES = (*inline_pvt.RULES, *agent_deit.BIASES)
-IGNORED = ()
+MAPS = (NameMap(source=agent_deit.SOURCE, rules=(*inline_pvt.STAGES, *agent_deit.BIASES)),)

@@ -1,12 +1,17 @@
 """Names of cheerss/CrossFormer's checkpoints, where the merging stands at the end of the stage before."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule
 
-RULES = (
-    Rule(r"^patch_embed\.norm\.", "embed_norm."),
-    Rule(r"^layers\.(\d+)\.downsample\.norm\.", lambda m: f"layers.{int(m[1]) + 1}.norm."),
-    Rule(r"^layers\.(\d+)\.downsample\.reductions\.", lambda m: f"layers.{int(m[1]) + 1}.reductions.projs."),
-    Rule(r"\.pos\.pos(\d)\.0\.", lambda m: f".pos.norms.{int(m[1]) - 1}."),
-    Rule(r"\.pos\.pos(\d)\.2\.", lambda m: f".pos.layers.{int(m[1]) - 1}."),
+MAPS = (
+    NameMap(
+        source="cheerss/CrossFormer",
+        rules=(
+            Rule("^patch_embed.norm.", "^embed_norm."),
+            Rule("^layers.{i}.downsample.norm.", "^layers.{i+1}.norm."),
+            Rule("^layers.{i}.downsample.reductions.", "^layers.{i+1}.reductions.projs."),
+            Rule(".pos.pos{i}.0.", ".pos.norms.{i-1}."),
+            Rule(".pos.pos{i}.2.", ".pos.layers.{i-1}."),
+        ),
+        ignored=(r"\.biases$", r"relative_position_index$", r"attn_mask$"),  # follow from the group size
+    ),
 )
-IGNORED = (r"\.biases$", r"relative_position_index$", r"attn_mask$")  # follow from the group size

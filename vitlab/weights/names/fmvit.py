@@ -1,4 +1,5 @@
-"""FMViT has no published checkpoint: names are this project's own."""
+"""FMViT has no published checkpoint: the names are those of this project."""
 
-RULES = ()
-IGNORED = ()
+from vitlab.weights.rules import NameMap
+
+MAPS = (NameMap(source="vitlab"),)

@@ -4,21 +4,22 @@ timm puts the downsampling at the start of a stage, as here; the authors put it 
 has one) and call the stem patch_embed and the layer scales gamma_1 and gamma_2.
 """
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule, pointwise
 
-RULES = (
-    Rule(r"^head\.fc\.", "head."),
-    Rule(r"\.focal_layers\.(\d+)\.0\.", r".focal_layers.\1."),
-    Rule(r"\.modulation\.ln\.", ".modulation.norm."),
+_RULES = (
+    Rule("^head.fc.", "^head."),
+    Rule(".focal_layers.{i}.0.", ".focal_layers.{i}."),
+    Rule(".modulation.ln.", ".modulation.norm."),
 )
-AUTHORS_RULES = (
-    Rule(r"^patch_embed\.", "stem."),
-    Rule(r"\.gamma_(\d)$", r".ls\1.gamma"),
-    Rule(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
-    *RULES,
+MAPS = (
+    NameMap(source="timm", rules=(*_RULES, *pointwise(".modulation.{x:f|h|proj}", ".mlp.fc{i}"))),
+    NameMap(
+        source="microsoft/FocalNet",
+        rules=(
+            Rule("^patch_embed.", "^stem."),
+            Rule(".gamma_{i}$", ".ls{i}.gamma$"),
+            Rule("^layers.{i}.downsample.", "^layers.{i+1}.downsample."),
+            *_RULES[1:],
+        ),
+    ),
 )
-IGNORED = ()
-
-
-def rules_for(names: set[str]) -> tuple[Rule, ...]:
-    return AUTHORS_RULES if any(n.startswith("patch_embed.") for n in names) else RULES

@@ -1,12 +1,17 @@
 """Names of timm's `halonet_h1`; the authors published no code."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule, pointwise
 
-RULES = (
-    Rule(r"^stem\.conv1\.", "stem."),
-    Rule(r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    Rule(r"\.bn\.", ".norm."),
-    Rule(r"\.self_attn\.pos_embed\.", ".self_attn."),
-    Rule(r"^head\.fc\.", "head."),
+MAPS = (
+    NameMap(
+        source="timm",
+        rules=(
+            Rule("^stem.conv1.", "^stem."),
+            Rule("^stages.{i}.{j}.", "^stages.{i}.blocks.{j}."),
+            Rule(".bn.", ".norm."),
+            Rule(".self_attn.pos_embed.{x:height|width}_rel$", ".self_attn.{x}_rel$"),
+            Rule("^head.fc.", "^head."),
+            *pointwise(".self_attn.{x:q|kv}"),
+        ),
+    ),
 )
-IGNORED = ()

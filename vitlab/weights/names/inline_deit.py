@@ -1,10 +1,15 @@
 """Names of LeapLabTHU/InLine's DeiT checkpoints."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import Axes, NameMap, Rule
 
-RULES = (
-    Rule(r"^(cls_token|pos_embed)$", r"embed.\1"),
-    Rule(r"^patch_embed\.", "embed.patch_embed."),
-    Rule(r"\.residual\.(\d)\.", lambda m: f".residual{1 + int(m[1]) // 2}."),  # a GELU stands between
+SOURCE = "LeapLabTHU/InLine"
+RESIDUAL = (
+    Rule(".residual.{2i}.", ".residual{i+1}."),  # a GELU stands between
+    Rule(".residual{i}.weight$", ".residual{i}.weight$", Axes("oi1", "oi11")),
 )
-IGNORED = ()
+MAPS = (
+    NameMap(
+        source=SOURCE,
+        rules=(Rule("^{x:cls_token|pos_embed}$", "^embed.{x}$"), Rule("^patch_embed.", "^embed.patch_embed."), *RESIDUAL),
+    ),
+)

@@ -1,11 +1,11 @@
 """Names of LeapLabTHU/InLine's PVT checkpoints, whose stages are counted from 1."""
 
-from vitlab.weights.rules import Rule, square_map
+from vitlab.weights.names import inline_deit
+from vitlab.weights.rules import NameMap, Rule
 
-RULES = (
-    Rule(r"^pos_embed(\d)$", lambda m: f"stages.{int(m[1]) - 1}.embed.pos_map", square_map),
-    Rule(r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.embed.patch_embed."),
-    Rule(r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
-    Rule(r"\.residual\.(\d)\.", lambda m: f".residual{1 + int(m[1]) // 2}."),  # a GELU stands between
+STAGES = (
+    Rule("^pos_embed{i}$", "^stages.{i-1}.embed.pos_map$"),
+    Rule("^patch_embed{i}.", "^stages.{i-1}.embed.patch_embed."),
+    Rule("^block{i}.", "^stages.{i-1}.blocks."),
 )
-IGNORED = ()
+MAPS = (NameMap(source=inline_deit.SOURCE, rules=(*STAGES, *inline_deit.RESIDUAL)),)

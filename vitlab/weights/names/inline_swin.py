@@ -1,10 +1,6 @@
-"""Names of LeapLabTHU/InLine's Swin checkpoints: Swin's of its authors, and the two maps that make the kernels."""
+"""Names of LeapLabTHU/InLine's Swin checkpoints: those of Swin's authors, and the two maps that make the kernels."""
 
-from vitlab.weights.names import swin
-from vitlab.weights.rules import Rule
+from vitlab.weights.names import inline_deit, swin
+from vitlab.weights.rules import NameMap
 
-RULES = (
-    *swin.AUTHORS_RULES,
-    Rule(r"\.residual\.(\d)\.", lambda m: f".residual{1 + int(m[1]) // 2}."),  # a GELU stands between
-)
-IGNORED = swin.IGNORED
+MAPS = (NameMap(source=inline_deit.SOURCE, rules=(*swin.AUTHORS_RULES, *inline_deit.RESIDUAL), ignored=swin.IGNORED),)

@@ -1,11 +1,15 @@
 """Names of ziplab/LITv2's checkpoints, where the token merging stands at the end of the stage before."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule
 
-RULES = (
-    Rule(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
-    Rule(r"\.dconv\.(weight|bias)$", r".dconv.conv.\1"),
-    Rule(r"\.downsample\.norm_layer\.", ".downsample.norm."),
-    Rule(r"\.dwconv\.dwconv\.", ".dwconv."),
+MAPS = (
+    NameMap(
+        source="ziplab/LITv2",
+        rules=(
+            Rule("^layers.{i}.downsample.", "^layers.{i+1}.downsample."),
+            Rule(".dconv.{x:weight|bias}$", ".dconv.conv.{x}$"),
+            Rule(".downsample.norm_layer.", ".downsample.norm."),
+            Rule(".dwconv.dwconv.", ".dwconv."),
+        ),
+    ),
 )
-IGNORED = ()

@@ -1,12 +1,16 @@
 """Names of timm's `mambaout_*`."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule
 
-RULES = (
-    Rule(r"^head\.norm\.", "norm."),
-    Rule(r"^head\.pre_logits\.fc\.", "head.fc1."),
-    Rule(r"^head\.pre_logits\.norm\.", "head.norm."),
-    Rule(r"^head\.fc\.", "head.fc2."),
-    Rule(r"(\.blocks\.\d+)\.(fc1|fc2|conv)\.", r"\1.mixer.\2."),
+MAPS = (
+    NameMap(
+        source="timm",
+        rules=(
+            Rule("^head.norm.", "^norm."),
+            Rule("^head.pre_logits.fc.", "^head.fc1."),
+            Rule("^head.pre_logits.norm.", "^head.norm."),
+            Rule("^head.fc.", "^head.fc2."),
+            Rule(".blocks.{i}.{x:fc1|fc2|conv}.", ".blocks.{i}.mixer.{x}."),
+        ),
+    ),
 )
-IGNORED = ()

@@ -3,15 +3,21 @@
 Their bias tables are at [key - query], those here at [query - key].
 """
 
-import numpy as np
+from vitlab.weights.rules import Flipped, NameMap, Rule, pointwise
 
-from vitlab.weights.rules import Rule
-
-RULES = (
-    Rule(r"^head\.norm\.", "norm."),
-    Rule(r"^head\.pre_logits\.fc\.", "head.pre_logits."),
-    Rule(r"\.conv\.conv(\d)_(1x1|kxk)\.", r".conv.conv\1."),
-    Rule(r"\.shortcut\.expand\.", ".expand."),
-    Rule(r"\.rel_pos\.relative_position_bias_table$", ".rel_pos_bias", lambda table: np.flip(table, (1, 2))),
+MAPS = (
+    NameMap(
+        source="timm",
+        rules=(
+            Rule("^head.norm.", "^norm."),
+            Rule("^head.pre_logits.fc.", "^head.pre_logits."),
+            Rule(".conv.conv1_1x1.", ".conv.conv1."),
+            Rule(".conv.conv2_kxk.", ".conv.conv2."),
+            Rule(".conv.conv3_1x1.", ".conv.conv3."),
+            Rule(".shortcut.expand.", ".expand."),
+            Rule(".rel_pos.relative_position_bias_table$", ".rel_pos_bias$", Flipped()),
+            *pointwise(".conv.conv1", ".conv.conv3", ".se.fc{i}", ".expand"),
+        ),
+        ignored=(r"(height|width)_lookup$",),  # follow from the window
+    ),
 )
-IGNORED = (r"(height|width)_lookup$",)  # follow from the window

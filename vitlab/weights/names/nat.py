@@ -3,13 +3,20 @@
 The merging stands at the end of the stage before; the isotropic networks have their blocks in `layers`, DiNAT_s its stages.
 """
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule
 
-RULES = (
-    Rule(r"^layers\.(\d+)\.(blocks|downsample)\.", r"levels.\1.\2."),
-    Rule(r"^layers\.(\d+)\.", r"levels.0.blocks.\1."),
-    Rule(r"^levels\.(\d+)\.downsample\.", lambda m: f"levels.{int(m[1]) + 1}.downsample."),
-    Rule(r"^patch_embed\.proj\.(\d)\.", lambda m: f"patch_embed.conv{int(m[1]) + 1}."),
-    Rule(r"\.gamma(\d)$", r".ls\1.gamma"),
+SOURCE = "SHI-Labs/Neighborhood-Attention-Transformer"
+_COMMON = (
+    Rule("^levels.{i}.downsample.", "^levels.{i+1}.downsample."),
+    Rule("^patch_embed.proj.{i}.", "^patch_embed.conv{i+1}."),
+    Rule(".gamma{i}$", ".ls{i}.gamma$"),
 )
-IGNORED = ()
+MAPS = (
+    NameMap(source=SOURCE, rules=_COMMON, suits=r"^patch_embed\.conv1\."),
+    NameMap(
+        source=f"{SOURCE}, DiNAT_s",
+        rules=(Rule("^layers.{i}.{x:blocks|downsample}.", "^levels.{i}.{x}."), *_COMMON),
+        suits=r"^levels\.1\.",
+    ),
+    NameMap(source=f"{SOURCE}, isotropic", rules=(Rule("^layers.{i}.", "^levels.0.blocks.{i}."), *_COMMON)),
+)

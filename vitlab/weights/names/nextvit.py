@@ -1,9 +1,14 @@
 """Names of timm's `nextvit_*`."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule, pointwise
 
-RULES = (
-    Rule(r"^head\.fc\.", "head."),
-    Rule(r"\.patch_embed\.(conv|norm)\.", r".patch_embed.project.\1."),
+MAPS = (
+    NameMap(
+        source="timm",
+        rules=(
+            Rule("^head.fc.", "^head."),
+            Rule(".patch_embed.{x:conv|norm}.", ".patch_embed.project.{x}."),
+            *pointwise(".mhca.projection", ".mlp.fc{i}"),
+        ),
+    ),
 )
-IGNORED = ()

@@ -1,19 +1,22 @@
 """Names of qhfan/RALA's checkpoints, where the downsampling stands at the end of the stage before."""
 
-import numpy as np
+from vitlab.weights.rules import Axes, NameMap, Rule, pointwise
 
-from vitlab.weights.rules import Rule
-
-_EVERY_THIRD = r"^patch_embed\.proj\.(\d+)\."  # convolution, batch norm, GELU
-
-RULES = (
-    Rule(_EVERY_THIRD, lambda m: f"patch_embed.{'norms' if int(m[1]) % 3 else 'convs'}.{int(m[1]) // 3}."),
-    Rule(r"^layers\.(\d+)\.downsample\.reduction\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
-    Rule(r"^layers\.(\d+)\.downsample\.norm\.", lambda m: f"layers.{int(m[1]) + 1}.norm."),
-    Rule(r"\.(norm\d)\.norm\.", r".\1."),
-    Rule(r"\.pos\.", ".pos.proj."),
-    Rule(r"\.ffn\.dwconv\.", ".mlp.conv.proj."),
-    Rule(r"\.ffn\.", ".mlp."),
-    Rule(r"\.gamma_(\d)$", r".ls\1.gamma", np.ravel),
+MAPS = (
+    NameMap(
+        source="qhfan/RALA",
+        rules=(
+            Rule("^patch_embed.proj.{3i}.", "^patch_embed.convs.{i}."),  # convolution, batch norm, GELU
+            Rule("^patch_embed.proj.{3i+1}.", "^patch_embed.norms.{i}."),
+            Rule("^layers.{i}.downsample.norm.", "^layers.{i+1}.norm."),
+            Rule("^layers.{i}.downsample.reduction.", "^layers.{i+1}.downsample."),
+            Rule(".norm{i}.norm.", ".norm{i}."),
+            Rule(".pos.", ".pos.proj."),
+            Rule(".ffn.", ".mlp."),
+            Rule(".mlp.dwconv.", ".mlp.conv.proj."),
+            Rule(".gamma_{i}$", ".ls{i}.gamma$", Axes("1c11", "c")),
+            *pointwise(".attn.{x:qkvo|proj}", ".mlp.fc{i}", "^proj", "^head"),
+        ),
+        ignored=(r"RoPE\.angle$",),  # constants
+    ),
 )
-IGNORED = (r"RoPE\.angle$",)  # constants

@@ -1,18 +1,23 @@
 """Names of timm's `shvit_s*`."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule, pointwise
 
-RULES = (
-    Rule(r"\.c\.", ".conv."),
-    Rule(r"\.bn\.", ".norm."),
-    Rule(r"^head\.norm\.", "norm."),
-    Rule(r"^head\.l\.", "head."),
-    Rule(r"^patch_embed\.(\d)\.", lambda m: f"patch_embed.convs.{int(m[1]) // 2}."),
-    Rule(r"\.downsample\.([03])\.m\.", lambda m: f".downsample.dw{1 + int(m[1]) // 3}.conv."),
-    Rule(r"\.downsample\.([14])\.m\.", lambda m: f".downsample.ffn{1 + int(m[1]) // 3}."),
-    Rule(r"\.downsample\.2\.", ".downsample.merge."),
-    Rule(r"\.conv\.m\.", ".conv.conv."),
-    Rule(r"\.(mixer|ffn)\.m\.", r".\1."),
-    Rule(r"\.mixer\.proj\.1\.", ".mixer.proj."),
+MAPS = (
+    NameMap(
+        source="timm",
+        rules=(
+            Rule(".c.{x:weight|bias}$", ".conv.{x}$"),
+            Rule(".bn.", ".norm."),
+            Rule("^head.norm.", "^norm."),
+            Rule("^head.l.", "^head."),
+            Rule("^patch_embed.{2i}.", "^patch_embed.convs.{i}."),
+            Rule(".downsample.{3i}.m.", ".downsample.dw{i+1}.conv."),
+            Rule(".downsample.{3i+1}.m.", ".downsample.ffn{i+1}."),
+            Rule(".downsample.2.", ".downsample.merge."),
+            Rule(".blocks.{i}.conv.m.", ".blocks.{i}.conv.conv."),
+            Rule(".{x:mixer|ffn}.m.", ".{x}."),
+            Rule(".mixer.proj.1.", ".mixer.proj."),
+            *pointwise(".se.fc{i}"),
+        ),
+    ),
 )
-IGNORED = ()

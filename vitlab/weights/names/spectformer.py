@@ -1,4 +1,5 @@
 """Names of badripatro/SpectFormers' vanilla checkpoints and of GFNet's: the same as here."""
 
-RULES = ()
-IGNORED = ()
+from vitlab.weights.rules import NameMap
+
+MAPS = (NameMap(source="badripatro/SpectFormers"),)

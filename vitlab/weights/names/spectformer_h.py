@@ -1,15 +1,20 @@
 """Names of badripatro/SpectFormers' hierarchical checkpoints, which number the stages from 1 in the names of their parts."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule
 
-RULES = (
-    Rule(r"^patch_embed1\.conv\.(\d)\.", lambda m: f"stem.{'norms' if int(m[1]) % 3 else 'convs'}.{int(m[1]) // 3}."),
-    Rule(r"^patch_embed(\d)\.norm\.", lambda m: f"stages.{int(m[1]) - 1}.embed_norm."),
-    Rule(r"^patch_embed(\d)\.proj\.", lambda m: f"stages.{int(m[1]) - 1}.proj."),
-    Rule(r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
-    Rule(r"^norm([123])\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
-    Rule(r"^norm4\.", "norm."),
-    Rule(r"^post_network\.0\.", "class_block."),
-    Rule(r"\.dwconv\.dwconv\.", ".dwconv."),
+MAPS = (
+    NameMap(
+        source="badripatro/SpectFormers",
+        rules=(
+            Rule("^patch_embed1.conv.{3i}.", "^stem.convs.{i}."),
+            Rule("^patch_embed1.conv.{3i+1}.", "^stem.norms.{i}."),
+            Rule("^patch_embed{i}.norm.", "^stages.{i-1}.embed_norm."),
+            Rule("^patch_embed{i}.proj.", "^stages.{i-1}.proj."),
+            Rule("^block{i}.", "^stages.{i-1}.blocks."),
+            Rule("^norm4.", "^norm."),
+            Rule("^norm{i}.", "^stages.{i-1}.norm."),
+            Rule("^post_network.0.", "^class_block."),
+            Rule(".dwconv.dwconv.", ".dwconv."),
+        ),
+    ),
 )
-IGNORED = ()

@@ -1,17 +1,22 @@
 """Names of hhb072/STViT's checkpoints, where the downsampling stands at the end of the stage before."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule, pointwise
 
-_EVERY_THIRD = r"^patch_embed\.proj\.(\d+)\."  # convolution, GELU, batch norm
-
-RULES = (
-    Rule(_EVERY_THIRD, lambda m: f"patch_embed.{'norms' if int(m[1]) % 3 else 'convs'}.{int(m[1]) // 3}."),
-    Rule(r"^layers\.(\d+)\.downsample\.proj\.0\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
-    Rule(r"^layers\.(\d+)\.downsample\.proj\.1\.", lambda m: f"layers.{int(m[1]) + 1}.norm."),
-    Rule(r"\.pos_embed\.conv\.", ".pos_embed.proj."),
-    Rule(r"\.norm1\.norm\.", ".norm1."),
-    Rule(r"\.mlp2\.conv\.conv\.", ".mlp.conv.proj."),
-    Rule(r"\.mlp2\.", ".mlp."),
-    Rule(r"\.gamma_(\d)$", r".ls\1.gamma"),
+MAPS = (
+    NameMap(
+        source="hhb072/STViT",
+        rules=(
+            Rule("^patch_embed.proj.{3i}.", "^patch_embed.convs.{i}."),  # convolution, GELU, batch norm
+            Rule("^patch_embed.proj.{3i+2}.", "^patch_embed.norms.{i}."),
+            Rule("^layers.{i}.downsample.proj.1.", "^layers.{i+1}.norm."),
+            Rule("^layers.{i}.downsample.proj.0.", "^layers.{i+1}.downsample."),
+            Rule(".pos_embed.conv.", ".pos_embed.proj."),
+            Rule(".norm1.norm.", ".norm1."),
+            Rule(".mlp2.", ".mlp."),
+            Rule(".mlp.conv.conv.", ".mlp.conv.proj."),
+            Rule(".gamma_{i}$", ".ls{i}.gamma$"),
+            *pointwise(".stoken_refine.{x:qkv|proj}", ".mlp.fc{i}", "^proj"),
+        ),
+        ignored=(r"fold\.weights$",),  # fixed one-hot kernels
+    ),
 )
-IGNORED = (r"fold\.weights$",)  # fixed one-hot kernels

@@ -4,18 +4,14 @@ timm puts the patch merging at the start of a stage, as here, and wraps the head
 stage before (their stage 0 has one, timm's has none).
 """
 
-from vitlab.weights.rules import Rule, table_2d
+from vitlab.weights.rules import NameMap, Rule, SquareTable
 
-RULES = (
-    Rule(r"^head\.fc\.", "head."),
-    Rule(r"\.relative_position_bias_table$", ".rel_pos_bias", table_2d),
-)
-AUTHORS_RULES = (  # used when the checkpoint has layers.0.downsample
-    Rule(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
-    *RULES,
+AUTHORS_RULES = (
+    Rule("^layers.{i}.downsample.", "^layers.{i+1}.downsample."),
+    Rule(".relative_position_bias_table$", ".rel_pos_bias$", SquareTable()),
 )
 IGNORED = (r"relative_position_index$", r"attn_mask$")  # buffers that follow from the architecture
-
-
-def rules_for(names: set[str]) -> tuple[Rule, ...]:
-    return AUTHORS_RULES if any(n.startswith("layers.0.downsample.") for n in names) else RULES
+MAPS = (
+    NameMap(source="timm", rules=(Rule("^head.fc.", "^head."), *AUTHORS_RULES[1:]), ignored=IGNORED),
+    NameMap(source="microsoft/Swin-Transformer", rules=AUTHORS_RULES, ignored=IGNORED),
+)

@@ -1,21 +1,18 @@
 """Names of timm's `swinv2_*` and of microsoft/Swin-Transformer's checkpoints; see `swin` for where the merging stands."""
 
-import numpy as np
+from vitlab.weights.rules import Axes, NameMap, Rule
 
-from vitlab.weights.rules import Rule
-
-RULES = (
-    Rule(r"^head\.fc\.", "head."),
-    Rule(r"\.cpb_mlp\.0\.", ".cpb_fc1."),
-    Rule(r"\.cpb_mlp\.2\.", ".cpb_fc2."),
-    Rule(r"\.logit_scale$", ".logit_scale", np.ravel),
+_RULES = (
+    Rule(".cpb_mlp.0.", ".cpb_fc1."),
+    Rule(".cpb_mlp.2.", ".cpb_fc2."),
+    Rule(".logit_scale$", ".logit_scale$", Axes("n11", "n")),
 )
-AUTHORS_RULES = (
-    Rule(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
-    *RULES,
+_IGNORED = (r"relative_position_index$", r"relative_coords_table$", r"attn_mask$", r"k_bias$")  # follow from the architecture
+MAPS = (
+    NameMap(source="timm", rules=(Rule("^head.fc.", "^head."), *_RULES), ignored=_IGNORED),
+    NameMap(
+        source="microsoft/Swin-Transformer",
+        rules=(Rule("^layers.{i}.downsample.", "^layers.{i+1}.downsample."), *_RULES),
+        ignored=_IGNORED,
+    ),
 )
-IGNORED = (r"relative_position_index$", r"relative_coords_table$", r"attn_mask$", r"k_bias$")  # follow from the architecture
-
-
-def rules_for(names: set[str]) -> tuple[Rule, ...]:
-    return AUTHORS_RULES if any(n.startswith("layers.0.downsample.") for n in names) else RULES

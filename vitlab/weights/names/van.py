@@ -1,12 +1,17 @@
 """Names of Visual-Attention-Network/VAN-Classification's checkpoints, which number the stages from 1 in the names of their parts."""
 
-from vitlab.weights.rules import Rule
+from vitlab.weights.rules import NameMap, Rule, pointwise
 
-RULES = (
-    Rule(r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.patch_embed."),
-    Rule(r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
-    Rule(r"^norm(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
-    Rule(r"\.layer_scale_(\d)$", r".ls\1.gamma"),
-    Rule(r"\.dwconv\.dwconv\.", ".dwconv."),
+MAPS = (
+    NameMap(
+        source="Visual-Attention-Network/VAN-Classification",
+        rules=(
+            Rule("^patch_embed{i}.", "^stages.{i-1}.patch_embed."),
+            Rule("^block{i}.", "^stages.{i-1}.blocks."),
+            Rule("^norm{i}.", "^stages.{i-1}.norm."),
+            Rule(".layer_scale_{i}$", ".ls{i}.gamma$"),
+            Rule(".dwconv.dwconv.", ".dwconv."),
+            *pointwise(".attn.proj_{i}", ".spatial_gating_unit.conv1", ".mlp.fc{i}"),
+        ),
+    ),
 )
-IGNORED = ()

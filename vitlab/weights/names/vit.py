@@ -1,4 +1,5 @@
 """Names of timm's `vit_*` and `deit_*` and of the authors' DeiT checkpoints: the same as here."""
 
-RULES = ()
-IGNORED = ()
+from vitlab.weights.rules import NameMap
+
+MAPS = (NameMap(source="timm"),)

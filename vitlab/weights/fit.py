@@ -1,0 +1,148 @@
+"""A tensor of a checkpoint as a parameter needs it: its layout, its type, and the grid of a table of positions."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitlab.layers.pos_embed import resample
+from vitlab.layers.resize import resize_axis, resize_bilinear
+from vitlab.mixers.spectral import resample_filter
+from vitlab.weights.reading import is_floating
+
+Shape = tuple[int, ...]
+Grid = tuple[int, int]
+
+
+def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None, declared: Grid | None = None) -> tuple[jax.Array, str]:
+    """Brings a foreign tensor, in torch's layout, into the form of a parameter.
+
+    Args:
+      name: The parameter's name; its last part says of which kind it is.
+      value: The foreign tensor.
+      shape: The parameter's shape.
+      grid: Rows and columns of a position embedding of the model; None where the parameter is another.
+      declared: Rows and columns of the tensor's own positions, where the checkpoint says them. Otherwise positions are
+        taken to be of a square, the form in which checkpoints are published, and of the model's grid where their number is
+        no square.
+
+    Returns:
+      The parameter, float32 [*shape], and the rule by which it was resampled; "" where it was not.
+
+    Raises:
+      ValueError: The tensor cannot be that parameter; the message is the reason.
+    """
+    if not is_floating(value):
+        raise ValueError(f"numbers of type {value.dtype}; weights are real floating-point numbers")
+    leaf, found = name.rpartition(".")[2], value.shape
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which the report names
+        value = np.asarray(value, np.float32)
+    if leaf == "kernel":
+        value = _to_flax_layout(value, shape)
+    if leaf == "pos_map" or grid is not None:
+        return _fit_positions(value, shape, shape[1:3] if grid is None else grid, declared)
+    if value.shape == shape:
+        return jnp.asarray(value), ""
+    if leaf in _TABLES and value.ndim == len(shape) and 0 not in value.shape:
+        resized, rule = _TABLES[leaf](jnp.asarray(value), shape)
+        if resized.shape == shape:
+            return resized, f"{_size(value.shape)} to {_size(shape)}, {rule}"
+    raise ValueError(f"checkpoint {found}, model {shape}")
+
+
+def to_torch_layout(name: str, value: np.ndarray) -> np.ndarray:
+    """A parameter as torch keeps it, the inverse of what `fit` does with its axes."""
+    leaf = name.rpartition(".")[2]
+    if leaf == "kernel":
+        return np.moveaxis(value, (-1, -2), (0, 1))
+    return value.reshape(1, -1, value.shape[-1]) if leaf == "pos_map" else value
+
+
+def _to_flax_layout(value: np.ndarray, shape: Shape) -> np.ndarray:
+    """Torch keeps (out, in, *window), Flax (*window, in, out). A 1 x 1 convolution and a linear map are the same parameter."""
+    if value.ndim < 2:
+        return value
+    value = np.moveaxis(value, (0, 1), (-1, -2))
+    windows = (value.shape[:-2], shape[:-2])
+    return value.reshape(shape) if value.shape[-2:] == shape[-2:] and all(n == 1 for w in windows for n in w) else value
+
+
+def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | None) -> tuple[jax.Array, str]:
+    """A position embedding of a grid: [1, prefix tokens and grid, dim], or a map [1, rows, columns, dim] of the model."""
+    is_map = len(shape) == 4
+    if is_map and value.ndim == 4:
+        declared, value = value.shape[1:3], value.reshape(len(value), -1, value.shape[-1])
+    prefix = 0 if is_map else shape[1] - math.prod(new)
+    if value.ndim != 3 or value.shape[0] != 1 or value.shape[2] != shape[-1]:
+        raise ValueError(f"checkpoint {value.shape}, model {shape}")
+    old = _grid_of(value.shape[1], prefix, new, declared)
+    tokens = jnp.asarray(value)
+    if old != new:
+        tokens = resize_bilinear(tokens.reshape(1, *old, -1), new) if is_map else resample(tokens, old, new, num_prefix=prefix)
+    rule = f"{_size(old)} to {_size(new)} positions, {'bilinear' if is_map else _BICUBIC}"
+    return tokens.reshape(shape), "" if old == new else rule if declared else f"{rule}; the checkpoint's are taken to be a square"
+
+
+def _grid_of(tokens: int, prefix: int, new: Grid, declared: Grid | None) -> Grid:
+    """The rows and columns of a checkpoint's positions.
+
+    Raises:
+      ValueError: The positions are none, a single one for many, or of no grid that can be known.
+    """
+    count = tokens - prefix
+    if declared is not None:
+        if math.prod(declared) != count:
+            raise ValueError(f"{tokens} positions are not the {prefix} + {_size(declared)} that the checkpoint declares")
+        return declared
+    if count < 1 or (count == 1 and new != (1, 1)):
+        raise ValueError(f"{tokens} positions, of which {prefix} have no place, are no grid for {_size(new)}")
+    side = math.isqrt(count)
+    if side**2 == count:
+        return side, side
+    if count == math.prod(new):
+        return new
+    raise ValueError(f"{tokens} positions are not {prefix} and a square, nor {prefix} + {_size(new)}; the grid is unknown")
+
+
+_BICUBIC = "bicubic with antialiasing"
+
+
+def _resize_lines(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
+    return resize_axis(value, -1, shape[-1]), "linear"
+
+
+def _resize_offsets(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
+    """A table of relative positions [heads, y, x], from the most negative to the most positive."""
+    return jax.image.resize(value, (value.shape[0], *shape[1:]), "cubic"), _BICUBIC
+
+
+def _resize_distances(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
+    """A table of distances [heads, |y|, |x|]: a quarter of the symmetric table of relative positions, resized as that is."""
+    pad = [(0, 0), *((n - 1, 0) for n in value.shape[1:])]
+    whole = jax.image.resize(jnp.pad(value, pad, "reflect"), (value.shape[0], *(2 * n - 1 for n in shape[1:])), "cubic")
+    return whole[:, shape[1] - 1 :, shape[2] - 1 :], f"mirrored, {_BICUBIC}"
+
+
+def _resize_keys(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
+    """Learned keys of relative positions along one axis, [positions, head_dim]."""
+    return jax.image.resize(value, (shape[0], value.shape[1]), "cubic"), "cubic with antialiasing"
+
+
+def _resize_filter(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
+    return resample_filter(value, shape[:2]), _BICUBIC
+
+
+# By the last part of a parameter's name. A table whose other axes differ keeps them, and does not fit.
+_TABLES: dict[str, Callable[[jax.Array, Shape], tuple[jax.Array, str]]] = {
+    **dict.fromkeys(("rel_pos_bias", "rpb", "small_bias", "large_bias"), _resize_offsets),
+    **dict.fromkeys(("ah_bias", "aw_bias", "ha_bias", "wa_bias"), _resize_lines),
+    **dict.fromkeys(("height_rel", "width_rel"), _resize_keys),
+    "attention_biases": _resize_distances,
+    "complex_weight": _resize_filter,
+}
+
+
+def _size(shape: Shape) -> str:
+    return " x ".join(map(str, shape))

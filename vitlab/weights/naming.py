@@ -1,0 +1,105 @@
+"""Which map a checkpoint's names need, and which prefix was put before them; names are placed in both directions."""
+
+import dataclasses
+import importlib
+import importlib.util
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from vitlab.weights.rules import Layout, NameMap
+
+# The last part of a foreign name -> the names that the same parameter may have here.
+_LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",), "running_var": ("var",)}
+# Names of the attributes in which wrappers keep a network: torch's DDP and AveragedModel, Lightning, trainers, self-supervision.
+_WRAPPERS = {"module", "model", "backbone", "encoder", "teacher", "student", "base_encoder", "visual", "trunk", "net", "network"}
+_COMPILED = "_orig_mod."  # put by torch.compile before the names of any part
+_FAMILIES = "vitlab.models."
+_OWN = (NameMap(source="vitlab"),)
+
+
+def maps_of(model: Any) -> tuple[NameMap, ...]:
+    """The name maps of a model's family; a model that is not of the zoo has the names of its own attributes."""
+    module = type(model).__module__
+    name = f"vitlab.weights.names.{module.removeprefix(_FAMILIES)}"
+    if not module.startswith(_FAMILIES) or importlib.util.find_spec(name) is None:
+        return _OWN
+    return importlib.import_module(name).MAPS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Naming:
+    """A name map, and the prefix that a checkpoint has before its names."""
+
+    name_map: NameMap
+    prefix: str = ""
+
+    def place(self, foreign: str, targets: Collection[str]) -> tuple[str, str | None, tuple[Layout, ...]]:
+        """The foreign name as the map makes it, the parameter of that name, if there is one, and the changes of layout."""
+        name, layouts = self.name_map.apply(self.strip(foreign))
+        return name, _target(name, targets), layouts
+
+    def strip(self, foreign: str) -> str:
+        """A foreign name without what wrappers put before it."""
+        return _uncompiled(foreign).removeprefix(self.prefix)
+
+
+def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[NameMap, ...]) -> Naming:
+    """The prefix and the map by which most names are those of parameters; of equals the shortest prefix and the first map."""
+    names = sorted({_uncompiled(name) for name in names})
+    candidates = [Naming(name_map=m, prefix=prefix) for prefix in _prefixes(names) for m in maps]
+    if len(candidates) == 1:
+        return candidates[0]
+    return max(candidates, key=lambda naming: len({naming.place(name, targets)[1] for name in names} - {None}))
+
+
+def foreign_names(names: Iterable[str], maps: tuple[NameMap, ...]) -> dict[str, tuple[str, tuple[Layout, ...]]]:
+    """The checkpoint's name of each parameter, and the layouts whose inverse to apply.
+
+    Raises:
+      ValueError: A name has no foreign one, or two have the same.
+    """
+    names = list(names)
+    chosen = next((m for m in maps if any(re.search(m.suits, name) for name in names)), maps[-1])
+    out = {name: _foreign(name, names, chosen) for name in names}
+    owners: dict[str, str] = {}
+    for name, (foreign, _) in out.items():
+        if foreign in owners:
+            raise ValueError(f"{name} and {owners[foreign]} would both be called {foreign} in a checkpoint of {chosen.source}")
+        owners[foreign] = name
+    return out
+
+
+def _foreign(name: str, names: Collection[str], name_map: NameMap) -> tuple[str, tuple[Layout, ...]]:
+    stem, _, leaf = name.rpartition(".")
+    candidates = [f"{stem}.{there}" if stem else there for there, here in _LEAVES.items() if leaf in here]
+    for candidate in (*candidates, name):
+        undone = name_map.undo(candidate)
+        if undone is not None and _target(name_map.apply(undone[0])[0], names) == name:
+            return undone
+    raise ValueError(f"{name} has no name in checkpoints of {name_map.source}")
+
+
+def _target(name: str, targets: Collection[str] | Mapping[str, Any]) -> str | None:
+    if name in targets:
+        return name
+    stem, _, leaf = name.rpartition(".")
+    candidates = (f"{stem}.{here}" if stem else here for here in _LEAVES.get(leaf, ()))
+    return next((c for c in candidates if c in targets), None)
+
+
+def _uncompiled(name: str) -> str:
+    return re.sub(rf"(^|\.){re.escape(_COMPILED)}", r"\1", name)
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """All sequences of wrappers' names with which a name begins, the shortest first; "" is one."""
+    found = {""}
+    for name in names:
+        prefix = ""
+        for part in name.split(".")[:-1]:
+            if part not in _WRAPPERS:
+                break
+            prefix += f"{part}."
+            found.add(prefix)
+    return sorted(found, key=lambda prefix: (len(prefix), prefix))
