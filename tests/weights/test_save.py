@@ -10,8 +10,7 @@ from safetensors import safe_open
 
 from tests.weights.test_parity import CASES, GOLDENS
 from vitlab import create_model, load_weights
-from vitlab.analysis.counts import abstract_model
-from vitlab.models.registry import list_models
+from vitlab.models.registry import abstract_model, list_models
 from vitlab.weights.load import parameters
 from vitlab.weights.naming import foreign_names, maps_of
 from vitlab.weights.reading import read_tensors

@@ -63,10 +63,10 @@ def _check_archive(path: pathlib.Path) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise ValueError(f"{path.name} is not a whole archive: {error}") from error
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > path.stat().st_size:
-        raise ValueError(f"{path.name} is a compressed archive, which torch.save never writes: not unpacked")
     if any(m.filename.partition("/")[2].startswith("code/") for m in members):
         raise ValueError(f"{path.name} is a TorchScript program, which is never run: save its state_dict() as .safetensors")
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > path.stat().st_size:
+        raise ValueError(f"{path.name} is a compressed archive, which torch.save never writes: not unpacked")
 
 
 def _check_size(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
