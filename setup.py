@@ -22,7 +22,8 @@ REQUIRES = [
     "numpy>=2.0",
     "opencv-python-headless>=4.11",  # decodes and resizes images, 2.7x Pillow
     "pillow>=11.0",  # decodes what OpenCV does not: GIF, CMYK, palettes
-    "safetensors>=0.5",  # reads checkpoints of others
+    "safetensors>=0.5",  # reads and writes checkpoints of others
+    "flatbuffers>=24.3",  # jax.export needs it to write a program, and does not require it
     "jaxtyping>=0.3.2",  # shapes in annotations
     "tensorboardX>=2.6.2",  # TensorBoard logs; imports no TensorFlow
     "rich>=13.9",  # progress bar and tables
@@ -43,6 +44,9 @@ EXTRAS = {
     "wandb": ["wandb>=0.19"],
     "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
     "gcs": ["etils[epath-gcs]>=1.12"],  # images in a bucket, gs://
+    # vitlab.export --format=onnx: what jax2onnx needs. It comes by `pip install --no-deps jax2onnx`, since 0.17.1 asks for an
+    # orbax-checkpoint below 0.11.37; what is used of it works with the newer one.
+    "onnx": ["onnx>=1.20", "onnx-ir>=0.2.1", "onnxruntime>=1.24", "equinox>=0.13.1", "dm-pix>=0.4.4", "einops>=0.8.1"],
     "notebooks": ["jupyter>=1.1", "matplotlib>=3.9"],
     "parity": ["torch>=2.6", "timm>=1.0.20"],  # to read .pth files, and to compare speed with timm
     "test": TEST,

@@ -42,7 +42,7 @@ def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None,
     if leaf == "kernel":
         value = _to_flax_layout(value, shape)
     if leaf == "pos_map" or grid is not None:
-        return _fit_positions(value, shape, shape[1:3] if grid is None else grid, declared)
+        return _fit_positions(value, shape, (shape[1], shape[2]) if grid is None else grid, declared)
     if value.shape == shape:
         return jnp.asarray(value), ""
     if leaf in _TABLES and value.ndim == len(shape) and 0 not in value.shape:
@@ -73,7 +73,7 @@ def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | 
     """A position embedding of a grid: [1, prefix tokens and grid, dim], or a map [1, rows, columns, dim] of the model."""
     is_map = len(shape) == 4
     if is_map and value.ndim == 4:
-        declared, value = value.shape[1:3], value.reshape(len(value), -1, value.shape[-1])
+        declared, value = (value.shape[1], value.shape[2]), value.reshape(len(value), -1, value.shape[-1])
     prefix = 0 if is_map else shape[1] - math.prod(new)
     if value.ndim != 3 or value.shape[0] != 1 or value.shape[2] != shape[-1]:
         raise ValueError(f"checkpoint {value.shape}, model {shape}")
@@ -131,7 +131,7 @@ def _resize_keys(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
 
 
 def _resize_filter(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
-    return resample_filter(value, shape[:2]), _BICUBIC
+    return resample_filter(value, (shape[0], shape[1])), _BICUBIC
 
 
 # By the last part of a parameter's name. A table whose other axes differ keeps them, and does not fit.
