@@ -66,23 +66,23 @@ def test_strict_names_what_does_not_fit_and_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize(
-    ("wrap", "prefix"),
+    ("wrap", "prefixes"),
     [
-        (lambda n: f"module.{n}", "module."),
-        (lambda n: f"model.{n}", "model."),
-        (lambda n: f"module.model.{n}", "module.model."),
-        (lambda n: f"_orig_mod.{n}", ""),
-        (lambda n: f"module._orig_mod.{n}", "module."),
-        (lambda n: n.replace("blocks.0.", "blocks.0._orig_mod."), ""),
-        (lambda n: n if n.startswith("head") else f"backbone.{n}", "backbone."),
-        (lambda n: f"encoder.{n}", "encoder."),
+        (lambda n: f"module.{n}", ("module.",)),
+        (lambda n: f"model.{n}", ("model.",)),
+        (lambda n: f"module.model.{n}", ("module.model.",)),
+        (lambda n: f"_orig_mod.{n}", ("_orig_mod.",)),
+        (lambda n: f"module._orig_mod.{n}", ("module.", "_orig_mod.")),
+        (lambda n: n.replace("blocks.0.", "blocks.0._orig_mod."), ("_orig_mod.",)),
+        (lambda n: n if n.startswith("head") else f"backbone.{n}", ("backbone.",)),
+        (lambda n: f"encoder.{n}", ("encoder.",)),
     ],
 )
-def test_what_wrappers_put_before_names_is_found_and_removed(wrap, prefix):
+def test_what_wrappers_put_before_names_is_found_and_removed(wrap, prefixes):
     source = vit(rngs=nnx.Rngs(3))
     model = vit()
     report = load_weights(model, {wrap(n): v for n, v in foreign(source).items()})
-    assert report.prefix == prefix and len(report.loaded) == len(params(model))
+    assert report.prefixes == prefixes and len(report.loaded) == len(params(model))
     for name, value in params(model).items():
         np.testing.assert_array_equal(value, params(source)[name])
 
@@ -131,11 +131,11 @@ def test_the_report_says_where_everything_is_from(tmp_path):
     tensors = {f"module.{n}": v for n, v in foreign(vit(image_size=64)).items()}
     save_file(tensors, tmp_path / "vit.safetensors")
     report = load_weights(vit(), tmp_path / "vit.safetensors")
-    assert (report.source, report.name_map, report.prefix) == ("vit.safetensors", "timm", "module.")
+    assert (report.source, report.name_map, report.prefixes) == ("vit.safetensors", "timm", ("module.",))
     for part in (
         "source: vit.safetensors",
         "names: those of timm",
-        'prefix removed: "module."',
+        "prefixes removed: module.",
         "resampled: pos_embed: 4 x 4 to 2 x 2 positions, bicubic with antialiasing; the checkpoint's are taken to be a square",
     ):
         assert part in str(report)

@@ -102,7 +102,7 @@ def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[Loa
         source=checkpoint.origin + f"#{checkpoint.entry}" * bool(checkpoint.entry),
         other_entries=checkpoint.other_entries,
         name_map=naming.name_map.source,
-        prefix=naming.prefix,
+        prefixes=naming.prefixes_of(checkpoint.tensors),
         loaded=tuple(name for name in new if name not in rules),
         resampled=tuple(rules),
         rules=rules,

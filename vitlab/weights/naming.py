@@ -39,6 +39,11 @@ class Naming:
         name, layouts = self.name_map.apply(self.strip(foreign))
         return name, _target(name, targets), layouts
 
+    def prefixes_of(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The parts that `strip` removes from these names."""
+        compiled = any(_uncompiled(name) != name for name in names)
+        return (*[self.prefix] * bool(self.prefix), *[_COMPILED] * compiled)
+
     def strip(self, foreign: str) -> str:
         """A foreign name without what wrappers put before it."""
         return _uncompiled(foreign).removeprefix(self.prefix)

@@ -13,7 +13,7 @@ class LoadReport:
     source: str = ""  # file name, and the entry of the file that was taken
     other_entries: tuple[str, ...] = ()  # further entries of the file that hold weights, such as those not averaged
     name_map: str = ""  # whose names the checkpoint has
-    prefix: str = ""  # removed from the checkpoint's names
+    prefixes: tuple[str, ...] = ()  # parts that wrappers had put before the checkpoint's names, removed
     loaded: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()  # position embeddings, bias tables and filters of another grid
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)  # how each of `resampled` was
@@ -36,7 +36,7 @@ class LoadReport:
             others = f"; it also has {', '.join(self.other_entries)}, named as file#entry" if self.other_entries else ""
             lines.append(f"  source: {self.source}{others}")
         lines += [f"  names: those of {self.name_map}"] * bool(self.name_map)
-        lines += [f'  prefix removed: "{self.prefix}"'] * bool(self.prefix)
+        lines += [f"  prefixes removed: {' '.join(self.prefixes)}"] * bool(self.prefixes)
         for kind in kinds[1:-1]:
             names = [f"{name}: {self.rules[name]}" if name in self.rules else name for name in getattr(self, kind)]
             lines += [f"  {kind}: {name}" for name in names[:_SHOWN]]
