@@ -52,6 +52,12 @@ class FunctionalModel:
         """As `apply`, but with the logits of each head: two of a model with DeiT's distillation token, one of any other."""
         return self._run(lambda model: getattr(model, "head_logits", _whole(model)), weights, images, rng)
 
+    def features(
+        self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+        """Normalises pixels in [0, 255] and gives the maps of `model.features`, one a stage, float32."""
+        return self._run(lambda model: lambda pixels, **_: model.features(pixels), weights, images, None)[0]
+
     def count_macs(self) -> int:
         """Multiply-accumulates of the forward pass on one image."""
         image = jax.ShapeDtypeStruct((1, *self.preprocessing.image_size, len(self.preprocessing.mean)), jnp.uint8)

@@ -15,6 +15,7 @@ from vitlab.data import Batches, Source, eval_batches
 from vitlab.functional import FunctionalModel, Weights
 from vitlab.losses import cross_entropy
 from vitlab.parallel.mesh import part_of_process, replicated, shard_batch
+from vitlab.runs.trained import eval_crop_fraction
 
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 
@@ -106,7 +107,7 @@ def open_batches(
 
     `bad_images` is the file that lists those left out.
 
-    The centre crop is the model's where training sees parts of images (`random_resized`); otherwise the whole image is kept.
+    How much of an image is kept is said by `vitlab.runs.trained.eval_crop_fraction`.
     """
     recipe, (part, num_parts) = model.preprocessing, part_of_process(mesh)
     return eval_batches(
@@ -116,7 +117,7 @@ def open_batches(
         channels=channels,
         batch_size=batch_size,
         interpolation=recipe.interpolation,
-        crop_fraction=recipe.crop_fraction if experiment.augment.crop == "random_resized" else 1.0,
+        crop_fraction=eval_crop_fraction(experiment, recipe),
         process_index=part,
         process_count=num_parts,
         bad_images=bad_images,

@@ -3,12 +3,15 @@
 import dataclasses
 import pathlib
 
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
 from vitlab.config import ConfigError, Experiment
+from vitlab.data.augment import resize_and_center_crop
 from vitlab.functional import FunctionalModel, Weights, build, functional
 from vitlab.layers.initial import InitRngs
-from vitlab.models.registry import create_model
+from vitlab.models.registry import Preprocessing, create_model
 from vitlab.parallel.mesh import place, sharded_shapes
 from vitlab.runs import folder
 from vitlab.runs.checkpoint import CheckpointError, Checkpoints
@@ -25,6 +28,16 @@ class Trained:
     channels: int
     class_names: tuple[str, ...]
     origin: dict[str, str | int]  # for the result: model, and step or weights
+
+    def prepare(self, pixels: UInt8[np.ndarray, "_h _w c"]) -> UInt8[np.ndarray, "h w c"]:
+        """Resizes and crops an image to the model's size, as evaluation does."""
+        recipe = self.model.preprocessing
+        return resize_and_center_crop(pixels, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe))
+
+
+def eval_crop_fraction(experiment: Experiment, preprocessing: Preprocessing) -> float:
+    """Share of the short side that evaluation keeps: the model's where training sees parts of images, otherwise 1."""
+    return preprocessing.crop_fraction if experiment.augment.crop == "random_resized" else 1.0
 
 
 def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, folder.DataInfo]:

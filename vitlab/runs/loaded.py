@@ -1,0 +1,198 @@
+"""A run as an object, for notebooks and programs: `vitlab.load_run`."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, UInt8
+
+from vitlab.config import Experiment
+from vitlab.data.read_image import is_single, read_image
+from vitlab.models.registry import Preprocessing
+from vitlab.parallel.mesh import make_mesh
+from vitlab.runs.trained import Trained, from_run
+
+_BATCH_SIZE = 64  # images that go through the model at once, unless the caller says otherwise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """The classes of one image."""
+
+    probabilities: Float[np.ndarray, " classes"]  # softmax of the logits; they add up to 1
+    class_names: tuple[str, ...]  # in the order of the probabilities
+
+    @property
+    def label(self) -> int:
+        """Index of the likeliest class."""
+        return int(np.argmax(self.probabilities))
+
+    @property
+    def name(self) -> str:
+        """Name of the likeliest class."""
+        return name_of(self.class_names, self.label)
+
+    def top(self, count: int = 5) -> tuple[tuple[str, float], ...]:
+        """Name and probability of the likeliest classes, the likeliest first; of equal ones the lower index is first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return tuple((name_of(self.class_names, int(i)), float(self.probabilities[i])) for i in order)
+
+
+class LoadedRun:
+    """A model with its weights, on one device, that takes images as they are.
+
+    An image is a path, encoded bytes, a PIL image, or an array [h, w] or [h, w, c] of uint8 or of floats in [0, 1]; several are a
+    sequence of such or an array [b, h, w, c]. Each is resized and cropped as the run's evaluation does. Methods may be called from
+    several threads: nothing in the object changes.
+    """
+
+    def __init__(self, trained: Trained):
+        """Use `load_run`, or `LoadedRun(from_weights(...))` for a checkpoint of others; the weights lie on one device."""
+        self.trained = trained
+        self._logits = jax.jit(lambda weights, images: trained.model.apply(weights, images)[0])
+        self._features = jax.jit(trained.model.features)
+
+    def __repr__(self) -> str:
+        origin = ", ".join(f"{name}={value!r}" for name, value in self.trained.origin.items())
+        return f"LoadedRun({origin}, classes={len(self.class_names)}, image_size={self.preprocessing.image_size})"
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The model of the zoo with the weights: `model(images)` takes [b, h, w, c], normalised as `preprocessing` says."""
+        fn, weights = self.trained.model, self.trained.weights
+        return nnx.merge(fn.graphdef, weights["params"], weights["model_state"], fn.constants, copy=True)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per class, in the order of the logits."""
+        return self.trained.class_names
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Image size, interpolation, mean and deviation of the model's images."""
+        return self.trained.model.preprocessing
+
+    @property
+    def experiment(self) -> Experiment:
+        """The config of the run."""
+        return self.trained.experiment
+
+    @property
+    def step(self) -> int | None:
+        """Updates that the weights have had; None for a checkpoint of others."""
+        step = self.trained.origin.get("step")
+        return None if step is None else int(step)
+
+    def preprocess(self, image: Any) -> UInt8[np.ndarray, "h w c"]:
+        """Reads one image and brings it to the model's size and channels; pixels in [0, 255], not yet normalised.
+
+        Raises:
+          OSError: The file cannot be read.
+          DecodeError: It is no image that can be decoded, or an array of another shape, type or range.
+        """
+        return self.trained.prepare(read_image(image, self.trained.channels))
+
+    def __call__(self, images: Any, *, batch_size: int = _BATCH_SIZE) -> Float[np.ndarray, "b classes"]:
+        """Logits of one image or several, float32.
+
+        Args:
+          images: One image (b = 1) or several, see the class.
+          batch_size: Images that go through the model at once; it bounds the memory.
+
+        Raises:
+          OSError, DecodeError: As `preprocess`.
+          ValueError: `batch_size` is below 1.
+        """
+        parts = [self.logits(pixels) for pixels in self._prepared(images, batch_size)]
+        return np.concatenate(parts) if parts else np.zeros((0, self._num_logits), np.float32)
+
+    def logits(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b classes"]:
+        """Logits of images that `preprocess` has made, in one batch, float32."""
+        return np.asarray(self._logits(self.trained.weights, _filled(pixels)))[: len(pixels)]
+
+    def features(self, images: Any, *, batch_size: int = _BATCH_SIZE) -> tuple[Float[np.ndarray, "b _h _w _d"], ...]:
+        """Feature maps of one image or several, float32, one map a stage; `model.feature_info` has their strides and widths.
+
+        The arguments and errors are those of `__call__`; at least one image is needed.
+        """
+        parts = []
+        for pixels in self._prepared(images, batch_size):
+            parts.append([np.asarray(m)[: len(pixels)] for m in self._features(self.trained.weights, _filled(pixels))])
+        if not parts:
+            raise ValueError("features of no image: give at least one")
+        return tuple(np.concatenate(maps) for maps in zip(*parts, strict=True))
+
+    def predict(self, images: Any, *, batch_size: int = _BATCH_SIZE) -> list[Prediction]:
+        """The classes of one image or several, in their order; the arguments and errors are those of `__call__`.
+
+        `run.predict("cat.jpg")[0].top(3)` gives three names with their probabilities.
+        """
+        return [Prediction(probabilities=p, class_names=self.class_names) for p in softmax(self(images, batch_size=batch_size))]
+
+    @property
+    def _num_logits(self) -> int:
+        pixels = jax.ShapeDtypeStruct((1, *self.preprocessing.image_size, self.trained.channels), np.uint8)
+        return jax.eval_shape(self._logits, self.trained.weights, pixels).shape[-1]
+
+    def _prepared(self, images: Any, batch_size: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        if batch_size < 1:
+            raise ValueError(f"{batch_size=} must be at least 1")
+        for chunk in chunks([images] if is_single(images) else images, batch_size):
+            yield np.stack([self.preprocess(image) for image in chunk])
+
+
+def load_run(path: str | os.PathLike[str], step: int | None = None, averaged: bool = True) -> LoadedRun:
+    """The model of a run folder, ready for images.
+
+    Args:
+      path: The run folder of `python -m vitlab.train`; the run may still be going on.
+      step: Step of the checkpoint; None takes the newest that is whole.
+      averaged: Take the averaged weights where the run keeps them (`ema_decay`, schedule-free AdamW), not the raw ones.
+
+    Returns:
+      An object with `predict`, `features`, `preprocess`, `model`, `class_names`; called, it gives logits [b, classes].
+
+    Raises:
+      ConfigError: It is no run folder, has no such checkpoint, or its checkpoints are damaged.
+    """
+    return LoadedRun(from_run(pathlib.Path(path), one_device(), raw=not averaged, step=step))
+
+
+def one_device() -> jax.sharding.Mesh:
+    """The mesh of this process's first device."""
+    return make_mesh(devices=jax.local_devices()[:1])
+
+
+def _filled(pixels: UInt8[np.ndarray, "b h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+    """The batch with black images up to a power of two, so that few shapes are compiled."""
+    size = 1 << (len(pixels) - 1).bit_length()
+    return np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
+
+
+def softmax(logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:
+    """Probabilities of logits, float32; computed here, so that nothing is compiled for it."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return (shifted / shifted.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def name_of(class_names: Sequence[str], label: int) -> str:
+    """Name of a class; its number, where the head has more classes than the data."""
+    return class_names[label] if label < len(class_names) else str(label)
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The items in their order, `size` at a time, the last fewer."""
+    chunk: list[Any] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
