@@ -1,67 +1,195 @@
 """The likeliest classes of images: python -m vitlab.predict --workdir=DIR IMAGE...
 
-An image that cannot be read gets one line on stderr, the others are still predicted, and the exit code is 2.
+IMAGE is a file, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or @list.txt, a file with one of these on each
+line. The model is that of a run folder, or of the zoo with a checkpoint of others (--model=NAME --weights=FILE).
+
+An image that cannot be read gets one line on stderr, the others are still predicted in their order. Exit codes: 0 all images were
+predicted; 2 the command or the model cannot be used, or some images could not be read, which are counted at the end.
 """
 
+import argparse
+import concurrent.futures
+import csv
+import dataclasses
+import io
+import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import jax
 import numpy as np
-from jaxtyping import Float, UInt8
 
 from vitlab import cli
-from vitlab.config import ConfigError
-from vitlab.data import DecodeError, decode
-from vitlab.data.augment import resize_and_center_crop
-from vitlab.parallel.mesh import make_mesh
-from vitlab.runs.trained import Trained, from_run
+from vitlab.config import ConfigError, Experiment, ModelConfig
+from vitlab.data.decode import DecodeError
+from vitlab.data.image_list import find_images
+from vitlab.printable import printable
+from vitlab.runs.arguments import add_model_arguments, check_model_arguments
+from vitlab.runs.loaded import LoadedRun, Prediction, chunks, one_device, softmax
+from vitlab.runs.records import write_atomically
+from vitlab.runs.trained import Trained, from_run, from_weights
+
+_THREADS = 8  # that read and decode images
+_SUFFIXES = (".csv", ".jsonl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of one image."""
+
+    path: str
+    top: tuple[tuple[str, float], ...] = ()  # names and probabilities of the likeliest classes
+    error: str = ""  # why it could not be read
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints, for each image, its name and a line per class."""
-    parser = cli.Parser(prog="python -m vitlab.predict", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="the run folder of a model that was trained here")
-    parser.add_argument("--top", type=int, default=5, help="classes per image")
-    parser.add_argument("images", nargs="+", type=pathlib.Path, metavar="IMAGE")
-    args = parser.parse_args(argv)
+    """The command."""
+    args, overrides = _arguments(argv)
+    paths = find_images(args.images, args.list)
     cli.begin()
-    trained = from_run(args.workdir, make_mesh(devices=jax.local_devices()[:1]))  # one image at a time keeps no more busy
-    run = jax.jit(lambda weights, images: jax.nn.softmax(trained.model.apply(weights, images)[0]))
-    code = 0
-    for path in args.images:
-        try:
-            image = read_image(path, trained)
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = cli.EXIT_USAGE
-            continue
-        print(f"{path}\n{table(np.asarray(run(trained.weights, image[None]))[0], trained.class_names, args.top)}")
-    return code
+    run = LoadedRun(_trained(args, overrides))
+    answers = predict(run, paths, top=args.top, batch_size=args.batch_size)
+    failed = _write(answers, args.output) if args.output else _print(answers)
+    if args.output:
+        print(f"{args.output}: {len(paths)} images" + (f", {failed} of them could not be read" if failed else ""))
+    elif failed:
+        print(f"{failed} of {len(paths)} images could not be read", file=sys.stderr)
+    return cli.EXIT_USAGE if failed else 0
 
 
-def read_image(path: pathlib.Path, trained: Trained) -> UInt8[np.ndarray, "h w c"]:
-    """An image file as the model's evaluation wants it.
+def predict(run: LoadedRun, paths: Iterable[str], *, top: int = 5, batch_size: int = 64) -> Iterator[Answer]:
+    """Predicts files in their order; memory is bounded by the batch.
+
+    Args:
+      run: The model.
+      paths: The files.
+      top: Classes per image; all, if the model has fewer.
+      batch_size: Images that go through the model at once.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_THREADS, "vitlab-predict") as pool:
+        for chunk in chunks(paths, batch_size):
+            read = list(pool.map(lambda path: _read(run, path), chunk))
+            pixels = [image for image in read if not isinstance(image, str)]
+            probabilities = iter(softmax(run.logits(np.stack(pixels))) if pixels else ())
+            for path, image in zip(chunk, read, strict=True):
+                if isinstance(image, str):
+                    yield Answer(path=path, error=image)
+                else:
+                    prediction = Prediction(probabilities=next(probabilities), class_names=run.class_names)
+                    yield Answer(path=path, top=prediction.top(top))
+
+
+def _read(run: LoadedRun, path: str) -> np.ndarray | str:
+    """The prepared image, or why there is none."""
+    try:
+        return run.preprocess(path)
+    except DecodeError as error:
+        return f"is no image that can be decoded ({error})"
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def _print(answers: Iterable[Answer]) -> int:
+    """Shows each image with a line per class; gives the number of those that could not be read."""
+    failed = 0
+    for answer in answers:
+        failed += _complain(answer)
+        if not answer.error:
+            lines = [f"  {probability:6.1%}  {printable(name)}" for name, probability in answer.top]
+            print("\n".join((printable(answer.path), *lines)))
+    return failed
+
+
+def _write(answers: Iterable[Answer], path: pathlib.Path) -> int:
+    """Writes all answers to a file at once; gives the number of images that could not be read."""
+    kept = []
+    for answer in answers:
+        _complain(answer)
+        kept.append(answer)
+    text = _csv(kept) if path.suffix == ".csv" else "".join(_json_line(answer) for answer in kept)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files may be no UTF-8
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise ConfigError(f"--output={path} cannot be written: {error.strerror or error}") from error
+    return sum(bool(answer.error) for answer in kept)
+
+
+def _complain(answer: Answer) -> bool:
+    if answer.error:
+        print(f"error: {printable(answer.path)} {printable(answer.error)}", file=sys.stderr)
+    return bool(answer.error)
+
+
+def _csv(answers: Sequence[Answer]) -> str:
+    """Columns path, class_1, probability_1, class_2, ..., error; a row for each image."""
+    count = max(len(answer.top) for answer in answers)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["path", *(f"{what}_{i + 1}" for i in range(count) for what in ("class", "probability")), "error"])
+    for answer in answers:
+        cells = [cell for name, probability in answer.top for cell in (name, f"{probability:.6g}")]
+        writer.writerow([answer.path, *cells, *[""] * (2 * count - len(cells)), answer.error])
+    return buffer.getvalue()
+
+
+def _json_line(answer: Answer) -> str:
+    found = [{"class": name, "probability": float(f"{probability:.6g}")} for name, probability in answer.top]
+    rest = {"error": answer.error} if answer.error else {"predictions": found}
+    return json.dumps({"path": answer.path, **rest}) + "\n"
+
+
+def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    parser = cli.Parser(
+        prog="python -m vitlab.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="train a model first: python -m vitlab.train; measure it on labelled images: python -m vitlab.evaluate",
+        allow_abbrev=False,
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--classes", type=pathlib.Path, metavar="FILE", help="with --model: class names, one a line, in the model's order")
+    parser.add_argument("--top", type=int, default=5, help="classes per image, at least 1; 5 by default")
+    parser.add_argument("--batch_size", type=int, default=64, help="images that go through the model at once; 64 by default")
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="*.csv or *.jsonl in place of text; appears once complete")
+    parser.add_argument("--list", type=pathlib.Path, action="append", default=[], metavar="FILE", help="paths, one a line, as @FILE")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, pattern or @list.txt")
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    check_model_arguments(args)
+    for name in ("top", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name}={getattr(args, name)} must be at least 1")
+    if args.workdir and (args.classes or overrides):
+        raise ConfigError("--classes and --config.model.* describe a checkpoint of others (--model); a run folder has its own")
+    if args.output and (args.output.suffix not in _SUFFIXES or not args.output.parent.is_dir() or args.output.is_dir()):
+        raise ConfigError(f"--output={args.output} must be a file *.csv or *.jsonl in a folder that exists")
+    return args, overrides
+
+
+def _trained(args: argparse.Namespace, overrides: dict[str, str]) -> Trained:
+    if args.workdir:
+        return from_run(args.workdir, one_device(), raw=args.raw, step=args.step)
+    experiment = cli.override(Experiment(model=ModelConfig(name=args.model)), overrides)
+    names = _class_names(args.classes) if args.classes else tuple(map(str, range(experiment.model.num_classes or 1000)))
+    return from_weights(args.model, args.weights, experiment, names, one_device())
+
+
+def _class_names(path: pathlib.Path) -> tuple[str, ...]:
+    """The lines of a file.
 
     Raises:
-      ConfigError: It cannot be read or decoded.
+      ConfigError: It cannot be read, is no text in UTF-8, or is empty.
     """
     try:
-        pixels = decode(path.read_bytes(), trained.channels)
+        names = tuple(filter(None, map(str.strip, path.read_bytes().decode("utf-8-sig").split("\n"))))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except DecodeError as error:
-        raise ConfigError(f"{path} is no image that can be decoded ({error})") from error
-    recipe = trained.model.preprocessing
-    crop_fraction = recipe.crop_fraction if trained.experiment.augment.crop == "random_resized" else 1.0
-    return resize_and_center_crop(pixels, recipe.image_size, recipe.interpolation, crop_fraction)
-
-
-def table(probabilities: Float[np.ndarray, " classes"], class_names: Sequence[str], top: int) -> str:
-    """The likeliest classes, a line each: probability and name."""
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    return "\n".join(f"  {probabilities[i]:6.1%}  {class_names[i] if i < len(class_names) else i}" for i in order)
+        raise ConfigError(f"--classes={path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--classes={path} is no text in UTF-8") from error
+    if not names:
+        raise ConfigError(f"--classes={path} is empty; it must have a class name on each line")
+    return names
 
 
 if __name__ == "__main__":

@@ -2,14 +2,11 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.processes import run_on_four_devices
 from tests.train.conftest import config_file, tiny_experiment
-from vitlab import predict
 from vitlab.config import ConfigError
-from vitlab.data import open_source
 from vitlab.evaluate import __main__ as evaluate
 from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import from_run
@@ -101,16 +98,3 @@ def test_a_checkpoint_of_others_is_evaluated_on_the_configs_data(uninterrupted, 
     result = json.loads(capsys.readouterr().out)
     recorded = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[-1])
     assert result["images"] == 50 and result["top1"] == recorded["eval_top1"]
-
-
-def test_predict_prints_the_classes_in_the_order_of_their_probabilities(uninterrupted, tmp_path, capsys):
-    image = open_source(tiny_experiment().data, train=False).images[0]
-    Image.fromarray(image[..., 0]).save(tmp_path / "a.png")
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    assert predict.main([f"--workdir={uninterrupted}", f"{tmp_path}/a.png", f"{tmp_path}/broken.png", f"{tmp_path}/none.png"]) == 2
-    output, errors = capsys.readouterr()
-    path, *lines = output.splitlines()
-    shares = [float(line.split("%")[0]) for line in lines]
-    assert path.endswith("a.png") and len(lines) == 5 and shares == sorted(shares, reverse=True)
-    assert len(errors.splitlines()) == 2
-    assert "broken.png is no image that can be decoded" in errors and "none.png cannot be read: No such file" in errors

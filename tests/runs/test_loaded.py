@@ -69,12 +69,17 @@ def test_every_form_of_an_image_gives_the_same_logits(run, images, tmp_path):
         "opaque RGBA": np.concatenate([rgb, np.full_like(pixels, 255)], -1),
         "float32": pixels.astype(np.float32) / 255,
         "float16": (pixels / 255).astype(np.float16),
-        "bfloat16": jnp.asarray(rgb / 255, jnp.float32),
+        "JAX": jnp.asarray(rgb / 255, jnp.float32),
     }
     expected = run(images[:1])
     for name, form in forms.items():
         np.testing.assert_allclose(run(form), expected, atol=2e-3, err_msg=name)
     np.testing.assert_allclose(run(list(forms.values())), np.repeat(expected, len(forms), 0), atol=2e-3)
+
+
+def test_bfloat16_arrays_are_floats(run, images):
+    off = run.preprocess(jnp.asarray(images[0] / 255, jnp.bfloat16)).astype(int) - run.preprocess(images[0])
+    assert np.abs(off).max() <= 1  # eight bits of mantissa
 
 
 def test_an_image_of_another_size_is_prepared_as_evaluation_does(run):
@@ -155,6 +160,5 @@ def test_what_is_no_run_is_refused(tmp_path, uninterrupted):  # noqa: F811
 
 
 def test_importing_vitlab_does_not_import_what_reads_checkpoints():
-    run_script(
-        "import sys, vitlab\nassert 'orbax.checkpoint' not in sys.modules\nvitlab.load_run\nassert 'orbax.checkpoint' in sys.modules"
-    )
+    module = "'orbax.checkpoint'"
+    run_script(f"import sys, vitlab\nassert {module} not in sys.modules\nvitlab.load_run\nassert {module} in sys.modules")

@@ -74,7 +74,6 @@ def _pixels_of_array(image: Any) -> UInt8[np.ndarray, "h w c"]:
         raise DecodeError(f"an array of dtype={array.dtype.name} is no image: it must be uint8, or floating point in [0, 1]")
     array = array.astype(np.float32)
     if not (array.min() >= 0 and array.max() <= 1):  # NaN too
-        raise DecodeError(
-            f"floating point pixels must be in [0, 1], not [{array.min():.4g}, {array.max():.4g}]; divide by 255, do not normalise"
-        )
+        rule = "floating point pixels must be in [0, 1]"
+        raise DecodeError(f"{rule}, not [{array.min():.4g}, {array.max():.4g}]; divide by 255, do not normalise")
     return np.round(array * 255).astype(np.uint8)

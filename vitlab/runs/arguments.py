@@ -1,0 +1,29 @@
+"""The arguments by which commands name a trained model: a run folder, or a checkpoint of others."""
+
+import argparse
+import pathlib
+
+from vitlab.config import ConfigError
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --workdir, --step, --raw, --model and --weights."""
+    parser.add_argument("--workdir", type=pathlib.Path, help="run folder of a model that was trained here")
+    parser.add_argument("--step", type=int, help="with --workdir: step of the checkpoint; the newest if not given")
+    parser.add_argument("--raw", action="store_true", help="with --workdir: raw weights, where the run also keeps averaged ones")
+    parser.add_argument("--model", metavar="NAME", help="model of the zoo, in place of --workdir")
+    parser.add_argument("--weights", metavar="FILE", help="its checkpoint: .safetensors, .pth or hf://owner/name")
+
+
+def check_model_arguments(args: argparse.Namespace) -> None:
+    """Refuses arguments that name no model, or two.
+
+    Raises:
+      ConfigError: There is not exactly one of --workdir and --model, or what belongs to one is given with the other.
+    """
+    if (args.workdir is None) == (args.model is None):
+        raise ConfigError("say either --workdir=DIR, or --model=NAME --weights=FILE")
+    if (args.model is None) != (args.weights is None):
+        raise ConfigError("--model=NAME and --weights=FILE go together; a run folder has its own weights")
+    if args.workdir is None and (args.step is not None or args.raw):
+        raise ConfigError("--step and --raw choose among the weights of a run folder: say --workdir=DIR")
