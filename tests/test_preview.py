@@ -79,11 +79,10 @@ def test_captions_name_two_classes_with_their_shares_and_one_without():
     assert preview._captions(np.array([0.0, 0.999, 0.001]), names) == [("bee", "")]
 
 
-def test_long_names_are_cut_to_the_cell():
-    font = preview.ImageFont.load_default(12)
-    text = preview._shortened("a name that no cell has room for", " 70%", font, 112)
-    assert text.startswith("a name that") and text.endswith("... 70%") and font.getlength(text) <= 112
-    assert preview._shortened("ant", "", font, 112) == "ant"
+def test_names_of_any_alphabet_and_with_line_breaks_are_drawn(tmp_path, caplog):
+    names = ("кошка", "猫", "a\nb\x1b[0m", "قطة", "\U0010fffe", "e\u0301", "😀", "", " ", "x" * 500)
+    images = np.zeros((len(names), 28, 28, 1), np.uint8)
+    preview.draw(preview.Sample(images=images, shares=np.eye(len(names), dtype=np.float32), class_names=names, batch_size=10, bad=0))
 
 
 def test_colours_and_bad_images(tmp_path, capsys):

@@ -5,7 +5,6 @@ their shares where mixup or cutmix has mixed it. To see what the host alone does
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from vitlab import cli
 from vitlab.config import ConfigError, Experiment, LossConfig
@@ -21,13 +20,10 @@ from vitlab.data.bad_images import BadImagesError
 from vitlab.data.batches import Batch, Layout, Threads, TrainBatch
 from vitlab.data.policies import make_policy
 from vitlab.data.source import open_source
+from vitlab.drawing.sheet import contact_sheet
 from vitlab.models.registry import Preprocessing, model_config
 from vitlab.train.step import augmented
 
-_WIDTH = 112  # least width of a cell, pixels: room for a name of about 18 letters
-_GAP = 8  # between cells, pixels
-_LINE = 16  # height of a line of text, pixels
-_FONT_SIZE = 12  # pixels
 _SHOWN = 0.005  # a smaller share is not worth a line
 
 
@@ -112,37 +108,14 @@ def _on_device(
 
 
 def draw(sample: Sample) -> Image.Image:
-    """The contact sheet: about as many rows as columns, the names below each image; small images are magnified by whole numbers."""
-    count, height, width, _ = sample.images.shape
-    scale = -(-_WIDTH // width) if width < _WIDTH else 1
-    captions = [_captions(shares, sample.class_names) for shares in sample.shares]
-    cell = (max(scale * width, _WIDTH) + _GAP, scale * height + _LINE * max(map(len, captions)) + _GAP)
-    columns = math.ceil(math.sqrt(count))
-    sheet = Image.new("RGB", (columns * cell[0] + _GAP, -(-count // columns) * cell[1] + _GAP), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
-    for i, (pixels, lines) in enumerate(zip(sample.images, captions, strict=True)):
-        left, top = _GAP + i % columns * cell[0], _GAP + i // columns * cell[1]
-        image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
-        sheet.paste(image.resize((scale * width, scale * height), Image.Resampling.NEAREST), (left, top))
-        for number, (name, share) in enumerate(lines):
-            y = top + scale * height + number * _LINE + 1
-            pen.text((left, y), _shortened(name, share, font, cell[0] - _GAP), "black", font)
-    return sheet
+    """The contact sheet: each image with the names of its classes."""
+    return contact_sheet(sample.images, [_captions(shares, sample.class_names) for shares in sample.shares])
 
 
 def _captions(shares: Float[np.ndarray, " classes"], class_names: Sequence[str]) -> list[tuple[str, str]]:
     """Name and share of each class that the image has, the largest first; the share of a single one is not said."""
     labels = [int(i) for i in np.argsort(-shares, kind="stable")[:2] if shares[i] >= _SHOWN]
     return [(class_names[i], f" {shares[i]:.0%}" if len(labels) > 1 else "") for i in labels]
-
-
-def _shortened(name: str, share: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """The caption, the name cut off where it is wider than the cell."""
-    kept = len(name)
-    while kept > 1 and font.getlength(name + share) > width:
-        kept -= 1
-        name = name[:kept].rstrip() + "..."
-    return name + share
 
 
 def main(argv: Sequence[str]) -> int:

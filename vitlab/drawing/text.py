@@ -1,0 +1,120 @@
+"""Text of any alphabet in pictures, with the fonts that are installed here."""
+
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vitlab.printable import printable
+
+logger = logging.getLogger(__name__)
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+_EXTENSIONS = (".ttf", ".otf", ".ttc")
+_NO_CHARACTER = "\U0010ffff"  # never has a glyph, so it shows what a font draws in place of one
+_FIRST = ("DejaVuSans", "NotoSans-Regular", "LiberationSans-Regular", "Arial Unicode", "NotoSansCJK-Regular")  # tried before others
+_STYLES = ("bold", "italic", "oblique", "mono", "serif", "condensed", "light", "thin", "black", "math", "emoji")  # tried last
+
+
+class Pen:
+    r"""Draws lines of text of one size; each character comes from the first font that has it.
+
+    Pillow's own font, which has Latin letters only, is the first; then come those of the system. A character that no font has is
+    drawn as its escape, such as "\u732b", and named once in the log.
+    """
+
+    def __init__(self, size: int):
+        """`size` is the height of a line's letters in pixels."""
+        self.size = size
+
+    def length(self, text: str) -> float:
+        """Width of the text in pixels."""
+        return float(sum(font.getlength(part) for font, part in self._parts(text)))
+
+    def draw(self, image: Image.Image, corner: tuple[int, int], text: str, colour: str = "black") -> None:
+        """Writes the text with its upper left corner at (x, y) pixels; line breaks and control characters as escapes."""
+        draw, (x, y) = ImageDraw.Draw(image), map(float, corner)
+        for font, part in self._parts(text):
+            if isinstance(font, ImageFont.FreeTypeFont):
+                draw.text((x, y + self.size), part, colour, font, anchor="ls")  # fonts differ in height; all letters stand on one line
+            else:
+                draw.text((x, y), part, colour, font)
+            x += font.getlength(part)
+
+    def fitted(self, text: str, width: int, suffix: str = "") -> str:
+        """The text and the suffix; the text is cut off, with dots, where both together are wider than `width` pixels."""
+        text = short = printable(text)
+        kept = len(text)
+        while kept > 1 and self.length(short + suffix) > width:
+            kept -= 1
+            short = text[:kept].rstrip() + "..."
+        return short + suffix
+
+    def _parts(self, text: str) -> list[tuple[Font, str]]:
+        """The text in pieces of one font each."""
+        out: list[tuple[Font, str]] = []
+        for character in printable(text):
+            path = out[-1][0] if out and _has(out[-1][0], character) else _font_with(character)
+            if path is None:
+                path, character = "", character.encode("unicode_escape").decode("ascii")
+            if out and out[-1][0] == path:
+                out[-1] = (path, out[-1][1] + character)
+            else:
+                out.append((path, character))
+        return [(_font(path, self.size), part) for path, part in out]
+
+
+def font_folders() -> list[pathlib.Path]:
+    """Where fonts lie on Linux, macOS and Windows; folders that do not exist are left out."""
+    home, data = pathlib.Path(os.path.expanduser("~")), os.environ.get("XDG_DATA_HOME")
+    mine = [pathlib.Path(data) / "fonts"] if data else []
+    mine += [home / ".local/share/fonts", home / ".fonts", home / "Library/Fonts"]
+    system = ["/usr/local/share/fonts", "/usr/share/fonts", "/Library/Fonts", "/System/Library/Fonts"]
+    windows = [pathlib.Path(os.environ["WINDIR"]) / "Fonts"] if "WINDIR" in os.environ else []
+    return [folder for folder in (*mine, *map(pathlib.Path, system), *windows) if folder.is_dir()]
+
+
+@functools.cache
+def _paths() -> tuple[str, ...]:
+    """Pillow's own font (""), then the files of fonts here: well-known ones, plain ones, styled ones."""
+
+    def rank(path: pathlib.Path) -> tuple[int, int, str]:
+        first = _FIRST.index(path.stem) if path.stem in _FIRST else len(_FIRST)
+        return first, sum(style in path.stem.lower() for style in _STYLES), str(path)
+
+    found = {path for folder in font_folders() for path in _files(folder) if path.suffix.lower() in _EXTENSIONS}
+    return ("", *map(str, sorted(found, key=rank)))
+
+
+def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    for root, _, names in os.walk(folder):
+        yield from (pathlib.Path(root) / name for name in names)
+
+
+@functools.lru_cache(64)
+def _font(path: str, size: int) -> Font:
+    """A font of a file; raises OSError if it is none."""
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+
+@functools.lru_cache(4096)
+def _has(path: str, character: str) -> bool:
+    """Whether a font has a glyph for the character: not the one that it draws for what it lacks."""
+    try:
+        font = _font(path, 16)
+        glyph, none = (font.getmask(text) for text in (character, _NO_CHARACTER))
+    except (OSError, ValueError):  # a damaged file, or one that Pillow cannot draw
+        return False
+    return character.isspace() or (glyph.size, bytes(glyph)) != (none.size, bytes(none))
+
+
+@functools.lru_cache(4096)
+def _font_with(character: str) -> str | None:
+    for path in _paths():
+        if _has(path, character):
+            return path
+    logger.warning("no font here has the letter %s (U+%04X): install one, such as Noto Sans", character, ord(character))
+    return None
