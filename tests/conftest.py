@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import jax
+import pytest
 
 # Compiling a network for the CPU takes three times as long with XLA's fusion emitters. Newer versions are quicker, and refuse the flag.
 # A program is not split into parts to be compiled side by side: the workers have the cores, and splitting takes a twentieth of the time.
@@ -23,3 +24,33 @@ if jax.__version_info__ < (0, 11):
 
 # Tracing makes objects by the million, few of them garbage: looking for it every 700 objects takes a fifth of the time.
 gc.set_threshold(50_000, 10, 10)
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--goldens", type=pathlib.Path, help="folder of recordings (*.npz): only tests on recordings run, on those in it")
+
+
+def pytest_generate_tests(metafunc):
+    """`@pytest.mark.goldens("name", ...)` runs a test on each recording whose file name begins with a name, as `golden_file`."""
+    if marker := metafunc.definition.get_closest_marker("goldens"):
+        files = [path for path in golden_files(metafunc.config) if path.stem.startswith(marker.args)]
+        metafunc.parametrize("golden_file", files, ids=[path.stem for path in files])
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --goldens other tests are left out, and a folder of which no test knows a file is an error."""
+    if not config.getoption("goldens"):
+        return
+    chosen = [item for item in items if hasattr(item, "callspec") and "golden_file" in item.callspec.params]
+    known = {item.callspec.params["golden_file"] for item in chosen}
+    known = {path for path in known if isinstance(path, pathlib.Path)}
+    if not known:
+        raise pytest.UsageError(f"--goldens={config.getoption('goldens')}: no test knows any of its {len(golden_files(config))} recordings")
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in chosen if item.callspec.params["golden_file"] in known]
+
+
+def golden_files(config) -> list[pathlib.Path]:
+    return sorted((config.getoption("goldens") or GOLDENS).glob("*.npz"))

@@ -1,66 +1,112 @@
 """Evaluates a model on the evaluation split: python -m vitlab.evaluate --workdir=DIR.
 
-Or a checkpoint of others: --model=NAME --weights=FILE --config=configs/x.py. Prints one JSON object, and writes it to
-evaluation.json in the run folder. Exit codes: 0 done; 2 the command, run folder or data cannot be used; 42 stopped by a signal.
+Or a checkpoint of others: --model=NAME --weights=FILE --config=configs/x.py. Prints one JSON object, and writes it into the run
+folder: to evaluations/NAME/evaluation.json and, as the newest of its kind, to evaluation.json. --report adds accuracy by class,
+confusions, calibration, the worst images and all predictions to evaluations/NAME.
+
+Protocols: classification (the model's own head); knn, linear and few_shot learn from features of the training split, and the head is
+not used, so the classes may be others than the model's.
+
+Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder or data cannot be used; 42 stopped by a signal.
 """
 
+import argparse
+import dataclasses
 import json
 import logging
 import pathlib
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from vitlab import cli
 from vitlab.config import ConfigError, Experiment, MeshConfig
-from vitlab.data import open_source
+from vitlab.data import Source, open_source
 from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
+from vitlab.evaluate.features import Features, extract
+from vitlab.evaluate.few_shot import few_shot
+from vitlab.evaluate.knn import knn
+from vitlab.evaluate.linear_probe import linear_probe
+from vitlab.evaluate.output import check_name, default_name, make_folder, write_result
+from vitlab.evaluate.report import Outcomes, write_report
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import check_divides, make_mesh
 from vitlab.runs import folder
-from vitlab.runs.records import write_atomically
-from vitlab.runs.trained import Trained, from_run, from_weights
+from vitlab.runs.arguments import add_model_arguments, check_model_arguments
+from vitlab.runs.trained import Trained, from_run, from_weights, without_head
 from vitlab.signals import EXIT_STOPPED, StopRequest
 
 logger = logging.getLogger(__name__)
 
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {"knn": knn, "linear": linear_probe, "few_shot": few_shot}
+
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.Parser(prog="python -m vitlab.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--workdir", type=pathlib.Path, help="the run folder of a model that was trained here")
-    parser.add_argument("--raw", action="store_true", help="of a run that averages its weights, the weights themselves")
-    parser.add_argument("--step", type=int, help="of its checkpoints, in checkpoints/; the newest if not given")
-    parser.add_argument("--model", help="a model of the zoo")
-    parser.add_argument("--weights", help="its checkpoint: .safetensors, .pth or hf://owner/name")
-    parser.add_argument("--config", help="config file that names the data; of a run folder, its own if not given")
-    distributed.add_arguments(parser)
-    rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
-    if (args.workdir is None) == (args.model is None) or (args.model is None) != (args.weights is None):
-        raise ConfigError("say either --workdir=DIR, or --model=NAME --weights=FILE --config=FILE")
-    if args.step is not None and args.workdir is None:
-        raise ConfigError("--step is of a run folder: say --workdir=DIR")
-    if args.model and not args.config:
-        raise ConfigError("--model needs --config=FILE, which names the data")
+    args, overrides = _arguments(argv)
+    parent = args.output or (args.workdir and args.workdir / "evaluations")
     cli.begin()
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    if jax.process_count() > 1 and (args.report or args.protocol in PROBES):
+        raise ConfigError("--report and --protocol other than classification run in one process, which may have several devices")
     experiment = cli.load_experiment(args.config, overrides) if args.config else _own_experiment(args.workdir, overrides)
+    if args.report:
+        make_folder(parent)
+    mesh = _make_mesh(experiment.mesh)
+    check_divides("eval_batch_size", experiment.eval_batch_size or experiment.batch_size, mesh)
+    source = open_source(experiment.data, train=False)
+    trained = _trained(args, experiment, source, mesh)
+    other_data = bool(args.config) or any(key.startswith("data.") for key in overrides)
+    split = experiment.data.eval_split
+    name = args.name or default_name(args.protocol, trained.origin, split, source.fingerprint if other_data else None)
+    outcomes = Outcomes() if args.report else None
     with StopRequest() as stop:
-        result = _evaluate(args, experiment, stop)
-    if result is None:
+        should_stop = distributed.Vote(lambda: stop.requested)
+        if args.protocol in PROBES:
+            found = _probe(args.protocol, trained, source, mesh, should_stop)
+        else:
+            found = _classify(trained, source, mesh, should_stop, outcomes)
+    if found is None:
         return EXIT_STOPPED
     if not distributed.is_first():
         return 0
-    text = json.dumps(result)
-    print(text)
-    if args.workdir:
-        try:
-            write_atomically(args.workdir / "evaluation.json", text + "\n")
-        except OSError as error:
-            print(f"evaluation.json is not written: {error}", file=sys.stderr)
-    return 0
+    result = {**trained.origin, "split": split, **({"protocol": args.protocol} if args.protocol in PROBES else {}), **found}
+    described = _report(parent / name, outcomes, source, trained.class_names) if outcomes is not None else {}
+    print(json.dumps(result | (described or {})))
+    if parent:
+        newest = [args.workdir] if args.workdir and not args.output and args.protocol not in PROBES else []
+        write_result(result | (described or {}), parent / name, *newest)
+    return 0 if described is not None else 1
+
+
+def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    parser = cli.Parser(
+        prog="python -m vitlab.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--config", help="config file that names the data; with --workdir the run's own if not given")
+    choices = ("classification", *PROBES)
+    parser.add_argument("--protocol", choices=choices, default="classification", help="what is measured; classification by default")
+    parser.add_argument("--report", action="store_true", help="also write tables, pictures and all predictions")
+    parser.add_argument("--name", help="of this evaluation; made of step and split if not given")
+    parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder for evaluations, in place of the run folder's")
+    distributed.add_arguments(parser)
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    check_model_arguments(args)
+    if args.model and not args.config:
+        raise ConfigError("--model needs --config=FILE, which names the data")
+    if args.name is not None:
+        check_name(args.name)
+    if args.report and args.protocol in PROBES:
+        raise ConfigError(f"--report describes the predictions of a model's head; --protocol={args.protocol} has none")
+    if args.model and not args.output and (args.report or args.name):
+        raise ConfigError("--report and --name of a checkpoint of others need --output=DIR, the folder to write to")
+    return args, overrides
 
 
 def _own_experiment(workdir: pathlib.Path, overrides: Mapping[str, str]) -> Experiment:
@@ -68,22 +114,52 @@ def _own_experiment(workdir: pathlib.Path, overrides: Mapping[str, str]) -> Expe
     return cli.override(experiment, overrides)
 
 
-def _evaluate(args, experiment: Experiment, stop: StopRequest) -> dict | None:
-    mesh = _make_mesh(experiment.mesh)
-    size = experiment.eval_batch_size or experiment.batch_size
-    check_divides("eval_batch_size", size, mesh)
-    source = open_source(experiment.data, train=False)
-    trained: Trained
-    if args.workdir:
-        trained = from_run(args.workdir, mesh, experiment, raw=args.raw, step=args.step)
-    else:
-        trained = from_weights(args.model, args.weights, experiment, tuple(source.class_names), mesh)
-    if trained.class_names != tuple(source.class_names):
-        raise ConfigError(f"the model knows {len(trained.class_names)} classes, the data has {len(source.class_names)} others")
-    batches = open_batches(trained.model, source, trained.experiment, channels=trained.channels, batch_size=size, mesh=mesh)
-    step = make_eval_step(trained.model, mesh)
-    result = evaluate(step, trained.weights, batches, mesh=mesh, should_stop=distributed.Vote(lambda: stop.requested))
-    return result and {**trained.origin, "split": experiment.data.eval_split, **result}
+def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, mesh: Mesh) -> Trained:
+    probe, names = args.protocol in PROBES, tuple(source.class_names)
+    if args.model:
+        return from_weights(args.model, args.weights, experiment, names, mesh, head=not probe)
+    trained = from_run(args.workdir, mesh, raw=args.raw, step=args.step)
+    if probe:
+        trained = without_head(trained)
+    elif trained.class_names != names:
+        differ = f"the model knows {len(trained.class_names)} classes, the data has {len(names)} others"
+        raise ConfigError(f"{differ}; --protocol=knn or linear measures features on any classes")
+    return dataclasses.replace(trained, experiment=experiment)
+
+
+def _classify(
+    trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool], outcomes: Outcomes | None
+) -> dict[str, Any] | None:
+    experiment, size = trained.experiment, trained.experiment.eval_batch_size or trained.experiment.batch_size
+    batches = open_batches(trained.model, source, experiment, channels=trained.channels, batch_size=size, mesh=mesh)
+    step = make_eval_step(trained.model, mesh, logits=outcomes is not None)
+    return evaluate(step, trained.weights, batches, mesh=mesh, should_stop=should_stop, see=outcomes)
+
+
+def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+    """Learns from the features of the training split and is right on so many of the evaluation split."""
+    train_source = open_source(trained.experiment.data, train=True)
+    if train_source.class_names != source.class_names:
+        raise ConfigError("the training and the evaluation split have different classes")
+    size, features = trained.experiment.eval_batch_size or trained.experiment.batch_size, []
+    for part in (train_source, source):
+        found: Features | None = extract(trained, part, mesh=mesh, batch_size=size, should_stop=should_stop)
+        if found is None:
+            return None
+        if not len(found.labels):
+            raise ConfigError(f"no image of {part.name_of(0) if len(part) else 'the split'} can be used")
+        features.append(found)
+    return PROBES[protocol](*features, num_classes=len(source.class_names))
+
+
+def _report(path: pathlib.Path, outcomes: Outcomes, source: Source, class_names: Sequence[str]) -> dict[str, Any] | None:
+    """What the report adds to the result; None if it could not be written, which is said in the log."""
+    try:
+        path.mkdir(exist_ok=True)
+        return write_report(path, outcomes, source, class_names)
+    except OSError as error:
+        logger.error("the report in %s is not written: %s", path, error.strerror or error)
+        return None
 
 
 def _make_mesh(axes: MeshConfig) -> Mesh:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -18,35 +19,38 @@ from vitlab.parallel.mesh import part_of_process, replicated, shard_batch
 from vitlab.runs.trained import eval_crop_fraction
 
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
+_FIRST = ("top1", "top5", "loss")  # order of a result
 
 
-def make_eval_step(model: FunctionalModel, mesh: Mesh) -> EvalStep:
+def make_eval_step(model: FunctionalModel, mesh: Mesh, *, logits: bool = False) -> EvalStep:
     """Sums over the images of a batch that are really there: {"images", "top1", "top5": int32, "loss": float32}.
 
-    Where the weights have an "average" beside them, its sums are "average_top1" and so on.
+    There is no "top5" for a model of at most five classes, where it would always be all. Where the weights have an "average"
+    beside them, its sums are "average_top1" and so on. With `logits` the raw weights' logits [b, classes] are there too.
 
-    Top-5 is top-n for n < 5 classes. An image counts when fewer than k logits are above its label's, or equal and of a
-    lower class; NaN counts for nothing.
+    An image counts when fewer than k logits are above its label's, or equal and of a lower class; NaN counts for nothing.
     """
 
     def sums(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
-        logits, _ = model.apply(weights, batch["image"])
+        scores, _ = model.apply(weights, batch["image"])
         mask, labels = batch["mask"], batch["label"]
-        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        lower = jnp.arange(logits.shape[-1])[None] < labels[:, None]
-        rank = ((logits > own) | ((logits == own) & lower)).sum(-1)
+        own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
+        lower = jnp.arange(scores.shape[-1])[None] < labels[:, None]
+        rank = ((scores > own) | ((scores == own) & lower)).sum(-1)
         valid = mask & jnp.isfinite(own[:, 0])
-        return {
+        out = {
             "images": mask.sum(),
             "top1": (valid & (rank < 1)).sum(),
-            "top5": (valid & (rank < min(5, logits.shape[-1]))).sum(),
-            "loss": jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
+            "loss": jnp.where(mask, cross_entropy(scores, labels), 0).sum(),
         }
+        out |= {"top5": (valid & (rank < 5)).sum()} if scores.shape[-1] > 5 else {}
+        return out | ({"logits": scores} if logits else {})
 
     def eval_step(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
         out = sums(weights, batch)
         if "average" in weights:
-            out |= {f"average_{name}": value for name, value in sums(weights["average"], batch).items() if name != "images"}
+            average = sums(weights["average"], batch)
+            out |= {f"average_{name}": value for name, value in average.items() if name not in ("images", "logits")}
         return out
 
     compiled = jax.jit(eval_step, out_shardings=replicated(mesh))
@@ -59,22 +63,30 @@ def make_eval_step(model: FunctionalModel, mesh: Mesh) -> EvalStep:
 
 
 def evaluate(
-    eval_step: EvalStep, weights: Weights, batches: Batches, *, mesh: Mesh, should_stop: Callable[[], bool] = lambda: False
+    eval_step: EvalStep,
+    weights: Weights,
+    batches: Batches,
+    *,
+    mesh: Mesh,
+    should_stop: Callable[[], bool] = lambda: False,
+    see: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
 ) -> dict[str, float | int] | None:
     """Runs over all batches; results are fetched one batch late.
 
     Args:
-      eval_step: From `make_eval_step`.
+      eval_step: From `make_eval_step`; with its logits, if there is `see`.
       weights: On the devices of `mesh`.
       batches: From `eval_batches`; closed at the end.
       mesh: Over which each batch is split.
       should_stop: Asked between batches.
+      see: Called with each batch and its logits [b, classes], in order.
 
     Returns:
-      {"top1", "top5" (shares), "loss" (mean, nats), "images", "images_per_second"}, or None when told to stop; of averaged
-      weights "average_top1" and so on. The first batch, which may compile, does not count for the speed, unless it is the only one.
+      {"top1", "top5" (shares; the latter of more than five classes), "loss" (mean, nats), "images", "images_per_second"}, or None when
+      told to stop; of averaged weights "average_top1" and so on. The first batch, which may compile, does not count for the speed,
+      unless it is the only one.
     """
-    totals = {"images": 0.0, "top1": 0.0, "top5": 0.0, "loss": 0.0}  # even of no image
+    totals = {"images": 0.0, "top1": 0.0, "loss": 0.0}  # even of no image
     begin, before, pending = time.perf_counter(), 0.0, None
     with batches:
         for index, batch in enumerate(batches):
@@ -82,15 +94,16 @@ def evaluate(
                 return None
             sums = eval_step(weights, shard_batch(batch, mesh))
             if pending is not None:
-                _add(totals, pending)
+                _add(totals, *pending, see)
             if index == 1:
                 begin, before = time.perf_counter(), totals["images"]
-            pending = sums
+            pending = sums, batch
         if pending is not None:
-            _add(totals, pending)
+            _add(totals, *pending, see)
     count = totals.pop("images")
     speed = (count - before) / max(time.perf_counter() - begin, 1e-9)
-    return {k: v / max(count, 1) for k, v in totals.items()} | {"images": int(count), "images_per_second": speed}
+    ordered = [name for name in dict.fromkeys((*_FIRST, *totals)) if name in totals]
+    return {name: totals[name] / max(count, 1) for name in ordered} | {"images": int(count), "images_per_second": speed}
 
 
 def open_batches(
@@ -124,6 +137,10 @@ def open_batches(
     )
 
 
-def _add(totals: dict[str, float], sums: dict[str, Any]) -> None:
-    for name, value in jax.device_get(sums).items():
+def _add(totals: dict[str, float], sums: dict[str, Any], batch: dict[str, np.ndarray], see: Callable[..., None] | None) -> None:
+    sums = jax.device_get(sums)
+    logits = sums.pop("logits", None)
+    for name, value in sums.items():
         totals[name] = totals.get(name, 0.0) + float(value)
+    if see is not None:
+        see(batch, logits)

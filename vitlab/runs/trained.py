@@ -1,7 +1,9 @@
 """A trained model from where it lies: a run folder, or a checkpoint of others."""
 
 import dataclasses
+import logging
 import pathlib
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,6 +18,8 @@ from vitlab.parallel.mesh import place, sharded_shapes
 from vitlab.runs import folder
 from vitlab.runs.checkpoint import CheckpointError, Checkpoints
 from vitlab.weights.load import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,8 @@ def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, fo
     return build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)[0], own, data
 
 
-def from_run(
-    workdir: pathlib.Path, mesh: Mesh, experiment: Experiment | None = None, *, raw: bool = False, step: int | None = None
-) -> Trained:
+def from_run(workdir: pathlib.Path, mesh: Mesh, *, raw: bool = False, step: int | None = None) -> Trained:
     """The newest whole checkpoint of a run, or that of a step: its averaged weights, where it averages them and not `raw` is asked for.
-
-    `experiment` replaces its own, to evaluate on other data.
 
     Raises:
       ConfigError: It is no run folder, has no checkpoint, or its checkpoints do not fit or are damaged.
@@ -77,15 +77,17 @@ def from_run(
     return Trained(
         model=model,
         weights=state["average"] if averaged else state,
-        experiment=experiment or own,
+        experiment=own,
         channels=own.model.in_channels or data.channels,
         class_names=data.class_names,
         origin={"model": own.model.name, "step": step, **({"weights": "averaged"} if averaged else {})},
     )
 
 
-def from_weights(name: str, path: str, experiment: Experiment, class_names: tuple[str, ...], mesh: Mesh) -> Trained:
+def from_weights(name: str, path: str, experiment: Experiment, class_names: tuple[str, ...], mesh: Mesh, *, head: bool = True) -> Trained:
     """A variant of the zoo with a checkpoint of others; its classes are those of the data, in their order.
+
+    Without `head` the model gives its pooled features, and what the checkpoint has beside them is named in the log.
 
     Raises:
       ConfigError: No such model or file, or they do not fit.
@@ -94,16 +96,20 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
     try:
         model = create_model(
             name,
-            num_classes=config.num_classes or len(class_names),
+            num_classes=(config.num_classes or len(class_names)) if head else 0,
             image_size=config.image_size,
             in_channels=config.in_channels or 3,
             dtype=config.dtype,
             rngs=InitRngs(None),  # every value is the checkpoint's
             **(config.fields if config.name == name else {}),
         )
-        load_weights(model, path)
+        report = load_weights(model, path, strict=head)
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(str(error)) from error
+    if report.missing or report.mismatched:
+        raise ConfigError(f"{path} does not fit {name}: {report}")
+    if report.unexpected:
+        logger.warning("not used, since only features are wanted: %s", ", ".join(report.unexpected[:10]))
     fn, weights = functional(model)
     return Trained(
         model=fn,
@@ -113,3 +119,24 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
         class_names=class_names,
         origin={"model": name, "weights": path},
     )
+
+
+def without_head(trained: Trained) -> Trained:
+    """The same run, whose model gives its pooled features [b, d] in place of logits.
+
+    Raises:
+      ConfigError: The features need a tensor that the run does not have.
+    """
+    config = dataclasses.replace(trained.experiment.model, num_classes=0)
+    model, _ = build(config, num_classes=0, channels=trained.channels, seed=trained.experiment.seed)
+    weights = _common({group: trained.weights[group] for group in model.shapes}, model.shapes, "")
+    return dataclasses.replace(trained, model=model, weights=weights)
+
+
+def _common(tree: Any, wanted: Any, path: str) -> Any:
+    """What of a tree is wanted."""
+    if isinstance(wanted, dict):
+        return {key: _common(tree.get(key, {}), value, f"{path}/{key}") for key, value in wanted.items()}
+    if getattr(tree, "shape", None) != wanted.shape:
+        raise ConfigError(f"the features need {path}, {list(wanted.shape)}, which the run has not")
+    return tree

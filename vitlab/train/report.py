@@ -148,7 +148,8 @@ def _not_finite(step: int, values: Mapping[str, float], finite: Bool[np.ndarray,
 
 def describe(result: Mapping[str, float | int]) -> str:
     """An evaluation as text."""
-    text = f"top-1 {result['top1']:.2%}  top-5 {result['top5']:.2%}  loss {result['loss']:.4f}  on {result['images']:.0f} images"
+    top5 = f"  top-5 {result['top5']:.2%}" if "top5" in result else ""
+    text = f"top-1 {result['top1']:.2%}{top5}  loss {result['loss']:.4f}  on {result['images']:.0f} images"
     if "average_top1" in result:
         text += f"  averaged: top-1 {result['average_top1']:.2%}  loss {result['average_loss']:.4f}"
     return text + (f"  {result['images_per_second']:.0f} images/s" if "images_per_second" in result else "")

@@ -1,0 +1,67 @@
+"""Where an evaluation is written: a folder of its own below the run folder, or wherever it is told."""
+
+import json
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vitlab.config import ConfigError
+from vitlab.runs.records import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FILE = "evaluation.json"
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that is no plain name of a folder.
+
+    Raises:
+      ConfigError: It has other characters than letters, digits and ._+-, or begins with one of these.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name={name} must be letters, digits and ._+- (at most 100), and begin with a letter or digit")
+
+
+def default_name(protocol: str, origin: Mapping[str, Any], split: str, fingerprint: str | None) -> str:
+    """The name of an evaluation that was given none: what was evaluated on which split, "step60-averaged-test".
+
+    Args:
+      protocol: Said unless it is "classification".
+      origin: See `vitlab.runs.trained.Trained`.
+      split: Its characters that a name cannot have become "_".
+      fingerprint: The data's, where it may be other data than the run's own.
+    """
+    what = [f"step{origin['step']}"] if "step" in origin else [origin["model"]]
+    averaged = ["averaged"] if origin.get("weights") == "averaged" else []
+    parts = [*what, *averaged, split, *([fingerprint[:8]] if fingerprint else [])]
+    parts = parts if protocol == "classification" else [protocol, *parts]
+    return "-".join(re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("_") for part in map(str, parts))[:100]
+
+
+def make_folder(parent: pathlib.Path) -> None:
+    """Makes the folder below which evaluations lie, before anything is computed for them.
+
+    Raises:
+      ConfigError: It cannot be made or written to.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{parent} cannot be made ({error.strerror}): give another folder with --output=DIR") from error
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"{parent} is not writable: give another folder with --output=DIR")
+
+
+def write_result(result: Mapping[str, Any], *folders: pathlib.Path) -> None:
+    """Writes evaluation.json into each folder; what cannot be written is said in the log, for the result is also printed."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / FILE, json.dumps(result) + "\n")
+        except OSError as error:
+            logger.error("%s is not written: %s", folder / FILE, error.strerror or error)
