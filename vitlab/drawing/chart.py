@@ -113,8 +113,9 @@ def _write_names(
     for i, name in enumerate(names):
         text = pen.fitted(name, left - 16)
         pen.draw(image, (left - 6 - int(pen.length(text)), 36 + cell * i + 6), text)
-        label = Image.new("RGB", (150, 18), "white")
-        pen.draw(label, (0, 1), pen.fitted(name, 148))
+        text = pen.fitted(name, 148)
+        label = Image.new("RGB", (int(pen.length(text)) + 2, 18), "white")
+        pen.draw(label, (0, 1), text)
         image.paste(label.rotate(90, expand=True), (left + cell * i + 5, 42 + cell * len(names)))
         for j in np.flatnonzero(values[i]):
             text = str(values[i, j]) if values[i, j] < 10_000 else f"{values[i, j] / 1000:.0f}k"

@@ -1,0 +1,195 @@
+"""Runs side by side: python -m vitlab.compare RUN... [--output=curves.png].
+
+Prints a table (newest and best evaluation, steps, images/s) and what differs between the configs; draws the curves into one picture.
+Runs that are still going on are shown as far as they are; what is damaged in a run folder is said and left out.
+
+Exit codes: 0 done; 2 the command cannot be used, or no run has anything to show.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from vitlab import cli
+from vitlab.config import ConfigError, Experiment, difference
+from vitlab.drawing.chart import COLOURS, Chart
+from vitlab.printable import printable
+from vitlab.runs import folder
+
+METRICS = ("eval_top1", "eval_loss", "train_loss")
+_LEGEND = 220  # pixels beside a chart
+_NARROWEST = 120  # columns of the table where the output is no terminal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder tells of a run."""
+
+    name: str
+    experiment: Experiment | None  # None: config.json cannot be read
+    lines: tuple[dict[str, Any], ...]  # of metrics.jsonl, whole ones, in the order of their steps
+    images_per_second: float | None  # median; None where nothing was timed
+    complaints: tuple[str, ...]  # what could not be read
+
+    def curve(self, metric: str) -> tuple[list[float], list[float]]:
+        """Steps and values of a metric, at the steps that have it."""
+        points = [(line["step"], line[metric]) for line in self.lines if _is_number(line.get(metric))]
+        return [float(step) for step, _ in points], [float(value) for _, value in points]
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+    args = _arguments(argv)
+    cli.begin()
+    runs = [read_run(path) for path in args.runs]
+    for run in runs:
+        for complaint in run.complaints:
+            print(f"warning: {printable(run.name)}: {printable(complaint)}", file=sys.stderr)
+    if not any(run.lines for run in runs):
+        raise ConfigError("none of these folders has a record of training: give run folders of python -m vitlab.train")
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_NARROWEST + 24 * len(runs))
+    console.print(summary(runs))
+    known = [run for run in runs if run.experiment is not None]
+    if len(known) > 1:
+        console.print(differences(known))
+    if args.output:
+        try:
+            draw(runs, args.metrics).save(args.output, "PNG")
+        except OSError as error:
+            raise ConfigError(f"--output={args.output} cannot be written: {error.strerror or error}") from error
+        print(f"curves: {args.output}")
+    return 0
+
+
+def read_run(path: pathlib.Path) -> Run:
+    """Reads what can be read of a run folder; the rest is said in `complaints`."""
+    complaints, experiment = [], None
+    try:
+        experiment, _ = folder.read(path)
+    except ConfigError as error:
+        complaints.append(str(error))
+    lines, broken = _json_lines(path / "metrics.jsonl")
+    timing, broken_timing = _json_lines(path / "timing.jsonl")
+    complaints += [text for text in (broken, broken_timing) if text]
+    speeds = [line["images_per_second"] for line in timing if _is_number(line.get("images_per_second"))]
+    return Run(
+        name=str(path),
+        experiment=experiment,
+        lines=tuple(sorted(lines, key=lambda line: line["step"])),
+        images_per_second=statistics.median(speeds) if speeds else None,
+        complaints=tuple(complaints),
+    )
+
+
+def summary(runs: Sequence[Run]) -> Table:
+    """One row a run: its newest and its best evaluation by top-1, of the averaged weights where there are such."""
+    table = Table("run", "model", "steps", "top-1", "best top-1", "at step", "loss", "images/s")
+    for run in runs:
+        metric = "eval_average_top1" if run.curve("eval_average_top1")[0] else "eval_top1"
+        steps, top1 = run.curve(metric)
+        losses = run.curve(metric.replace("top1", "loss"))[1]
+        best = max(range(len(top1)), key=top1.__getitem__, default=None)
+        newest = max((line["step"] for line in run.lines), default=0)
+        table.add_row(
+            *(printable(run.name), run.experiment.model.name if run.experiment else "?", f"{newest:.0f}"),
+            f"{top1[-1]:.2%}" if top1 else "-",
+            *((f"{top1[best]:.2%}", f"{steps[best]:.0f}") if best is not None else ("-", "-")),
+            f"{losses[-1]:.4f}" if losses else "-",
+            f"{run.images_per_second:.0f}" if run.images_per_second is not None else "-",
+        )
+    return table
+
+
+def differences(runs: Sequence[Run]) -> Table:
+    """One row a key of the config that is not the same in all runs."""
+    first, *others = [run.experiment for run in runs if run.experiment is not None]
+    against = [difference(first, other) for other in others]
+    table = Table("what differs", *(printable(run.name) for run in runs))
+    for key in sorted({key for found in against for key in found}):
+        own = next(found[key][0] for found in against if key in found)
+        values = [own, *(found[key][1] if key in found else own for found in against)]
+        table.add_row(key, *(printable(str(value)) for value in values))
+    if not table.row_count:
+        table.add_row("nothing", *[""] * len(runs))
+    return table
+
+
+def draw(runs: Sequence[Run], metrics: Sequence[str] = METRICS) -> Image.Image:
+    """One chart below the other, one for each metric that a run has, by step.
+
+    Raises:
+      ConfigError: No run has any of the metrics.
+    """
+    charts = []
+    for metric in metrics:
+        curves = [run.curve(metric) for run in runs]
+        xs, ys = ([v for curve in curves for v in curve[i]] for i in (0, 1))
+        if not xs:
+            continue
+        chart = Chart(metric, (0, max(xs)), (min(ys), max(ys)), size=(760 + _LEGEND, 360), right=_LEGEND)
+        for i, (steps, values) in enumerate(curves):
+            chart.line(steps, values, COLOURS[i % len(COLOURS)])
+        chart.legend([run.name for run in runs], [COLOURS[i % len(COLOURS)] for i in range(len(runs))])
+        chart.label("step")
+        charts.append(chart.image)
+    if not charts:
+        names = sorted({name for run in runs for line in run.lines for name in line} - {"step"})
+        raise ConfigError(f"no run has any of --metrics={','.join(metrics)}; there are: {', '.join(names)}")
+    picture = Image.new("RGB", (charts[0].width, sum(chart.height for chart in charts)), "white")
+    for i, chart in enumerate(charts):
+        picture.paste(chart, (0, sum(c.height for c in charts[:i])))
+    return picture
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python -m vitlab.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="run folders")
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="the PNG with the curves")
+    parser.add_argument("--metrics", default=",".join(METRICS), help="what is drawn, names of metrics.jsonl with commas between")
+    args = parser.parse_args(argv)
+    args.metrics = tuple(filter(None, (name.strip() for name in args.metrics.split(","))))
+    if not args.metrics:
+        raise ConfigError("--metrics must name at least one metric, such as eval_top1")
+    if args.output and (args.output.suffix.lower() != ".png" or not args.output.parent.is_dir()):
+        raise ConfigError(f"--output={args.output} must be a file *.png in a folder that exists")
+    return args
+
+
+def _json_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
+    """The lines that are whole records, and a complaint about the others; the last one may just be being written."""
+    try:
+        texts = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        return [], f"{path.name} cannot be read ({error.strerror})"
+    lines, broken = [], []
+    for number, text in enumerate(texts, 1):
+        if text.endswith(b"\n"):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                line = None
+            if isinstance(line, dict) and _is_number(line.get("step")):
+                lines.append(line)
+            else:
+                broken.append(number)
+    return lines, f"{path.name}: {len(broken)} lines are damaged, the first is line {broken[0]}" if broken else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

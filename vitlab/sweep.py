@@ -1,0 +1,205 @@
+"""Runs of a grid, one after the other: python -m vitlab.sweep --config=... --workdir=DIR --grid.optimizer.peak_lr="[1e-3, 3e-4]" --seeds=3.
+
+Each --grid.KEY is a list of values of a config key, written as in Python; --seeds=N is --grid.seed="[0, ..., N - 1]". There is a run for
+each combination, in a folder DIR/KEY=VALUE,KEY=VALUE; --config.KEY=VALUE holds for all. What follows "--" goes to python -m vitlab.train
+as it is. The same command again skips the runs that are done, and goes on with the others.
+
+Exit codes: 0 all runs are done; 1 some failed, and the others were still run; 2 the command, the config or a combination cannot be used,
+and nothing was begun; 42 a signal stopped the run under way, which is saved; 43 a run was stuck three times.
+"""
+
+import argparse
+import ast
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitlab import cli
+from vitlab.config import ConfigError
+from vitlab.runs.records import write_atomically
+from vitlab.signals import EXIT_STOPPED, StopRequest
+from vitlab.train.watchdog import EXIT_STUCK
+
+_GRID = "--grid."
+_TRIES = 3  # of a run that is stuck
+_DONE = "sweep.json"  # {folder: command} of the runs that are done
+_MOST_RUNS = 10_000
+_POLL_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of the sweep."""
+
+    name: str  # of its folder
+    command: tuple[str, ...]
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+    args, grid, overrides, rest = _arguments(argv)
+    experiment = cli.load_experiment(args.config, overrides)
+    jobs = []
+    for values in combinations(grid):
+        texts = {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
+        cli.override(experiment, texts)  # refuses a combination that cannot be, before anything is begun
+        jobs.append(_job(args, overrides | texts, list(texts), rest))
+    if len({job.name for job in jobs}) < len(jobs):
+        raise ConfigError("two combinations have folders of the same name: shorten the values, or make two sweeps of them")
+    if args.dry_run:
+        print("\n".join(shlex.join(("python", *job.command[1:])) for job in jobs))
+        return 0
+    try:
+        args.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={args.workdir} cannot be made: {error.strerror}") from error
+    return run_all(jobs, args.workdir)
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All combinations of the values, the last key the fastest.
+
+    Raises:
+      ConfigError: There are more than 10,000.
+    """
+    count = 1
+    for values in grid.values():
+        count *= len(values)
+    if count > _MOST_RUNS:
+        raise ConfigError(f"the grid has {count} combinations; at most {_MOST_RUNS} are run")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def run_all(jobs: Sequence[Job], workdir: pathlib.Path) -> int:
+    """Runs what is not done yet; gives the exit code of the command."""
+    done, failed = _read_done(workdir), []
+    with StopRequest() as stop:
+        for number, job in enumerate(jobs, 1):
+            title = f"run {number} of {len(jobs)}: {job.name}"
+            if done.get(job.name) == list(job.command):
+                print(f"{title}: done before", flush=True)
+                continue
+            print(title, flush=True)
+            code = _run(job, stop)
+            if code == 0:
+                done[job.name] = list(job.command)
+                write_atomically(workdir / _DONE, json.dumps(done, indent=2) + "\n")
+            elif code in (EXIT_STOPPED, EXIT_STUCK):
+                print(f"{title}: exit code {code}; the same command again goes on from here", file=sys.stderr)
+                return code
+            else:
+                print(f"{title}: failed with exit code {code}", file=sys.stderr)
+                failed.append(job.name)
+            if stop.requested:
+                return EXIT_STOPPED
+    if failed:
+        print(f"error: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    print(f"all {len(jobs)} runs are done; next: python -m vitlab.compare {shlex.quote(str(workdir))}/*/")
+    return 0
+
+
+def _run(job: Job, stop: StopRequest) -> int:
+    """The exit code of a run; one that was stuck is tried again, from its last checkpoint."""
+    for _ in range(_TRIES):
+        code = _wait(job, stop)
+        if code != EXIT_STUCK or stop.requested:
+            return code
+    return EXIT_STUCK
+
+
+def _wait(job: Job, stop: StopRequest) -> int:
+    # In a session of its own the run does not hear Ctrl-C, which it would take for a second signal beside the one passed on here.
+    process = subprocess.Popen(job.command, start_new_session=True)
+    told = False
+    while process.poll() is None:
+        if stop.requested and not told:
+            process.send_signal(signal.SIGTERM)
+            told = True
+        time.sleep(_POLL_SECONDS)
+    return process.returncode
+
+
+def _job(args: argparse.Namespace, overrides: Mapping[str, str], varied: Sequence[str], rest: Sequence[str]) -> Job:
+    name = ",".join(f"{key}={_plain(overrides[key])}" for key in varied)[:200] or "run"
+    texts = [f"--config.{key}={text}" for key, text in overrides.items()]
+    command = [sys.executable, "-m", "vitlab.train", f"--config={args.config}", f"--workdir={os.path.join(args.workdir, name)}"]
+    return Job(name=name, command=(*command, *texts, *rest))
+
+
+def _plain(text: str) -> str:
+    """A value as a part of a folder's name."""
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+
+
+def _read_done(workdir: pathlib.Path) -> dict[str, list[str]]:
+    """The runs that are done; none, if the file is damaged: then each is asked again, and says at once that it is done."""
+    try:
+        read = json.loads((workdir / _DONE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[Any]], dict[str, str], list[str]]:
+    own, rest = list(argv), []
+    if "--" in own:
+        at = own.index("--")
+        own, rest = own[:at], own[at + 1 :]
+    parser = cli.Parser(
+        prog="python -m vitlab.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run folders")
+    parser.add_argument("--seeds", type=int, help="runs of each combination, with seeds from 0 on")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands only")
+    grid: dict[str, list[Any]] = {}
+    for argument in [a for a in own if a.startswith(_GRID)]:
+        key, equals, text = argument.removeprefix(_GRID).partition("=")
+        if not key or not equals:
+            raise ConfigError(f'{argument} has no values: write {_GRID}KEY="[value, value]"')
+        grid[key] = values_of(key, text)
+    others, overrides = cli.split_overrides([a for a in own if not a.startswith(_GRID)])
+    args = parser.parse_args(others)
+    if args.seeds is not None:
+        if args.seeds < 1 or "seed" in grid:
+            raise ConfigError(f"--seeds={args.seeds} must be at least 1, and not be given beside --grid.seed")
+        grid["seed"] = list(range(args.seeds))
+    if not grid:
+        raise ConfigError(f'there is nothing to vary: give {_GRID}KEY="[value, value]" or --seeds=N')
+    both = sorted(grid.keys() & overrides.keys())
+    if both:
+        raise ConfigError(f"{both[0]} is given both as --grid.{both[0]} and as --config.{both[0]}")
+    return args, grid, overrides, rest
+
+
+def values_of(key: str, text: str) -> list[Any]:
+    """The values of "[1e-3, 3e-4]"; words need no quotes: "[adamw, lion]".
+
+    Raises:
+      ConfigError: It is no list in brackets, is empty, or has a value twice.
+    """
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        words = re.fullmatch(r"\s*\[([^\[\](){}'\"]+)\]\s*", text)
+        values = [cli.literal(word.strip()) for word in words[1].split(",") if word.strip()] if words else None
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f'{_GRID}{key}={text} must be a list in brackets, such as "[1e-3, 3e-4]" or "[(0.1, 1), (0.3, 1)]"')
+    if len({_plain(value if isinstance(value, str) else repr(value)) for value in values}) < len(values):
+        raise ConfigError(f"{_GRID}{key}={text} has two values that are the same in a folder's name")
+    return values
+
+
+if __name__ == "__main__":
+    cli.run(main)
