@@ -1,7 +1,8 @@
 """The run folder: whose it is, and what it holds.
 
 config.json (the experiment), data.json (what it is trained on), metrics.jsonl, timing.jsonl, bad_images.jsonl (what could not be decoded),
-checkpoints/, tensorboard/, evaluation.json (by `python -m vitlab.evaluate`), damaged/ (checkpoints that could not be read).
+checkpoints/, tensorboard/, evaluation.json and evaluations/ (by `python -m vitlab.evaluate`), wandb_id and wandb/ (with --wandb),
+damaged/ (checkpoints that could not be read).
 """
 
 import dataclasses

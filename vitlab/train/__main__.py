@@ -15,6 +15,7 @@ from vitlab.runs.checkpoint import CheckpointError, NonFiniteError, SaveError
 from vitlab.signals import EXIT_STOPPED, Stopped
 from vitlab.train.loop import train
 from vitlab.train.profile import window_of
+from vitlab.train.weights_and_biases import load_wandb
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,10 +28,13 @@ def main(argv: Sequence[str]) -> int:
         "--watchdog_seconds", type=float, default=1800.0, help="without a step, after which the run shows its stacks and exits; 0: off"
     )
     parser.add_argument("--profile", metavar="FIRST:COUNT", help="steps to trace into the run folder's profile/, such as 100:5")
+    parser.add_argument("--wandb", metavar="PROJECT", help="also send the curves to this project at Weights & Biases (extra wandb)")
     distributed.add_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     experiment, profile = cli.load_experiment(args.config, overrides), window_of(args.profile)
+    if args.wandb is not None:
+        load_wandb()  # refuses at once, where it is not installed
     cli.begin()
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     try:
@@ -40,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
             allow_changes=args.allow_changes,
             watchdog_seconds=args.watchdog_seconds,
             profile=profile,
+            wandb=args.wandb,
         )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -23,6 +23,7 @@ from vitlab.train.setup import Setup, set_up
 from vitlab.train.state import State
 from vitlab.train.step import compile_step
 from vitlab.train.watchdog import Watchdog
+from vitlab.train.weights_and_biases import Tracker
 from vitlab.tree import leaf_names
 
 
@@ -33,6 +34,7 @@ def train(
     allow_changes: bool = False,
     watchdog_seconds: float = 0.0,
     profile: range = range(0),
+    wandb: str | None = None,
 ) -> dict[str, float | int]:
     """Trains, or goes on with, the run in a folder.
 
@@ -45,6 +47,7 @@ def train(
       allow_changes: Go on with a run of another config.
       watchdog_seconds: Without progress, after which the process writes its stacks and exits with 43; 0 waits for ever.
       profile: Steps, counted from 1, that are traced into the run folder's profile/, by the first process.
+      wandb: Project at Weights & Biases that is also given the curves, by the first process; None for none.
 
     Returns:
       The record of the last evaluation: {"step", "eval_top1", "eval_top5", "eval_loss", "eval_images"}.
@@ -87,8 +90,9 @@ def train(
         batches = stack.enter_context(setup.open_train_batches(step))
         clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size, peak_speed=setup.peak_speed())
         trained, _ = as_trained(setup.model, experiment.optimizer).split(state["params"])
-        leaves, max_skips = leaf_names(trained), experiment.max_skips
-        report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, leaves=leaves, max_skips=max_skips))
+        tracker = stack.enter_context(Tracker(workdir, wandb, experiment)) if wandb and distributed.is_first() else None
+        options = {"leaves": leaf_names(trained), "max_skips": experiment.max_skips, "tracker": tracker}
+        report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, **options))
         report.line(_beginning(setup, teacher, state, step, compile_seconds))
         profiler = stack.enter_context(Profile(workdir / "profile", profile if distributed.is_first() else range(0)))
 

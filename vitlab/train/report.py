@@ -18,6 +18,7 @@ from vitlab.train.console import Console
 from vitlab.train.periods import Periods
 from vitlab.train.side_logs import SideLogs
 from vitlab.train.step import Metrics
+from vitlab.train.weights_and_biases import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,20 @@ _REMEDY = "a lower optimizer.peak_lr, a longer optimizer.warmup or a smaller opt
 class Report:
     """Takes each step's metrics and handles those of the step before. To be used in a `with`."""
 
-    def __init__(self, workdir: pathlib.Path, *, step: int, periods: Periods, clock: Clock, leaves: list[str], max_skips: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        step: int,
+        periods: Periods,
+        clock: Clock,
+        leaves: list[str],
+        max_skips: int,
+        tracker: Tracker | None = None,
+    ):
         """Goes on after `step`; `leaves` are the names of the gradients; `max_skips` in a row is no reason to end the run.
+
+        The `tracker` is given what metrics.jsonl and timing.jsonl have; it is closed by its owner.
 
         Of several processes the first writes and shows; to be called by all.
         """
@@ -36,7 +49,7 @@ class Report:
         self.console = Console(total_steps=periods.total, quiet=not distributed.is_first())
         self._side_logs = SideLogs(workdir, step=step) if distributed.is_first() else None
         self._total, self._log_every, self._clock, self._leaves = periods.total, periods.log, clock, leaves
-        self._max_skips = max_skips
+        self._max_skips, self._tracker = max_skips, tracker
         self._pending: tuple[int, Metrics] | None = None
 
     def __enter__(self) -> "Report":
@@ -125,6 +138,8 @@ class Report:
         self._write(step, values)
         if self._side_logs is not None:
             self._side_logs.timing(step, lap)
+        if self._tracker is not None:
+            self._tracker.log(step, {f"time_{name}": value for name, value in lap.items()})
         used = f"MFU {lap['mfu']:.0%}  " if "mfu" in lap else ""
         self.console.line(
             f"step {step}/{self._total}  loss {values['train_loss']:.4f}  accuracy {values['train_accuracy']:.1%}  lr {values['lr']:.2e}  "
@@ -137,6 +152,8 @@ class Report:
         self.records.write(step, values)
         if self._side_logs is not None:
             self._side_logs.scalars(step, values)
+        if self._tracker is not None:
+            self._tracker.log(step, values)
 
 
 def _not_finite(step: int, values: Mapping[str, float], finite: Bool[np.ndarray, " flags"], leaves: Sequence[str]) -> str:
