@@ -72,8 +72,8 @@ class ModelConfig:
     in_channels: int | None = None  # None: as many as the images have
     drop_path_rate: float | None = None  # of the last block, rising linearly from 0; None: the variant's
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters, norms and softmax stay float32
-    # Checkpoint that training begins with: .safetensors, .npz, .pth (FILE#ENTRY takes a part of it) or hf://owner/name. A head for
-    # other classes begins anew; None: random weights.
+    # What training begins with: a run (runs/a, or runs/a@3000 for a step), .safetensors, .npz, .pth (FILE#ENTRY takes a part of it)
+    # or hf://owner/name. A head for other classes begins anew; None: random weights.
     weights: str | None = None
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the family's own, flattened in the ConfigDict
 

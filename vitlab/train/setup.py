@@ -19,6 +19,7 @@ from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
 from vitlab.functional import FunctionalModel, Weights, build, check_tensor, freeze, functional
 from vitlab.parallel import mesh as meshes
+from vitlab.runs.start import run_of, start_from_run
 from vitlab.runs.trained import Trained
 from vitlab.train.groups import as_trained, groups_of
 from vitlab.train.optimizer import make_optimizer
@@ -125,11 +126,18 @@ def make_step(
 
 
 def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights:
-    """The weights of a checkpoint of others: everything, or everything except a head for other classes, which keeps its own.
+    """The weights of a run or a checkpoint of others: everything, or everything except a head for other classes, which keeps its own.
+
+    Args:
+      model: The model that training begins with.
+      weights: Its initial weights.
+      source: A run folder, "runs/a", or one of its steps, "runs/a@3000"; or a file or address for `load_weights`.
 
     Raises:
       ConfigError: It cannot be read, or more than the heads does not fit.
     """
+    if run := run_of(source):
+        return start_from_run(model, weights, *run)
     module = nnx.merge(model.graphdef, weights["params"], weights["model_state"], model.constants, copy=True)
     try:
         report = load_weights(module, source, head="fit")

@@ -1,0 +1,100 @@
+"""A trained run as the start of another one, whose classes and image size may differ."""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vitlab.config import ConfigError
+from vitlab.functional import FunctionalModel, Weights, functional
+from vitlab.layers.pos_embed import resample
+from vitlab.parallel.mesh import make_mesh
+from vitlab.runs.trained import from_run
+from vitlab.weights.load import _fit
+
+logger = logging.getLogger(__name__)
+
+_HEADS = ("head", "aux_head")  # first parts of the names of all that depends on the classes
+
+
+def run_of(source: str) -> tuple[pathlib.Path, int | None] | None:
+    """The run folder and the step that "runs/a" or "runs/a@3000" names; None if it names no folder."""
+    if pathlib.Path(source).is_dir():
+        return pathlib.Path(source), None
+    path, _, step = source.rpartition("@")
+    return (pathlib.Path(path), int(step)) if step.isdecimal() and path and pathlib.Path(path).is_dir() else None
+
+
+def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Path, step: int | None) -> Weights:
+    """The weights with everything that a run gives; heads of other shapes keep their initial values.
+
+    The averaged weights are taken where the run keeps them. Position embeddings and bias tables are resampled to the model's grid.
+    What is not simply copied is named in the log.
+
+    Args:
+      model: The model that training begins with.
+      weights: Its initial weights.
+      workdir: The run folder.
+      step: Step of the checkpoint; None for the newest that is whole.
+
+    Raises:
+      ConfigError: It is no run folder, has no such checkpoint, or more than the heads does not fit.
+    """
+    try:
+        trained = from_run(workdir, make_mesh(), step=step)
+    except ConfigError as error:
+        raise ConfigError(f"model.weights: {error}") from error
+    source, target = (_module(fn, tree) for fn, tree in ((trained.model, trained.weights), (model, weights)))
+    found, wanted = _variables(source), _variables(target)
+    resampled, anew, refused = [], [], []
+    for name, variable in wanted.items():
+        value, changed = _fitted(name, found[name], variable, source, target) if name in found else (None, False)
+        if value is not None:
+            variable.set_value(value)
+            resampled += [name] * changed
+        elif name.startswith(_HEADS):
+            anew.append(name)
+        else:
+            refused.append(f"{name}: the run has {_shape(found.get(name))}, the model {_shape(variable)}")
+    refused += [f"{name}: the model has none" for name in found if name not in wanted and not name.startswith(_HEADS)]
+    if refused:
+        raise ConfigError(f"model.weights={workdir} does not fit the model: {len(refused)} tensors, first {'; '.join(refused[:3])}")
+    _report(workdir, trained.origin, len(wanted), resampled, anew)
+    return functional(target)[1]
+
+
+def _fitted(name: str, own: nnx.Variable, wanted: nnx.Variable, source: Any, target: Any) -> tuple[jax.Array | None, bool]:
+    """The value for another model, and whether it was resampled; None if it cannot fit."""
+    value = jnp.asarray(own[...])
+    grids = [getattr(module.config, "grid", None) for module in (source, target)]
+    if name.endswith("pos_embed") and value.ndim == 3 and all(grids) and value.shape[-1] == wanted.shape[-1]:
+        # The grid decides, not the number of tokens: 7 x 28 are as many as 14 x 14.
+        return resample(value, *grids, num_prefix=source.config.num_class_tokens), grids[0] != grids[1]
+    if value.shape == wanted.shape:
+        return value, False
+    return _fit(name, np.asarray(value), wanted.shape, target)[0], True
+
+
+def _module(model: FunctionalModel, weights: Weights) -> Any:
+    return nnx.merge(model.graphdef, weights["params"], weights["model_state"], model.constants, copy=True)
+
+
+def _variables(module: Any) -> dict[str, nnx.Variable]:
+    """Parameters and statistics by their names, such as "blocks.0.attn.qkv.kernel"."""
+    return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat)))}
+
+
+def _shape(variable: nnx.Variable | None) -> str:
+    return "none" if variable is None else str(list(variable.shape))
+
+
+def _report(workdir: pathlib.Path, origin: dict[str, str | int], count: int, resampled: list[str], anew: list[str]) -> None:
+    averaged = ", averaged" if origin.get("weights") == "averaged" else ""
+    parts = [f"{count - len(anew) - len(resampled)} of {count} tensors are copied"]
+    parts += [f"resampled: {', '.join(resampled)}"] if resampled else []
+    parts += [f"begins anew: {', '.join(anew)}"] if anew else []
+    logger.warning("training begins with %s (step %s%s): %s", workdir, origin["step"], averaged, "; ".join(parts))
