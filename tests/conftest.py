@@ -43,13 +43,12 @@ def pytest_collection_modifyitems(config, items):
     """With --goldens other tests are left out, and a folder of which no test knows a file is an error."""
     if not config.getoption("goldens"):
         return
-    chosen = [item for item in items if hasattr(item, "callspec") and "golden_file" in item.callspec.params]
-    known = {item.callspec.params["golden_file"] for item in chosen}
-    known = {path for path in known if isinstance(path, pathlib.Path)}
-    if not known:
+    files = [getattr(getattr(item, "callspec", None), "params", {}).get("golden_file") for item in items]
+    chosen = [item for item, file in zip(items, files, strict=True) if isinstance(file, pathlib.Path)]
+    if not chosen:
         raise pytest.UsageError(f"--goldens={config.getoption('goldens')}: no test knows any of its {len(golden_files(config))} recordings")
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = [item for item in chosen if item.callspec.params["golden_file"] in known]
+    items[:] = chosen
 
 
 def golden_files(config) -> list[pathlib.Path]:
