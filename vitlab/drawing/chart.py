@@ -100,7 +100,7 @@ def matrix(values: Int[np.ndarray, "rows columns"], names: Sequence[str], *, row
     pen.draw(image, (12, 8), f"rows: {rows}; columns: {columns}; colour: share of the row")
     shares = values / np.maximum(values.sum(1, keepdims=True), 1)
     pixels = (255 - np.multiply.outer(shares**0.5, (255, 141, 77))).round().astype(np.uint8)  # white to blue; small shares are seen
-    image.paste(Image.fromarray(pixels).resize((cell * count,) * 2, Image.Resampling.NEAREST), (left, 36))
+    image.paste(Image.fromarray(pixels).resize((cell * count, cell * count), Image.Resampling.NEAREST), (left, 36))
     if named:
         _write_names(image, values, shares, names, left, cell)
     return image

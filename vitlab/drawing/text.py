@@ -55,7 +55,7 @@ class Pen:
 
     def _parts(self, text: str) -> list[tuple[Font, str]]:
         """The text in pieces of one font each."""
-        out: list[tuple[Font, str]] = []
+        out: list[tuple[str, str]] = []  # the font's path, and the piece
         for character in printable(text):
             path = out[-1][0] if out and _has(out[-1][0], character) else _font_with(character)
             if path is None:
@@ -104,11 +104,15 @@ def _font(path: str, size: int) -> Font:
 def _has(path: str, character: str) -> bool:
     """Whether a font has a glyph for the character: not the one that it draws for what it lacks."""
     try:
-        font = _font(path, 16)
-        glyph, none = (font.getmask(text) for text in (character, _NO_CHARACTER))
+        return character.isspace() or _drawn(path, character) != _drawn(path, _NO_CHARACTER)
     except (OSError, ValueError):  # a damaged file, or one that Pillow cannot draw
         return False
-    return character.isspace() or (glyph.size, bytes(glyph)) != (none.size, bytes(none))
+
+
+def _drawn(path: str, text: str) -> bytes:
+    image = Image.new("L", (32, 32))
+    ImageDraw.Draw(image).text((4, 4), text, 255, _font(path, 16))
+    return image.tobytes()
 
 
 @functools.lru_cache(4096)

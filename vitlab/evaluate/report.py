@@ -36,7 +36,7 @@ class Outcomes:
         mask = batch["mask"]
         index, labels, logits = self._seen + np.flatnonzero(mask), batch["label"][mask], logits[mask]
         self._seen += len(mask)
-        finite = np.isfinite(logits).all(-1)
+        finite = np.asarray(np.isfinite(logits).all(-1))
         probabilities = softmax(np.where(finite[:, None], logits, 0.0).astype(np.float32))
         predicted = probabilities.argmax(-1)
         own = probabilities[np.arange(len(labels)), labels]
@@ -161,12 +161,8 @@ def _draw_worst(path: pathlib.Path, columns: dict[str, np.ndarray], source: Sour
     for row in worst:
         pixels = decode(source[int(columns["index"][row])]["image"], 3)
         images.append(resize_and_center_crop(pixels, (_PIXELS, _PIXELS), "bilinear", 1.0))
-        captions.append(
-            [
-                (names[columns["label"][row]], f" {columns['own'][row]:.1%}"),
-                (f"as {names[columns['predicted'][row]]}", f" {columns['confidence'][row]:.1%}"),
-            ]
-        )
+        label, predicted = (names[int(columns[what][row])] for what in ("label", "predicted"))
+        captions.append([(label, f" {columns['own'][row]:.1%}"), (f"as {predicted}", f" {columns['confidence'][row]:.1%}")])
     _save(contact_sheet(np.stack(images), captions) if images else Image.new("RGB", (8, 8), "white"), path)
 
 

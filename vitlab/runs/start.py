@@ -70,10 +70,10 @@ def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Pa
 def _fitted(name: str, own: nnx.Variable, wanted: nnx.Variable, source: Any, target: Any) -> tuple[jax.Array | None, bool]:
     """The value for another model, and whether it was resampled; None if it cannot fit."""
     value = jnp.asarray(own[...])
-    grids = [getattr(module.config, "grid", None) for module in (source, target)]
-    if name.endswith("pos_embed") and value.ndim == 3 and all(grids) and value.shape[-1] == wanted.shape[-1]:
+    old, new = (getattr(module.config, "grid", None) for module in (source, target))
+    if name.endswith("pos_embed") and value.ndim == 3 and old and new and value.shape[-1] == wanted.shape[-1]:
         # The grid decides, not the number of tokens: 7 x 28 are as many as 14 x 14.
-        return resample(value, *grids, num_prefix=source.config.num_class_tokens), grids[0] != grids[1]
+        return resample(value, old, new, num_prefix=source.config.num_class_tokens), old != new
     if value.shape == wanted.shape:
         return value, False
     return _fit(name, np.asarray(value), wanted.shape, target)[0], True
