@@ -5,16 +5,15 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from vitlab.config import ConfigError
 from vitlab.functional import FunctionalModel, Weights, functional
-from vitlab.layers.pos_embed import resample
 from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import from_run
-from vitlab.weights.load import _fit
+from vitlab.weights.fit import fit, to_torch_layout
+from vitlab.weights.load import parameters
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +48,19 @@ def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Pa
     except ConfigError as error:
         raise ConfigError(f"model.weights: {error}") from error
     source, target = (_module(fn, tree) for fn, tree in ((trained.model, trained.weights), (model, weights)))
-    found, wanted = _variables(source), _variables(target)
+    found, wanted = parameters(source), parameters(target)
     resampled, anew, refused = [], [], []
     for name, variable in wanted.items():
-        value, changed = _fitted(name, found[name], variable, source, target) if name in found else (None, False)
-        if value is not None:
-            variable.set_value(value)
-            resampled += [name] * changed
-        elif name.startswith(_HEADS):
-            anew.append(name)
-        else:
-            refused.append(f"{name}: the run has {_shape(found.get(name))}, the model {_shape(variable)}")
+        try:
+            value, rule = _fitted(name, found.get(name), variable)
+        except ValueError as error:
+            if name.startswith(_HEADS):
+                anew.append(name)
+            else:
+                refused.append(f"{name}: {error}")
+            continue
+        variable.set_value(value)
+        resampled += [f"{name} ({rule})"] * bool(rule)
     refused += [f"{name}: the model has none" for name in found if name not in wanted and not name.startswith(_HEADS)]
     if refused:
         raise ConfigError(f"model.weights={workdir} does not fit the model: {len(refused)} tensors, first {'; '.join(refused[:3])}")
@@ -67,29 +68,21 @@ def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Pa
     return functional(target)[1]
 
 
-def _fitted(name: str, own: nnx.Variable, wanted: nnx.Variable, source: Any, target: Any) -> tuple[jax.Array | None, bool]:
-    """The value for another model, and whether it was resampled; None if it cannot fit."""
-    value = jnp.asarray(own[...])
-    old, new = (getattr(module.config, "grid", None) for module in (source, target))
-    if name.endswith("pos_embed") and value.ndim == 3 and old and new and value.shape[-1] == wanted.shape[-1]:
-        # The grid decides, not the number of tokens: 7 x 28 are as many as 14 x 14.
-        return resample(value, old, new, num_prefix=source.config.num_class_tokens), old != new
-    if value.shape == wanted.shape:
-        return value, False
-    return _fit(name, np.asarray(value), wanted.shape, target)[0], True
+def _fitted(name: str, own: nnx.Variable | None, wanted: nnx.Variable) -> tuple[jax.Array, str]:
+    """The value for another model, and the rule by which it was resampled, "" where it was not.
+
+    Raises:
+      ValueError: It cannot fit; the message is the reason.
+    """
+    if own is None:
+        raise ValueError("the run has none")
+    value = np.asarray(own[...])
+    grid = value.shape[1:3] if name.endswith("pos_map") else own.get_metadata().get("grid")
+    return fit(name, to_torch_layout(name, value), wanted.shape, grid=wanted.get_metadata().get("grid"), declared=grid)
 
 
 def _module(model: FunctionalModel, weights: Weights) -> Any:
     return nnx.merge(model.graphdef, weights["params"], weights["model_state"], model.constants, copy=True)
-
-
-def _variables(module: Any) -> dict[str, nnx.Variable]:
-    """Parameters and statistics by their names, such as "blocks.0.attn.qkv.kernel"."""
-    return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat)))}
-
-
-def _shape(variable: nnx.Variable | None) -> str:
-    return "none" if variable is None else str(list(variable.shape))
 
 
 def _report(workdir: pathlib.Path, origin: dict[str, str | int], count: int, resampled: list[str], anew: list[str]) -> None:

@@ -106,7 +106,7 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
         report = load_weights(model, path, strict=head)
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(str(error)) from error
-    if report.missing or report.mismatched:
+    if report.missing or report.mismatched or report.nonfinite:
         raise ConfigError(f"{path} does not fit {name}: {report}")
     if report.unexpected:
         logger.warning("not used, since only features are wanted: %s", ", ".join(report.unexpected[:10]))
