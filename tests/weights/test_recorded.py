@@ -1,0 +1,42 @@
+"""The names that recordings have in the authors' and in timm's words lead to the zoo's models."""
+
+import pytest
+
+from tests.weights.recorded import model_of
+
+
+@pytest.mark.parametrize(
+    ("stem", "kwargs", "expected"),
+    [
+        ("swin_small_patch4_window7_224_rect", {}, ("swin_small", {})),
+        ("swin_base_patch4_window12_384", {}, ("swin_base", {"window_size": 12})),
+        ("swinv2_base_window8_256", {}, ("swinv2_base_window8_256", {})),
+        ("focalnet_s_lrf", {}, ("focalnet_small_lrf", {})),
+        ("dinat_s_tiny", {}, ("dinat_s_tiny", {})),
+        ("nat_mini_192x256", {}, ("nat_mini", {})),
+        ("crossvit_9_dagger_240", {}, ("crossvit_9_dagger", {})),
+        ("crossvit_15_dagger_408", {}, ("crossvit_15_dagger_408", {})),
+        ("maxvit_small_tf_224", {}, ("maxvit_small", {})),
+        ("vit_small_patch16_224", {"depth": 3}, ("vit_small_patch16", {"depth": 3})),
+        ("spectformer_h_b", {}, ("spectformerh_base", {})),
+        ("spectformer_ti", {}, ("spectformer_tiny", {})),
+        ("overlock_xt_320", {}, ("overlock_xt", {})),
+        ("litv2_m", {"alpha": 0.5, "local_ws": [0, 0, 2, 1]}, ("litv2_medium", {"alpha": 0.5})),
+        (
+            "agent_swin_s",
+            {"depths": [2, 2, 18, 2], "attn_type": "AAAB", "agent_num": [9, 16, 49, 49]},
+            ("agent_swin_small", {"agent_depths": (2, 2, 18, 0)}),
+        ),
+    ],
+)
+def test_a_name_leads_to_its_model(stem, kwargs, expected):
+    assert model_of(stem, {"kwargs": kwargs}) == expected
+
+
+def test_the_entry_point_helps_where_the_name_does_not():
+    assert model_of("recording_7", {"entrypoint": "stvit_small"}) == ("svit_small", {})
+
+
+def test_an_unknown_name_is_said():
+    with pytest.raises(LookupError, match="no model of the zoo is called xcit_nano"):
+        model_of("xcit_nano", {})
