@@ -33,6 +33,9 @@ TEST = [
     "pytest-xdist>=3.6",  # -n 2
     "beartype>=0.21",  # checks the annotated shapes in tests
     "filelock>=3.16",  # one libtpu user at a time
+    "faster-coco-eval>=1.6",  # as extra `detection`
+    "scikit-image>=0.25",  # SSIM, to compare with
+    "scikit-learn>=1.6",  # average precision, to compare with
 ]
 EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
@@ -48,9 +51,20 @@ EXTRAS = {
     # orbax-checkpoint below 0.11.37; what is used of it works with the newer one.
     "onnx": ["onnx>=1.20", "onnx-ir>=0.2.1", "onnxruntime>=1.24", "equinox>=0.13.1", "dm-pix>=0.4.4", "einops>=0.8.1"],
     "notebooks": ["jupyter>=1.1", "matplotlib>=3.9"],
+    "detection": ["faster-coco-eval>=1.6"],  # COCO's average precision
     "parity": ["torch>=2.6", "timm>=1.0.20"],  # to read .pth files, and to compare speed with timm
     "test": TEST,
-    "dev": [*TEST, "ruff>=0.12", "pyright[nodejs]>=1.1.400", "import-linter>=2.3", "pre-commit>=4.0", "nbstripout>=0.8"],
+    "dev": [
+        *TEST,
+        "faster-coco-eval>=1.6",
+        "scikit-image>=0.25",
+        "scikit-learn>=1.6",
+        "ruff>=0.12",
+        "pyright[nodejs]>=1.1.400",
+        "import-linter>=2.3",
+        "pre-commit>=4.0",
+        "nbstripout>=0.8",
+    ],
 }
 
 setup(
