@@ -1,6 +1,7 @@
 """Models leave in the names that they came with: a file, a model, and the same file again."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 
-from tests.weights.test_parity import CASES, GOLDENS
+from tests.weights.recorded import model_of
+from tests.weights.test_parity import FAMILIES
 from vitlab import create_model, load_weights
 from vitlab.models.registry import abstract_model, list_models
 from vitlab.weights.load import parameters
@@ -19,18 +21,18 @@ from vitlab.weights.save import save_weights, to_foreign, write_whole
 FIELDS = {"depth": 1, "dim": 16, "num_heads": 2, "num_classes": 5, "image_size": 32}
 
 
-def state_of(file: str) -> tuple[dict, dict[str, np.ndarray]]:
+def state_of(path: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]]:
     """The tensors' names and shapes of a recorded checkpoint, each number another."""
-    with np.load(GOLDENS / f"{file}.npz", allow_pickle=False) as golden:
+    with np.load(path, allow_pickle=False) as golden:
         meta = json.loads(str(golden["meta"]))
         shapes = {str(n): json.loads(str(s)) for n, s in zip(golden["names"], golden["shapes"], strict=True)}
     return meta, {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("file", sorted(CASES))
-def test_a_checkpoint_comes_back_bit_for_bit(file):
-    meta, state = state_of(file)
-    name, fields = CASES[file]
+@pytest.mark.goldens(*FAMILIES)
+def test_a_checkpoint_comes_back_bit_for_bit(golden_file):
+    meta, state = state_of(golden_file)
+    name, fields = model_of(golden_file.stem, meta)
     model = abstract_model(name, num_classes=meta["num_classes"], image_size=tuple(meta["image_size"]), **fields)
     report = load_weights(model, state)
     back = to_foreign(model)
