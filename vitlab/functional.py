@@ -84,7 +84,7 @@ class FunctionalModel:
         """Whether training changes each leaf of the weights, as booleans: statistics of frozen parts stay."""
         if self.trained is None:
             return jax.tree.map(lambda _: True, self.shapes)
-        trained = flatten_dict(self.trained)
+        trained = _trained_modules(self.trained)
         stats = {path: not _is_frozen(path[:-1], trained) for path in flatten_dict(self.shapes["model_state"])}
         return {"params": self.trained, "model_state": unflatten_dict(stats)}
 
@@ -128,18 +128,26 @@ def freeze(model: FunctionalModel, trained: Any) -> FunctionalModel:
     """
     if all(jax.tree.leaves(trained)):
         return model
-    flat = flatten_dict(trained)
+    modules = _trained_modules(trained)
     module = nnx.merge(model.graphdef, model.shapes["params"], model.shapes["model_state"], model.constants, copy=True)
     for path, part in nnx.iter_modules(module):
-        if _is_frozen(path, flat):
+        if _is_frozen(path, modules):
             run_as_in_evaluation(part)
     return dataclasses.replace(model, graphdef=nnx.graphdef(module), trained=trained)
 
 
+def _trained_modules(trained: Any) -> dict[tuple[Any, ...], bool]:
+    """Path of each module that has parameters -> whether any inside it is trained."""
+    out: dict[tuple[Any, ...], bool] = {}
+    for path, is_trained in flatten_dict(trained).items():
+        for n in range(len(path)):
+            out[path[:n]] = out.get(path[:n], False) or is_trained
+    return out
+
+
 def _is_frozen(path: tuple[Any, ...], trained: Mapping[tuple[Any, ...], bool]) -> bool:
     """Whether all parameters in the module at `path`, or in the nearest one around it that has any, are frozen."""
-    inside = next(filter(None, ([t for p, t in trained.items() if p[:n] == path[:n]] for n in range(len(path), -1, -1))))
-    return not any(inside)
+    return not next(trained[path[:n]] for n in range(len(path), -1, -1) if path[:n] in trained)
 
 
 def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) -> tuple[FunctionalModel, Callable[[], Weights]]:
