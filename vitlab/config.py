@@ -69,7 +69,7 @@ class ModelConfig:
     name: str = "vit_small_patch16"  # <family>_<variant>, see `python -m vitlab.models`
     num_classes: int | None = None  # None: as many as the data has
     image_size: int | None = None  # pixels per side; None: the variant's
-    in_channels: int | None = None  # None: as many as the images have
+    in_channels: int | None = None  # None: 3 with `weights` of a file, otherwise 3 if an image is in colour, 1 if all are grey
     drop_path_rate: float | None = None  # of the last block, rising linearly from 0; None: the variant's
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters, norms and softmax stay float32
     # What training begins with: a run (runs/a, or runs/a@3000 for a step), .safetensors, .npz, .pth (FILE#ENTRY takes a part of it)
@@ -114,10 +114,19 @@ class DataConfig:
     num_threads: int = 0  # that decode and augment; 0: one per core
     num_workers: int = 0  # processes that decode and augment; 0: only threads
     max_bad_fraction: float = 0.01  # share of undecodable images above which the run stops
+    max_image_bytes: int = 2**28  # of an image's decoded pixels (2**28: 67 megapixels of RGBA); larger ones count as undecodable
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB under transparent pixels, each in [0, 255]; the default is white
+    sampling: Literal["uniform", "balanced"] = "uniform"  # training images: all alike, or each class as often as any other
 
     def __post_init__(self):
         if self.weight < 1:
             raise ConfigError(f"data.weight={self.weight} must be at least 1")
+        if self.max_image_bytes < 1:
+            raise ConfigError(f"data.max_image_bytes={self.max_image_bytes} must be at least 1")
+        if not all(0 <= value <= 255 for value in self.background):
+            raise ConfigError(f"data.background={self.background} must be three integers in [0, 255]")
+        if self.sampling == "balanced" and self.more_sources:
+            raise ConfigError('data.sampling="balanced" cannot be had with data.more_sources, which have weights of their own')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,6 +226,7 @@ class LossConfig:
 
     kind: Literal["softmax", "sigmoid"] = "softmax"  # cross-entropy, or binary cross-entropy for each class
     label_smoothing: float = 0.0  # mass moved from the label to all classes evenly
+    class_weights: Literal["none", "inverse", "inverse_sqrt"] = "none"  # by the class's number of training images, 1 on average over these
     distillation: DistillationConfig = DistillationConfig()
 
     def __post_init__(self):
@@ -259,6 +269,7 @@ class Experiment:
     checkpoint_every: str = "1 epochs"
     keep_checkpoints: int = 2  # the newest ones
     keep_best: int = 1  # beside them: those with the highest top-1; an evaluation that is the best so far is always saved
+    stop_after: str | None = None  # ends the run after so long without an evaluation better than all before, "10 epochs"; None: never
     keep_every: str | None = None  # beside them: the first of each such stretch, "10 epochs"
     nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does: end the run, or drop the update
     spike_factor: float | None = None  # under nonfinite="skip", drops updates whose gradient is so many times longer than usual
@@ -267,8 +278,9 @@ class Experiment:
     def __post_init__(self):
         for name in ("duration", "log_every", "eval_every", "checkpoint_every"):
             parse_duration(getattr(self, name))
-        if self.keep_every is not None:
-            parse_duration(self.keep_every)
+        for text in (self.keep_every, self.stop_after):
+            if text is not None:
+                parse_duration(text)
         least = {"batch_size": 1, "accumulation": 1, "keep_checkpoints": 1, "keep_best": 0, "max_skips": 1}
         for name, value in least.items():
             if getattr(self, name) < value:

@@ -18,7 +18,8 @@ from vitlab import cli
 from vitlab.config import AugmentConfig, ConfigError, Experiment
 from vitlab.data.arrays import ArraySource
 from vitlab.data.batches import Layout, Threads, TrainBatch, training_order
-from vitlab.data.decode import DecodeError, decode
+from vitlab.data.channels import model_channels
+from vitlab.data.decode import DecodeError, Decoder, decoder
 from vitlab.data.loader import train_batches
 from vitlab.data.source import Source, open_source
 from vitlab.models.registry import model_config
@@ -63,14 +64,15 @@ def measure(experiment: Experiment, *, batch_size: int, seconds: float) -> Itera
       ConfigError: There is no such data, no such model, or none of the images that are tried can be decoded.
     """
     source = open_source(experiment.data, train=True)
-    channels = experiment.model.in_channels or source.channels
-    indices = training_order(source, experiment.seed)(np.arange(min(_SAMPLE, len(source)))).tolist()
+    channels, decode = model_channels(experiment.model, source.channels), decoder(experiment.data)
+    balanced = experiment.data.sampling == "balanced"
+    indices = training_order(source, experiment.seed, balanced=balanced)(np.arange(min(_SAMPLE, len(source)))).tolist()
     layout = Layout(size=_image_size(experiment), channels=channels, batch_size=batch_size, process_index=0, process_count=1)
 
     yield "read", _rate(lambda: sum(len(_read(source, indices[i : i + _CHUNK])) for i in range(0, len(indices), _CHUNK)), seconds)
     examples = _read(source, indices)
-    yield "decode", _rate(lambda: len(_decode(examples, channels)), seconds)
-    decoded = _decode(examples, channels)
+    yield "decode", _rate(lambda: len(_decode(examples, channels, decode)), seconds)
+    decoded = _decode(examples, channels, decode)
     if not decoded:
         raise ConfigError(f"none of {len(indices)} images of {experiment.data.train_split} can be decoded")
     yield from _measure_batches(source, decoded, experiment, layout, seconds)
@@ -141,7 +143,7 @@ def _read(source: Source, indices: list[int]) -> list[dict[str, Any]]:
         return [] if len(indices) == 1 else [example for index in indices for example in _read(source, [index])]
 
 
-def _decode(examples: Sequence[dict[str, Any]], channels: int) -> list[dict[str, Any]]:
+def _decode(examples: Sequence[dict[str, Any]], channels: int, decode: Decoder) -> list[dict[str, Any]]:
     """Those that can be decoded, with their pixels."""
     decoded = []
     for example in examples:

@@ -18,6 +18,8 @@ from vitlab import cli
 from vitlab.config import ConfigError, Experiment, LossConfig
 from vitlab.data.bad_images import BadImagesError
 from vitlab.data.batches import Batch, Layout, Threads, TrainBatch
+from vitlab.data.channels import model_channels
+from vitlab.data.decode import decoder
 from vitlab.data.policies import make_policy
 from vitlab.data.source import open_source
 from vitlab.drawing.sheet import contact_sheet
@@ -56,7 +58,7 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
     source = open_source(experiment.data, train=True)
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # refuses a malformed one
-    preprocessing = _preprocessing(experiment, experiment.model.in_channels or source.channels)
+    preprocessing = _preprocessing(experiment, model_channels(experiment.model, source.channels))
     layout = Layout(
         size=preprocessing.image_size,
         channels=len(preprocessing.mean),
@@ -66,7 +68,8 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
     )
     threads = Threads(experiment.data.num_threads or len(os.sched_getaffinity(0)))
     try:
-        batch = TrainBatch(source, experiment.augment, layout, experiment.seed, threads)(step)
+        options = {"decode": decoder(experiment.data), "balanced": experiment.data.sampling == "balanced"}
+        batch = TrainBatch(source, experiment.augment, layout, experiment.seed, threads, **options)(step)
     except BadImagesError as error:
         raise ConfigError(str(error)) from error
     finally:

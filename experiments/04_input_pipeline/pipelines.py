@@ -69,7 +69,7 @@ def pillow(folder: str, policy: str | None = None, *, floats: bool = False) -> M
 
     torch.set_num_threads(1)
     transform = create_transform(SIZE, is_training=True, color_jitter=None, auto_augment=policy, use_prefetcher=not floats)
-    return one_by_one(encoded(folder), lambda data: transform(Image.open(io.BytesIO(data)).convert("RGB")))
+    return one_by_one(encoded(folder), lambda data: transform(Image.open(io.BytesIO(data), formats=("JPEG",)).convert("RGB")))
 
 
 def torchvision(folder: str, *, floats: bool = False) -> Make:

@@ -10,6 +10,7 @@ from PIL import Image
 from tests.data.conftest import write_tree
 from vitlab.config import ConfigError, DataConfig
 from vitlab.data import open_source
+from vitlab.data.decode import decode
 from vitlab.data.image_folder import open_image_folder
 
 
@@ -58,7 +59,7 @@ def test_grey_files_make_a_grey_source(tmp_path):
     [
         ((), "train", "no class folder"),
         (("ant",), "train", "1 class folder.*at least 2"),
-        (("ant", "bee"), "test", r'no folder "test"; make one, or set data.train_split="train\[:90%\]"'),
+        (("ant", "bee"), "test", r'no folder "test"; make one .*or set data.train_split="train\[:90%\]"'),
         (("ant", "bee"), "train[:0]", "is empty"),
     ],
 )
@@ -158,3 +159,90 @@ def test_places_that_cannot_be_used_are_refused_in_one_line(tree, tmp_path, monk
     monkeypatch.setattr(os, "scandir", forbidden)  # root, as which tests may run, is never refused
     with pytest.raises(ConfigError, match="ant cannot be read: Permission denied"):
         open_image_folder(str(undecodable), "train")
+
+
+@pytest.mark.parametrize("named", [("valid", "test", "train"), ("Training", "testing", "val"), ("validation", "car"), ("test", "a", "b")])
+def test_classes_named_as_splits_are_classes_when_a_slice_is_asked_for(tmp_path, named):
+    write_tree(tmp_path, named, 4)
+    parts = [open_image_folder(str(tmp_path), split) for split in ("train[:75%]", "train[75%:]")]
+    assert {part.class_names for part in parts} == {tuple(sorted(named))}
+    assert sorted(parts[0].files + parts[1].files) == sorted(f"{name}/{i}.png" for name in named for i in range(4))
+
+
+def test_a_class_named_as_a_split_among_others_needs_no_slice(tmp_path):
+    write_tree(tmp_path, ("test", "car"), 2)
+    assert open_image_folder(str(tmp_path), "train").class_names == ("car", "test")
+    with pytest.raises(ConfigError, match=r'"test" is a class of .*train\[:90%\]'):
+        open_image_folder(str(tmp_path), "test")
+
+
+@pytest.mark.parametrize(("train", "evaluation"), [("train", "val"), ("Train", "Test"), ("training", "testing"), ("TRAIN", "validation")])
+def test_split_folders_are_found_in_any_case_and_can_be_sliced(tmp_path, train, evaluation):
+    write_tree(tmp_path / train, ("ant", "bee"), 4)
+    write_tree(tmp_path / evaluation, ("ant", "bee"), 2)
+    (tmp_path / train / "preview.png").write_bytes((tmp_path / train / "ant" / "0.png").read_bytes())  # lies beside the classes
+    assert len(open_image_folder(str(tmp_path), "train")) == 8
+    assert len(open_image_folder(str(tmp_path), "train[:75%]")) == 6
+    assert len(open_image_folder(str(tmp_path), "test")) == 4
+
+
+def test_other_folders_beside_splits_are_passed_over(tmp_path):
+    write_tree(tmp_path / "train", ("ant", "bee"), 2)
+    write_tree(tmp_path / "val", ("ant", "bee"), 2)
+    write_tree(tmp_path, ("extra",), 2)
+    for split in ("train", "train[:50%]", "test"):
+        assert open_image_folder(str(tmp_path), split).class_names == ("ant", "bee")
+
+
+def test_unlabelled_test_images_beside_a_training_split_are_no_class(tmp_path):
+    write_tree(tmp_path / "train", ("ant", "bee"), 2)
+    write_tree(tmp_path, ("test",), 2)
+    assert open_image_folder(str(tmp_path), "train[:50%]").class_names == ("ant", "bee")
+    with pytest.raises(ConfigError, match="test holds no image|no class folder"):
+        open_image_folder(str(tmp_path), "test")
+
+
+def test_what_can_be_read_in_two_ways_is_refused_until_a_list_of_classes_says_which(tmp_path):
+    write_tree(tmp_path / "train", ("steam", "diesel"), 2)
+    write_tree(tmp_path, ("car", "plane"), 2)
+    with pytest.raises(
+        ConfigError, match=r'two ways: "train" holds class folders and "(car|plane)", "(car|plane)" hold images.*classes.txt'
+    ):
+        open_image_folder(str(tmp_path), "train[:50%]")
+    (tmp_path / "classes.txt").write_text("car\nplane\ntrain\n")
+    assert set(open_image_folder(str(tmp_path), "train[:50%]").labels) == {0, 1, 2}
+    (tmp_path / "classes.txt").write_text("steam\ndiesel\n")
+    assert set(open_image_folder(str(tmp_path), "train[:50%]").labels) == {0, 1}
+
+
+@pytest.mark.parametrize(("folders", "images"), [((), ("train", "test")), (("val",), ("train",))])
+def test_images_without_class_folders_in_splits_are_refused(tmp_path, folders, images):
+    for name in folders:
+        write_tree(tmp_path / name, ("ant", "bee"), 2)
+    write_tree(tmp_path, images, 2)
+    with pytest.raises(ConfigError, match="two ways.*classes.txt"):
+        open_image_folder(str(tmp_path), "train")
+
+
+def test_files_of_other_extensions_are_counted_in_one_line_with_the_remedy(tree, caplog):
+    for i in range(12):
+        (tree / "ant" / f"{i}.heic").touch()
+    (tree / "bee" / "notes.txt").touch()
+    (tree / "bee" / "README").touch()
+    (tree / "bee" / ".DS_Store").touch()
+    for split in ("train[:50%]", "train[50%:]"):
+        open_image_folder(str(tree), split)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tree}: 14 files left out: 12 .heic, 1 without extension, 1 .txt; no decoder here reads HEIC: convert them to JPEG or PNG"
+    ]
+
+
+def test_avif_and_jpeg_2000_are_read(tree):
+    image = Image.open(tree / "ant" / "0.png")
+    image.save(tree / "ant" / "a.avif")
+    image.save(tree / "ant" / "b.JP2")
+    source = open_image_folder(str(tree), "train")
+    assert len(source) == 14
+    for name in ("ant/a.avif", "ant/b.JP2"):
+        pixels = decode(source[source.files.index(name)]["image"], 3)
+        assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 12  # both are lossy

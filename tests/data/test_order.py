@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitlab.config import ConfigError
-from vitlab.data.order import ShuffledOrder, stream
+from vitlab.data.order import BalancedOrder, ShuffledOrder, stream
 from vitlab.data.splits import split_range
 
 
@@ -39,3 +39,29 @@ def test_slices_count_as_tfds_counts(text, expected):
 def test_malformed_and_empty_slices_are_refused(text):
     with pytest.raises(ConfigError, match="split"):
         split_range(text, 200)
+
+
+LABELS = np.array([0] * 50 + [1] * 3 + [3] * 7)  # class 2 has no image
+
+
+def test_a_balanced_order_draws_every_class_alike_and_goes_through_each():
+    order = BalancedOrder(LABELS, seed=4)
+    indices = order(np.arange(3000))
+    assert np.bincount(LABELS[indices[:2580]]).tolist() == [860, 860, 0, 860]  # ten rounds of 258
+    for label, count in ((0, 50), (1, 3), (3, 7)):
+        own = indices[LABELS[indices] == label]
+        epochs = own[: len(own) // count * count].reshape(-1, count)
+        np.testing.assert_array_equal(np.sort(epochs, 1), np.broadcast_to(np.flatnonzero(label == LABELS), epochs.shape))
+    for size in (30, 64):
+        shares = [np.bincount(LABELS[batch], minlength=4) for batch in indices.reshape(-1)[: 3000 // size * size].reshape(-1, size)]
+        assert np.abs(np.array(shares)[:, [0, 1, 3]] - size / 3).max() <= 6
+
+
+def test_any_cut_of_a_balanced_order_is_the_same_and_seeds_differ():
+    order = BalancedOrder(LABELS, seed=4, repeats=2)
+    whole = order(np.arange(1000))
+    again = [pickle.loads(pickle.dumps(order))(part) for part in np.split(np.arange(1000), [7, 300, 777])]
+    np.testing.assert_array_equal(np.concatenate(again), whole)
+    pairs = whole.reshape(-1, 2)
+    np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])  # copies side by side
+    assert not np.array_equal(BalancedOrder(LABELS, seed=5, repeats=2)(np.arange(1000)), whole)

@@ -158,3 +158,12 @@ def test_sources_and_destinations_that_cannot_be_used_are_refused(images, tmp_pa
         main([str(images)])
     with pytest.raises(ConfigError, match=r'no split "tset"; choices: train, val'):
         open_shards(str(tmp_path / "shards"), "tset")
+
+
+def test_a_slice_in_percent_has_every_class_on_both_sides(tmp_path):
+    classes = [f"class_{i}" for i in range(12)]
+    write_tree(tmp_path / "images", classes, per_class=3, size=(4, 4))
+    prepare(str(tmp_path / "images"), tmp_path / "shards", shard_size=7)
+    for split in ("train[:90%]", "train[90%:]"):
+        shards = open_shards(str(tmp_path / "shards"), split)
+        assert {example["label"] for example in shards.__getitems__(range(len(shards)))} == set(range(12))

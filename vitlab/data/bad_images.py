@@ -5,7 +5,7 @@ import logging
 import pathlib
 from collections import Counter
 
-from vitlab.data.decode import DecodeError, decode
+from vitlab.data.decode import DecodeError, Decoder, decode
 from vitlab.data.source import Source
 
 logger = logging.getLogger(__name__)
@@ -23,17 +23,17 @@ class BadImages:
     One bad image is always allowed, unless `max_fraction` is 0.
     """
 
-    def __init__(self, source: Source, max_fraction: float, *, split: str, path: pathlib.Path | None = None):
-        """`max_fraction` of the source's images may be bad; `path` of the file, JSON lines."""
-        self.source, self.split = source, split
+    def __init__(self, source: Source, max_fraction: float, *, split: str, path: pathlib.Path | None = None, decode: Decoder = decode):
+        """`max_fraction` of the source's images may be bad; `path` of the file, JSON lines; `decode` says why an image is bad."""
+        self.source, self.split, self._decode = source, split, decode
         self._listing = _Listing(path) if path else None
         self.allowed = max(1, int(max_fraction * len(source))) if max_fraction > 0 else 0
         self.reasons: dict[int, str] = {}  # index -> why it cannot be decoded
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of bad images met, by reason."""
-        return dict(Counter(self.reasons.values()))
+        """Number of bad images met, by the kind of reason: what stands before a colon."""
+        return dict(Counter(reason.partition(":")[0] for reason in self.reasons.values()))
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -46,7 +46,7 @@ class BadImages:
         """
         if index in self.reasons:
             return
-        self.reasons[index] = why = reason(self.source, index)
+        self.reasons[index] = why = reason(self.source, index, self._decode)
         name = self.source.name_of(index)
         logger.warning("%s cannot be decoded (%s); it is left out", name, why)
         if self._listing:
@@ -59,16 +59,16 @@ class BadImages:
 
     def summary(self) -> str:
         """Numbers by reason, the most frequent first: "3 images were left out: 2 truncated, 1 empty"."""
-        kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(self.reasons.values()).most_common())
+        kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(self.counts).most_common())
         one = len(self.reasons) == 1
         where = f"; their names are in {self._listing.path}" if self._listing else ""
         return f"{len(self.reasons)} image{'' if one else 's'} of {self.split} {'was' if one else 'were'} left out: {kinds}{where}"
 
 
-def reason(source: Source, index: int) -> str:
+def reason(source: Source, index: int, decode: Decoder = decode) -> str:
     """Why an image cannot be read or decoded, in a few words."""
     try:
-        decode(source[index]["image"], source.channels)
+        decode(source[index]["image"], 3)
     except DecodeError as error:
         return str(error)
     except OSError as error:

@@ -16,9 +16,10 @@ from vitlab.config import AugmentConfig
 from vitlab.data.arrays import ArraySource
 from vitlab.data.augment import Size, augment, draw_corners, draw_flips, flip, flip_rows, pad_crop, resize_and_center_crop
 from vitlab.data.bad_images import BadImagesError, reason
-from vitlab.data.decode import DecodeError, decode
+from vitlab.data.decode import DecodeError, Decoder, decode
+from vitlab.data.labels import labels_of
 from vitlab.data.mixture import MixedSource
-from vitlab.data.order import MixedOrder, ShuffledOrder, stream
+from vitlab.data.order import BalancedOrder, MixedOrder, ShuffledOrder, stream
 from vitlab.data.policies import make_policy
 from vitlab.data.source import Source
 
@@ -97,10 +98,23 @@ class Threads:
 class TrainBatch:
     """Step -> augmented batch of the shuffled, endless sequence."""
 
-    def __init__(self, source: Source, config: AugmentConfig, layout: Layout, seed: int, threads: Threads):
-        """The batch at a step depends on nothing but these (and not on `threads`)."""
-        self.source, self.config, self.layout, self.seed, self.threads = source, config, layout, seed, threads
-        self.order = training_order(source, seed, repeats=config.repeats)
+    def __init__(
+        self,
+        source: Source,
+        config: AugmentConfig,
+        layout: Layout,
+        seed: int,
+        threads: Threads,
+        *,
+        decode: Decoder = decode,
+        balanced: bool = False,
+    ):
+        """The batch at a step depends on nothing but these (and not on `threads`).
+
+        `decode` makes pixels of encoded images; `balanced` draws each class as often as any other.
+        """
+        self.source, self.config, self.layout, self.seed, self.threads, self.decode = source, config, layout, seed, threads, decode
+        self.order = training_order(source, seed, repeats=config.repeats, balanced=balanced)
         self.policy = make_policy(config.policy) if config.policy else None
         # Whether something is done to each image by itself, even if it has the right size.
         self.alone = bool(config.crop == "random_resized" or config.policy or config.color_jitter)
@@ -130,7 +144,7 @@ class TrainBatch:
 
     def _fill(self, batch: Batch, rows: range, positions: np.ndarray, indices: np.ndarray, flipped: np.ndarray) -> None:
         for row, example in zip(rows, _read(self.source, indices[rows.start : rows.stop].tolist()), strict=True):
-            decoded = _decode(example, self.layout.channels)
+            decoded = _decoded(example, self.layout.channels, self.decode)
             if decoded is None:
                 batch["bad"][row] = indices[row]
                 decoded = self._next_decodable(int(indices[row]))
@@ -144,21 +158,23 @@ class TrainBatch:
     def _next_decodable(self, index: int) -> dict[str, Any]:
         """The first example after `index` that can be decoded."""
         for other in (*range(index + 1, len(self.source)), *range(index)):
-            decoded = _decode(_read_one(self.source, other), self.layout.channels)
+            decoded = _decoded(_read_one(self.source, other), self.layout.channels, self.decode)
             if decoded is not None:
                 return decoded
-        name, why = self.source.name_of(index), reason(self.source, index)
+        name, why = self.source.name_of(index), reason(self.source, index, self.decode)
         raise BadImagesError(f"none of the {len(self.source)} images can be decoded; one is {name} ({why})")
 
 
 class EvalBatch:
     """Step -> batch of the images in their order; "mask" is False where there is none, or it cannot be decoded."""
 
-    def __init__(self, source: Source, layout: Layout, interpolation: str, crop_fraction: float, threads: Threads):
-        """See `resize_and_center_crop` for the last but one."""
+    def __init__(
+        self, source: Source, layout: Layout, interpolation: str, crop_fraction: float, threads: Threads, *, decode: Decoder = decode
+    ):
+        """See `resize_and_center_crop` for interpolation and crop; `decode` makes pixels of encoded images."""
         if not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction={crop_fraction} must be in (0, 1]")
-        self.source, self.layout, self.threads = source, layout, threads
+        self.source, self.layout, self.threads, self.decode = source, layout, threads, decode
         self.interpolation, self.crop_fraction = interpolation, crop_fraction
         self.vectorised = crop_fraction == 1 and _fits(source, layout)
 
@@ -180,7 +196,7 @@ class EvalBatch:
 
     def _fill(self, batch: Batch, rows: range, positions: np.ndarray) -> None:
         for row, example in zip(rows, _read(self.source, positions[rows.start : rows.stop].tolist()), strict=True):
-            decoded = _decode(example, self.layout.channels)
+            decoded = _decoded(example, self.layout.channels, self.decode)
             if decoded is None:
                 batch["mask"][row], batch["bad"][row] = False, positions[row]
                 continue
@@ -188,8 +204,14 @@ class EvalBatch:
             batch["label"][row] = decoded["label"]
 
 
-def training_order(source: Source, seed: int, *, repeats: int = 1) -> ShuffledOrder | MixedOrder:
-    """Position in the endless sequence of training images -> index in the source."""
+def training_order(source: Source, seed: int, *, repeats: int = 1, balanced: bool = False) -> ShuffledOrder | MixedOrder | BalancedOrder:
+    """Position in the endless sequence of training images -> index in the source.
+
+    Raises:
+      ConfigError: `balanced` is asked of a source that does not know its labels without reading its images.
+    """
+    if balanced:
+        return BalancedOrder(labels_of(source, 'data.sampling="balanced"'), seed, repeats=repeats)
     if isinstance(source, MixedSource):
         return source.order(seed, repeats=repeats)
     return ShuffledOrder(len(source), seed, repeats=repeats)
@@ -211,7 +233,7 @@ def _read_one(source: Source, index: int) -> dict[str, Any] | None:
         return None
 
 
-def _decode(example: dict[str, Any] | None, channels: int) -> dict[str, Any] | None:
+def _decoded(example: dict[str, Any] | None, channels: int, decode: Decoder) -> dict[str, Any] | None:
     """The example with its pixels, or None if there are none."""
     try:
         return None if example is None else example | {"image": decode(example["image"], channels)}

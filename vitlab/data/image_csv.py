@@ -8,9 +8,10 @@ import numpy as np
 from etils import epath
 
 from vitlab.config import ConfigError, near_misses
-from vitlab.data.image_folder import CLASS_LIST, ImageFolderSource, open_image_folder, read_class_list, slice_order
+from vitlab.data.classes import CLASS_LIST, class_order, read_class_list
+from vitlab.data.image_folder import ImageFolderSource, open_image_folder
 from vitlab.data.paths import Fence, data_path, size_of
-from vitlab.data.splits import is_sliced, split_name
+from vitlab.data.splits import is_sliced, split_name, stratified
 
 _HEADERS = ("path", "file", "filename", "file_name", "image", "image_path")  # first cells of a line that is a header
 
@@ -31,8 +32,8 @@ def open_image_csv(path: epath.Path, split: str, *, follow_outside: bool = False
 
     Relative paths are relative to the folder of the CSV, below which all files must lie, when ".." and symbolic links are
     followed, unless `follow_outside`; a path may also be in a bucket ("gs://bucket/0.jpg"). The classes are the
-    labels, sorted (as numbers, if all are), unless a file classes.txt beside the CSV names them in order. A slice takes a fixed
-    pseudo-random share, as in `open_image_folder`.
+    labels in the order of `class_order`, unless a file classes.txt beside the CSV names them in order. A slice takes a fixed
+    pseudo-random share of each class, as in `open_image_folder`.
 
     Args:
       path: The CSV.
@@ -49,7 +50,7 @@ def open_image_csv(path: epath.Path, split: str, *, follow_outside: bool = False
         raise ConfigError(f'{path} has only the split "train"; set data.train_split="train[:90%]" and data.eval_split="train[90%:]"')
     lines = _read(path)
     names = [label for _, _, label in lines]
-    class_names = read_class_list(path.parent) or _sorted_labels(names)
+    class_names = read_class_list(path.parent) or class_order(names)
     if len(class_names) < 2:
         raise ConfigError(f"{path} has {len(class_names) or 'no'} class; at least 2 are needed")
     labels_of = {name: label for label, name in enumerate(class_names)}
@@ -57,8 +58,8 @@ def open_image_csv(path: epath.Path, split: str, *, follow_outside: bool = False
         if label not in labels_of:
             raise ConfigError(f'{path}, line {number}: {CLASS_LIST} has no class "{label}"; {near_misses(label, class_names)}')
     files, sizes = [file for _, file, _ in lines], _sizes(path, lines, Fence(path.parent, follow_outside=follow_outside))
-    order = slice_order(files, split) if is_sliced(split) else np.arange(len(files))
     labels = np.array([labels_of[name] for name in names], np.int32)
+    order = stratified(split, files, labels) if is_sliced(split) else np.arange(len(files))
     return ImageFolderSource(path.parent, [files[i] for i in order], labels[order], sizes[order], class_names)
 
 
@@ -79,11 +80,6 @@ def _read(path: epath.Path) -> list[tuple[int, str, str]]:
     if not lines:
         raise ConfigError(f"{path} lists no image; each line must be path,label")
     return lines
-
-
-def _sorted_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    names = set(labels)
-    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
 
 
 def _sizes(path: epath.Path, lines: Sequence[tuple[int, str, str]], fence: Fence) -> np.ndarray:

@@ -5,29 +5,27 @@ fixes the order of the classes.
 """
 
 import collections
-import contextlib
+import functools
 import hashlib
-import io
 import logging
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from vitlab.config import ConfigError, near_misses
+from vitlab.data.channels import PROBES, channels_of
+from vitlab.data.classes import CLASS_LIST, class_order, read_class_list
+from vitlab.data.formats import extensions, remedy
 from vitlab.data.paths import Fence, data_path, files_below, is_remote, join, read_bytes
-from vitlab.data.splits import is_sliced, split_name, split_range
+from vitlab.data.split_folders import class_folders, entries, find_split_folders
+from vitlab.data.splits import is_sliced, split_name, stratified
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-CLASS_LIST = "classes.txt"
-EVAL_FOLDERS = ("test", "val", "validation", "valid")
-_PROBES = 16  # files whose headers say whether the images are grey
+_REMOTE_PROBES = 2**9  # images of a bucket, which are read whole
 
 
 class ImageFolderSource:
@@ -40,7 +38,15 @@ class ImageFolderSource:
         digest = hashlib.blake2b("\0".join((*class_names, *self.files)).encode("utf-8", "surrogateescape"), digest_size=8)
         digest.update(sizes.tobytes() + labels.tobytes())
         self.fingerprint = digest.hexdigest()
-        self.channels = channels_of(self._readable(probes(len(self.files))))
+
+    @property
+    def channels(self) -> int:
+        """1 if all images are grey by their headers, else 3; see `channels_of`. They are read when this is asked for first."""
+        return self._channels
+
+    @functools.cached_property
+    def _channels(self) -> int:
+        return channels_of(self._read_head, self.labels, probes=_REMOTE_PROBES if is_remote(self.root) else PROBES)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,10 +54,8 @@ class ImageFolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": read_bytes(join(self._folder, self.files[index])), "label": int(self.labels[index])}
 
-    def _readable(self, indices: Iterable[int]) -> Iterator[bytes]:
-        for index in indices:
-            with contextlib.suppress(OSError):
-                yield read_bytes(join(self._folder, self.files[index]))
+    def _read_head(self, index: int, size: int | None) -> bytes:
+        return read_bytes(join(self._folder, self.files[index]), size)
 
     def name_of(self, index: int) -> str:
         """The file's path."""
@@ -61,144 +65,97 @@ class ImageFolderSource:
 def open_image_folder(data_dir: str | None, split: str, *, follow_outside: bool = False) -> ImageFolderSource:
     """Opens one split of a class-per-folder tree.
 
-    The classes are those of classes.txt in the root, which need not all have images, or else the sorted folders of the training
-    split, also for evaluation, so that a class without evaluation images shifts no label. A slice takes a fixed pseudo-random
-    share of the files, so "train[:90%]" and "train[90%:]" are disjoint and hold every class. Hidden folders and files of other
-    extensions are passed over.
+    The classes are those of classes.txt in the root, which need not all have images, or else the folders of the training split in
+    the order of `class_order`, also for evaluation, so that a class without evaluation images shifts no label. A slice takes a fixed
+    pseudo-random share of each class (see `stratified`), so "train[:90%]" and "train[90%:]" are disjoint, and both hold every
+    class of at least two images. Hidden folders are passed over; files of other extensions are counted in the log.
 
     Args:
       data_dir: The root, here or in a bucket ("gs://bucket/folder").
-      split: A folder below the root, with an optional slice; "train" is the root itself if no folder has that name.
-        "test" also takes a folder named "val", "validation" or "valid", and says so in the log.
+      split: A folder below the root, with an optional slice; "train" is the root itself if its folders are the classes (see
+        `find_split_folders`). "test" also takes a folder named "val", "validation", "valid" or "testing", and says so in the log.
       follow_outside: Whether symbolic links may lead out of the root.
 
     Raises:
-      ConfigError: No root, no such split, no images, fewer than two classes, an empty class, a class that classes.txt or the
-        training split lacks, or, unless `follow_outside`, a symbolic link that leads out of the root.
+      ConfigError: No root, no such split, one that could as well be a class, no images, fewer than two classes, an empty class, a class
+        that classes.txt or the training split lacks, or, unless `follow_outside`, a symbolic link that leads out of the root.
     """
     if data_dir is None:
         raise ConfigError('data.source="image_folder" needs data.data_dir, the folder that holds one folder per class')
     root = data_path(data_dir)
     if not root.is_dir():
         raise ConfigError(f"data.data_dir={data_dir} {'is no folder' if root.exists() else 'does not exist'}")
-    train_folder = root / "train" if (root / "train").is_dir() else root
-    folder, fence = _split_folder(root, split_name(split)), Fence(root, follow_outside=follow_outside)
-    fence.check(os.fspath(folder))
+    fence = Fence(root, follow_outside=follow_outside)
+    fence.check(os.path.join(root, split_name(split)))
     listed = read_class_list(root)
-    class_names = listed or _class_folders(train_folder)
+    splits = find_split_folders(root, split, listed)
+    folder = splits.folder_of(split)
+    fence.check(os.fspath(folder))
+    train_folder = splits.train or folder
+    class_names = listed or class_order(path.name for path in class_folders(train_folder))
     if len(class_names) < 2:
         raise ConfigError(
             f"{train_folder} has {_count(len(class_names), 'class folder')}; it needs one folder per class and at least 2 classes"
         )
-    unknown = sorted(set(_class_folders(folder)) - set(class_names))
+    unknown = sorted({path.name for path in class_folders(folder)} - set(class_names))
     if unknown:
         where = root / CLASS_LIST if listed else train_folder
         raise ConfigError(f'{folder} has a class "{unknown[0]}" that {where} lacks; {near_misses(unknown[0], class_names)}')
     files, labels, sizes = _scan(folder, class_names, fence)
-    empty = [name for label, name in enumerate(class_names) if label not in set(labels)]
+    present = set(labels)
+    empty = [name for label, name in enumerate(class_names) if label not in present]
     if not files or (folder == train_folder and empty and not listed):
-        raise ConfigError(f"{folder / empty[0] if files else folder} holds no image ({', '.join(sorted(EXTENSIONS))})")
-    order = slice_order(files, split) if is_sliced(split) else np.arange(len(files))
+        raise ConfigError(f"{folder / empty[0] if files else folder} holds no image ({', '.join(sorted(extensions()))})")
+    kept = stratified(split, files, np.array(labels)) if is_sliced(split) else np.arange(len(files))
     return ImageFolderSource(
-        folder, [files[i] for i in order], np.array(labels, np.int32)[order], np.array(sizes, np.int64)[order], class_names
+        folder, [files[i] for i in kept], np.array(labels, np.int32)[kept], np.array(sizes, np.int64)[kept], class_names
     )
 
 
-def read_class_list(folder: epath.Path) -> tuple[str, ...] | None:
-    """The lines of classes.txt in a folder, without empty ones; None if there is no such file.
-
-    Raises:
-      ConfigError: A name comes twice, there are fewer than two, or it is no text in UTF-8.
-    """
-    path = folder / CLASS_LIST
-    if not path.is_file():
-        return None
-    try:
-        names = tuple(filter(None, map(str.strip, path.read_bytes().decode("utf-8-sig").splitlines())))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8") from error
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if twice:
-        raise ConfigError(f'{path} names "{twice[0]}" more than once')
-    if len(names) < 2:
-        raise ConfigError(f"{path} names {_count(len(names), 'class')}; at least 2 are needed")
-    return names
-
-
-def _split_folder(root: epath.Path, name: str) -> epath.Path:
-    if (root / name).is_dir():
-        return root / name
-    if name == "train" and not any((root / other).is_dir() for other in EVAL_FOLDERS):
-        return root
-    if name == "test":
-        for other in EVAL_FOLDERS:
-            if (root / other).is_dir():
-                logger.info('%s has no folder "test"; "%s" is used', root, other)
-                return root / other
-    if not (root / "train").is_dir():
-        raise ConfigError(
-            f'{root} has no folder "{name}"; make one, or set data.train_split="train[:90%]" and data.eval_split="train[90%:]"'
-        )
-    raise ConfigError(f'{root} has no folder "{name}"; {near_misses(name, _class_folders(root))}')
-
-
-def _class_folders(folder: epath.Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in _entries(folder) if not path.name.startswith("__") and path.is_dir()))
-
-
 def _scan(folder: epath.Path, class_names: Sequence[str], fence: Fence) -> tuple[list[str], list[int], list[int]]:
-    """Paths relative to `folder`, labels and sizes in bytes, class by class, each sorted by path."""
+    """Paths relative to `folder`, labels and sizes in bytes, class by class, each sorted by path; names in the log what is no image."""
     files, labels, sizes = [], [], []
+    others: collections.Counter[str] = collections.Counter()
     for label, name in enumerate(class_names):
         if (folder / name).is_dir():
             fence.check(os.fspath(folder / name))
-            found = sorted(_walk_remote(folder / name, name) if is_remote(folder) else _walk(os.fspath(folder / name), name, fence))
-            files += [path for path, _ in found]
-            sizes += [size for _, size in found]
-            labels += [label] * len(found)
+            found = sorted(_walk_remote(folder / name) if is_remote(folder) else files_below(os.fspath(folder / name), fence))
+            for path, size in found:
+                extension = os.path.splitext(path)[1].lower()
+                if extension not in extensions():
+                    others[extension] += 1
+                    continue
+                files.append(f"{name}/{path}")
+                sizes.append(size)
+                labels.append(label)
+    if others:
+        _warn(f"{folder}: {_left_out(others)}")
     return files, labels, sizes
 
 
-def _walk(path: str, relative: str, fence: Fence) -> Iterator[tuple[str, int]]:
-    for name, size in files_below(path, fence):
-        if os.path.splitext(name)[1].lower() in EXTENSIONS:
-            yield f"{relative}/{name}", size
+@functools.cache
+def _warn(text: str) -> None:
+    """Logs a warning once, though the slices of a folder are opened one after the other."""
+    logger.warning("%s", text)
 
 
-def _entries(folder: epath.Path) -> Iterator[epath.Path]:
-    """What lies in a folder, but for what is hidden; some buckets list the folder too."""
-    return (path for path in folder.iterdir() if not path.name.startswith(".") and path != folder)
+def _left_out(others: Mapping[str, int]) -> str:
+    """One line that counts files by extension, the most frequent first, with the remedies."""
+    ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    kinds = [f"{count} {ascii(extension)[1:-1] or 'without extension'}" for extension, count in ordered[:8]]
+    if len(ordered) > 8:
+        kinds.append(f"{sum(count for _, count in ordered[8:])} others")
+    remedies = dict.fromkeys(filter(None, (remedy(extension) for extension, _ in ordered)))
+    total = sum(others.values())
+    return f"{_count(total, 'file')} left out: {', '.join(kinds)}" + "".join(f"; {text}" for text in remedies)
 
 
-def _walk_remote(folder: epath.Path, relative: str) -> Iterator[tuple[str, int]]:
-    for path in _entries(folder):
-        if path.suffix.lower() in EXTENSIONS:
-            yield f"{relative}/{path.name}", path.stat().length
-        elif path.is_dir():
-            yield from _walk_remote(path, f"{relative}/{path.name}")
-
-
-def slice_order(files: Sequence[str], split: str) -> np.ndarray:
-    """Sorted indices of the files in the slice, taken in the order of a hash of their paths."""
-    hashes = np.array([zlib.crc32(path.encode("utf-8", "surrogateescape")) for path in files])
-    return np.sort(np.argsort(hashes, kind="stable")[split_range(split, len(files))])
-
-
-def channels_of(images: Iterable[bytes]) -> int:
-    """1 if the headers of the images are all grey, else 3."""
-    modes = []
-    for data in images:
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                modes.append(image.mode)
-        except (OSError, ValueError, Image.DecompressionBombError):
-            continue
-    return 1 if modes and all(mode[0] in "1LIF" for mode in modes) else 3
-
-
-def probes(count: int) -> range:
-    """Indices of a few images spread over a list of so many."""
-    return range(0, count, max(1, count // _PROBES))
+def _walk_remote(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+    for path in entries(folder):
+        if path.suffix.lower() not in extensions() and path.is_dir():
+            yield from _walk_remote(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name, path.stat().length
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from vitlab.config import ConfigError
-from vitlab.data.image_folder import EXTENSIONS
+from vitlab.data.formats import extensions
 
 
 def find_images(arguments: Sequence[str], lists: Sequence[pathlib.Path] = ()) -> list[str]:
@@ -48,7 +48,7 @@ def _named(argument: str) -> list[str]:
     if os.path.isdir(argument):
         found = sorted(_walk(argument))
         if not found:
-            raise ConfigError(f"the folder {argument} holds no image ({', '.join(sorted(EXTENSIONS))})")
+            raise ConfigError(f"the folder {argument} holds no image ({', '.join(sorted(extensions()))})")
         return found
     if os.path.lexists(argument) or not glob.has_magic(argument):
         return [argument]
@@ -71,5 +71,5 @@ def _walk(folder: str) -> Iterator[str]:
     for root, folders, files in os.walk(folder):  # links to folders are not followed, so that there are no circles
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions():
                 yield os.path.join(root, name)

@@ -11,6 +11,7 @@ import grain
 from vitlab.config import AugmentConfig, DataConfig
 from vitlab.data.bad_images import BadImages
 from vitlab.data.batches import Batch, EvalBatch, Layout, Threads, TrainBatch
+from vitlab.data.decode import decoder
 from vitlab.data.source import Source
 from vitlab.data.workers import Workers
 
@@ -78,7 +79,7 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
     Args:
       source: Of the training split.
       augment: The recipe.
-      data: Threads, workers, and the share of bad images allowed.
+      data: Threads, workers, how images are decoded and sampled, and the share of bad ones allowed.
       image_size: Pixels, (height, width) or the side of a square.
       channels: Of the batch: 1 or 3; grey images are repeated into RGB, RGB is reduced to its luma.
       batch_size: Images per step, over all processes.
@@ -93,14 +94,17 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
       replaced by the next decodable one of the source.
 
     Raises:
-      ValueError: batch_size is no multiple of process_count, or another number is out of range.
+      ValueError: batch_size is no multiple of process_count, another number is out of range, or balanced sampling is asked of a
+        source that does not know its labels.
     """
     layout = _layout(image_size, channels, batch_size, process_index, process_count)
     threads = Threads(_threads_per_worker(data.num_threads, data.num_workers))
-    make = TrainBatch(source, augment, layout, seed, threads)
+    decode = decoder(data)
+    make = TrainBatch(source, augment, layout, seed, threads, decode=decode, balanced=data.sampling == "balanced")
     steps = _Steps(make, start_step)
     batches = Workers(steps, data.num_workers) if data.num_workers > 0 else steps(0, 1)
-    return Batches(batches, BadImages(source, data.max_bad_fraction, split=data.train_split, path=bad_images), threads)
+    bad = BadImages(source, data.max_bad_fraction, split=data.train_split, path=bad_images, decode=decode)
+    return Batches(batches, bad, threads)
 
 
 def eval_batches(  # noqa: PLR0913  as above
@@ -122,7 +126,7 @@ def eval_batches(  # noqa: PLR0913  as above
 
     Args:
       source: Of the evaluation split.
-      data: Threads, and the share of bad images allowed.
+      data: Threads, how images are decoded, and the share of bad ones allowed.
       image_size: Pixels, (height, width) or the side of a square.
       channels: Of the batch, 1 or 3.
       batch_size: Images per batch, over all processes; all processes get the same number of batches.
@@ -141,10 +145,12 @@ def eval_batches(  # noqa: PLR0913  as above
     """
     layout = _layout(image_size, channels, batch_size, process_index, process_count)
     threads = Threads(_threads_per_worker(data.num_threads, 0))
-    make = EvalBatch(source, layout, interpolation, crop_fraction, threads)
+    decode = decoder(data)
+    make = EvalBatch(source, layout, interpolation, crop_fraction, threads, decode=decode)
     steps = grain.MapDataset.range(len(make)).map(make)
     batches = iter(steps.to_iter_dataset(_read_options(make, threads)))
-    return Batches(batches, BadImages(source, data.max_bad_fraction, split=data.eval_split, path=bad_images), threads)
+    bad = BadImages(source, data.max_bad_fraction, split=data.eval_split, path=bad_images, decode=decode)
+    return Batches(batches, bad, threads)
 
 
 @dataclasses.dataclass(frozen=True)

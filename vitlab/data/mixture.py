@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitlab.config import ConfigError
+from vitlab.data.classes import different_classes
 from vitlab.data.order import MixedOrder
 
 
@@ -85,16 +86,11 @@ def mixture(parts: Sequence[Any], weights: Sequence[int], names: Sequence[str]) 
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
         if part.class_names != first.class_names:
-            raise ConfigError(f"sources to mix need the same classes: {_difference(first.class_names, part.class_names, names[0], name)}")
+            raise ConfigError(
+                f"sources to mix need the same classes: {different_classes(first.class_names, part.class_names, names[0], name)}"
+            )
         if part.channels != first.channels:
             raise ConfigError(
                 f"sources to mix need the same channels: {names[0]} has {first.channels}, {name} has {part.channels} (1 is grey, 3 RGB)"
             )
     return MixedSource(parts=tuple(parts), weights=tuple(weights), class_names=first.class_names, channels=first.channels)
-
-
-def _difference(one: tuple[str, ...], other: tuple[str, ...], name: str, other_name: str) -> str:
-    if len(one) != len(other):
-        return f"{name} has {len(one)}, {other_name} has {len(other)}"
-    label = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
-    return f'class {label} is "{one[label]}" in {name}, "{other[label]}" in {other_name}'

@@ -95,8 +95,8 @@ class MixedOrder:
             here = rounds == number
             parts[here], counts[here] = part[places[here]], count[places[here]]
         indices = np.empty_like(positions)
-        for part, order in enumerate(self.orders):
-            here = parts == part
+        for part in np.unique(parts).tolist():
+            order, here = self.orders[part], parts == part
             indices[here] = self.offsets[part] + order((rounds[here] * self.shares[part] + counts[here]) * self.repeats + copies[here])
         return indices
 
@@ -110,3 +110,22 @@ class MixedOrder:
 
     def __getstate__(self):
         return self.__dict__ | {"_rounds": {}}
+
+
+class BalancedOrder:
+    """Position -> index of the image, each class as often as any other: a mixture of the classes, all of one weight.
+
+    In each round of `MixedOrder` every class has the same number of images, and goes through all its own before one comes again. An
+    epoch is as long as without. Classes without images are left out.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int, *, repeats: int = 1):
+        """`labels` of all images, integers [n]; each image comes `repeats` times in a row."""
+        self._repeats = repeats
+        self._by_class = np.argsort(labels, kind="stable")
+        _, counts = np.unique(labels, return_counts=True)
+        self._mixed = MixedOrder(counts.tolist(), [1] * len(counts), seed)
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Indices int64 [k] of the images at positions int64 [k]."""
+        return self._by_class[self._mixed(positions // self._repeats)]

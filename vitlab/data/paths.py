@@ -84,14 +84,14 @@ def join(folder: str, name: str) -> str:
     return name if is_remote(name) else os.path.join(folder, name)
 
 
-def read_bytes(path: str) -> bytes:
-    """The contents of a file; raises OSError if it cannot be read or is no regular file."""
+def read_bytes(path: str, size: int | None = None) -> bytes:
+    """The contents of a file, or, if it is here, the first `size` bytes; raises OSError if it cannot be read or is no regular file."""
     if is_remote(path):
         return epath.Path(path).read_bytes()
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO that nobody writes to does not wait
     with open(descriptor, "rb") as file:
         _refuse_irregular(path, os.fstat(descriptor))
-        return file.read()
+        return file.read(size)
 
 
 def size_of(path: str) -> int:

@@ -17,13 +17,14 @@ from etils import epath
 
 from vitlab import cli
 from vitlab.config import ConfigError
+from vitlab.data.classes import read_class_list
 from vitlab.data.image_csv import open_images
-from vitlab.data.image_folder import EVAL_FOLDERS
 from vitlab.data.lock import LOCK, locked
 from vitlab.data.paths import data_path, is_remote, refuse_undecodable, refuse_unreadable
 from vitlab.data.shard_writer import Images, temporary_name, write_shards
 from vitlab.data.shards import INDEX, TEMPORARY_INDEX, DamagedIndexError, Index, Shard, check, read_index
-from vitlab.data.splits import is_sliced
+from vitlab.data.split_folders import find_split_folders
+from vitlab.data.splits import is_sliced, margin_of
 from vitlab.data.tfrecord import Layout, open_tfrecords
 
 _EXAMPLES = """examples:
@@ -52,8 +53,8 @@ def prepare(
       dst: Made if need be; it may be in a bucket, from which the shards must be copied, or mounted, to be read.
       splits: Names; none: "train" and, if there is a folder of that name, "test", "val", "validation" or "valid"; of TFRecord files all.
       shard_size: Images per shard.
-      short_side: Pixels to which a longer short side is shrunk (bicubic, antialiased), as JPEG of quality 95 without metadata;
-        other images, and those that cannot be decoded, are kept byte for byte. None: all are.
+      short_side: Pixels to which a longer short side is shrunk (bicubic, antialiased), as JPEG of quality 95 without metadata,
+        transparent pixels over white; other images, and those that cannot be decoded, are kept byte for byte. None: all are.
       num_threads: That read and resize; 0: one per core.
       tfrecord: Of the records, if `src` holds TFRecord files.
       follow_outside: Whether a CSV or symbolic links may lead to files outside the folder of SRC.
@@ -124,7 +125,10 @@ def verify(dst: str | os.PathLike[str]) -> Index:
 
 
 def _splits(root: epath.Path) -> list[str]:
-    return ["train", *[name for name in EVAL_FOLDERS if (root / "train").is_dir() and (root / name).is_dir()][:1]]
+    if not root.is_dir():  # a CSV, or nothing
+        return ["train"]
+    found = find_split_folders(root, "train", read_class_list(root))
+    return ["train", *filter(None, [found.evaluation if found.train != root else None])]
 
 
 def _plan(sources: dict[str, Images], shard_size: int, short_side: int | None) -> Index:
@@ -140,6 +144,7 @@ def _plan(sources: dict[str, Images], shard_size: int, short_side: int | None) -
         short_side=short_side,
         sources={split: source.fingerprint for split, source in sources.items()},
         splits=splits,
+        margins={split: margin_of(source.labels) for split, source in sources.items()},
     )
 
 

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from vitlab.data.decode import DecodeError, decode
+from vitlab.data.decode import DecodeError, Decoder, decode
 from vitlab.data.paths import is_remote, read_bytes
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # modes of Pillow that PNG keeps without loss
 
 
-def read_image(image: Any, channels: int) -> UInt8[np.ndarray, "h w {channels}"]:
+def read_image(image: Any, channels: int, decode: Decoder = decode) -> UInt8[np.ndarray, "h w {channels}"]:
     """Reads one image as pixels.
 
     Args:
@@ -23,6 +23,7 @@ def read_image(image: Any, channels: int) -> UInt8[np.ndarray, "h w {channels}"]
         that numpy takes) of shape [h, w] or [h, w, c] with 1, 3 or 4 channels: uint8, or floating point in [0, 1]. Transparent
         pixels become what `vitlab.data.decode` makes of them.
       channels: Channels of the result: 3 (RGB; grey is repeated) or 1 (grey, by the ITU-R 601 luma).
+      decode: `vitlab.data.decode`, or what `decoder` makes of a config, with its background and limit.
 
     Raises:
       OSError: The file cannot be read, or is no regular file.
@@ -58,7 +59,9 @@ def _as_png(image: Image.Image) -> bytes:
     if image.mode == "F":
         raise DecodeError('a PIL image of mode "F" has no range: give an array of floats in [0, 1]')
     buffer = io.BytesIO()
-    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(buffer, "PNG", compress_level=0)
+    (image if image.mode in _PNG_MODES else image.convert("RGBA" if image.has_transparency_data else "RGB")).save(
+        buffer, "PNG", compress_level=0
+    )
     return buffer.getvalue()
 
 

@@ -8,7 +8,6 @@ import logging
 import os
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from vitlab.data.example import serialize
 from vitlab.data.image_folder import ImageFolderSource
 from vitlab.data.paths import is_remote
 from vitlab.data.shards import Index, Shard, check, sha256
+from vitlab.data.splits import spread_order
 from vitlab.data.tfrecord import TfrecordSource
 
 Images = ImageFolderSource | TfrecordSource  # what can be converted: `files` name its images
@@ -108,8 +108,8 @@ def _is_finished(dst: epath.Path, shard: Shard) -> bool:
 
 
 def order_of(source: Images) -> np.ndarray:
-    """Indices in the order of a hash of the paths: the same on every machine, and no class lies together."""
-    return np.argsort([zlib.crc32(path.encode("utf-8", "surrogateescape")) for path in source.files], kind="stable")
+    """Indices in an order that is the same on every machine, and of which every stretch has its share of every class."""
+    return spread_order(source.files, source.labels)
 
 
 def _records(source: Images, indices: Sequence[int], short_side: int | None, pool: concurrent.futures.Executor) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """Shards of our own: array_record files of encoded images with an index, written by `python -m vitlab.data.prepare`.
 
-The records of a split lie in a fixed pseudo-random order, so that every slice of it ("train[:90%]") holds every class.
+The records of a split lie in the order of `spread_order`, so that every slice of it ("train[:90%]") has its share of every class.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from etils import epath
 
 from vitlab.config import ConfigError, near_misses
 from vitlab.data.example import file_name
-from vitlab.data.image_folder import EVAL_FOLDERS
 from vitlab.data.paths import data_path, is_remote, refuse_remote, refuse_undecodable, size_of
 from vitlab.data.records import DAMAGE, read_example, read_examples
+from vitlab.data.split_folders import EVAL_FOLDERS
 from vitlab.data.splits import split_name, split_range
 
 INDEX = "index.json"
@@ -53,6 +53,7 @@ class Index:
     short_side: int | None  # pixels to which the short side was shrunk
     sources: dict[str, str]  # split -> fingerprint of what it was made of
     splits: dict[str, tuple[Shard, ...]]
+    margins: dict[str, int] = dataclasses.field(default_factory=dict)  # split -> its classes of at least two images; see `split_range`
 
     def __post_init__(self):
         if len(self.class_names) < 2 or not all(isinstance(name, str) for name in self.class_names):
@@ -61,6 +62,9 @@ class Index:
             raise ValueError(f"{self.channels=} must be 1 or 3, {self.short_side=} at least 1")
         if not isinstance(self.sources, dict) or not all(self.splits.values()):
             raise ValueError(f"{self.sources=} must be a fingerprint for each split, and each split must have a shard")
+        for split, margin in self.margins.items():
+            if not (margin == 0 or _is_count(margin)) or 2 * margin > sum(shard.records for shard in self.splits[split]):
+                raise ValueError(f"{self.margins=} must be at most half of the records of each split")
 
     def write(self, folder: epath.Path) -> None:
         """Replaces the folder's index at once; in a bucket, where a file appears whole, without a temporary name."""
@@ -164,7 +168,7 @@ def open_shards(data_dir: str | None, split: str) -> ShardsSource:
     shards = index.splits[name]
     for shard in shards:
         check(folder, shard)
-    part = split_range(split, sum(shard.records for shard in shards))
+    part = split_range(split, sum(shard.records for shard in shards), margin=index.margins.get(name, 0))
     return ShardsSource(
         records=ArrayRecordDataSource(_ranges(folder, shards, part)),
         class_names=index.class_names,

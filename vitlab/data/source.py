@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 from vitlab.config import ConfigError, DataConfig, SourceConfig
 from vitlab.data.bundled import open_bundled
 from vitlab.data.image_csv import open_images
+from vitlab.data.labels import labels_of
 from vitlab.data.mixture import mixture
 from vitlab.data.paths import refuse_unreadable
 from vitlab.data.shards import open_shards
@@ -48,13 +49,15 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
     """Opens the training or the evaluation split; for training with `more_sources`, a mixture.
 
     Raises:
-      ConfigError: There is no such data, or the sources to mix have different classes or channels; the message is one line that
-        names the remedy.
+      ConfigError: There is no such data, it cannot be sampled as asked, or the sources to mix have different classes or channels; the
+        message is one line that names the remedy.
     """
     if not train:
         return _open(config, config.eval_split)
     configs = (config, *config.more_sources)
     sources = [_open(part, part.train_split) for part in configs]
+    if config.sampling == "balanced":
+        labels_of(sources[0], 'data.sampling="balanced"')  # refuses a source that does not know them
     return mixture(sources, [part.weight for part in configs], [_name(part) for part in configs]) if config.more_sources else sources[0]
 
 

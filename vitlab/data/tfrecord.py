@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import ConfigError, near_misses
+from vitlab.data.channels import channels_of
+from vitlab.data.classes import CLASS_LIST, read_class_list
 from vitlab.data.crc32c import masked_crc32c
 from vitlab.data.example import image_and_label, integer
-from vitlab.data.image_folder import CLASS_LIST, channels_of, probes, read_class_list
 from vitlab.data.paths import Fence, data_path, refuse_remote
 
 # "train-00000-of-01024", "imagenet2012-train.tfrecord-00000-of-01024", "train_07.tfrecord", "train.tfrecords", "train-07.tfrec"
@@ -31,6 +32,7 @@ _HEADER = struct.Struct("<QI")  # length, its checksum
 _FOOTER = struct.Struct("<I")  # checksum of the bytes
 _GZIP = b"\x1f\x8b"
 _LABELS = 2**31  # labels are int32
+_PROBES = 2**12  # records whose headers are read, if none is in colour; each is read whole
 _REMEDY = "copy the file anew"
 _OTHER_BYTES = f"its bytes have another checksum; {_REMEDY}"
 
@@ -72,7 +74,7 @@ class TfrecordSource:
         for array in (records.file, records.offset, records.length, records.checksum, labels):
             digest.update(array.tobytes())
         self.fingerprint = digest.hexdigest()
-        self.channels = channels_of(self[i]["image"] for i in probes(len(self)))
+        self.channels = channels_of(lambda index, size: self[index]["image"], labels, probes=_PROBES)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -24,6 +24,8 @@ from jax.sharding import Mesh
 from vitlab import cli
 from vitlab.config import ConfigError, Experiment, MeshConfig
 from vitlab.data import Source, open_source
+from vitlab.data.classes import different_classes
+from vitlab.data.decode import decoder
 from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
 from vitlab.evaluate.features import Features, extract
 from vitlab.evaluate.few_shot import few_shot
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     if jax.process_count() > 1 and (args.report or args.protocol in PROBES):
         raise ConfigError("--report and --protocol other than classification run in one process, which may have several devices")
-    experiment = cli.load_experiment(args.config, overrides) if args.config else _own_experiment(args.workdir, overrides)
+    experiment = _experiment(args, overrides)
     if args.report:
         make_folder(parent)
     mesh = _make_mesh(experiment.mesh)
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     if not distributed.is_first():
         return 0
     result = {**trained.origin, "split": split, **({"protocol": args.protocol} if args.protocol in PROBES else {}), **found}
-    described = _report(parent / name, outcomes, source, trained.class_names) if outcomes is not None else {}
+    described = _report(parent / name, outcomes, source, trained) if outcomes is not None else {}
     print(json.dumps(result | (described or {})))
     if parent:
         newest = [args.workdir] if args.workdir and not args.output and args.protocol not in PROBES else []
@@ -109,9 +111,17 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     return args, overrides
 
 
-def _own_experiment(workdir: pathlib.Path, overrides: Mapping[str, str]) -> Experiment:
-    experiment, _ = folder.read(workdir)
-    return cli.override(experiment, overrides)
+def _experiment(args: argparse.Namespace, overrides: Mapping[str, str]) -> Experiment:
+    """The config's or the run's own; transparent pixels lie on what the run was trained with, unless an override says otherwise."""
+    if not args.workdir:
+        return cli.load_experiment(args.config, overrides)
+    own, _ = folder.read(args.workdir)
+    if not args.config:
+        return cli.override(own, overrides)
+    experiment = cli.load_experiment(args.config, overrides)
+    if "data.background" in overrides:
+        return experiment
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, background=own.data.background))
 
 
 def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, mesh: Mesh) -> Trained:
@@ -122,8 +132,8 @@ def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, m
     if probe:
         trained = without_head(trained)
     elif trained.class_names != names:
-        differ = f"the model knows {len(trained.class_names)} classes, the data has {len(names)} others"
-        raise ConfigError(f"{differ}; --protocol=knn or linear measures features on any classes")
+        differ = different_classes(trained.class_names, names, "the model", "the data")
+        raise ConfigError(f"other classes: {differ}; --protocol=knn or linear measures features on any classes")
     return dataclasses.replace(trained, experiment=experiment)
 
 
@@ -152,11 +162,11 @@ def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_s
     return PROBES[protocol](*features, num_classes=len(source.class_names))
 
 
-def _report(path: pathlib.Path, outcomes: Outcomes, source: Source, class_names: Sequence[str]) -> dict[str, Any] | None:
+def _report(path: pathlib.Path, outcomes: Outcomes, source: Source, trained: Trained) -> dict[str, Any] | None:
     """What the report adds to the result; None if it could not be written, which is said in the log."""
     try:
         path.mkdir(exist_ok=True)
-        return write_report(path, outcomes, source, class_names)
+        return write_report(path, outcomes, source, trained.class_names, decoder(trained.experiment.data))
     except OSError as error:
         logger.error("the report in %s is not written: %s", path, error.strerror or error)
         return None

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from vitlab.data import Source, decode
+from vitlab.data import Source
 from vitlab.data.augment import resize_and_center_crop
+from vitlab.data.decode import Decoder, decode
 from vitlab.drawing.chart import COLOURS, Chart, matrix
 from vitlab.drawing.sheet import contact_sheet
 from vitlab.evaluate.calibration import NUM_BINS, Calibration, calibration
@@ -61,7 +62,9 @@ class Outcomes:
         return {name: np.concatenate([np.zeros(0, kind), *(row[name] for row in self._rows)]) for name, kind in kinds.items()}
 
 
-def write_report(folder: pathlib.Path, outcomes: Outcomes, source: Source, class_names: Sequence[str]) -> dict[str, Any]:
+def write_report(
+    folder: pathlib.Path, outcomes: Outcomes, source: Source, class_names: Sequence[str], decode: Decoder = decode
+) -> dict[str, Any]:
     """Writes predictions.csv, classes.csv, confusion.csv and .png, calibration.csv and .png, worst.png.
 
     Args:
@@ -69,6 +72,7 @@ def write_report(folder: pathlib.Path, outcomes: Outcomes, source: Source, class
       outcomes: Of all images of `source`.
       source: The split.
       class_names: Of the labels; a head may have further classes, which are named by their numbers.
+      decode: Makes pixels of the encoded images, as the evaluation did.
 
     Returns:
       {"ece", "mce" (calibration errors), "mean_class_accuracy" (over the classes that have images)}.
@@ -87,7 +91,7 @@ def write_report(folder: pathlib.Path, outcomes: Outcomes, source: Source, class
     _write_classes(folder / "classes.csv", names, images, right, chosen)
     _write_confusions(folder, counts, names)
     _write_calibration(folder, found)
-    _draw_worst(folder / "worst.png", columns, source, names)
+    _draw_worst(folder / "worst.png", columns, source, names, decode)
     present = images > 0
     mean = float((right[present] / images[present]).mean()) if present.any() else 0.0
     return {"ece": found.ece, "mce": found.mce, "mean_class_accuracy": mean}
@@ -153,7 +157,7 @@ def _write_calibration(folder: pathlib.Path, found: Calibration) -> None:
     _save(chart.image, folder / "calibration.png")
 
 
-def _draw_worst(path: pathlib.Path, columns: dict[str, np.ndarray], source: Source, names: Sequence[str]) -> None:
+def _draw_worst(path: pathlib.Path, columns: dict[str, np.ndarray], source: Source, names: Sequence[str], decode: Decoder) -> None:
     """The images with the largest loss among those predicted wrongly, the largest first; a white picture if there are none."""
     wrong = np.flatnonzero((columns["predicted"] != columns["label"]) & (columns["predicted"] >= 0))
     worst = wrong[np.argsort(-columns["loss"][wrong], kind="stable")][:_WORST]

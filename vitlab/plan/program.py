@@ -13,6 +13,7 @@ from pallas_kernels.dispatch import UnsupportedError
 from vitlab.analysis.counts import macs_in
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import open_source
+from vitlab.data.channels import model_channels
 from vitlab.data.splits import split_range
 from vitlab.functional import build, check_tensor
 from vitlab.parallel import mesh as meshes
@@ -77,7 +78,7 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     """
     mesh = meshes.make_mesh(fsdp=experiment.mesh.fsdp, tensor=experiment.mesh.tensor, devices=topology.devices())
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
-    channels = experiment.model.in_channels or data.channels
+    channels = model_channels(experiment.model, data.channels)
     model, _ = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
     check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=data.examples)

@@ -14,12 +14,15 @@ from typing import IO
 
 from vitlab.config import ConfigError, Experiment, difference, from_config_dict, to_json
 from vitlab.data import Source
+from vitlab.data.classes import different_classes
+from vitlab.data.splits import is_sliced
 from vitlab.runs.records import write_atomically
 
 logger = logging.getLogger(__name__)
 
 _FIXED = ("model", "data", "augment", "batch_size", "seed", "duration")  # a change of these makes it another run
-_FREE = ("data.data_dir", "data.follow_outside", "data.num_threads", "data.num_workers", "data.max_bad_fraction", "data.eval_split")
+_FREE_DATA = ("data_dir", "follow_outside", "num_threads", "num_workers", "max_bad_fraction", "max_image_bytes", "eval_split")
+_FREE = tuple(f"data.{name}" for name in _FREE_DATA)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *
     old, old_data = read(workdir)
     changes = {name: f"{name}: {a!r} -> {b!r}" for name, (a, b) in difference(old, experiment).items()}
     if old_data != data:
-        changes["data.fingerprint"] = f"images: {_text(old_data)} -> {_text(data)}"
+        changes["data.fingerprint"] = change_of_data(old_data, data, experiment.data.train_split)
     refused = [text for name, text in changes.items() if name.split(".")[0] in _FIXED and name not in _FREE]
     if refused and not allow_changes:
         raise ConfigError(
@@ -103,6 +106,18 @@ def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *
         )
     for text in changes.values():
         logger.warning("resuming with a change: %s", text)
+
+
+def change_of_data(old: DataInfo, new: DataInfo, split: str) -> str:
+    """What is different, and the remedy where this version reads the same files otherwise than the one that began the run."""
+    if old.class_names != new.class_names:
+        return f"classes: {different_classes(old.class_names, new.class_names, 'the run', 'the data')}"
+    text = f"images: {_text(old)} -> {_text(new)}"
+    if old.channels != new.channels:
+        return f"{text}, channels: {old.channels} -> {new.channels} (1 is grey, 3 RGB; model.in_channels={old.channels} keeps them)"
+    if is_sliced(split):
+        text += f", which may be another draw of {split} from the same files: the version that began the run draws the old one"
+    return text
 
 
 def _text(data: DataInfo) -> str:

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 
 from vitlab.config import Experiment
+from vitlab.data.decode import decoder
 from vitlab.data.read_image import is_single, read_image
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import make_mesh
@@ -96,7 +97,7 @@ class LoadedRun:
           OSError: The file cannot be read.
           DecodeError: It is no image that can be decoded, or an array of another shape, type or range.
         """
-        return self.trained.prepare(read_image(image, self.trained.channels))
+        return self.trained.prepare(read_image(image, self.trained.channels, decoder(self.experiment.data)))
 
     def __call__(self, images: Any, *, batch_size: int = _BATCH_SIZE) -> Float[np.ndarray, "b classes"]:
         """Logits of one image or several, float32.

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from vitlab.config import ConfigError, Experiment
 from vitlab.data.augment import resize_and_center_crop
+from vitlab.data.channels import model_channels
 from vitlab.functional import FunctionalModel, Weights, build, functional
 from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import Preprocessing, create_model
@@ -51,7 +52,7 @@ def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, fo
       ConfigError: It is no run folder.
     """
     own, data = folder.read(workdir)
-    channels = own.model.in_channels or data.channels
+    channels = model_channels(own.model, data.channels)
     return build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)[0], own, data
 
 
@@ -78,7 +79,7 @@ def from_run(workdir: pathlib.Path, mesh: Mesh, *, raw: bool = False, step: int 
         model=model,
         weights=state["average"] if averaged else state,
         experiment=own,
-        channels=own.model.in_channels or data.channels,
+        channels=model_channels(own.model, data.channels),
         class_names=data.class_names,
         origin={"model": own.model.name, "step": step, **({"weights": "averaged"} if averaged else {})},
     )

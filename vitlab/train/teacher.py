@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from vitlab.config import ConfigError, Experiment
+from vitlab.data.channels import model_channels
 from vitlab.functional import FunctionalModel
 from vitlab.runs.trained import Trained, from_run, model_of_run
 
@@ -35,7 +36,7 @@ def open_teacher(
     logits = own.model.num_classes or len(data.class_names), experiment.model.num_classes or num_classes
     for what, (theirs, ours) in {
         "classes": logits,
-        "image channels": (own.model.in_channels or data.channels, channels),
+        "image channels": (model_channels(own.model, data.channels), channels),
         "pixels (height, width)": (teacher.preprocessing.image_size, student.preprocessing.image_size),
     }.items():
         if theirs != ours:
