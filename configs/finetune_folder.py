@@ -1,16 +1,44 @@
 """Any model on your own pictures, a folder with one folder for each class; 10 % of them, a fixed random share, are for evaluation.
 
-Here: see the README. Variants: FOLDER, FOLDER,MODEL or FOLDER,MODEL,WEIGHTS. With weights (timm's or the authors': a .safetensors or
-.pth file, or hf://owner/name) the head begins anew and lower blocks learn more slowly; without, everything begins anew.
+Here: see the README. Variants: FOLDER, FOLDER,MODEL or FOLDER,MODEL,WEIGHTS; FOLDER and WEIGHTS may have commas in them. With weights
+(timm's or the authors': a .safetensors or .pth file, or hf://owner/name) the head begins anew and lower blocks learn more slowly;
+without, everything begins anew.
 Run: python -m vitlab.train --config=configs/finetune_folder.py:/path/to/images,vit_tiny_patch16,weights.safetensors --workdir=...
 """
 
-from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict
+import os
+import re
+
+from vitlab.config import (
+    AugmentConfig,
+    DataConfig,
+    Experiment,
+    LossConfig,
+    MixConfig,
+    ModelConfig,
+    OptimizerConfig,
+    near_misses,
+    to_config_dict,
+)
+from vitlab.models.registry import list_models
+
+DEFAULT = "vit_tiny_patch16"
+_OWN_MODEL = re.compile(r"[\w./]+:\w+")  # package.module:name or ./file.py:name
+
+
+def split_variant(variant: str) -> tuple[str, str, str | None]:
+    """Folder, model and weights: the first part behind a comma that is the name of a model parts the two paths."""
+    parts, models = variant.split(","), set(list_models())
+    for place, part in enumerate(parts[1:], 1):
+        if part in models or _OWN_MODEL.fullmatch(part):
+            return ",".join(parts[:place]), part, ",".join(parts[place + 1 :]) or None
+    if len(parts) > 1 and parts[1].isidentifier() and not os.path.isdir(os.path.expanduser(variant)):
+        raise ValueError(f'"{parts[1]}" is no model ({near_misses(parts[1], models)}), and {variant} is no folder')
+    return variant, DEFAULT, None
 
 
 def get_config(variant="images"):
-    folder, *rest = variant.split(",")
-    name, weights = rest[0] if rest else "vit_tiny_patch16", rest[1] if rest[1:] else None
+    folder, name, weights = split_variant(variant)
     return to_config_dict(
         Experiment(
             model=ModelConfig(name=name, weights=weights, drop_path_rate=0.1),

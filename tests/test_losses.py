@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vitlab.config import DistillationConfig, LossConfig
-from vitlab.losses import LOSSES, cross_entropy, distilled_loss, sigmoid_cross_entropy, soft_targets
+from vitlab.losses import LOSSES, class_weights, cross_entropy, distilled_loss, label_loss, sigmoid_cross_entropy, soft_targets
 
 LOGITS, LABELS = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([1])
 
@@ -60,3 +60,32 @@ def test_no_gradient_flows_to_the_teacher_and_one_does_to_the_student(kind):
         logits, teacher
     )
     assert np.abs(to_student).min() > 0 and not np.any(to_teacher)
+
+
+def test_class_weights_follow_the_counts_and_are_one_on_average():
+    counts = np.array([1, 3, 0])
+    np.testing.assert_allclose(class_weights("inverse", counts), [2, 2 / 3, 1], rtol=1e-6)
+    np.testing.assert_allclose(class_weights("inverse_sqrt", counts), [4 / (1 + 3**0.5), 4 / (3 + 3**0.5), 1], rtol=1e-6)
+    for kind in ("inverse", "inverse_sqrt"):
+        many = np.array([5, 70, 900])
+        np.testing.assert_allclose((class_weights(kind, many) * many).sum(), many.sum(), rtol=1e-5)
+
+
+def test_an_image_mixed_of_two_classes_has_the_weight_of_each_share():
+    weights = np.array([2.0, 0.5, 1.0], np.float32)
+    log_p = log_softmax(np.array([[2.0, 0.0, -1.0]]))[0]
+    mixed = jnp.array([[0.3, 0.0, 0.7]])
+    np.testing.assert_allclose(label_loss(LOGITS, mixed, "softmax", weights), [-(0.3 * 2 * log_p[0] + 0.7 * log_p[2])], rtol=1e-6)
+    plain = sigmoid_cross_entropy(LOGITS, mixed)
+    np.testing.assert_allclose(label_loss(LOGITS, mixed, "sigmoid", weights), plain * (0.3 * 2 + 0.7), rtol=1e-6)
+    for kind in ("softmax", "sigmoid"):
+        np.testing.assert_allclose(label_loss(LOGITS, mixed, kind, np.ones(3, np.float32)), label_loss(LOGITS, mixed, kind), rtol=1e-6)
+
+
+def test_weights_of_classes_leave_the_teachers_part_alone():
+    weights, config = np.array([2.0, 0.5, 1.0], np.float32), LossConfig(distillation=DistillationConfig(alpha=1.0))
+    arrays = [jnp.asarray(x, jnp.float32) for x in (TARGETS, TEACHER)]
+    heads = [jnp.asarray(CLASS_HEAD, jnp.float32)]
+    np.testing.assert_allclose(distilled_loss(heads, *arrays, config, weights), distilled_loss(heads, *arrays, config), rtol=1e-6)
+    labels_only = LossConfig(distillation=DistillationConfig(alpha=0.0))
+    np.testing.assert_allclose(distilled_loss(heads, *arrays, labels_only, weights), label_loss(heads[0], arrays[0], "softmax", weights))

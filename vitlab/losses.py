@@ -1,9 +1,11 @@
 """Losses of logits against soft targets, one value per image."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -22,6 +24,37 @@ def sigmoid_cross_entropy(logits: Float[Array, "b classes"], targets: Float[Arra
 
 
 LOSSES = {"softmax": optax.softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+
+
+def class_weights(kind: Literal["inverse", "inverse_sqrt"], counts: Int[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
+    """Weights of the classes in the loss, such that rare classes count more and the mean over all images is 1.
+
+    Args:
+      kind: "inverse": proportional to 1 / counts, so that all classes have the same sum; "inverse_sqrt": to 1 / sqrt(counts).
+      counts: Training images of each class, at least one image in all. A class without images has the weight 1.
+    """
+    raw = np.maximum(counts, 1) ** (-1.0 if kind == "inverse" else -0.5)
+    weights = raw * counts.sum() / (raw * counts).sum()
+    return np.where(counts > 0, weights, 1.0).astype(np.float32)
+
+
+def label_loss(
+    logits: Float[Array, "b classes"],
+    targets: Float[Array, "b classes"],
+    kind: Literal["softmax", "sigmoid"],
+    weights: Float[np.ndarray, " classes"] | None = None,
+) -> Float[Array, " b"]:
+    """The loss of soft targets (nats), weighted by class.
+
+    Under "softmax" each class's part of the target has its own weight, so that an image mixed of two classes has the share of each
+    (and smoothing that of all), as torch's `CrossEntropyLoss(weight)` does. Under "sigmoid", where every image is an example for every
+    class, the image has the mean weight of its target.
+    """
+    loss = LOSSES[kind]
+    if weights is None:
+        return loss(logits, targets)
+    weighted = targets * weights[None]
+    return loss(logits, weighted) if kind == "softmax" else loss(logits, targets) * weighted.sum(-1)
 
 
 def cross_entropy(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -48,7 +81,11 @@ def hard_distillation(logits: Float[Array, "b classes"], teacher: Float[Array, "
 
 
 def distilled_loss(
-    heads: Sequence[Float[Array, "b classes"]], targets: Float[Array, "b classes"], teacher: Float[Array, "b classes"], config: LossConfig
+    heads: Sequence[Float[Array, "b classes"]],
+    targets: Float[Array, "b classes"],
+    teacher: Float[Array, "b classes"],
+    config: LossConfig,
+    weights: Float[np.ndarray, " classes"] | None = None,
 ) -> Float[Array, " b"]:
     """(1 - alpha) * loss of the labels + alpha * distillation.
 
@@ -61,12 +98,15 @@ def distilled_loss(
       targets: Labels after smoothing and mixing.
       teacher: Its logits of the same images; no gradient flows to them.
       config: Kinds, alpha and temperature.
+      weights: Of the classes, in the labels' part; see `label_loss`.
 
     Returns:
       One value per image.
     """
     options = config.distillation
-    return (1 - options.alpha) * LOSSES[config.kind](heads[0], targets) + options.alpha * _distillation(heads[-1], teacher, options)
+    return (1 - options.alpha) * label_loss(heads[0], targets, config.kind, weights) + options.alpha * _distillation(
+        heads[-1], teacher, options
+    )
 
 
 def _distillation(logits: Array, teacher: Array, options: DistillationConfig) -> Array:

@@ -78,12 +78,12 @@ class TwoHeads(nnx.Module):
         return sum(self.head_logits(images)) / 2
 
 
-def run(num_steps, log_every=2, kind=NormedModel, white_at=(), taught=False, **fields):
+def run(num_steps, log_every=2, kind=NormedModel, white_at=(), taught=False, weights_of_classes=None, **fields):
     model, weights = functional(kind(nnx.Rngs(0)))
     teacher, teacher_weights = functional(Teacher()) if taught else (None, None)
     optimizer = optax.sgd(0.1, momentum=0.9)
     experiment = Experiment(batch_size=4, **fields)
-    options = {"experiment": experiment, "num_classes": 3, "log_every": log_every, "teacher": teacher}
+    options = {"experiment": experiment, "num_classes": 3, "log_every": log_every, "teacher": teacher, "class_weights": weights_of_classes}
     step = make_train_step(model, optimizer, lambda s: jnp.float32(0.1), **options)
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8), "label": np.array([0, 1, 2, 0], np.int32)}
@@ -216,3 +216,13 @@ def test_of_two_heads_one_follows_the_labels_and_the_other_the_teacher():
         begun = functional(TwoHeads(nnx.Rngs(0)))[1]["params"]
         np.testing.assert_array_equal(state["params"][still]["kernel"], begun[still]["kernel"])
         assert not np.array_equal(state["params"][moved]["kernel"], begun[moved]["kernel"])
+
+
+def test_the_step_weighs_the_classes():
+    (plain,), (even,), (first,), (double,) = (
+        run(1, log_every=1, weights_of_classes=weights)[2]
+        for weights in (None, np.ones(3, np.float32), np.array([1, 0, 0], np.float32), np.array([2, 0, 0], np.float32))
+    )
+    assert even["loss"] == plain["loss"] and 0 < first["loss"] < plain["loss"]
+    np.testing.assert_allclose(double["loss"], 2 * first["loss"], rtol=1e-6)
+    assert first["accuracy"] == plain["accuracy"]

@@ -99,7 +99,7 @@ def train(
         # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a
         # step's evaluation before the next step; so a resumed run neither repeats nor drops a record.
         _evaluate(setup, report, state, step, should_stop)
-        while step < periods.total and not should_stop():
+        while step < periods.total and not report.stalls(step) and not should_stop():
             profiler.before(step + 1)
             batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
             state, metrics = train_step(state, batch, *fixed)
@@ -114,8 +114,10 @@ def train(
                         checkpoints.save(step, state, scores=report.scores, before=report.sync)
         report.flush()
         checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
-        if step < periods.total or not report.evaluation_at(step):
+        if not report.evaluation_at(step) or (step < periods.total and not report.stalls(step)):
             raise Stopped(step)
+        if step < periods.total:
+            report.line(f"stopped at step {step} of {periods.total}: no better evaluation in stop_after={experiment.stop_after!r}")
         return report.evaluation_at(step)
 
 

@@ -17,6 +17,7 @@ class Periods:
     cooldown: int = 0  # of the schedule
     decay_every: int = 1  # of the schedule
     keep: int | None = None  # one checkpoint for good
+    patience: int | None = None  # without a better evaluation, after which the run ends; None: never
 
     @classmethod
     def of(cls, experiment: Experiment, *, examples_per_epoch: int) -> "Periods":
@@ -44,8 +45,9 @@ class Periods:
             )
         often = (max(steps(text, total), 1) for text in (experiment.log_every, experiment.eval_every, experiment.checkpoint_every))
         log, evaluate, save = often
-        keep = None if experiment.keep_every is None else max(steps(experiment.keep_every, total), 1)
-        return cls(total=total, warmup=warmup, cooldown=cooldown, decay_every=decay_every, log=log, evaluate=evaluate, save=save, keep=keep)
+        keep, patience = (None if text is None else max(steps(text, total), 1) for text in (experiment.keep_every, experiment.stop_after))
+        recurring = {"log": log, "evaluate": evaluate, "save": save, "keep": keep, "patience": patience}
+        return cls(total=total, warmup=warmup, cooldown=cooldown, decay_every=decay_every, **recurring)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows this step."""

@@ -50,6 +50,7 @@ class Report:
         self._side_logs = SideLogs(workdir, step=step) if distributed.is_first() else None
         self._total, self._log_every, self._clock, self._leaves = periods.total, periods.log, clock, leaves
         self._max_skips, self._tracker = max_skips, tracker
+        self._patience = periods.patience
         self._pending: tuple[int, Metrics] | None = None
 
     def __enter__(self) -> "Report":
@@ -115,6 +116,16 @@ class Report:
         """Whether this step was evaluated, and no earlier one was as good."""
         scores = self.scores
         return step in scores and all(scores[step] > score for other, score in scores.items() if other < step)
+
+    def stalls(self, step: int) -> bool:
+        """Whether the run ends here: this step was evaluated, and the best evaluation so far is as long ago as the run has patience.
+
+        A function of the records alone, so that a resumed run and all processes decide alike.
+        """
+        scores = {other: score for other, score in self.scores.items() if other <= step}
+        if self._patience is None or step not in scores:
+            return False
+        return step - max(scores, key=lambda other: (scores[other], -other)) >= self._patience
 
     def sync(self) -> None:
         """Makes the records safe, before a checkpoint that relies on them.

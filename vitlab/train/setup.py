@@ -16,9 +16,14 @@ from pallas_kernels.dispatch import UnsupportedError
 from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
+from vitlab.data.channels import model_channels
+from vitlab.data.classes import different_classes
+from vitlab.data.labels import labels_of
 from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
 from vitlab.functional import FunctionalModel, Weights, build, check_tensor, freeze, functional
+from vitlab.losses import class_weights
 from vitlab.parallel import mesh as meshes
+from vitlab.runs import folder
 from vitlab.runs.start import run_of, start_from_run
 from vitlab.runs.trained import Trained
 from vitlab.train.groups import as_trained, groups_of
@@ -105,9 +110,17 @@ class Setup:
 
 
 def make_step(
-    experiment: Experiment, model: FunctionalModel, periods: Periods, *, num_classes: int, teacher: FunctionalModel | None = None
+    experiment: Experiment,
+    model: FunctionalModel,
+    periods: Periods,
+    *,
+    num_classes: int,
+    teacher: FunctionalModel | None = None,
+    counts: np.ndarray | None = None,
 ) -> tuple[TrainStep, Callable[[Weights], State]]:
     """The step of an experiment on data of so many classes, and a function for the state before the first one (see `Setup`).
+
+    `counts` are the training images of each class, int [classes of the model], where the loss is weighted by them.
 
     Raises:
       ConfigError: The optimizer's groups do not fit the parameters.
@@ -121,8 +134,18 @@ def make_step(
     def create_state(weights: Weights) -> State:
         return make_state(trainee, weights, optimizer, experiment)
 
+    kind = experiment.loss.class_weights
+    weights = None if counts is None or kind == "none" else class_weights(kind, counts)
     options = {"experiment": experiment, "num_classes": num_classes, "log_every": periods.log, "teacher": teacher}
-    return make_train_step(trainee, optimizer, schedule, **options), create_state
+    return make_train_step(trainee, optimizer, schedule, class_weights=weights, **options), create_state
+
+
+def _class_counts(experiment: Experiment, source: Source) -> np.ndarray | None:
+    """Training images of each class of the model; None where the loss does not ask for them."""
+    if experiment.loss.class_weights == "none":
+        return None
+    labels = labels_of(source, f'loss.class_weights="{experiment.loss.class_weights}"')
+    return np.bincount(labels, minlength=experiment.model.num_classes or len(source.class_names))
 
 
 def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights:
@@ -153,6 +176,15 @@ def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights
     return functional(module)[1]
 
 
+def _check_channels_of_run(weights: str | None, channels: int) -> None:
+    """Refuses a run folder as the start of a model of other channels, before the weights are compared one by one."""
+    if weights and (run := run_of(weights)):
+        own, data = folder.read(run[0])
+        theirs = model_channels(own.model, data.channels)
+        if theirs != channels:
+            raise ConfigError(f"model.weights={weights} takes {theirs} channels, the model {channels}: set model.in_channels={theirs}")
+
+
 def abstract_batch(experiment: Experiment, model: FunctionalModel, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a training batch."""
     image = jax.ShapeDtypeStruct((experiment.batch_size, *model.preprocessing.image_size, channels), np.uint8)
@@ -174,8 +206,10 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     meshes.check_divides("eval_batch_size", experiment.eval_batch_size or experiment.batch_size, mesh)
     train_source, eval_source = (open_source(experiment.data, train=train) for train in (True, False))
     if train_source.class_names != eval_source.class_names:
-        raise ConfigError("the training and the evaluation split have different classes")
-    channels = experiment.model.in_channels or train_source.channels
+        difference = different_classes(train_source.class_names, eval_source.class_names, "the training split", "the evaluation split")
+        raise ConfigError(f"the training and the evaluation split have different classes: {difference}")
+    channels = model_channels(experiment.model, train_source.channels)
+    _check_channels_of_run(experiment.model.weights, channels)
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # refuses a malformed one
     model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
@@ -183,7 +217,8 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
     class_names = tuple(train_source.class_names)
     teacher = open_teacher(experiment, model, channels=channels, num_classes=len(class_names), class_names=class_names)
-    train_step, create_state = make_step(experiment, model, periods, num_classes=len(class_names), teacher=teacher)
+    counts = _class_counts(experiment, train_source)
+    train_step, create_state = make_step(experiment, model, periods, num_classes=len(class_names), teacher=teacher, counts=counts)
     state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh, model.tensor_split)
     try:
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh, teacher=teacher)

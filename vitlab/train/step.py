@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vitlab.config import Experiment
 from vitlab.functional import FunctionalModel
-from vitlab.losses import LOSSES, distilled_loss, soft_targets
+from vitlab.losses import distilled_loss, label_loss, soft_targets
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import batch_sharding, replicated, sharded_shapes
 from vitlab.train.erase import erase
@@ -38,6 +39,7 @@ def make_train_step(
     num_classes: int,
     log_every: int,
     teacher: FunctionalModel | None = None,
+    class_weights: Float[np.ndarray, " classes"] | None = None,
 ) -> TrainStep:
     """Builds the step.
 
@@ -52,9 +54,8 @@ def make_train_step(
     one is a hundredth), once there are `STEADY_STEPS` of them.
 
     A teacher sees the student's pixels, erased and mixed, normalises them as it was trained, and runs as in evaluation. Its weights
-    are the step's third argument: neither state nor constants of the program.
+    are the step's third argument: neither state nor constants of the program. The `class_weights` are, see `label_loss`.
     """
-    loss_fn = LOSSES[experiment.loss.kind]
     skip, spike_factor = experiment.nonfinite == "skip", experiment.spike_factor
 
     def part(
@@ -63,11 +64,11 @@ def make_train_step(
         weights = {"params": joined(trained, frozen), "model_state": model_state}
         if teacher is None:
             logits, model_state = model.apply(weights, images, rng)
-            losses = loss_fn(logits, targets)
+            losses = label_loss(logits, targets, experiment.loss.kind, class_weights)
         else:
             heads, model_state = model.apply_heads(weights, images, rng)
             logits = jnp.stack(heads).mean(0)
-            losses = distilled_loss(heads, targets, teacher.apply(teacher_weights, images)[0], experiment.loss)
+            losses = distilled_loss(heads, targets, teacher.apply(teacher_weights, images)[0], experiment.loss, class_weights)
         return losses.mean(), ((logits.argmax(-1) == targets.argmax(-1)).sum(), model_state)
 
     def train_step(state: State, batch: Batch, teacher_weights: Any = None) -> tuple[State, Metrics]:
