@@ -210,7 +210,7 @@ def test_the_authors_swin_has_its_merging_one_stage_earlier():
 def test_an_entry_is_named_after_the_file_or_as_an_argument(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
     raw, average = (vit(rngs=nnx.Rngs(seed)) for seed in (3, 4))
-    entries = {key: {n: torch.from_numpy(v) for n, v in foreign(m).items()} for key, m in (("model", raw), ("model_ema", average))}
+    entries = {key: {n: torch.tensor(v) for n, v in foreign(m).items()} for key, m in (("model", raw), ("model_ema", average))}
     path = tmp_path / "a.pth"
     torch.save(entries, path)
     for source, options, expected in ((path, {}, average), (f"{path}#model", {}, raw), (path, {"entry": "model"}, raw)):
