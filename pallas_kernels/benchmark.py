@@ -9,17 +9,14 @@ are compiled for devices that are elsewhere; the figures of their compilers are 
 versions.
 """
 
-import argparse
 import csv
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import math
 import pathlib
-import pkgutil
 import platform
 import statistics
 import time
@@ -28,8 +25,8 @@ from typing import Any
 
 import jax
 
-import pallas_kernels
-from pallas_kernels.compile import TARGETS, Target, compile_all, missing, passes
+from pallas_kernels.command_line import Parser, near_misses, one_of
+from pallas_kernels.compile import DTYPES, TARGETS, Target, compile_all, missing, operators, passes
 from pallas_kernels.dispatch import UnsupportedError
 
 MIN_REPEATS, MIN_SECONDS = 5, 0.5  # runs, and seconds of timing; both are reached
@@ -56,12 +53,6 @@ class Line:
     bytes: int = 0  # traffic with memory that the definition needs
     note: str = ""
     versions: str = ""
-
-
-def operators() -> list[str]:
-    """The packages here that have implementations and shapes."""
-    packages = [module.name for module in pkgutil.iter_modules(pallas_kernels.__path__) if module.ispkg]
-    return [name for name in packages if importlib.util.find_spec(f"pallas_kernels.{name}.shapes")]
 
 
 def measure(op: str, name: str, dtype: str, batch: int) -> list[Line]:
@@ -216,10 +207,15 @@ def append(path: pathlib.Path, lines: Sequence[Line]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ops", nargs="*", help=f"of {', '.join(operators())}; all by default")
+    known = operators()
+    parser = Parser(
+        prog="python -m pallas_kernels.benchmark",
+        description=__doc__ or "",
+        example="python -m pallas_kernels.benchmark window_attention --shapes swin_tiny_stage1 --batch 1",
+    )
+    parser.add_argument("ops", nargs="*", type=one_of("operator", known), help=f"operators, of {', '.join(known)}; all by default")
     parser.add_argument("--shapes", nargs="+", default=(), help="names in the operator's shapes.MODELS; all by default")
-    parser.add_argument("--dtypes", nargs="+", default=None, help="bfloat16 by default; float32 where the CPU runs")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=None, help="bfloat16 by default; float32 where the CPU runs")
     parser.add_argument("--batch", type=int, default=None, help=f"images; by default the model's, on a CPU {CPU_BATCH}")
     parser.add_argument(
         "--targets", nargs="*", default=("v5e", "h100"), choices=TARGETS, help="to count for, where there is no accelerator"
@@ -227,16 +223,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("measured", "counted"), help="leave the other out")
     parser.add_argument("--output", type=pathlib.Path, help="CSV file to add to")
     arguments = parser.parse_args(argv)
+    if arguments.batch is not None and arguments.batch < 1:
+        parser.error(f"--batch={arguments.batch} must be at least 1")
     on_cpu = jax.default_backend() == "cpu"
-    for op in arguments.ops or operators():
-        if op not in operators():
-            parser.error(f"{op=} is not one of {operators()}")
-        known = _shapes(op)
-        if unknown := [name for name in arguments.shapes if name not in known]:
-            near = {name: difflib.get_close_matches(name, known) for name in unknown}
-            parser.error(f"{op} has no shapes {unknown}; near: {near}; all: {list(known)}")
-        for name in () if arguments.only == "counted" else arguments.shapes or known:
-            batch = arguments.batch or (min(CPU_BATCH, known[name].size[0]) if on_cpu else known[name].size[0])
+    for op in arguments.ops or known:
+        for name in arguments.shapes:
+            if name not in _shapes(op):
+                parser.error(f'{op} has no shape "{name}": {near_misses(name, _shapes(op))}')
+    for op in arguments.ops or known:
+        shapes = _shapes(op)
+        for name in () if arguments.only == "counted" else arguments.shapes or shapes:
+            batch = arguments.batch or (min(CPU_BATCH, shapes[name].size[0]) if on_cpu else shapes[name].size[0])
             for dtype in arguments.dtypes or (["float32"] if on_cpu else ["bfloat16"]):
                 _report(measure(op, name, dtype, batch), arguments.output)
         for target in arguments.targets if on_cpu and arguments.only != "measured" else ():

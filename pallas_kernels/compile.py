@@ -19,6 +19,7 @@ import json
 import math
 import os
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+import pallas_kernels
+from pallas_kernels.command_line import Parser, near_misses, one_of
 from pallas_kernels.dispatch import UnsupportedError
 
 
@@ -56,6 +59,8 @@ TARGETS: Mapping[str, Target] = {
     "v6e": Target("tpu", ("pallas_tpu",), "v6e:2x2", "libtpu", 1640e9, 918e12),
     "h100": Target("gpu", ("pallas_gpu", "mosaic_gpu"), "1x1x1", "jax_cuda13_plugin", 3352e9, 989e12),
 }
+
+DTYPES = ("bfloat16", "float16", "float32")  # that an operator can be compiled for here
 
 H100 = """
 gpu_device_info {
@@ -301,15 +306,26 @@ def _ptxas() -> str:
     return found[0] if found else "ptxas"
 
 
+def operators() -> list[str]:
+    """The packages here that have implementations and shapes."""
+    packages = [module.name for module in pkgutil.iter_modules(pallas_kernels.__path__) if module.ispkg]
+    return [name for name in packages if importlib.util.find_spec(f"pallas_kernels.{name}.shapes")]
+
+
+def _shapes(op: str) -> dict[str, Any]:
+    """The shapes of an operator by name: those of models, and those that no tile divides."""
+    shapes = importlib.import_module(f"pallas_kernels.{op}.shapes")
+    return {**shapes.MODELS, **getattr(shapes, "NASTY", {})}
+
+
 def _figures(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     target = TARGETS[arguments.target]
     device = _topology(target).devices[0]
     package = importlib.import_module(f"pallas_kernels.{arguments.op}")
     op = getattr(package, arguments.op + ("_qkv" if arguments.fused else ""))
-    shapes = importlib.import_module(f"pallas_kernels.{arguments.op}.shapes")
-    known = {**shapes.MODELS, **getattr(shapes, "NASTY", {})}
+    known = _shapes(arguments.op)
     implementation = arguments.implementation or target.implementations[0]
-    for name in arguments.shapes or shapes.MODELS:
+    for name in arguments.shapes or importlib.import_module(f"pallas_kernels.{arguments.op}.shapes").MODELS:
         for dtype in arguments.dtypes:
             for which, (fn, args) in passes(op, known[name], dtype, implementation, fused=arguments.fused).items():
                 figures = {"target": arguments.target, "op": op.__name__, "implementation": implementation}
@@ -322,15 +338,22 @@ def _figures(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; `compile_all` calls it with the flags that it needs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("op")
+    parser = Parser(
+        prog="python -m pallas_kernels.compile",
+        description=__doc__ or "",
+        example="python -m pallas_kernels.compile v5e window_attention",
+    )
+    parser.add_argument("target", type=one_of("target", TARGETS), help=f"one of {', '.join(TARGETS)}")
+    parser.add_argument("op", type=one_of("operator", operators()), help=f"one of {', '.join(operators())}")
     parser.add_argument("--shapes", nargs="+", default=())
-    parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=("bfloat16", "float32"))
     parser.add_argument("--implementation", help="of the target's; the first by default")
     parser.add_argument("--fused", action="store_true", help="the operator that takes the fused projection")
     parser.add_argument("--dump", help="where the compilers were told to write; given by `compile_all`")
     arguments = parser.parse_args(argv)
+    for name in arguments.shapes:
+        if name not in (known := _shapes(arguments.op)):
+            parser.error(f'{arguments.op} has no shape "{name}": {near_misses(name, known)}')
     lines = (
         _figures(arguments)
         if arguments.dump

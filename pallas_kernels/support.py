@@ -2,14 +2,14 @@
 it: python -m pallas_kernels.support OP.
 """
 
-import argparse
 import importlib
 from collections.abc import Sequence
 
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from pallas_kernels.compile import abstract_arguments
+from pallas_kernels.command_line import Parser, one_of
+from pallas_kernels.compile import abstract_arguments, operators
 
 H100 = ("gpu", "NVIDIA H100 80GB HBM3")
 DEVICES = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_gpu": H100, "triton": H100, "mosaic_gpu": H100}  # others run anywhere
@@ -44,8 +44,12 @@ def markdown(op: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("op")
+    parser = Parser(
+        prog="python -m pallas_kernels.support",
+        description=__doc__ or "",
+        example="python -m pallas_kernels.support window_attention",
+    )
+    parser.add_argument("op", type=one_of("operator", operators()), help=f"one of {', '.join(operators())}")
     print(markdown(parser.parse_args(argv).op))
     return 0
 

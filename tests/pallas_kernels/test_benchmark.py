@@ -5,7 +5,8 @@ import csv
 import jax
 import pytest
 
-from pallas_kernels import benchmark, neighborhood_attention
+from pallas_kernels import benchmark, neighborhood_attention, support
+from pallas_kernels import compile as compile_
 from pallas_kernels.compile import TARGETS
 from pallas_kernels.window_attention import IMPLEMENTATIONS, window_attention
 from pallas_kernels.window_attention.opponents import OPPONENTS, roll_and_partition
@@ -75,11 +76,25 @@ def test_the_definition_is_not_run_where_its_scores_do_not_fit():
         benchmark._ours(None, MODELS["swin_tiny_detection"], "float32", "reference", "forward")
 
 
-def test_unknown_names_are_answered_with_the_near_ones(capsys):
-    for command, message in ((["windows"], "is not one of"), (["window_attention", "--shapes", "swin_tiny"], "swin_tiny_stage1")):
-        with pytest.raises(SystemExit):
-            benchmark.main(command)
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("main", "command", "words"),
+    [
+        (benchmark.main, ["windows"], 'unknown operator "windows": did you mean window_attention?'),
+        (benchmark.main, ["nope"], 'unknown operator "nope": choices: neighborhood_attention, window_attention'),
+        (benchmark.main, ["window_attention", "--shapes", "swin_tiny"], 'no shape "swin_tiny": did you mean swin_tiny_stage1'),
+        (benchmark.main, ["window_attention", "--dtypes", "int3"], "invalid choice: 'int3'"),
+        (benchmark.main, ["--batch", "0"], "--batch=0 must be at least 1"),
+        (support.main, ["nope"], 'unknown operator "nope"'),
+        (compile_.main, ["v5", "window_attention"], 'unknown target "v5": did you mean v5e, v5p'),
+        (compile_.main, ["v5e", "window_atention"], "did you mean window_attention"),
+        (compile_.main, ["v5e", "window_attention", "--shapes", "none"], 'window_attention has no shape "none"'),
+    ],
+)
+def test_unknown_names_are_one_line_with_the_near_ones(main, command, words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(command)
+    errors = capsys.readouterr().err
+    assert exit_.value.code == 2 and words in errors and len(errors.splitlines()) == 1
 
 
 def test_every_target_names_an_implementation():
