@@ -42,6 +42,32 @@ FOLDER = ["--config.data.source=image_folder", "--config.data.data_dir={images}"
         (["--config.model.num_classes=3"], "fewer than the 10 classes"),
         (["--config.data.train_split=trian"], "did you mean train"),
         (["--nonsense=1"], "unrecognized arguments: --nonsense=1"),
+        (["--config.duration=1.2.3 epochs"], 'duration "1.2.3 epochs" must be a number and a unit'),
+        (["--config.duration=1e400 epochs"], "the number at most 1e+15"),
+        (["--config.duration=1e14 epochs"], "and must be at most 2,147,483,647"),
+        (["--config.seed=-1"], "seed=-1 must be in [0, "),
+        (["--config.seed=18446744073709551616"], "seed=<an integer of 65 bits> must be int in [0, "),
+        (["--config.model.in_channels=4"], "model.in_channels=4 must be one of 1, 3 or None"),
+        (["--config.model.in_channels=0"], "model.in_channels=0 must be one of 1, 3 or None"),
+        (["--config.model.image_size=-28"], "model.image_size=-28 must be in [1, "),
+        (["--config.augment.pad=-1"], "augment.pad=-1 must be in [0, "),
+        (["--config.augment.crop_ratio=(0,0)"], "each entry must be in [0.01, 100]"),
+        (["--config.data.num_workers=-2"], "data.num_workers=-2 must be in [0, "),
+        (["--config.keep_every=0 steps"], 'keep_every="0 steps" must be longer than 0'),
+        (["--config.optimizer.groups={[]:1}"], "optimizer.groups='{[]:1}' must be a tuple"),
+        (["--config.optimizer={'peak_lr':1}"], "--config.optimizer is a group: set its keys one by one"),
+        (["--config.batch_size.x=1"], "batch_size is a value, not a group"),
+        (["--config.=1"], "unknown key"),
+        (["--config.warmup=1 epochs"], "unknown key warmup: did you mean optimizer.warmup?"),
+        (["--config.model.img_size=28"], 'no field "img_size": it is image_size here'),
+        (["--config.optimizer.groups=('(',)"], "optimizer group"),
+        (["--config.loss.distillation.teacher=" + "x" * 3000], "is no run folder"),
+        (["--config.model.weights=" + "x" * 3000], "model.weights"),
+        (["--config.model.weights=hf://"], "model.weights"),
+        ([*FOLDER[:1], "--config.data.data_dir=" + "x" * 3000], "data"),
+        (["--config.model.name="], "unknown model"),
+        (["--config.data.train_split="], "split"),
+        (["--config.data.eval_split=test[9999999999999999999999:]"], "is empty"),
         (FOLDER, "image"),
         ([*FOLDER, "one class"], "class"),
     ],
@@ -52,7 +78,7 @@ def test_bad_input_of_train_is_one_line_and_leaves_nothing(arguments, words, tmp
     if "one class" in arguments:
         (images / "train" / "cat").mkdir()
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(images / "train" / "cat" / "a.png")
-    arguments = [a.format(images=images) for a in arguments if a != "one class"]
+    arguments = [a.replace("{images}", str(images)) for a in arguments if a != "one class"]
     config = [] if arguments[0].startswith("--config=") else [f"--config={config_file(tmp_path, tiny_experiment())}"]
     code, errors = run(train.main, [*config, f"--workdir={tmp_path}/run", *arguments], monkeypatch, capsys)
     assert code == 2 and words in errors
@@ -83,7 +109,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_one_line(tmp_path):
         (evaluate.main, ["--model=swin_tny", "--weights=x.pth", "--config={config}"], "did you mean swin_tiny"),
         (evaluate.main, ["--model=vit_tiny_patch16", "--weights={tmp}/x.safetensors", "--config={config}"], "x.safetensors"),
         (predict.main, ["--workdir={tmp}", "a.png"], "is no run folder"),
-        (predict.main, ["--workdir={tmp}"], "required: IMAGE"),
+        (predict.main, ["--workdir={tmp}"], "there is no image to look at"),
     ],
 )
 def test_bad_input_of_the_other_commands_is_one_line(main, arguments, words, tmp_path, monkeypatch, capsys):

@@ -164,7 +164,12 @@ def _field(text: str) -> tuple[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    parser = cli.Parser(prog="python -m vitlab.benchmark", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = cli.Parser(
+        prog="python -m vitlab.benchmark",
+        description=__doc__.split("\n")[0],
+        example="python -m vitlab.benchmark --model=swin_tiny --train --batch_size=8",
+        allow_abbrev=False,
+    )
     parser.add_argument("--model", required=True, help="a model of the zoo")
     parser.add_argument("--train", action="store_true", help="a step of training, else the logits of the evaluation")
     parser.add_argument("--image_size", type=int, help="pixels per side; the variant's by default")

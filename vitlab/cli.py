@@ -3,29 +3,47 @@
 import argparse
 import ast
 import importlib.util
+import inspect
 import logging
 import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
-import ml_collections
 from absl import flags
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab.config import ConfigError, Experiment, from_config_dict, near_misses, to_dict
+from vitlab.config.values import leaf_types, plain_type
+
+__all__ = ["EXIT_BROKEN_PIPE", "EXIT_USAGE", "Parser", "begin", "literal", "load_experiment", "override", "run", "split_overrides"]
 
 EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; the code that a shell gives for it
 EXIT_USAGE = 2  # the command, the config or the data cannot be used; nothing was begun
 _PREFIX = "--config."
 _UNKNOWN = re.compile("unrecognized arguments: (--?[^ =]+)")  # argparse's own message
+_KEYS = """Every key of the config can be set: --config.optimizer.peak_lr=1e-3. `python -m vitlab.config` explains the keys, and
+`python -m vitlab.config --config=FILE` shows their values in a config file."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the options that an unknown one may have meant."""
+    """An argument parser whose errors are one line, with the options that an unknown one may have meant; its help ends with an example."""
+
+    def __init__(self, *, example: str = "", keys: bool = False, **options: Any):
+        """Takes the options of argparse, and its own.
+
+        Args:
+          example: A command line to copy.
+          keys: Whether the command takes `--config.a.b=value`, so that the help says where the keys are explained.
+          **options: For `argparse.ArgumentParser`.
+        """
+        parts = [f"example: {example}"] * bool(example) + [_KEYS] * keys
+        options = {"epilog": "\n\n".join(parts), "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         unknown = _UNKNOWN.match(message)
@@ -108,8 +126,8 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache) / "vitlab" / "xla"))
 
 
-def _get_config(path: pathlib.Path, variant: str) -> dict[str, Any]:
-    if not path.is_file():
+def _get_config(path: pathlib.Path, variant: str) -> Any:
+    if not os.path.isfile(path):
         raise ConfigError(f"there is no config file {path}")
     spec = importlib.util.spec_from_file_location("vitlab_config_file", path)
     if spec is None or spec.loader is None:
@@ -118,21 +136,33 @@ def _get_config(path: pathlib.Path, variant: str) -> dict[str, Any]:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config file {path} must define get_config(variant)")
+    if not variant:
+        return module.get_config()
+    if not inspect.signature(module.get_config).parameters:
+        raise ConfigError(f'{path} has no variants: leave out ":{variant}"')
     try:
-        tree = module.get_config(variant) if variant else module.get_config()
+        return module.get_config(variant)
+    except ConfigError:
+        raise
     except (KeyError, ValueError) as error:
-        raise ConfigError(f'{path} refuses the variant "{variant}": {error}') from error
-    return tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else dict(tree)
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f'{path} refuses the variant "{variant}": {type(error).__name__}: {error} ({line.filename}, line {line.lineno})'
+        ) from error
 
 
 def _override(tree: dict[str, Any], dotted: str, text: str) -> None:
     """Sets one value; `from_config_dict` judges key and type afterwards."""
-    *parents, key = dotted.split(".")
+    types_, path = leaf_types(Experiment), tuple(dotted.split("."))
+    *parents, key = path
+    if inside := [leaf for leaf in types_ if leaf[: len(path)] == path != leaf]:
+        raise ConfigError(f"--config.{dotted} is a group: set its keys one by one, such as --config.{'.'.join(inside[0])}")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--config.{dotted}: {parent} is a value, not a group")
-    tree[key] = text if isinstance(tree.get(key), str) and text != "None" else literal(text)
+    is_text = plain_type(types_[path]) is str if path in types_ else isinstance(tree.get(key), str)
+    tree[key] = text if is_text and text != "None" else literal(text)
 
 
 def literal(text: str) -> Any:
@@ -141,5 +171,5 @@ def literal(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last ones: {[]: 1}, brackets without end
         return text

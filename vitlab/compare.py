@@ -153,7 +153,10 @@ def draw(runs: Sequence[Run], metrics: Sequence[str] = METRICS) -> Image.Image:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Parser(
-        prog="python -m vitlab.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python -m vitlab.compare",
+        description=__doc__,
+        example="python -m vitlab.compare runs/a runs/b --output=curves.png",
+        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="run folders")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="the PNG with the curves")

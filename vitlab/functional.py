@@ -12,13 +12,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, UInt8
 
 from vitlab.analysis.counts import macs_of
-from vitlab.config import ConfigError, ModelConfig
+from vitlab.config import ConfigError, ModelConfig, refusing
 from vitlab.layers.frozen import run_as_in_evaluation
 from vitlab.layers.initial import InitRngs
 from vitlab.layers.roles import Layers, places_of
 from vitlab.models.registry import Preprocessing, create_model, family_of, model_config
 from vitlab.parallel.mesh import named_axes
 from vitlab.tree import joined, leaf_names, parted
+
+__all__ = ["FunctionalModel", "Weights", "build", "check_tensor", "freeze", "functional"]
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
 
@@ -94,8 +96,23 @@ class FunctionalModel:
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.preprocessing.mean, self.preprocessing.std))
         pixels = (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
         rngs = None if rng is None else nnx.Rngs(dropout=rng)
+        _set_mode(model, rng)
         outputs = forward(model)(pixels, train=rng is not None, rngs=rngs)
         return tuple(x.astype(jnp.float32) for x in outputs), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def _set_mode(model: Any, rng: Array | None) -> None:
+    """Puts layers of `flax.nnx` that have a mode (dropout, batch norm) into that of training, with `rng`, or of evaluation.
+
+    Streams of random numbers that they hold begin anew at each step, from its key. The zoo's own layers have no mode and no streams.
+    """
+    if rng is None:
+        model.eval()
+        return
+    model.train()
+    tags = {node.key.tag for _, node in nnx.iter_graph(model) if isinstance(node, nnx.RngStream)}
+    if tags:
+        nnx.reseed(model, **{tag: jax.random.fold_in(rng, i) for i, tag in enumerate(sorted(tags))})
 
 
 def _whole(model: Any) -> Callable[..., tuple[Array, ...]]:
@@ -177,10 +194,8 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
             **config.fields,
         )
 
-    try:
+    with refusing(ValueError, TypeError):
         abstract, _ = functional(nnx.eval_shape(lambda: create(InitRngs(None))), family_of(config.name).layers)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
     constants = abstract.constants
     if jax.tree.leaves(constants):
         constants = jax.jit(lambda: functional(create(InitRngs(None)))[0].constants)()  # nothing else is made

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from vitlab import cli
-from vitlab.config import AugmentConfig, ConfigError, Experiment
+from vitlab.config import AugmentConfig, ConfigError, Experiment, refusing
 from vitlab.data.arrays import ArraySource
 from vitlab.data.batches import Layout, Threads, TrainBatch, training_order
 from vitlab.data.channels import model_channels
@@ -156,10 +156,8 @@ def _decode(examples: Sequence[dict[str, Any]], channels: int, decode: Decoder) 
 
 def _image_size(experiment: Experiment) -> tuple[int, int]:
     size = experiment.model.image_size
-    try:
+    with refusing(ValueError):
         size = size or model_config(experiment.model.name, **experiment.model.fields).image_size
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return (size, size) if isinstance(size, int) else size
 
 
@@ -176,7 +174,13 @@ def verdict(rates: dict[str, float], wanted: float) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    parser = cli.Parser(prog="python -m vitlab.input_benchmark", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = cli.Parser(
+        prog="python -m vitlab.input_benchmark",
+        description=__doc__.split("\n")[0],
+        example="python -m vitlab.input_benchmark --config=configs/quickstart.py",
+        keys=True,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
     parser.add_argument("--batch_size", type=_positive(int), help="images; without it the config's, at most 256")
     parser.add_argument("--seconds", type=_positive(float), default=3.0, help="per stage")

@@ -1,6 +1,6 @@
 """Losses of logits against soft targets, one value per image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -9,7 +9,25 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from vitlab.config import DistillationConfig, LossConfig
+from vitlab.config import ConfigError, DistillationConfig, LossConfig
+from vitlab.config.references import load_reference
+
+__all__ = [
+    "LOSSES",
+    "class_weights",
+    "cross_entropy",
+    "distilled_loss",
+    "hard_distillation",
+    "label_loss",
+    "loss_of",
+    "per_image",
+    "sigmoid_cross_entropy",
+    "soft_distillation",
+    "soft_targets",
+    "softmax_cross_entropy",
+]
+
+PerImage = Callable[[Array, Array], Array]  # of logits [b, classes] and targets or labels, one value an image, [b]
 
 
 def soft_targets(labels: Int[Array, " b"], num_classes: int, *, label_smoothing: float = 0.0) -> Float[Array, "b classes"]:
@@ -24,6 +42,38 @@ def sigmoid_cross_entropy(logits: Float[Array, "b classes"], targets: Float[Arra
 
 
 LOSSES = {"softmax": optax.softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+
+
+def loss_of(kind: str) -> PerImage:
+    """The loss of a name: one of `LOSSES`, or one of the user's own, see `vitlab.config.references`.
+
+    Raises:
+      ConfigError: The user's own cannot be found; or, when it is called, its result is no value an image.
+    """
+    return LOSSES[kind] if kind in LOSSES else per_image("loss.kind", kind)
+
+
+def per_image(key: str, reference: str) -> PerImage:
+    """A function of the user's own that a config names, with its result checked to be one value an image, [b].
+
+    Args:
+      key: Key of the config, for the message.
+      reference: Name of the function, see `vitlab.config.references`.
+
+    Raises:
+      ConfigError: There is no such function; or, when it is called, its result has another shape.
+    """
+    function = load_reference(reference)
+
+    def checked(logits: Array, targets: Array) -> Array:
+        values = jnp.asarray(function(logits, targets))
+        if values.shape != logits.shape[:1]:
+            raise ConfigError(
+                f"{key}={reference} returns an array of shape {values.shape} in place of one value an image, {logits.shape[:1]}"
+            )
+        return values.astype(jnp.float32)
+
+    return checked
 
 
 def class_weights(kind: Literal["inverse", "inverse_sqrt"], counts: Int[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
@@ -41,16 +91,16 @@ def class_weights(kind: Literal["inverse", "inverse_sqrt"], counts: Int[np.ndarr
 def label_loss(
     logits: Float[Array, "b classes"],
     targets: Float[Array, "b classes"],
-    kind: Literal["softmax", "sigmoid"],
+    kind: str,
     weights: Float[np.ndarray, " classes"] | None = None,
 ) -> Float[Array, " b"]:
     """The loss of soft targets (nats), weighted by class.
 
     Under "softmax" each class's part of the target has its own weight, so that an image mixed of two classes has the share of each
     (and smoothing that of all), as torch's `CrossEntropyLoss(weight)` does. Under "sigmoid", where every image is an example for every
-    class, the image has the mean weight of its target.
+    class, and under a loss of the user's own, the image has the mean weight of its target.
     """
-    loss = LOSSES[kind]
+    loss = loss_of(kind)
     if weights is None:
         return loss(logits, targets)
     weighted = targets * weights[None]

@@ -143,8 +143,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     parser = cli.Parser(
         prog="python -m vitlab.predict",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="train a model first: python -m vitlab.train; measure it on labelled images: python -m vitlab.evaluate",
+        example="python -m vitlab.predict --workdir=runs/quickstart picture.png",
         allow_abbrev=False,
     )
     add_model_arguments(parser)

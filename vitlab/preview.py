@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vitlab import cli
-from vitlab.config import ConfigError, Experiment, LossConfig
+from vitlab.config import ConfigError, Experiment, LossConfig, refusing
 from vitlab.data.bad_images import BadImagesError
 from vitlab.data.batches import Batch, Layout, Threads, TrainBatch
 from vitlab.data.channels import model_channels
@@ -87,10 +87,8 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
 def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
     model = experiment.model
     size = {} if model.image_size is None else {"image_size": model.image_size}
-    try:
+    with refusing(ValueError):
         config = model_config(model.name, **size, **model.fields)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return dataclasses.replace(config.preprocessing.for_channels(channels), image_size=config.image_size)
 
 
@@ -123,7 +121,13 @@ def _captions(shares: Float[np.ndarray, " classes"], class_names: Sequence[str])
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    parser = cli.Parser(prog="python -m vitlab.preview", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = cli.Parser(
+        prog="python -m vitlab.preview",
+        description=__doc__.split("\n")[0],
+        example="python -m vitlab.preview --config=configs/quickstart.py --output=sheet.png",
+        keys=True,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="the PNG to write")
     parser.add_argument("--step", type=int, default=0, help="updates before the batch")

@@ -157,7 +157,11 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[
         at = own.index("--")
         own, rest = own[:at], own[at + 1 :]
     parser = cli.Parser(
-        prog="python -m vitlab.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python -m vitlab.sweep",
+        description=__doc__,
+        example="python -m vitlab.sweep --config=configs/quickstart.py --workdir=runs/seeds --seeds=3",
+        keys=True,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run folders")

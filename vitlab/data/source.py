@@ -3,6 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 from vitlab.config import ConfigError, DataConfig, SourceConfig
+from vitlab.config.references import is_reference, load_reference
 from vitlab.data.bundled import open_bundled
 from vitlab.data.image_csv import open_images
 from vitlab.data.labels import labels_of
@@ -45,6 +46,9 @@ class Source(Protocol):
         ...
 
 
+_INTERFACE = ("class_names", "channels", "fingerprint", "__len__", "__getitem__", "name_of")
+
+
 def open_source(config: DataConfig, *, train: bool) -> Source:
     """Opens the training or the evaluation split; for training with `more_sources`, a mixture.
 
@@ -62,6 +66,8 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
 
 
 def _open(config: DataConfig | SourceConfig, split: str) -> Source:
+    if is_reference(config.source):
+        return _open_own(config, split)
     with refuse_unreadable(config.data_dir):
         return _open_kind(config, split)
 
@@ -73,9 +79,20 @@ def _open_kind(config: DataConfig | SourceConfig, split: str) -> Source:
         return open_images(config.data_dir, split, follow_outside=config.follow_outside)
     if config.source == "tfds":
         return open_tfds(config.name, config.data_dir, split)
-    if config.source == "shards":
-        return open_shards(config.data_dir, split)
-    raise ConfigError(f'data.source="{config.source}" must be one of "bundled", "image_folder", "tfds", "shards"')
+    return open_shards(config.data_dir, split)
+
+
+def _open_own(config: DataConfig | SourceConfig, split: str) -> Source:
+    """A split of a source of the user's own; what its code raises passes."""
+    source = load_reference(config.source)(split, data_dir=config.data_dir, name=config.name)
+    if missing := [name for name in _INTERFACE if not hasattr(source, name)]:
+        raise ConfigError(f"data.source={config.source} returns a {type(source).__name__} without {', '.join(missing)}: see Source")
+    if source.channels not in (1, 3) or not len(source) or not isinstance(source.class_names, tuple):
+        raise ConfigError(
+            f"data.source={config.source}: channels={source.channels} must be 1 or 3, its {len(source)} images at least one, "
+            f"class_names a tuple and not a {type(source.class_names).__name__}"
+        )
+    return source
 
 
 def _name(config: DataConfig | SourceConfig) -> str:

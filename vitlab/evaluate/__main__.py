@@ -86,7 +86,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     parser = cli.Parser(
         prog="python -m vitlab.evaluate",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example="python -m vitlab.evaluate --workdir=runs/quickstart",
+        keys=True,
         allow_abbrev=False,
     )
     add_model_arguments(parser)
@@ -142,7 +143,7 @@ def _classify(
 ) -> dict[str, Any] | None:
     experiment, size = trained.experiment, trained.experiment.eval_batch_size or trained.experiment.batch_size
     batches = open_batches(trained.model, source, experiment, channels=trained.channels, batch_size=size, mesh=mesh)
-    step = make_eval_step(trained.model, mesh, logits=outcomes is not None)
+    step = make_eval_step(trained.model, mesh, experiment.metrics, logits=outcomes is not None)
     return evaluate(step, trained.weights, batches, mesh=mesh, should_stop=should_stop, see=outcomes)
 
 

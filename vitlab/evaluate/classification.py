@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,25 +11,30 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vitlab.config import Experiment
+from vitlab.config import ConfigError, Experiment
+from vitlab.config.references import short_name
 from vitlab.data import Batches, Source, eval_batches
 from vitlab.functional import FunctionalModel, Weights
-from vitlab.losses import cross_entropy
+from vitlab.losses import PerImage, cross_entropy, per_image
 from vitlab.parallel.mesh import part_of_process, replicated, shard_batch
 from vitlab.runs.trained import eval_crop_fraction
 
+# Names of the results that every evaluation may have.
+RESULT_NAMES = ("images", "images_per_second", "logits", "loss", "top1", "top5")
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 _FIRST = ("top1", "top5", "loss")  # order of a result
 
 
-def make_eval_step(model: FunctionalModel, mesh: Mesh, *, logits: bool = False) -> EvalStep:
+def make_eval_step(model: FunctionalModel, mesh: Mesh, metrics: Sequence[str] = (), *, logits: bool = False) -> EvalStep:
     """Sums over the images of a batch that are really there: {"images", "top1", "top5": int32, "loss": float32}.
 
     There is no "top5" for a model of at most five classes, where it would always be all. Where the weights have an "average"
     beside them, its sums are "average_top1" and so on. With `logits` the raw weights' logits [b, classes] are there too.
+    `metrics` are those of the experiment: each of the user's own adds the sum of its values under its name.
 
     An image counts when fewer than k logits are above its label's, or equal and of a lower class; NaN counts for nothing.
     """
+    own_metrics = _own_metrics(metrics)
 
     def sums(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
         scores, _ = model.apply(weights, batch["image"])
@@ -42,6 +47,7 @@ def make_eval_step(model: FunctionalModel, mesh: Mesh, *, logits: bool = False) 
             "images": mask.sum(),
             "top1": (valid & (rank < 1)).sum(),
             "loss": jnp.where(mask, cross_entropy(scores, labels), 0).sum(),
+            **{name: jnp.where(mask, metric(scores, labels), 0).sum() for name, metric in own_metrics.items()},
         }
         out |= {"top5": (valid & (rank < 5)).sum()} if scores.shape[-1] > 5 else {}
         return out | ({"logits": scores} if logits else {})
@@ -60,6 +66,21 @@ def make_eval_step(model: FunctionalModel, mesh: Mesh, *, logits: bool = False) 
             return compiled(weights, batch)
 
     return in_mesh
+
+
+def _own_metrics(references: Sequence[str]) -> dict[str, PerImage]:
+    """The user's own metrics by their names.
+
+    Raises:
+      ConfigError: One cannot be found, or has the name of another one.
+    """
+    metrics = {}
+    for reference in references:
+        name = short_name(reference)
+        if name in metrics or name in RESULT_NAMES or name.startswith("average_"):
+            raise ConfigError(f"metrics: {reference} has the name of another result, {name}; rename the function")
+        metrics[name] = per_image("metrics", reference)
+    return metrics
 
 
 def evaluate(
@@ -83,7 +104,7 @@ def evaluate(
 
     Returns:
       {"top1", "top5" (shares; the latter of more than five classes), "loss" (mean, nats), "images", "images_per_second"}, or None when
-      told to stop; of averaged weights "average_top1" and so on. The first batch, which may compile, does not count for the speed,
+      told to stop; of averaged weights "average_top1" and so on; and the mean of each metric of the user's own. The first batch, which may compile, does not count for the speed,
       unless it is the only one.
     """
     totals = {"images": 0.0, "top1": 0.0, "loss": 0.0}  # even of no image

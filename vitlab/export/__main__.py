@@ -42,7 +42,7 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         prog="python -m vitlab.export",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example="python -m vitlab.export --workdir=runs/quickstart --format=safetensors --output=quickstart.safetensors",
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=pathlib.Path, help="the run folder of a model that was trained here")

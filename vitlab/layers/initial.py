@@ -15,20 +15,74 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+__all__ = [
+    "HostKey",
+    "InitRngs",
+    "constant",
+    "full",
+    "he_normal",
+    "lecun_normal",
+    "normal",
+    "normal_init",
+    "ones_init",
+    "torch_uniform",
+    "uniform",
+    "zeros_init",
+]
+
+
+class HostKey(np.ndarray):
+    """Key of one parameter: a raw key of `jax.random`, uint32 [2], with a generator of numpy.
+
+    The initializers of this module draw from the generator, all others, such as those of `flax.nnx`, see a key like any other.
+    """
+
+    generator: np.random.Generator | None = None  # None: zeros stand for random numbers
+
 
 class InitRngs(nnx.Rngs):
     """Given to a layer in place of `nnx.Rngs`, has numpy draw its initial values; with `nnx.Rngs`, `jax.random` does.
 
-    Without a seed, zeros stand for random numbers: for shapes, under `nnx.eval_shape`.
+    Without a seed, zeros stand for random numbers: for shapes, under `nnx.eval_shape`. Layers of `flax.nnx` take it too; their
+    values are drawn by `jax.random` from keys that follow from the seed.
     """
 
     def __init__(self, seed: int | None):
         super().__init__()
         self._seed, self._draws = seed, itertools.count()
 
-    def params(self) -> Any:
-        """What the initial values of the next parameter are drawn from."""
-        return None if self._seed is None else np.random.default_rng((self._seed, next(self._draws)))
+    def params(self) -> HostKey:
+        """The key of the next parameter."""
+        if self._seed is None:
+            return np.zeros(2, np.uint32).view(HostKey)
+        sequence = np.random.SeedSequence((self._seed, next(self._draws)))
+        key = sequence.generate_state(2).view(HostKey)
+        key.generator = np.random.default_rng(sequence)
+        return key
+
+    def __getitem__(self, name: str) -> Any:
+        """A stream of random numbers other than the parameters', made when a layer first asks for it."""
+        if name not in vars(self):
+            tag = tuple(name.encode())  # streams of other names are other ones
+            state = np.random.SeedSequence((self._seed or 0, *tag)).generate_state(2)
+            setattr(self, name, nnx.RngStream(jax.random.wrap_key_data(jnp.asarray(state)), tag=name))
+        return vars(self)[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]
+
+    def split(self, k: Any) -> nnx.Rngs:
+        """Plain `nnx.Rngs` with split keys, for layers that are made under `nnx.vmap`."""
+        return self._plain().split(k)
+
+    def fork(self, **options: Any) -> nnx.Rngs:
+        """Plain `nnx.Rngs` that go on from here."""
+        return self._plain().fork(**options)
+
+    def _plain(self) -> nnx.Rngs:
+        return nnx.Rngs(jax.random.wrap_key_data(jnp.asarray(np.asarray(self.params()))))
 
 
 @functools.cache
@@ -50,13 +104,13 @@ def uniform(bound: float) -> nnx.Initializer:
 
 
 def _drawn(by_numpy: Callable[..., np.ndarray], by_jax: Callable[..., jax.Array]) -> nnx.Initializer:
-    """What draws as the key tells it to, see `InitRngs`."""
+    """An initializer that draws by numpy or by jax.random, by the type of the key, see `InitRngs`."""
 
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del out_sharding
-        if key is None:
-            return jnp.zeros(shape, dtype)
-        return jnp.asarray(by_numpy(key, shape), dtype) if isinstance(key, np.random.Generator) else by_jax(key, shape, dtype)
+        if not isinstance(key, HostKey):
+            return by_jax(key, shape, dtype)
+        return jnp.zeros(shape, dtype) if key.generator is None else jnp.asarray(by_numpy(key.generator, shape), dtype)
 
     return init
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
+from vitlab.config import ConfigError, near_misses
+from vitlab.config.references import is_reference, load_reference
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
@@ -31,7 +33,9 @@ from vitlab.mixers.spectral import SpectralGating
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
 
-# What a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
+__all__ = ["MIXERS", "mixer_of"]
+
+# Mixers that a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
 MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "agent": AgentAttention,
     "glmix": GLMix,
@@ -60,3 +64,17 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "multi_head_conv": MultiHeadConv,
     "window": WindowAttention,
 }
+
+
+def mixer_of(name: str) -> Callable[..., nnx.Module]:
+    """The mixer of a name: one of `MIXERS`, or one of the user's own, see `vitlab.config.references`.
+
+    Raises:
+      ConfigError: There is no such mixer; the message has the near misses.
+    """
+    if name in MIXERS:
+        return MIXERS[name]
+    if not is_reference(name):
+        rule = "must be one of the zoo's, or one of your own, package.module:name or file.py:name"
+        raise ConfigError(f'mixer "{name}" {rule}: {near_misses(name, MIXERS)}')
+    return load_reference(name)

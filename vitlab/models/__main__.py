@@ -1,21 +1,21 @@
 """The zoo as a table: python -m vitlab.models ['pattern'] [--markdown]."""
 
-import argparse
 import importlib
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from vitlab import cli
 from vitlab.analysis.counts import count_macs, count_params
-from vitlab.config import near_misses
-from vitlab.models.registry import abstract_model, family_of, list_models
+from vitlab.config import ConfigError, near_misses
+from vitlab.config.references import is_reference
+from vitlab.models.registry import Published, abstract_model, family_of, list_models
 
 
 def row(name: str) -> tuple[str, ...]:
     """One line of the table: ours beside what is published; "-" where nothing is."""
-    published = family_of(name).published[name]
+    published = family_of(name).published.get(name, Published())
     model = abstract_model(name)
     params = published.params_m if published.params is None else published.params / 1e6
     return (
@@ -51,15 +51,16 @@ def _range(values: Iterable[float | None]) -> str:
     return " to ".join(dict.fromkeys(ends)) or "-"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vitlab.models", description="The zoo as a table.")
-    parser.add_argument("pattern", nargs="?", default="*", help="wildcards, such as 'swin*'")
+def main(argv: Sequence[str]) -> int:
+    parser = cli.Parser(
+        prog="python -m vitlab.models", description="The zoo as a table.", example="python -m vitlab.models 'swin*'", allow_abbrev=False
+    )
+    parser.add_argument("pattern", nargs="?", default="*", help="wildcards, such as 'swin*', or a model of your own, file.py:variant")
     parser.add_argument("--markdown", action="store_true", help="a row a family, as in the README")
     args = parser.parse_args(argv)
-    names = list_models(args.pattern)
+    names = [args.pattern] if is_reference(args.pattern) else list_models(args.pattern)
     if not names:
-        print(f'no model matches "{args.pattern}": {near_misses(args.pattern, list_models())}', file=sys.stderr)
-        return 2
+        raise ConfigError(f'no model matches "{args.pattern}": {near_misses(args.pattern, list_models())}')
     if args.markdown:
         print(markdown(names))
         return 0
@@ -74,4 +75,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

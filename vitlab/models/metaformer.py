@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.config import near_misses
+from vitlab.config.references import short_name
 from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.roles import declare, stage_layers
-from vitlab.mixers import MIXERS
+from vitlab.mixers import mixer_of
 from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
 
 EPS = 1e-6  # of every LayerNorm
@@ -28,7 +28,9 @@ class MetaFormerConfig:
     dims: tuple[int, ...]  # width per stage
     num_heads: tuple[int, ...]  # per stage, of the mixers that have heads
     mixers: tuple[str, ...] | str = "window,window,global,global"  # one a stage, or one for all
-    mixer_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # mixer -> further arguments of its constructor
+    mixer_fields: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # mixer, or the name after ":" of one's own -> further arguments of its constructor
     stem_stride: int = 4  # pixels; a convolution of kernel 2 * stride - 1
     mlp: Literal["mlp", "conv"] = "mlp"  # conv: a depthwise 3x3 between the two layers
     mlp_ratio: float = 4.0  # MLP hidden width / dim
@@ -48,14 +50,17 @@ class MetaFormerConfig:
             raise ValueError(f"{self.depths=}, {self.dims=} and {self.num_heads=} must have one entry a stage")
         if len(self.stage_mixers) != len(self.depths):
             raise ValueError(f"{self.mixers=} must name one mixer a stage ({len(self.depths)}), or one for all")
-        for name in (*self.stage_mixers, *self.mixer_fields):
-            if name not in MIXERS:
-                raise ValueError(f'mixer "{name}" must be one of the zoo\'s: {near_misses(name, MIXERS)}')
+        for name in self.stage_mixers:
+            mixer_of(name)
+        own = {short_name(name) for name in self.stage_mixers}
+        for name in self.mixer_fields:
+            if name not in own:
+                mixer_of(name)
 
     @property
     def stage_mixers(self) -> tuple[str, ...]:
         """One name a stage."""
-        names = tuple(self.mixers.replace(" ", "").split(",")) if isinstance(self.mixers, str) else self.mixers
+        names = tuple(name.strip() for name in self.mixers.split(",")) if isinstance(self.mixers, str) else self.mixers
         return names * len(self.depths) if len(names) == 1 else names
 
 
@@ -73,10 +78,10 @@ class Block(nnx.Module):
 
     def __init__(self, config: MetaFormerConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, name = config.dims[stage], config.dtype, config.stage_mixers[stage]
-        fields = config.mixer_fields.get(name, {})
+        fields = config.mixer_fields.get(name) or config.mixer_fields.get(short_name(name), {})
         self.pre = config.norm_placement == "pre"
         self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
-        self.mixer = MIXERS[name](dim, num_heads=config.num_heads[stage], dtype=dtype, rngs=rngs, **fields)
+        self.mixer = mixer_of(name)(dim, num_heads=config.num_heads[stage], dtype=dtype, rngs=rngs, **fields)
         self.mixer_trains = "train" in inspect.signature(type(self.mixer).__call__).parameters  # has BatchNorm
         self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
         mlp = ConvMlp if config.mlp == "conv" else Mlp

@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,9 +14,22 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 import vitlab.models
-from vitlab.config import near_misses, typed
+from vitlab.config import ConfigError, near_misses, typed
+from vitlab.config.references import is_reference, load_module, short_name
 from vitlab.layers.initial import InitRngs
 from vitlab.layers.roles import Layers
+
+__all__ = [
+    "Family",
+    "FeatureInfo",
+    "Preprocessing",
+    "Published",
+    "abstract_model",
+    "create_model",
+    "family_of",
+    "list_models",
+    "model_config",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +75,7 @@ class Family:
 
     model: Callable[..., nnx.Module]
     variants: Mapping[str, Any]
-    published: Mapping[str, Published]
+    published: Mapping[str, Published] = dataclasses.field(default_factory=dict)  # every variant of the zoo has an entry
     # As `vitlab.layers.tensor_split.TENSOR_SPLIT`; {}: it cannot be split over `tensor`.
     tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
     layers: Layers | None = None  # the layers of layer-wise decay, see `vitlab.layers.roles.places_of`; None: it cannot be used
@@ -86,15 +99,27 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def family_of(name: str) -> Family:
-    """The family that a variant belongs to.
+    """The family that a variant belongs to; a variant of the user's own is named as `vitlab.config.references` says.
 
     Raises:
       ValueError: No such variant; the message has the near misses.
     """
+    if is_reference(name):
+        return _own_family(name)
     families = _families()
     if name not in families:
         raise ValueError(f'unknown model "{name}": {near_misses(name, families)}')
     return families[name]
+
+
+def _own_family(name: str) -> Family:
+    """The family of a module of the user's own, its `FAMILY`."""
+    family = getattr(load_module(name), "FAMILY", None)
+    if not isinstance(family, Family):
+        raise ConfigError(f'"{name}": its module must define FAMILY = Family(Model, VARIANTS), as the files of vitlab.models do')
+    if short_name(name) not in family.variants:
+        raise ConfigError(f'"{name}": its FAMILY has no variant "{short_name(name)}": {near_misses(short_name(name), family.variants)}')
+    return family
 
 
 def model_config(name: str, **fields: Any) -> Any:
@@ -103,15 +128,41 @@ def model_config(name: str, **fields: Any) -> Any:
     Raises:
       ValueError: Unknown variant or field (with the near misses), a value of another type, or a combination that the family refuses.
     """
-    config = family_of(name).variants[name]
+    config = family_of(name).variants[short_name(name)]
     if isinstance(fields.get("image_size"), int):
         fields["image_size"] = (fields["image_size"],) * 2
     hints = typing.get_type_hints(type(config))
     for field, value in fields.items():
         if field not in hints:
-            raise ValueError(f'model "{name}" has no field "{field}": {near_misses(field, hints)}')
+            raise ValueError(f'model "{name}" has no field "{field}": {_remedy(field, hints)}')
         fields[field] = typed(value, hints[field], (field,))
     return dataclasses.replace(config, **fields)
+
+
+# Words of timm for the fields here.
+_TIMM = {
+    "img_size": ("image_size",),
+    "in_chans": ("in_channels",),
+    "drop_path": ("drop_path_rate",),
+    "embed_dim": ("dim", "dims"),
+    "num_layers": ("depth", "depths"),
+    "drop_rate": ("dropout_rate",),
+    "proj_drop_rate": ("dropout_rate",),
+    "attn_drop_rate": ("attn_dropout_rate",),
+    "global_pool": ("pool",),
+    "class_token": ("pool", "cls_token"),
+    "reg_tokens": ("register_tokens", "num_registers"),
+    "init_values": ("layer_scale_init",),
+}
+
+
+def _remedy(field: str, known: Iterable[str]) -> str:
+    """The words to say about a field that a family has not."""
+    if field.startswith(("pretrained", "checkpoint_path")):
+        return "create the model and then load its weights, vitlab.load_weights(model, 'file.safetensors'); in a config, model.weights"
+    if ours := [name for name in _TIMM.get(field, ()) if name in known]:
+        return f"it is {ours[0]} here"
+    return near_misses(field, known)
 
 
 def create_model(
@@ -128,7 +179,7 @@ def create_model(
     """Builds a variant of the zoo.
 
     Args:
-      name: `<family>_<variant>`, one of `list_models()`.
+      name: `<family>_<variant>`, one of `list_models()`, or a variant of one's own, `package.module:variant` or `file.py:variant`.
       num_classes: Width of the head; 0 gives the pooled features.
       image_size: Pixels per side, or (height, width); None for the variant's.
       in_channels: Channels of the images.

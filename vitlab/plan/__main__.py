@@ -20,7 +20,13 @@ EXIT_TOO_LARGE = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.Parser(prog="python -m vitlab.plan", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = cli.Parser(
+        prog="python -m vitlab.plan",
+        description=__doc__.split("\n")[0],
+        example="python -m vitlab.plan --config=configs/maxvit_imagenet.py:tiny --topology=v5e:4x4",
+        keys=True,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
     parser.add_argument("--topology", required=True, help="v5e:16x16, v4:4x4x4, v5p, v6e, h100x8, cpu")
     rest, overrides = cli.split_overrides(argv)

@@ -18,6 +18,7 @@ from vitlab.data.splits import split_range
 from vitlab.functional import build, check_tensor
 from vitlab.parallel import mesh as meshes
 from vitlab.plan.topology import Topology
+from vitlab.plugins import raised_in_plugin
 from vitlab.train.groups import as_trained
 from vitlab.train.periods import Periods
 from vitlab.train.setup import abstract_batch, make_step
@@ -99,6 +100,8 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
             traced = trace_step(train_step, state, batch, mesh, teacher=teacher)
             compiled, seconds = compile_step(traced)
     except (ValueError, RuntimeError, UnsupportedError) as error:  # JAX's own are RuntimeErrors
+        if raised_in_plugin(error):
+            raise
         if (temporary := out_of_memory(str(error))) is None:
             raise ConfigError(f"{experiment.model.name} cannot be trained on {topology.name}: {str(error).splitlines()[0]}") from error
         return Program(**parts, compiled=None, temporary_bytes=temporary)

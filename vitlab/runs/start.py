@@ -1,6 +1,7 @@
 """A trained run as the start of another one, whose classes and image size may differ."""
 
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -22,10 +23,10 @@ _HEADS = ("head", "aux_head")  # first parts of the names of all that depends on
 
 def run_of(source: str) -> tuple[pathlib.Path, int | None] | None:
     """The run folder and the step that "runs/a" or "runs/a@3000" names; None if it names no folder."""
-    if pathlib.Path(source).is_dir():
+    if os.path.isdir(source):
         return pathlib.Path(source), None
     path, _, step = source.rpartition("@")
-    return (pathlib.Path(path), int(step)) if step.isdecimal() and path and pathlib.Path(path).is_dir() else None
+    return (pathlib.Path(path), int(step)) if step.isdecimal() and os.path.isdir(path) else None
 
 
 def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Path, step: int | None) -> Weights:

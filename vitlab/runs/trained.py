@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from vitlab.config import ConfigError, Experiment
+from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data.augment import resize_and_center_crop
 from vitlab.data.channels import model_channels
 from vitlab.functional import FunctionalModel, Weights, build, functional
@@ -94,7 +94,7 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
       ConfigError: No such model or file, or they do not fit.
     """
     config = experiment.model
-    try:
+    with refusing(ValueError, OSError, ImportError):
         model = create_model(
             name,
             num_classes=(config.num_classes or len(class_names)) if head else 0,
@@ -105,8 +105,6 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
             **(config.fields if config.name == name else {}),
         )
         report = load_weights(model, path, strict=head)
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(str(error)) from error
     if report.missing or report.mismatched or report.nonfinite:
         raise ConfigError(f"{path} does not fit {name}: {report}")
     if report.unexpected:

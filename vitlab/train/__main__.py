@@ -19,7 +19,13 @@ from vitlab.train.weights_and_biases import load_wandb
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.Parser(prog="python -m vitlab.train", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = cli.Parser(
+        prog="python -m vitlab.train",
+        description=__doc__.split("\n")[0],
+        example="python -m vitlab.train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.peak_lr=1e-3",
+        keys=True,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
     parser.add_argument("--workdir", required=True, help="the run folder; made if need be")
     parser.add_argument("--smoke", action="store_true", help="the same experiment shrunk to two steps")

@@ -4,6 +4,8 @@ import dataclasses
 
 from vitlab.config import ConfigError, Experiment, duration_in_steps
 
+LAST_STEP = 2**31 - 1  # the step is counted in an int32 on the devices
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Periods:
@@ -24,7 +26,7 @@ class Periods:
         """Those of an experiment on this many images.
 
         Raises:
-          ConfigError: The run is shorter than a step or than its warm-up.
+          ConfigError: The run is shorter than a step or than its warm-up, or has more steps than can be counted.
         """
 
         def steps(text: str, total: int | None) -> int:
@@ -37,13 +39,18 @@ class Periods:
                 f'duration="{experiment.duration}" is less than one step of batch_size={experiment.batch_size} '
                 f"on {examples_per_epoch} images"
             )
+        if total > LAST_STEP:
+            raise ConfigError(f'duration="{experiment.duration}" is {total:,} steps, and must be at most {LAST_STEP:,}')
         cooldown, decay_every = (steps(text, total) for text in (experiment.optimizer.cooldown, experiment.optimizer.decay_every))
         if warmup + cooldown > total:
             raise ConfigError(
                 f'optimizer.warmup="{experiment.optimizer.warmup}" and cooldown="{experiment.optimizer.cooldown}" are '
                 f"{warmup + cooldown} steps, the whole run only {total}"
             )
-        often = (max(steps(text, total), 1) for text in (experiment.log_every, experiment.eval_every, experiment.checkpoint_every))
+        often = (
+            min(max(steps(text, total), 1), LAST_STEP)
+            for text in (experiment.log_every, experiment.eval_every, experiment.checkpoint_every)
+        )
         log, evaluate, save = often
         keep, patience = (None if text is None else max(steps(text, total), 1) for text in (experiment.keep_every, experiment.stop_after))
         recurring = {"log": log, "evaluate": evaluate, "save": save, "keep": keep, "patience": patience}

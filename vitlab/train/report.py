@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from vitlab.evaluate.classification import RESULT_NAMES
 from vitlab.parallel import distributed
 from vitlab.runs.checkpoint import NonFiniteError
 from vitlab.runs.records import Records
@@ -178,6 +179,9 @@ def describe(result: Mapping[str, float | int]) -> str:
     """An evaluation as text."""
     top5 = f"  top-5 {result['top5']:.2%}" if "top5" in result else ""
     text = f"top-1 {result['top1']:.2%}{top5}  loss {result['loss']:.4f}  on {result['images']:.0f} images"
+    text += "".join(
+        f"  {name} {value:.4g}" for name, value in result.items() if name not in RESULT_NAMES and not name.startswith("average_")
+    )
     if "average_top1" in result:
         text += f"  averaged: top-1 {result['average_top1']:.2%}  loss {result['average_loss']:.4f}"
     return text + (f"  {result['images_per_second']:.0f} images/s" if "images_per_second" in result else "")

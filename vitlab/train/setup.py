@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab.analysis.devices import peak_flops
-from vitlab.config import ConfigError, Experiment
+from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.data.channels import model_channels
 from vitlab.data.classes import different_classes
@@ -220,10 +220,8 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     counts = _class_counts(experiment, train_source)
     train_step, create_state = make_step(experiment, model, periods, num_classes=len(class_names), teacher=teacher, counts=counts)
     state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh, model.tensor_split)
-    try:
+    with refusing(ValueError, RuntimeError, UnsupportedError, prefix=f"{experiment.model.name} cannot be trained so: "):
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh, teacher=teacher)
-    except (ValueError, RuntimeError, UnsupportedError) as error:
-        raise ConfigError(f"{experiment.model.name} cannot be trained so: {error}") from error
     start = load_start(model, create_weights(), experiment.model.weights) if experiment.model.weights else None
     return Setup(
         experiment=experiment,
@@ -233,7 +231,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         model=model,
         periods=periods,
         train_step=traced,
-        eval_step=make_eval_step(model, mesh),
+        eval_step=make_eval_step(model, mesh, experiment.metrics),
         create_weights=create_weights if start is None else lambda: start,
         create_state=create_state,
         abstract_state=state,

@@ -72,7 +72,7 @@ def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 def _read(source: str, entry: str | None) -> Checkpoint:
     """The checkpoint at a path or address, which may end in #entry."""
-    if not pathlib.Path(source).exists() and "#" in source:
+    if not os.path.exists(source) and "#" in source:
         source, _, named = source.rpartition("#")
         if entry is not None and named != entry:
             raise ValueError(f"{source}#{named} and {entry=} name two entries; give one")

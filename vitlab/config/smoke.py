@@ -1,0 +1,29 @@
+"""Any experiment as a smoke test."""
+
+import dataclasses
+
+from vitlab.config.experiment import DistillationConfig, Experiment, MeshConfig
+
+_SIDE = 48  # pixels at most
+
+
+def smoke(experiment: Experiment) -> Experiment:
+    """The same experiment shrunk to seconds: 2 steps of 4 images of at most 48 pixels, float32, on the bundled data, without a teacher."""
+    replace, size = dataclasses.replace, experiment.model.image_size or _SIDE
+    size = min(size, _SIDE) if isinstance(size, int) else (min(size[0], _SIDE), min(size[1], _SIDE))
+    data = replace(experiment.data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]", more_sources=())
+    return replace(
+        experiment,
+        model=replace(experiment.model, dtype="float32", image_size=size),
+        data=replace(data, num_workers=0, num_threads=1),
+        optimizer=replace(experiment.optimizer, warmup="1 steps", cooldown="0 steps"),
+        loss=replace(experiment.loss, distillation=DistillationConfig()),  # a teacher knows other classes and sizes
+        mesh=MeshConfig(),
+        batch_size=4,
+        accumulation=min(experiment.accumulation, 2),
+        eval_batch_size=4,
+        duration="2 steps",
+        log_every="1 steps",
+        eval_every="2 steps",
+        checkpoint_every="2 steps",
+    )
