@@ -1,10 +1,12 @@
 """Metadata and dependencies; tool settings are in pyproject.toml."""
 
 import pathlib
+import re
 
 from setuptools import find_namespace_packages, setup
 
 HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vitlab" / "__init__.py").read_text(), re.MULTILINE)[1]  # its one place
 
 REQUIRES = [
     "jax>=0.10.2,<0.13",  # 0.10.2 is the newest for Python 3.11; 0.13 is not tried
@@ -69,14 +71,15 @@ EXTRAS = {
 
 setup(
     name="vitlab",
-    version="0.1.0",
+    version=VERSION,
     description="A lab bench for vision transformers in JAX: a proven zoo, mixers that can be swapped, fused attention kernels",
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["vitlab", "vitlab.*", "pallas_kernels", "pallas_kernels.*"]),
-    package_data={"vitlab.data": ["bundled/*"], "pallas_kernels": ["*/*.md"]},
+    package_data={"vitlab": ["py.typed"], "vitlab.data": ["bundled/*"], "pallas_kernels": ["py.typed", "*.md", "*/*.md"]},
+    entry_points={"console_scripts": ["vitlab = vitlab.__main__:console"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -8,7 +8,9 @@ from vitlab.weights.load import load_weights
 if typing.TYPE_CHECKING:
     from vitlab.runs.loaded import load_run
 
-__all__ = ["create_model", "list_models", "load_run", "load_weights"]
+__all__ = ["__version__", "create_model", "list_models", "load_run", "load_weights"]
+
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> typing.Any:
