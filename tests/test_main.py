@@ -1,6 +1,7 @@
 """The list of commands, and what all of them have in common."""
 
 import importlib
+import os
 import pathlib
 import re
 import sys
@@ -10,6 +11,7 @@ import pytest
 import pallas_kernels
 import vitlab
 from vitlab import __main__, cli
+from vitlab.models import __main__ as models
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = sorted(__main__.commands())
@@ -58,13 +60,23 @@ def test_an_unknown_command_is_one_line_with_the_near_misses(monkeypatch, capsys
     assert capsys.readouterr().err == 'error: unknown command "trian": did you mean train?\n'
 
 
-def test_a_command_gets_its_arguments_and_its_exit_code_is_that_of_the_whole(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["vitlab", "models", "vit_tny*"])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as exit_:
+def test_a_command_runs_as_under_python_m_with_its_arguments(monkeypatch):
+    started = []
+    monkeypatch.setattr(__main__.runpy, "run_module", lambda name, **options: started.append((name, sys.argv[1:], options)))
+    monkeypatch.setattr(sys, "argv", ["vitlab", "models", "swin*"])
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(SystemExit):
         __main__.console()
+    assert started == [("vitlab.models", ["swin*"], {"run_name": "__main__", "alter_sys": True})]
+    assert sys.path == [os.getcwd()]  # packages beside the user's configs are found, as under `python -m`
+
+
+def test_a_pattern_that_no_model_matches_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["models", "vit_tiny_pach*"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(models.main)
     assert exit_.value.code == cli.EXIT_USAGE
-    assert capsys.readouterr().err.startswith('error: no model matches "vit_tny*": did you mean vit_tiny')
+    assert capsys.readouterr().err.startswith('error: no model matches "vit_tiny_pach*": did you mean vit_tiny_patch')
 
 
 def test_the_version_has_one_place():

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     names = [args.pattern] if is_reference(args.pattern) else list_models(args.pattern)
     if not names:
-        raise ConfigError(f'no model matches "{args.pattern}": {near_misses(args.pattern, list_models())}')
+        raise ConfigError(f'no model matches "{args.pattern}": {near_misses(args.pattern.strip("*?"), list_models())}')
     if args.markdown:
         print(markdown(names))
         return 0
