@@ -12,12 +12,12 @@ from typing import Annotated, Any
 class Bounds:
     """An interval of numbers; an end that is `open` is itself outside."""
 
-    least: float | int
-    most: float | int
+    least: int | float
+    most: int | float
     open_least: bool = False
     open_most: bool = False
 
-    def __contains__(self, value: float | int) -> bool:
+    def __contains__(self, value: int | float) -> bool:
         above = value > self.least if self.open_least else value >= self.least
         return above and (value < self.most if self.open_most else value <= self.most)
 
@@ -38,9 +38,13 @@ Share = Annotated[float, Bounds(0, 1)]  # part of a whole
 
 
 @functools.cache
-def hints_of(cls: type) -> dict[str, tuple[Any, Any]]:
-    """For each field of a class: its type without bounds, as `vitlab.config.typed` takes it, and its type with them."""
-    plain, bounded = typing.get_type_hints(cls), typing.get_type_hints(cls, include_extras=True)
+def hints_of(owner: Any) -> dict[str, tuple[Any, Any]]:
+    """Types of the fields of a class or the arguments of a function.
+
+    Returns:
+      For each name the type without bounds, as `vitlab.config.typed` takes it, and the type with them.
+    """
+    plain, bounded = typing.get_type_hints(owner), typing.get_type_hints(owner, include_extras=True)
     return {name: (plain[name], bounded[name]) for name in plain}
 
 
@@ -60,7 +64,7 @@ def check_bounds(name: str, value: Any, hint: Any) -> None:
             raise ValueError(f"{name}={value}{': each entry' if isinstance(value, tuple) else ''} must be {bounds}")
 
 
-def _bound(value: Any, hint: Any) -> Iterator[tuple[Bounds, float | int]]:
+def _bound(value: Any, hint: Any) -> Iterator[tuple[Bounds, int | float]]:
     """Each number in a value with the bounds that its type has for it."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
