@@ -22,6 +22,8 @@ from vitlab.data.source import open_source
 from vitlab.functional import build
 from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import abstract_model
+from vitlab.runs import folder
+from vitlab.runs.trained import model_of_run
 from vitlab.train.setup import set_up
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -117,7 +119,7 @@ def test_what_is_made_of_a_file_unpickles_in_a_process_that_never_saw_the_file(t
     ("change", "words"),
     [
         ({"model.name": "ownlabb.models:wide"}, "there is no module ownlabb; install it, or add its folder to PYTHONPATH"),
-        ({"model.name": "/no/such/file.py:wide"}, "there is no file /no/such/file.py; put it there, or name another one"),
+        ({"model.name": "/no/such/file.py:wide"}, "there is no file /no/such/file.py; put it there, or name another"),
         ({"model.name": f"{MODELS}:wid"}, 'has no variant "wid": did you mean wide'),
         ({"model.name": f"{PARTS}:wide"}, "must define FAMILY"),
         ({"model.dim": "3"}, "dim=3 must be even"),
@@ -237,6 +239,17 @@ def test_dropout_and_batch_norm_of_flax_follow_the_run_s_mode_and_step():
     mean = trained[0][1]["norm"]["mean"]
     assert not np.array_equal(mean, weights["model_state"]["norm"]["mean"])
     np.testing.assert_array_equal(apply(weights, images)[1]["norm"]["mean"], weights["model_state"]["norm"]["mean"])
+
+
+def test_a_run_of_a_model_of_one_s_own_can_teach_until_its_file_has_gone(tmp_path):
+    (tmp_path / "own.py").write_text(pathlib.Path(MODELS).read_text())
+    info = folder.DataInfo(fingerprint="", num_examples=64, channels=1, class_names=("across", "along"))
+    folder.write(tmp_path, experiment(model=ModelConfig(name=f"{tmp_path}/own.py:small")), info)
+    model, own, data = model_of_run(tmp_path)
+    assert model.shapes["params"]["head"]["kernel"].shape == (16, 2) and own.loss.kind == "ownlab.parts:focal" and data == info
+    (tmp_path / "own.py").unlink()
+    with pytest.raises(ConfigError, match=r"there is no file \S+own.py; put it there, or name another \(a run has the name in its config"):
+        model_of_run(tmp_path)
 
 
 def test_a_model_of_a_file_is_created_like_one_of_the_zoo():

@@ -111,8 +111,9 @@ def _set_mode(model: Any, rng: Array | None) -> None:
         return
     model.train()
     tags = {node.key.tag for _, node in nnx.iter_graph(model) if isinstance(node, nnx.RngStream)}
-    if tags:
-        nnx.reseed(model, **{tag: jax.random.fold_in(rng, i) for i, tag in enumerate(sorted(tags))})
+    keys: dict[str, Any] = {tag: jax.random.fold_in(rng, i) for i, tag in enumerate(sorted(tags))}
+    if keys:
+        nnx.reseed(model, **keys)
 
 
 def _whole(model: Any) -> Callable[..., tuple[Array, ...]]:

@@ -168,10 +168,10 @@ def test_configs_carry_sources_there_and_back(two):
     for text, words in (
         ("({'source': 'shards', 'wieght': 2},)", "unknown key data.more_sources.wieght: did you mean weight"),
         ("({'source': 'shard'},)", "data.more_sources.source='shard' must be one of"),
-        ("({'source': 'shards', 'weight': 0},)", "weight=0 must be at least 1"),
+        ("({'source': 'shards', 'weight': 0},)", "weight=0 must be in .1, "),
         ("('shards',)", "data.more_sources='shards' must be a group of keys: source, data_dir"),
     ):
         with pytest.raises(ConfigError, match=words):
             override(Experiment(), {"data.more_sources": text})
-    with pytest.raises(ConfigError, match=r"data.weight=0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"data.weight=0 must be in \[1, "):
         override(Experiment(), {"data.weight": "0"})

@@ -56,8 +56,8 @@ def _at(experiment: Experiment, path: tuple[str, ...]) -> Any:
 def _entry(path: tuple[str, ...], key: Key, group: Any) -> str:
     value = key.default if group is None else getattr(group, path[-1])
     default = "" if value == key.default else f" (default {key.default!r})"
-    indent = {"initial_indent": "    ", "subsequent_indent": "    "}
-    texts = [textwrap.fill(text, _WIDTH, break_on_hyphens=False, **indent) for text in (key.meaning, f"[{key.rule}]")]
+    wrapper = textwrap.TextWrapper(_WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    texts = [wrapper.fill(text) for text in (key.meaning, f"[{key.rule}]")]
     return "\n".join([f"{'.'.join(path)} = {value!r}{default}", *texts])
 
 

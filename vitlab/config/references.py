@@ -50,7 +50,7 @@ def load_module(text: str) -> types.ModuleType:
     where = match["where"]
     if where.endswith(".py"):
         if not os.path.isfile(where):
-            raise ConfigError(f'"{text}": there is no file {where}; put it there, or name another one')
+            raise ConfigError(f'"{text}": there is no file {where}; put it there, or name another (a run has the name in its config.json)')
         return import_file(where)
     try:
         return import_named(where)
