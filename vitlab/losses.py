@@ -24,7 +24,6 @@ __all__ = [
     "sigmoid_cross_entropy",
     "soft_distillation",
     "soft_targets",
-    "softmax_cross_entropy",
 ]
 
 PerImage = Callable[[Array, Array], Array]  # of logits [b, classes] and targets or labels, one value an image, [b]
