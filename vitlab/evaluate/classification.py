@@ -104,7 +104,8 @@ def evaluate(
 
     Returns:
       {"top1", "top5" (shares; the latter of more than five classes), "loss" (mean, nats), "images", "images_per_second"}, or None when
-      told to stop; of averaged weights "average_top1" and so on; and the mean of each metric of the user's own. The first batch, which may compile, does not count for the speed,
+      told to stop; of averaged weights "average_top1" and so on; and the mean of each metric of the user's own. The first batch,
+      which may compile, does not count for the speed,
       unless it is the only one.
     """
     totals = {"images": 0.0, "top1": 0.0, "loss": 0.0}  # even of no image
