@@ -40,8 +40,8 @@ class ModelConfig(Group):
     ] = None
     in_channels: Annotated[
         Literal[1, 3] | None,
-        "Channels of the images, 1 for grey and 3 for RGB. None takes 3 with `weights` of a file, and otherwise 3 if an image "
-        "is in colour and 1 if all are grey.",
+        "Channels of the images, 1 for grey and 3 for RGB. None takes 3 with weights of a file, else 3 if an image has "
+        "colour and 1 if all are grey.",
     ] = None
     drop_path_rate: Annotated[
         Rate | None,
