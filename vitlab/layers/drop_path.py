@@ -35,4 +35,6 @@ class DropPath(nnx.Module):
         if rngs is None:
             raise ValueError("training with drop path needs random numbers: pass rngs=nnx.Rngs(dropout=key)")
         keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+        survival = 1 - self.rate
+        divisor = survival.astype(x.dtype) if isinstance(survival, jax.Array) else survival  # a float32 array would widen bfloat16
+        return jnp.where(keep, x / divisor, jnp.zeros_like(x))
