@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jaxtyping
 import pytest
 from flax import nnx
 
@@ -15,8 +16,8 @@ def _size(name: str) -> tuple[bool, float]:
     return "distilled" not in name, millions
 
 
-# The smallest variant of a family runs in the tests of behaviour (DeiT's with its second head); the others are counted.
-REPRESENTATIVES = {name.split("_")[0]: name for name in sorted(list_models(), key=_size, reverse=True)}
+# Family -> its smallest variant, which runs in the tests of behaviour (ViT's with the second head); the others are counted.
+REPRESENTATIVES = {family_of(name).model: name for name in sorted(list_models(), key=_size, reverse=True)}
 
 
 def fewer_parts(config, in_the_middle: int = 2) -> dict:
@@ -39,7 +40,7 @@ def small(name: str, **fields):
 
 def size_of(name: str) -> int:
     """Pixels per side that are enough for every family's smallest map, and whole patches."""
-    return {"crossvit": 96, "efficientvit": 128}.get(name.split("_")[0], 64)
+    return {"CrossViT": 96, "EfficientViT": 128}.get(family_of(name).model.__name__, 64)
 
 
 def apply(model, images, **kwargs):
@@ -51,3 +52,9 @@ def apply(model, images, **kwargs):
 @pytest.fixture(params=sorted(REPRESENTATIVES.values()), scope="module")  # so that the tests of one model follow each other
 def representative(request):
     return request.param
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch):
+    """What checks shapes of arguments rests: it doubles the time to trace."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -98,6 +98,13 @@ def test_an_unknown_policy_is_refused():
         ({"mixers": "window,globl"}, "did you mean global"),
         ({"mixers": ("window",) * 3}, "one mixer a stage"),
         ({"dims": (16,)}, "one entry a stage"),
+        ({"mixer_fields": {"windw": {}}}, "did you mean window"),
+        ({"mixer_fields": {"window": 3}}, "must be a group of arguments"),
+        ({"mixer_fields": {"window": {"window_sise": 3}}}, "did you mean window_size"),
+        ({"mixer_fields": {"window": {"num_heads": 3}}}, 'has no argument "num_heads"'),
+        ({"mixer_fields": {"window": {"window_size": 0}}}, r"mixer_fields.window.window_size=0 must be in \[1, 1000\]"),
+        ({"mixer_fields": {"window": {"window_size": "many"}}}, "mixer_fields.window.window_size='many' must be int"),
+        ({"mixer_fields": {"hilo": {"alpha": 1.5}}}, r"mixer_fields.hilo.alpha=1.5 must be in \[0, 1\]"),
     ],
 )
 def test_impossible_trunks_are_refused(fields, words):

@@ -37,11 +37,11 @@ class Shard:
 
     def __post_init__(self):
         if not isinstance(self.file, str) or self.file != os.path.basename(self.file) or self.file in ("", ".", "..") or "\0" in self.file:
-            raise ValueError(f"{self.file=} must be the name of a file in the folder of the index")
+            raise ValueError(f"file={self.file!r} must be the name of a file in the folder of the index")
         if not _is_count(self.records) or not (self.size is None or _is_count(self.size)):
-            raise ValueError(f"{self.records=} and {self.size=} must be at least 1")
+            raise ValueError(f"records={self.records!r} and size={self.size!r} must be at least 1")
         if not (self.sha256 is None or isinstance(self.sha256, str)):
-            raise ValueError(f"{self.sha256=} must be text")
+            raise ValueError(f"sha256={self.sha256!r} must be text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +57,14 @@ class Index:
 
     def __post_init__(self):
         if len(self.class_names) < 2 or not all(isinstance(name, str) for name in self.class_names):
-            raise ValueError(f"{self.class_names=} must be two names or more")
+            raise ValueError(f"class_names={self.class_names!r} must be two names or more")
         if self.channels not in (1, 3) or not (self.short_side is None or _is_count(self.short_side)):
-            raise ValueError(f"{self.channels=} must be 1 or 3, {self.short_side=} at least 1")
+            raise ValueError(f"channels={self.channels!r} must be 1 or 3, short_side={self.short_side!r} at least 1")
         if not isinstance(self.sources, dict) or not all(self.splits.values()):
-            raise ValueError(f"{self.sources=} must be a fingerprint for each split, and each split must have a shard")
+            raise ValueError(f"sources={self.sources!r} must be a fingerprint for each split, and each split must have a shard")
         for split, margin in self.margins.items():
             if not (margin == 0 or _is_count(margin)) or 2 * margin > sum(shard.records for shard in self.splits[split]):
-                raise ValueError(f"{self.margins=} must be at most half of the records of each split")
+                raise ValueError(f"margins={self.margins!r} must be at most half of the records of each split")
 
     def write(self, folder: epath.Path) -> None:
         """Replaces the folder's index at once; in a bucket, where a file appears whole, without a temporary name."""

@@ -14,8 +14,12 @@ from vitlab.layers.tensor_split import project_qkv
 
 
 def head_dim_of(dim: int, num_heads: int) -> int:
-    """dim / num_heads, refused unless whole."""
-    if dim % num_heads:
+    """Width of a head, dim / num_heads.
+
+    Raises:
+      ValueError: There are no heads, or they do not divide the width.
+    """
+    if num_heads < 1 or dim % num_heads:
         raise ValueError(f"{dim=} must be a multiple of {num_heads=}")
     return dim // num_heads
 

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from vitlab.layers.conv_forms import conv_general_dilated
 from vitlab.layers.initial import he_normal, zeros_init
+from vitlab.layers.widths import check_widths
 
 
 class Conv(nnx.Conv):
@@ -31,6 +32,7 @@ class Conv(nnx.Conv):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_widths(in_dim=in_dim, out_dim=out_dim, groups=groups)
         size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         if padding is None:
             padding = (dilation * (size[0] - 1) // 2, dilation * (size[1] - 1) // 2)

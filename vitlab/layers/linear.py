@@ -6,12 +6,14 @@ from jax.typing import DTypeLike
 
 from vitlab.layers.initial import normal_init, zeros_init
 from vitlab.layers.product import dot_general
+from vitlab.layers.widths import check_widths
 
 
 class Linear(nnx.Linear):
     """x @ kernel + bias; kernel normal(0.02), bias zero; parameters float32, computed in `dtype`."""
 
     def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        check_widths(in_dim=in_dim, out_dim=out_dim)
         super().__init__(
             in_dim,
             out_dim,

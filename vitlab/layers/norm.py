@@ -20,5 +20,5 @@ class LayerNorm(nnx.LayerNorm):
         )
         self.out_dtype = dtype
 
-    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-        return super().__call__(x).astype(self.out_dtype)
+    def __call__(self, x: Float[Array, "*b dim"], *, mask: Array | None = None) -> Float[Array, "*b dim"]:
+        return super().__call__(x, mask=mask).astype(self.out_dtype)

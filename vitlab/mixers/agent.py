@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, CountOrZero, Side
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import normal_init, torch_uniform
@@ -31,9 +32,9 @@ class AgentAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        num_agents: int = 49,  # a square number
-        grid: tuple[int, int] = (14, 14),  # rows and columns of the map
-        num_class_tokens: int = 0,  # tokens before the map: keys and queries too, but without a part in the agents
+        num_agents: Count = 49,  # a square number
+        grid: tuple[Side, Side] = (14, 14),  # rows and columns of the map
+        num_class_tokens: CountOrZero = 0,  # tokens before the map: keys and queries too, but without a part in the agents
         fused: bool = True,  # one projection for queries, keys and values; else queries have their own, as in the PVT variants
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,

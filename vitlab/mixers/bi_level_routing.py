@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Side
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.conv import Conv
 from vitlab.layers.linear import Linear
@@ -25,9 +26,9 @@ class BiLevelRoutingAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        num_regions: int = 7,  # per side
-        topk: int = 4,  # regions that a region attends to
-        kernel_size: int = 5,  # of the depthwise convolution
+        num_regions: Side = 7,  # per side
+        topk: Count = 4,  # regions that a region attends to
+        kernel_size: Side = 5,  # of the depthwise convolution
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Side
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.initial import full
@@ -27,9 +28,9 @@ class CascadedGroupAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        window_size: int = 7,  # tokens per side
-        key_dim: int = 16,
-        kernel_sizes: tuple[int, ...] = (7, 5, 3, 3),  # of the depthwise convolution on each head's query; the last repeats
+        window_size: Side = 7,  # tokens per side
+        key_dim: Count = 16,
+        kernel_sizes: tuple[Side, ...] = (7, 5, 3, 3),  # of the depthwise convolution on each head's query; the last repeats
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
+from vitlab.bounds import Count, Side
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.initial import full
@@ -37,9 +38,9 @@ class ContextMixing(nnx.Module):
         dim: int,
         *,
         num_heads: int,  # of the kernels, for each size
-        context_dim: int | None = None,  # channels of the context, if it is another map
-        kernel_size: int = 7,  # of the large kernels, tokens per side
-        small_size: int = 5,
+        context_dim: Count | None = None,  # channels of the context, if it is another map
+        kernel_size: Side = 7,  # of the large kernels, tokens per side
+        small_size: Side = 5,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

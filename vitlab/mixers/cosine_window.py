@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.window_attention import window_attention
+from vitlab.bounds import Side, SideOrZero
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import full
 from vitlab.layers.linear import Linear
@@ -30,9 +31,9 @@ class CosineWindowAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        window_size: int = 8,  # tokens per side
-        shift: int = 0,  # tokens, to the top left
-        pretrained_window_size: int | None = None,  # that the offsets are measured by; None: window_size
+        window_size: Side = 8,  # tokens per side
+        shift: SideOrZero = 0,  # tokens, to the top left
+        pretrained_window_size: SideOrZero | None = None,  # that the offsets are measured by; None: window_size
         implementation: str | None = None,  # of pallas_kernels.window_attention
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,

@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Side
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv_norm import fold_into_next
@@ -23,7 +24,7 @@ class EfficientAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        sr_ratio: int = 1,  # 1: every token is a key
+        sr_ratio: Side = 1,  # 1: every token is a key
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

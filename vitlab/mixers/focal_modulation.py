@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Depth, Ratio, Side
 from vitlab.layers.conv import Conv
 from vitlab.layers.linear import Linear
 from vitlab.layers.mlp import gelu
@@ -23,9 +24,9 @@ class FocalModulation(nnx.Module):
         dim: int,
         *,
         num_heads: int | None = None,
-        levels: int = 2,  # convolutional levels, besides the global one
-        kernel_size: int = 3,  # of the first level; each next is 2 wider
-        norm_eps: float | None = None,  # of a LayerNorm on the modulated query; None: there is none
+        levels: Depth = 2,  # convolutional levels, besides the global one
+        kernel_size: Side = 3,  # of the first level; each next is 2 wider
+        norm_eps: Ratio | None = None,  # of a LayerNorm on the modulated query; None: there is none
         normalize_modulator: bool = False,  # divide the sum by the number of levels
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,

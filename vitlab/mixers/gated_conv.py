@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Ratio, Side
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
@@ -19,8 +20,8 @@ class GatedConv(nnx.Module):
         dim: int,
         *,
         num_heads: int | None = None,
-        expansion_ratio: float = 8 / 3,  # hidden width / dim
-        kernel_size: int = 7,
+        expansion_ratio: Ratio = 8 / 3,  # hidden width / dim
+        kernel_size: Side = 7,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Side
 from vitlab.layers.attention import Attention
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import normal_init
@@ -28,9 +29,9 @@ class GLMix(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        num_slots: int = 64,  # a square number, unless they are parameters
+        num_slots: Count = 64,  # a square number, unless they are parameters
         learned_slots: bool = False,
-        kernel_size: int = 5,  # of the local branch
+        kernel_size: Side = 5,  # of the local branch
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -7,6 +7,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Side, SideOrZero
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal
 from vitlab.layers.linear import Linear
@@ -28,10 +29,10 @@ class HaloAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        block_size: int = 8,  # tokens per side
-        halo_size: int = 3,  # tokens around a block
-        stride: int = 1,
-        value_dim: int | None = None,  # width of the output, over all heads; None: dim
+        block_size: Side = 8,  # tokens per side
+        halo_size: SideOrZero = 3,  # tokens around a block
+        stride: Side = 1,
+        value_dim: Count | None = None,  # width of the output, over all heads; None: dim
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

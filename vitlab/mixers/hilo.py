@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Share, Side
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
@@ -23,8 +24,8 @@ class HiLo(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        window_size: int = 2,  # tokens per side
-        alpha: float = 0.9,  # share of the heads for Lo-Fi, rounded down
+        window_size: Side = 2,  # tokens per side
+        alpha: Share = 0.9,  # share of the heads for Lo-Fi, rounded down
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

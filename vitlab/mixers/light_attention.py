@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Side
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv_norm import ConvNorm, fold_into_next
@@ -14,7 +15,7 @@ from vitlab.layers.pool import average_pool_ceil
 class LightAttention(nnx.Module):
     """Global attention to keys and values of the map averaged over pool_rate x pool_rate cells; normalised projections, which fuse."""
 
-    def __init__(self, dim: int, *, num_heads: int, pool_rate: int = 1, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, num_heads: int, pool_rate: Side = 1, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.num_heads, self.head_dim, self.pool_rate = num_heads, head_dim_of(dim, num_heads), pool_rate
         self.q, self.k, self.v, self.proj = (ConvNorm(dim, dim, dtype=dtype, rngs=rngs) for _ in range(4))
 

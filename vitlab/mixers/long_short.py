@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.window_attention import window_attention_qkv
+from vitlab.bounds import Side
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.linear import Linear
 from vitlab.layers.norm import LayerNorm
@@ -43,8 +44,8 @@ class LongShortAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        group_size: int = 7,  # tokens per side
-        interval: int = 2,  # tokens between the members of a long distance group
+        group_size: Side = 7,  # tokens per side
+        interval: Side = 2,  # tokens between the members of a long distance group
         long: bool = False,
         implementation: str | None = None,  # of pallas_kernels.window_attention
         dtype: DTypeLike = jnp.float32,

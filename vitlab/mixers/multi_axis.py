@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.window_attention import window_attention_qkv
+from vitlab.bounds import Side
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
@@ -23,7 +24,7 @@ class PartitionAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        window_size: int = 7,  # tokens per side of a window, or of the grid
+        window_size: Side = 7,  # tokens per side of a window, or of the grid
         grid: bool = False,
         implementation: str | None = None,  # of pallas_kernels.window_attention
         dtype: DTypeLike = jnp.float32,
@@ -55,7 +56,7 @@ class MultiAxisAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        window_size: int = 7,
+        window_size: Side = 7,
         implementation: str | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,

@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.neighborhood_attention import neighborhood_attention
+from vitlab.bounds import Side
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
@@ -24,8 +25,8 @@ class NeighborhoodAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        kernel_size: int = 7,  # tokens per side
-        dilation: int = 1,
+        kernel_size: Side = 7,  # tokens per side
+        dilation: Side = 1,
         rel_pos: bool = True,  # a trainable bias for each relative position
         implementation: str | None = None,  # of pallas_kernels.neighborhood_attention
         dtype: DTypeLike = jnp.float32,

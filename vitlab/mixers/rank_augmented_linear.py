@@ -23,7 +23,7 @@ class RankAugmentedLinearAttention(nnx.Module):
     def __init__(self, dim: int, *, num_heads: int, softmax: bool = False, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.num_heads, self.head_dim, self.softmax = num_heads, head_dim_of(dim, num_heads), softmax
         if self.head_dim % 4:
-            raise ValueError(f"{self.head_dim=} must be a multiple of 4, for rotary positions of two axes")
+            raise ValueError(f"head_dim={self.head_dim} must be a multiple of 4, for rotary positions of two axes")
         self.qkvo = Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
         self.lepe = Conv(dim, dim, kernel_size=5, groups=dim, dtype=dtype, rngs=rngs)
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.initial import full
 from vitlab.layers.narrow_attention import narrow_attention
@@ -22,8 +23,8 @@ class SingleHeadAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int | None = None,
-        partial_dim: int | None = None,  # channels that attend; None: 2 / 9 of them, about the published share
-        key_dim: int = 16,
+        partial_dim: Count | None = None,  # channels that attend; None: 2 / 9 of them, about the published share
+        key_dim: Count = 16,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

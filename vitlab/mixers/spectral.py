@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Side
 from vitlab.layers.initial import normal_init
 from vitlab.layers.roles import declare
 
@@ -21,7 +22,7 @@ class SpectralGating(nnx.Module):
         dim: int,
         *,
         num_heads: int | None = None,
-        grid: tuple[int, int] = (14, 14),  # rows and columns of the map that the filter is kept for
+        grid: tuple[Side, Side] = (14, 14),  # rows and columns of the map that the filter is kept for
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

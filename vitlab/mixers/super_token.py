@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Side
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.linear import Linear
 from vitlab.layers.pad import pad_to_multiple
@@ -41,7 +42,7 @@ class SuperTokenAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        cell_size: int = 4,  # tokens per side of the cell of a super token
+        cell_size: Side = 4,  # tokens per side of the cell of a super token
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.window_attention import window_attention_qkv
+from vitlab.bounds import Side, SideOrZero
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
@@ -27,8 +28,8 @@ class WindowAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        window_size: int = 7,  # tokens per side
-        shift: int = 0,  # tokens, to the top left; usually 0 or window_size // 2
+        window_size: Side = 7,  # tokens per side
+        shift: SideOrZero = 0,  # tokens, to the top left; usually 0 or window_size // 2
         qkv_bias: bool = True,
         rel_pos: bool = True,  # a trainable bias for each relative position
         implementation: str | None = None,  # of pallas_kernels.window_attention

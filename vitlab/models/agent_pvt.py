@@ -5,41 +5,42 @@ model's resizes the position embeddings and the biases.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.placed_patches import PlacedPatches
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.agent import AgentAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of the LayerNorms of the blocks
 PATCH = 4  # pixels between the tokens of the first stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AgentPVTConfig:
-    depths: tuple[int, ...]  # blocks per stage
-    dims: tuple[int, ...] = (64, 128, 320, 512)  # width per stage
-    num_heads: tuple[int, ...] = (1, 2, 5, 8)
-    num_agents: tuple[int, ...] = (9, 16, 49, 49)  # per stage
-    mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+class AgentPVTConfig(VisionConfig):
+    depths: tuple[Depth, ...]  # blocks per stage
+    dims: tuple[Count, ...] = (64, 128, 320, 512)  # width per stage
+    num_heads: tuple[Count, ...] = (1, 2, 5, 8)
+    num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # per stage
+    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
+    drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.num_heads) == len(self.num_agents) == len(self.mlp_ratios):
-            raise ValueError("depths, dims, num_heads, num_agents and mlp_ratios must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "num_heads", "num_agents", "mlp_ratios")
+
+    @property
+    def min_size(self) -> int:
+        return PATCH * 2 ** (len(self.depths) - 1)  # a patch of the last stage
 
     def grid(self, stage: int) -> tuple[int, int]:
         """Rows and columns of a stage's map at the model's image size."""
@@ -109,7 +110,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class AgentPVT(nnx.Module):
+class AgentPVT(VisionModel[AgentPVTConfig]):
     """Stages; mean over the tokens, linear head."""
 
     def __init__(self, config: AgentPVTConfig, *, rngs: nnx.Rngs):
@@ -120,34 +121,16 @@ class AgentPVT(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage."""
-        x = images.astype(self.config.dtype)
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the tokens of the last map; float32."""
         return features[-1].astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(AgentPVT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

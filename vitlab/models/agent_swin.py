@@ -6,45 +6,42 @@ odd sizes.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, CountOrZero, Depth, Rate, Ratio, Side
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, PatchMerging, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.window_attention import WindowAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-5  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AgentSwinConfig:
-    dim: int  # width of the first stage; each next stage doubles it
-    depths: tuple[int, ...]  # blocks per stage
-    num_heads: tuple[int, ...]
-    agent_depths: tuple[int, ...]  # blocks per stage, the first ones, that have agents; the others have windows
-    num_agents: tuple[int, ...] = (9, 16, 49, 49)  # per stage
-    patch_size: int = 4  # pixels per side
-    window_size: int = 7  # tokens per side
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
+class AgentSwinConfig(VisionConfig):
+    dim: Count  # width of the first stage; each next stage doubles it
+    depths: tuple[Depth, ...]  # blocks per stage
+    num_heads: tuple[Count, ...]
+    agent_depths: tuple[CountOrZero, ...]  # blocks per stage, the first ones, that have agents; the others have windows
+    num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # per stage
+    patch_size: Side = 4  # pixels per side
+    window_size: Side = 7  # tokens per side
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     implementation: str | None = None  # of pallas_kernels.window_attention
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+    drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.num_heads) == len(self.agent_depths) == len(self.num_agents):
-            raise ValueError("depths, num_heads, agent_depths and num_agents must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "num_heads", "agent_depths", "num_agents")
 
     def grid(self, stage: int) -> tuple[int, int]:
         """Rows and columns of a stage's map at the model's image size."""
@@ -143,7 +140,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class AgentSwin(nnx.Module):
+class AgentSwin(VisionModel[AgentSwinConfig]):
     """Stages; norm, mean over the tokens, linear head."""
 
     def __init__(self, config: AgentSwinConfig, *, rngs: nnx.Rngs):
@@ -157,34 +154,17 @@ class AgentSwin(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        x = self.patch_embed(pad_to_multiple(images.astype(self.config.dtype), self.config.patch_size))
-        maps = []
-        for stage in self.layers:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.patch_embed(pad_to_multiple(self.checked(images), self.config.patch_size))
+        return run_stages(self.layers, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised tokens of the last map; float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(AgentSwin, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

@@ -6,44 +6,40 @@ maps to whole groups, where the padding is not seen.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.long_short import LongShortAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-5  # of every LayerNorm
 PATCH = 4  # pixels between the tokens of the first stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossFormerConfig:
-    dim: int  # width of the first stage; each next stage doubles it
-    depths: tuple[int, ...]  # blocks per stage
-    num_heads: tuple[int, ...]
-    group_sizes: tuple[int, ...] = (7, 7, 7, 7)  # tokens per side, per stage
-    intervals: tuple[int, ...] = (8, 4, 2, 1)  # tokens between the members of a long distance group, per stage
+class CrossFormerConfig(VisionConfig):
+    dim: Count  # width of the first stage; each next stage doubles it
+    depths: tuple[Depth, ...]  # blocks per stage
+    num_heads: tuple[Count, ...]
+    group_sizes: tuple[Side, ...] = (7, 7, 7, 7)  # tokens per side, per stage
+    intervals: tuple[Side, ...] = (8, 4, 2, 1)  # tokens between the members of a long distance group, per stage
     cooling: bool = False  # ++: every third block ends in a normalised depthwise convolution
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     implementation: str | None = None  # of pallas_kernels.window_attention
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+    drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.num_heads) == len(self.group_sizes) == len(self.intervals):
-            raise ValueError("depths, num_heads, group_sizes and intervals must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "num_heads", "group_sizes", "intervals")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -147,7 +143,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class CrossFormer(nnx.Module):
+class CrossFormer(VisionModel[CrossFormerConfig]):
     """Cross-scale embedding, stages; norm, mean over the positions, linear head."""
 
     def __init__(self, config: CrossFormerConfig, *, rngs: nnx.Rngs):
@@ -164,34 +160,17 @@ class CrossFormer(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        x = self.embed_norm(self.patch_embed(pad_to_multiple(images.astype(self.config.dtype), PATCH)))
-        maps = []
-        for stage in self.layers:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.embed_norm(self.patch_embed(pad_to_multiple(self.checked(images), PATCH)))
+        return run_stages(self.layers, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised positions of the last map; float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(CrossFormer, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

@@ -7,13 +7,14 @@ branch's image is the nearest multiple of the large patch.
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.initial import full
@@ -21,39 +22,36 @@ from vitlab.layers.mlp import gelu
 from vitlab.layers.pos_embed import position_table, resample
 from vitlab.layers.resize import resize_bicubic
 from vitlab.layers.roles import declare
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, ImageSize, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 ENCODERS = 3  # each ends in a fusion
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossViTConfig:
-    dims: tuple[int, int]  # width of the branch of small patches, and of large ones
-    depths: tuple[int, int]  # blocks per encoder of each branch
-    num_heads: int
-    mlp_ratio: float  # MLP hidden width / dim
-    patch_sizes: tuple[int, int] = (12, 16)  # pixels per side
-    scale: float = 224 / 240  # side of the second branch's image / the first's
+class CrossViTConfig(VisionConfig):
+    dims: tuple[Count, Count]  # width of the branch of small patches, and of large ones
+    depths: tuple[Depth, Depth]  # blocks per encoder of each branch
+    num_heads: Count
+    mlp_ratio: Ratio  # MLP hidden width / dim
+    patch_sizes: tuple[Side, Side] = (12, 16)  # pixels per side
+    scale: Ratio = 224 / 240  # side of the second branch's image / the first's
     conv_stem: bool = False  # three convolutions instead of one per patch (dagger)
-    image_size: tuple[int, int] = (240, 240)  # pixels, height and width
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+    image_size: ImageSize = (240, 240)
+    drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
-    def __post_init__(self):
-        self.branch_sizes(self.image_size)
+    @property
+    def size_multiple(self) -> int:
+        return self.patch_sizes[0]
 
     def branch_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The size in pixels of each branch's image."""
-        small, large = self.patch_sizes
-        if size[0] % small or size[1] % small:
-            raise ValueError(f"image of {size[0]}x{size[1]} pixels: both sides must be multiples of patch_size={small}")
-        height, width = (max(1, round(side * self.scale / large)) * large for side in size)
+        patch = self.patch_sizes[1]
+        height, width = (max(1, round(side * self.scale / patch)) * patch for side in size)
         return size, (height, width)
 
     def grid(self, branch: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -229,7 +227,7 @@ class Head(nnx.Module):
         return (self.small(x[:, : self.split]) + self.large(x[:, self.split :])) / 2
 
 
-class CrossViT(nnx.Module):
+class CrossViT(VisionModel[CrossViTConfig]):
     """Two branches, three encoders that fuse them; norms, both class tokens, a head for each."""
 
     def __init__(self, config: CrossViTConfig, *, rngs: nnx.Rngs):
@@ -243,44 +241,27 @@ class CrossViT(nnx.Module):
         self.head = declare(Head(config.dims, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=patch, dim=dim) for patch, dim in zip(self.config.patch_sizes, self.config.dims, strict=True))
+        return tuple(
+            FeatureInfo(stride=patch, dim=dim, normalised=True)
+            for patch, dim in zip(self.config.patch_sizes, self.config.dims, strict=True)
+        )
 
-    def tokens(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _n _d"], ...]:
-        """The normalised tokens of each branch, class token first."""
-        images = images.astype(self.config.dtype)
-        _, size = self.config.branch_sizes((images.shape[1], images.shape[2]))
-        small, large = self.embeddings[0](images), self.embeddings[1](resize_bicubic(images, size))
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
+        """The patches' map of each branch, normalised; that of the second is of the resized image."""
+        images = self.checked(images)
+        size = (images.shape[1], images.shape[2])
+        _, large_size = self.config.branch_sizes(size)
+        small, large = self.embeddings[0](images), self.embeddings[1](resize_bicubic(images, large_size))
         for encoder in self.encoders:
             small, large = encoder(small, large, train=train, rngs=rngs)
-        return self.norms[0](small), self.norms[1](large)
+        branches = (self.norms[0](small), self.norms[1](large))
+        maps = [x[:, 1:].reshape(x.shape[0], *self.config.grid(branch, size), -1) for branch, x in enumerate(branches)]
+        return Features(maps, class_tokens=tuple(x[:, 0] for x in branches))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
-        """The patches' map of each branch, normalised; that of the second is of the resized image."""
-        size = (images.shape[1], images.shape[2])
-        maps = []
-        for branch, x in enumerate(self.tokens(images, train=train, rngs=rngs)):
-            maps.append(x[:, 1:].reshape(x.shape[0], *self.config.grid(branch, size), -1))
-        return tuple(maps)
-
-    def pool(self, tokens: tuple[Float[Array, "b _n _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The class tokens of both branches, one after the other; float32."""
-        return jnp.concatenate([x[:, 0].astype(jnp.float32) for x in tokens], -1)
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.tokens(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
+        return jnp.concatenate([token.astype(jnp.float32) for token in features.class_tokens], -1)
 
 
 def _layers(model: CrossViT) -> list[Any]:

@@ -5,41 +5,38 @@ tokens are keys; maps of odd sides are padded before they are halved.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, PosConv, Remat, drop_path_rates, run_blocks
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.window_attention import WindowAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-5  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DaViTConfig:
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # pairs of a window block and a channel block per stage
-    num_heads: tuple[int, ...]  # of the windows, and groups of the channels
-    window_size: int = 7  # tokens per side
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
+class DaViTConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # pairs of a window block and a channel block per stage
+    num_heads: tuple[Count, ...]  # of the windows, and groups of the channels
+    window_size: Side = 7  # tokens per side
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     implementation: str | None = None  # of pallas_kernels.window_attention
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+    drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.num_heads):
-            raise ValueError(f"{self.dims=}, {self.depths=} and {self.num_heads=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "num_heads")
 
 
 # arXiv:2204.03645 table 1 and appendix; drop path: the authors' train.py has 0.1, the paper 0.1, 0.2, 0.4 for tiny, small, base.
@@ -141,7 +138,7 @@ class Stage(nnx.Module):
         return run_blocks(blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class DaViT(nnx.Module):
+class DaViT(VisionModel[DaViTConfig]):
     """Stages; mean over the positions, norm, linear head. Each block has its own drop path rate, as in the authors' code."""
 
     def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs):
@@ -160,34 +157,17 @@ class DaViT(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; none is normalised."""
-        x = self.stem(images.astype(self.config.dtype))
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.stem(self.checked(images))
+        return run_stages(self.stages, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The normalised mean over the positions of the last map; float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(DaViT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

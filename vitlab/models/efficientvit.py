@@ -5,40 +5,38 @@ the size of the window at the configured `image_size`.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Side
 from vitlab.layers import BatchNorm, Linear, Remat, run_blocks
 from vitlab.layers.conv_sandwich import ConvFfn, ConvStem16, ResidualDepthwise, SandwichDownsample, fuse_sandwiches
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EfficientViTConfig:
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # blocks per stage
-    num_heads: tuple[int, ...]
-    kernel_sizes: tuple[int, ...]  # of the convolution on the query of each head
-    window_size: int = 7  # tokens per side
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.0  # the published recipe has none
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+class EfficientViTConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # blocks per stage
+    num_heads: tuple[Count, ...]
+    kernel_sizes: tuple[Side, ...]  # of the convolution on the query of each head
+    window_size: Side = 7  # tokens per side
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.num_heads):
-            raise ValueError(f"{self.dims=}, {self.depths=} and {self.num_heads=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "num_heads")
+        if not self.kernel_sizes:
+            raise ValueError(f"kernel_sizes={self.kernel_sizes} must have an entry for each head; the last one repeats")
         if self.drop_path_rate:
-            raise ValueError(f"{self.drop_path_rate=} must be 0: the family has no drop path")
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be 0: the family has no drop path")
 
     def window_of(self, stage: int) -> int:
         """Tokens per side of a stage's window: the map's at the configured size, but at most `window_size`."""
@@ -105,7 +103,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class EfficientViT(nnx.Module):
+class EfficientViT(VisionModel[EfficientViTConfig]):
     """Stem to a sixteenth, stages; mean over the positions, batch norm, linear head."""
 
     def __init__(self, config: EfficientViTConfig, *, rngs: nnx.Rngs):
@@ -117,34 +115,17 @@ class EfficientViT(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=16 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=16 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage."""
-        x = self.patch_embed(images.astype(self.config.dtype), train=train)
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.patch_embed(self.checked(images), train=train)
+        return run_stages(self.stages, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The normalised mean over the positions of the last map; float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)), train=train)
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
-        return x if self.head is None else self.head(x)
 
     def fuse(self) -> "EfficientViT":
         """The network for deployment: norms and depthwise identities folded into the convolutions."""

@@ -7,44 +7,43 @@ parameters and MACs within 3 %, which the tests hold. Published accuracies are n
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Share, Side
 from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, Linear, Remat, drop_path_rates, run_blocks
 from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.multi_group import MultiGroupLinear
 from vitlab.layers.pool import average_pool_ceil
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.light_attention import LightAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 HEAD_DIM = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FMViTConfig:
-    stem_dims: tuple[int, int, int]
-    depths: tuple[int, ...]  # blocks per stage; the last one of stages 2 and 4, and every `period`-th of stage 3, mixes frequencies
-    conv_dims: tuple[int, ...]  # of the fusion blocks, per stage
-    mix_dims: tuple[int, ...]  # of the frequency blocks, per stage
-    period: int
-    mlp_ratio: int  # MLP hidden width / dim of the fusion blocks; the frequency blocks have 2
-    pool_rates: tuple[int, ...] = (8, 4, 2, 1)  # of keys and values, per stage
-    low_ratio: float = 0.75  # share of the channels that attend: the low frequencies
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+class FMViTConfig(VisionConfig):
+    stem_dims: tuple[Count, Count, Count]
+    depths: tuple[Depth, ...]  # blocks per stage; the last one of stages 2 and 4, and every `period`-th of stage 3, mixes frequencies
+    conv_dims: tuple[Count, ...]  # of the fusion blocks, per stage
+    mix_dims: tuple[Count, ...]  # of the frequency blocks, per stage
+    period: Depth
+    mlp_ratio: Side  # MLP hidden width / dim of the fusion blocks; the frequency blocks have 2
+    pool_rates: tuple[Side, ...] = (8, 4, 2, 1)  # of keys and values, per stage
+    low_ratio: Share = 0.75  # share of the channels that attend: the low frequencies
+    drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_stages("depths", "conv_dims", "mix_dims", "pool_rates")
         for dim in (*self.conv_dims, *self.mix_dims):
             if dim % HEAD_DIM:
                 raise ValueError(f"{dim=} must be a multiple of {HEAD_DIM}, the width of a head")
@@ -203,7 +202,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class FMViT(nnx.Module):
+class FMViT(VisionModel[FMViTConfig]):
     """Convolutional stem, stages, batch norm, mean over the positions, linear head."""
 
     def __init__(self, config: FMViTConfig, *, rngs: nnx.Rngs):
@@ -226,36 +225,19 @@ class FMViT(nnx.Module):
         self.head = declare(Linear(in_dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=stage.dim) for i, stage in enumerate(self.stages))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=stage.dim, normalised=False) for i, stage in enumerate(self.stages))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        x = images.astype(self.config.dtype)
+        x = self.checked(images)
         for conv in self.stem:
             x = jax.nn.relu(conv(x, train=train))
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised positions of the last map; float32."""
         return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
-        return x if self.head is None else self.head(x)
 
     def fuse(self) -> "FMViT":
         """The network for deployment: each gMLP one linear map, batch norms but the last folded into what stands beside them."""

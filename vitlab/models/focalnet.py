@@ -4,44 +4,46 @@ Follows the authors' code. Any image of at least one patch: what exceeds whole p
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Conv, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.focal_modulation import FocalModulation
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-5  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FocalNetConfig:
-    dim: int  # width of the first stage; each next stage doubles it
-    depths: tuple[int, ...]  # blocks per stage
-    levels: int = 2  # convolutional focal levels
-    kernel_size: int = 3  # of the first level
-    patch_size: int = 4  # pixels per side
+class FocalNetConfig(VisionConfig):
+    dim: Count  # width of the first stage; each next stage doubles it
+    depths: tuple[Depth, ...]  # blocks per stage
+    levels: Depth = 2  # convolutional focal levels
+    kernel_size: Side = 3  # of the first level
+    patch_size: Side = 4  # pixels per side
     overlapping: bool = False  # stem 7x7 and downsampling 3x3 instead of one patch
     post_norm: bool = False  # norms after the branches instead of before
     norm_in_modulation: bool = False  # one more LayerNorm, on the modulated query
     layer_scale_init: float | None = None  # None: no factor on the branches
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
+    drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_stages("depths")
         if self.kernel_size % 2 == 0:
-            raise ValueError(f"{self.kernel_size=} must be odd")
+            raise ValueError(f"kernel_size={self.kernel_size} must be odd")
+
+    @property
+    def min_size(self) -> int:
+        return 3 if self.overlapping else self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -150,7 +152,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class FocalNet(nnx.Module):
+class FocalNet(VisionModel[FocalNetConfig]):
     """Stages of focal modulation blocks; norm, mean over the positions, linear head. No position encoding at all."""
 
     def __init__(self, config: FocalNetConfig, *, rngs: nnx.Rngs):
@@ -165,34 +167,17 @@ class FocalNet(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        x = self.stem(images.astype(self.config.dtype))
-        maps = []
-        for stage in self.layers:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.stem(self.checked(images))
+        return run_stages(self.layers, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised positions of the last map; float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(FocalNet, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

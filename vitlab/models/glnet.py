@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio
 from vitlab.layers import (
     BatchNorm,
     ConvMlp,
@@ -27,33 +28,28 @@ from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.transitions import DeepStem, Transition
 from vitlab.mixers.glmix import GLMix
 from vitlab.mixers.global_attention import GlobalAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GLNetConfig:
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # blocks per stage
+class GLNetConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # blocks per stage
     mixers: tuple[Literal["glmix", "alternating", "global"], ...] = ("glmix", "glmix", "alternating", "global")  # per stage
     learned_slots: bool = False  # slots are parameters instead of means of the map
-    head_dim: int = 32
-    mlp_ratio: float = 3.0  # MLP hidden width / dim
+    head_dim: Count = 32
+    mlp_ratio: Ratio = 3.0  # MLP hidden width / dim
     layer_scale_init: float | None = None  # None: no factor on the branches
     swin_layout: bool = False  # patches and merging as in Swin, no convolution at the start of a block and in the MLP
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+    drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.mixers):
-            raise ValueError(f"{self.dims=}, {self.depths=} and {self.mixers=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "mixers")
 
     def is_global(self, stage: int, block: int) -> bool:
         """Whether a block has global attention; stages that alternate begin with GLMix."""
@@ -131,7 +127,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class GLNet(nnx.Module):
+class GLNet(VisionModel[GLNetConfig]):
     """Stages; batch norm, mean over the positions, linear head."""
 
     def __init__(self, config: GLNetConfig, *, rngs: nnx.Rngs):
@@ -143,34 +139,16 @@ class GLNet(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        x = images.astype(self.config.dtype)
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised positions of the last map; float32."""
         return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
-        return x if self.head is None else self.head(x)
 
 
 def _downsample(config: GLNetConfig, stage: int, rngs: nnx.Rngs) -> DeepStem | Transition:

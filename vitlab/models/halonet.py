@@ -8,44 +8,41 @@ there is not known).
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Ratio, Side, SideOrZero
 from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.halo import HaloAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, ImageSize, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 _CROP = Preprocessing(crop_fraction=0.95)  # timm's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HaloNetConfig:
-    depths: tuple[int, ...]  # blocks per stage
-    expansion_ratio: float  # of a stage's output / its attention's width; the paper's r_b
-    value_ratio: float = 1.0  # width of the values / of the keys; the paper's r_v
-    final_dim: int | None = None  # width of a last 1x1 convolution; None: there is none; the paper's d_f
-    dims: tuple[int, ...] = (64, 128, 256, 512)  # of queries and keys, per stage
-    num_heads: tuple[int, ...] = (4, 8, 8, 8)  # per stage
-    block_size: int = 8  # tokens per side
-    halo_size: int = 3  # tokens around a block
-    stem_dim: int = 64
-    image_size: tuple[int, int] = (256, 256)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+class HaloNetConfig(VisionConfig):
+    depths: tuple[Depth, ...]  # blocks per stage
+    expansion_ratio: Ratio  # of a stage's output / its attention's width; the paper's r_b
+    value_ratio: Ratio = 1.0  # width of the values / of the keys; the paper's r_v
+    final_dim: Count | None = None  # width of a last 1x1 convolution; None: there is none; the paper's d_f
+    dims: tuple[Count, ...] = (64, 128, 256, 512)  # of queries and keys, per stage
+    num_heads: tuple[Count, ...] = (4, 8, 8, 8)  # per stage
+    block_size: Side = 8  # tokens per side
+    halo_size: SideOrZero = 3  # tokens around a block
+    stem_dim: Count = 64
+    image_size: ImageSize = (256, 256)
     preprocessing: Preprocessing = _CROP
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.num_heads):
-            raise ValueError(f"{self.depths=}, {self.dims=} and {self.num_heads=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "num_heads")
 
     @property
     def out_dims(self) -> tuple[int, ...]:
@@ -132,7 +129,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class HaloNet(nnx.Module):
+class HaloNet(VisionModel[HaloNetConfig]):
     """Strided 7x7 convolution and pooling, stages, a last convolution where the variant has one; mean, linear head."""
 
     def __init__(self, config: HaloNetConfig, *, rngs: nnx.Rngs):
@@ -146,38 +143,21 @@ class HaloNet(nnx.Module):
         self.head = declare(Linear(last, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.out_dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.out_dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage."""
-        x = jax.nn.relu(self.stem(images.astype(self.config.dtype), train=train))
+        x = jax.nn.relu(self.stem(self.checked(images), train=train))
         x = nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))  # after ReLU no zero beats a value
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the positions of the last map, convolved once more where the variant does; float32."""
         x = features[-1]
         if self.final_conv is not None:
             x = jax.nn.relu(self.final_conv(x, train=train))
         return x.astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(HaloNet, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

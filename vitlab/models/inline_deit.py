@@ -6,40 +6,37 @@ image of whole patches; another size than the model's resamples the position emb
 
 import dataclasses
 import itertools
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, Remat, drop_path_rates, run_blocks
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, drop_path_rates, run_blocks
 from vitlab.layers.roles import declare
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.mixers.inline import InLineAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InLineDeiTConfig:
-    dim: int  # width of the residual stream
-    num_heads: int
-    depth: int = 12  # number of blocks
-    patch_size: int = 16  # pixels per side
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+class InLineDeiTConfig(VisionConfig):
+    dim: Count  # width of the residual stream
+    num_heads: Count
+    depth: Depth = 12  # number of blocks
+    patch_size: Side = 16  # pixels per side
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
+    drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
-    def __post_init__(self):
-        if any(side % self.patch_size for side in self.image_size):
-            raise ValueError(f"{self.image_size=}: both sides must be multiples of {self.patch_size=}")
+    @property
+    def size_multiple(self) -> int:
+        return self.patch_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,7 +75,7 @@ class Block(nnx.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
 
 
-class InLineDeiT(nnx.Module):
+class InLineDeiT(VisionModel[InLineDeiTConfig]):
     """Patches and a class token, equal blocks, a final norm, a linear head on the class token."""
 
     def __init__(self, config: InLineDeiTConfig, *, rngs: nnx.Rngs):
@@ -93,45 +90,30 @@ class InLineDeiT(nnx.Module):
         self.head = declare(Linear(config.dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return (FeatureInfo(stride=self.config.patch_size, dim=self.config.dim),) * len(self._feature_depths)
+        last = self.config.depth
+        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
 
     @property
     def _feature_depths(self) -> tuple[int, ...]:
         return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
 
-    def _stream(self, images: Float[Array, "b height width c"], *, train: bool, rngs: nnx.Rngs | None) -> tuple[Float[Array, "b n d"], ...]:
-        """The tokens after a quarter, half, three quarters and all of the blocks; the last ones normalised."""
-        grid = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
-        x, kept = self.embed(images.astype(self.config.dtype)), []
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
+        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
+        images = self.checked(images)
+        b, height, width, _ = images.shape
+        grid = (height // self.config.patch_size, width // self.config.patch_size)
+        x, kept = self.embed(images), []
         options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "grid": grid}
         for start, end in itertools.pairwise((0, *self._feature_depths)):
             x = run_blocks(self.blocks[start:end], x, train=train, rngs=rngs, **options)
             kept.append(x)
-        return *kept[:-1], self.norm(x)
+        x = self.norm(x)
+        return Features([y[:, 1:].reshape(b, *grid, -1) for y in (*kept[:-1], x)], class_tokens=(x[:, 0],))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
-        b, height, width, _ = images.shape
-        p = self.config.patch_size
-        return tuple(y[:, 1:].reshape(b, height // p, width // p, -1) for y in self._stream(images, train=train, rngs=rngs))
-
-    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        """The class token of the normalised tokens; float32."""
-        return tokens[:, 0].astype(jnp.float32)
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self._stream(images, train=train, rngs=rngs)[-1])
-        return x if self.head is None else self.head(x)
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
+        """The normalised class token; float32."""
+        return features.class_tokens[0].astype(jnp.float32)
 
 
 FAMILY = Family(InLineDeiT, VARIANTS, PUBLISHED, layers=lambda m: m.blocks)

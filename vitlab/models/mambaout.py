@@ -4,41 +4,38 @@ Follows the authors' code. Any image size.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.initial import normal_init
 from vitlab.layers.mlp import gelu
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.gated_conv import GatedConv
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MambaOutConfig:
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # blocks per stage
-    expansion_ratio: float = 8 / 3  # hidden width of a block / dim
-    kernel_size: int = 7
-    head_ratio: int = 4  # hidden width of the head / last dim
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.2
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+class MambaOutConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # blocks per stage
+    expansion_ratio: Ratio = 8 / 3  # hidden width of a block / dim
+    kernel_size: Side = 7
+    head_ratio: Side = 4  # hidden width of the head / last dim
+    drop_path_rate: Rate = 0.2
     preprocessing: Preprocessing = Preprocessing(crop_fraction=1.0)
 
     def __post_init__(self):
-        if len(self.depths) != len(self.dims):
-            raise ValueError(f"{self.dims=} and {self.depths=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims")
 
 
 # The authors' models/mambaout.py; drop path: scripts/*.sh.
@@ -123,7 +120,7 @@ class Head(nnx.Module):
         return self.fc2(self.norm(gelu(self.fc1(x))))
 
 
-class MambaOut(nnx.Module):
+class MambaOut(VisionModel[MambaOutConfig]):
     """Stages; mean over the positions, norm, a perceptron as head."""
 
     def __init__(self, config: MambaOutConfig, *, rngs: nnx.Rngs):
@@ -137,34 +134,17 @@ class MambaOut(nnx.Module):
         self.head = declare(Head(dim, config.head_ratio * dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage."""
-        x = self.stem(images.astype(self.config.dtype))
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.stem(self.checked(images))
+        return run_stages(self.stages, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The normalised mean over the positions of the last map; float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(MambaOut, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -7,20 +7,23 @@ need maps of whole windows and change `window_size` with the image size (12 at 3
 
 import dataclasses
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks
 from vitlab.layers.initial import normal_init
 from vitlab.layers.pool import average_pool_ceil
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.squeeze_excite import SqueezeExcite
 from vitlab.mixers.multi_axis import PartitionAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 LN_EPS = 1e-5
 BN_EPS = 1e-3
@@ -28,31 +31,25 @@ gelu_tanh = partial(jax.nn.gelu, approximate=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaxViTConfig:
-    stem_dim: int
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # blocks per stage
-    head_dim: int = 32
-    window_size: int = 7  # tokens per side of a window and of the grid
-    expansion_ratio: int = 4  # hidden width of MBConv / its output
-    se_ratio: float = 0.25  # hidden width of squeeze-and-excitation / the output of MBConv
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
+class MaxViTConfig(VisionConfig):
+    stem_dim: Count
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # blocks per stage
+    head_dim: Count = 32
+    window_size: Side = 7  # tokens per side of a window and of the grid
+    expansion_ratio: Side = 4  # hidden width of MBConv / its output
+    se_ratio: Ratio = 0.25  # hidden width of squeeze-and-excitation / the output of MBConv
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     implementation: str | None = None  # of pallas_kernels.window_attention
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.2  # one less the authors' survival rate
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+    drop_path_rate: Rate = 0.2  # one less the authors' survival rate
     preprocessing: Preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_fraction=0.95)
 
     def __post_init__(self):
-        if len(self.depths) != len(self.dims):
-            raise ValueError(f"{self.dims=} and {self.depths=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims")
         for dim in self.dims:
             if dim % self.head_dim:
-                raise ValueError(f"{dim=} must be a multiple of {self.head_dim=}")
+                raise ValueError(f"{dim=} must be a multiple of head_dim={self.head_dim}")
 
 
 _SMALL = (96, 192, 384, 768)
@@ -179,7 +176,7 @@ class Head(nnx.Module):
         return self.fc(jnp.tanh(self.pre_logits(x)))
 
 
-class MaxViT(nnx.Module):
+class MaxViT(VisionModel[MaxViTConfig]):
     """Stem, stages; mean over the positions, norm, head with a tanh layer."""
 
     def __init__(self, config: MaxViTConfig, *, rngs: nnx.Rngs):
@@ -196,34 +193,17 @@ class MaxViT(nnx.Module):
         self.head = declare(Head(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage."""
-        x = self.stem(images.astype(self.config.dtype), train=train)
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.stem(self.checked(images), train=train)
+        return run_stages(self.stages, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The normalised mean over the positions of the last map; float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 def _conv(in_dim: int, dim: int, **options) -> Conv:

@@ -6,62 +6,73 @@ Not a published network: depths and widths are PoolFormer's, but the mixers are 
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side, check_bounds, hints_of
+from vitlab.config import near_misses, typed
 from vitlab.config.references import short_name
 from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.roles import declare, stage_layers
-from vitlab.mixers import mixer_of
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.mixers import MIXERS, mixer_of
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetaFormerConfig:
-    depths: tuple[int, ...]  # blocks per stage
-    dims: tuple[int, ...]  # width per stage
-    num_heads: tuple[int, ...]  # per stage, of the mixers that have heads
+class MetaFormerConfig(VisionConfig):
+    depths: tuple[Depth, ...]  # blocks per stage
+    dims: tuple[Count, ...]  # width per stage
+    num_heads: tuple[Count, ...]  # per stage, of the mixers that have heads
     mixers: tuple[str, ...] | str = "window,window,global,global"  # one a stage, or one for all
     mixer_fields: Mapping[str, Any] = dataclasses.field(
         default_factory=dict
     )  # mixer, or the name after ":" of one's own -> further arguments of its constructor
-    stem_stride: int = 4  # pixels; a convolution of kernel 2 * stride - 1
+    stem_stride: Side = 4  # pixels; a convolution of kernel 2 * stride - 1
     mlp: Literal["mlp", "conv"] = "mlp"  # conv: a depthwise 3x3 between the two layers
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     norm_placement: Literal["pre", "res_post"] = "pre"  # res_post: after the branch, before it is added (Swin v2)
     layer_scale_init: float | None = None  # None: no factor on the branches
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+    drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.num_heads):
-            raise ValueError(f"{self.depths=}, {self.dims=} and {self.num_heads=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "num_heads")
         if len(self.stage_mixers) != len(self.depths):
-            raise ValueError(f"{self.mixers=} must name one mixer a stage ({len(self.depths)}), or one for all")
-        for name in self.stage_mixers:
-            mixer_of(name)
-        own = {short_name(name) for name in self.stage_mixers}
-        for name in self.mixer_fields:
-            if name not in own:
-                mixer_of(name)
+            raise ValueError(f"mixers={self.mixers!r} must name one mixer a stage ({len(self.depths)}), or one for all")
+        own = {short_name(name): mixer_of(name) for name in self.stage_mixers}
+        fields = {name: _arguments(name, own.get(name) or mixer_of(name), given) for name, given in self.mixer_fields.items()}
+        object.__setattr__(self, "mixer_fields", fields)
 
     @property
     def stage_mixers(self) -> tuple[str, ...]:
         """One name a stage."""
         names = tuple(name.strip() for name in self.mixers.split(",")) if isinstance(self.mixers, str) else self.mixers
         return names * len(self.depths) if len(names) == 1 else names
+
+
+def _arguments(mixer: str, constructor: Callable[..., nnx.Module], given: Any) -> dict[str, Any]:
+    """Further arguments of a mixer's constructor, checked by name, and those of the zoo's mixers by type and bounds too."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"mixer_fields: {mixer}={given!r} must be a group of arguments")
+    parameters = inspect.signature(constructor).parameters
+    known = parameters.keys() - {"dim", "num_heads", "dtype", "rngs"}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    hints, out = hints_of(constructor.__init__) if constructor in MIXERS.values() else {}, dict(given)
+    for name in given:
+        if name not in known and not takes_any:
+            raise ValueError(f'mixer_fields: mixer "{mixer}" has no argument "{name}": {near_misses(name, known)}')
+        if name in hints:
+            out[name] = typed(given[name], hints[name][0], ("mixer_fields", mixer, name))
+            check_bounds(f"mixer_fields.{mixer}.{name}", out[name], hints[name][1])
+    return out
 
 
 # Depths and widths: PoolFormer, arXiv:2111.11418 table 1; nano is for the experiments on a CPU.
@@ -115,7 +126,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class MetaFormer(nnx.Module):
+class MetaFormer(VisionModel[MetaFormerConfig]):
     """Stages; norm, mean over the positions, linear head."""
 
     def __init__(self, config: MetaFormerConfig, *, rngs: nnx.Rngs):
@@ -128,34 +139,18 @@ class MetaFormer(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=self.config.stem_stride * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(
+            FeatureInfo(stride=self.config.stem_stride * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims)
+        )
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        x = images.astype(self.config.dtype)
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised positions of the last map; float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(MetaFormer, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

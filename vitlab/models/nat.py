@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import (
     Conv,
     DropPath,
@@ -29,37 +30,36 @@ from vitlab.layers import (
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.neighborhood import NeighborhoodAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-5  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NATConfig:
-    dim: int  # width of the first stage; each next stage doubles it
-    depths: tuple[int, ...]  # blocks per stage
-    num_heads: tuple[int, ...]
-    mlp_ratio: float = 3.0  # MLP hidden width / dim
-    kernel_size: int = 7  # tokens per side
-    dilations: tuple[int, ...] = (1, 1, 1, 1)  # of every second block, per stage; the others have none
+class NATConfig(VisionConfig):
+    dim: Count  # width of the first stage; each next stage doubles it
+    depths: tuple[Depth, ...]  # blocks per stage
+    num_heads: tuple[Count, ...]
+    mlp_ratio: Ratio = 3.0  # MLP hidden width / dim
+    kernel_size: Side = 7  # tokens per side
+    dilations: tuple[Side, ...] = (1, 1, 1, 1)  # of every second block, per stage; the others have none
     layer_scale_init: float | None = None  # None: no factor on the branches
     embedding: Literal["conv", "patch"] = "conv"  # overlapping convolutions, or patches and Swin's merging
-    patch_size: int = 4  # pixels per side
+    patch_size: Side = 4  # pixels per side
     implementation: str | None = None  # of pallas_kernels.neighborhood_attention
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.2
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+    drop_path_rate: Rate = 0.2
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
-        if len(self.depths) != len(self.num_heads) or len(self.dilations) < len(self.depths):
-            raise ValueError(f"{self.depths=}, {self.num_heads=} and {self.dilations=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "num_heads")
+        if len(self.dilations) < len(self.depths):
+            raise ValueError(f"dilations={self.dilations} must have an entry for each stage of depths={self.depths}")
         if self.embedding == "conv" and self.patch_size != 4:
-            raise ValueError(f"{self.patch_size=} of the convolutional embedding must be 4")
+            raise ValueError(f"patch_size={self.patch_size} of the convolutional embedding must be 4")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -195,7 +195,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class NAT(nnx.Module):
+class NAT(VisionModel[NATConfig]):
     """Embedding, stages; norm, mean over the positions, linear head."""
 
     def __init__(self, config: NATConfig, *, rngs: nnx.Rngs):
@@ -213,35 +213,18 @@ class NAT(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        x = images.astype(self.config.dtype)
+        x = self.checked(images)
         x = self.patch_embed(x if self.config.embedding == "conv" else pad_to_multiple(x, self.config.patch_size))
-        maps = []
-        for stage in self.levels:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.levels, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised positions of the last map; float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 def _merging(config: NATConfig, dim: int, rngs: nnx.Rngs) -> ConvMerging | PatchMerging:

@@ -5,46 +5,50 @@ at least as many tokens as the attention pools into one.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Share, Side
 from vitlab.layers import BatchNorm, ConvNorm, DropPath, Linear, Mlp, Remat, drop_path_rates, run_blocks
 from vitlab.layers.conv_norm import fold_into_next, fuse_conv_norms
 from vitlab.layers.pool import average_pool_ceil
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 _GROUP = 5  # blocks of the third stage after which a transformer block comes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NextViTConfig:
-    depths: tuple[int, ...]  # blocks per stage; the last one of stages 2 and 4, and every fifth of stage 3, has attention
-    stem_dims: tuple[int, int, int] = (64, 32, 64)
-    conv_dims: tuple[int, ...] = (96, 192, 384, 768)  # of the convolution blocks, per stage
-    attn_dims: tuple[int, ...] = (96, 256, 512, 1024)  # of the transformer blocks, per stage
-    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)  # pooling of keys and values, per stage
-    head_dim: int = 32
-    mix_ratio: float = 0.75  # share of a transformer block's channels that attend; the others are convolved
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+class NextViTConfig(VisionConfig):
+    depths: tuple[Depth, ...]  # blocks per stage; the last one of stages 2 and 4, and every fifth of stage 3, has attention
+    stem_dims: tuple[Count, Count, Count] = (64, 32, 64)
+    conv_dims: tuple[Count, ...] = (96, 192, 384, 768)  # of the convolution blocks, per stage
+    attn_dims: tuple[Count, ...] = (96, 256, 512, 1024)  # of the transformer blocks, per stage
+    sr_ratios: tuple[Side, ...] = (8, 4, 2, 1)  # pooling of keys and values, per stage
+    head_dim: Count = 32
+    mix_ratio: Share = 0.75  # share of a transformer block's channels that attend; the others are convolved
+    drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_stages("depths", "conv_dims", "attn_dims", "sr_ratios")
         for dim in (*self.conv_dims, *self.attn_dims):
             if dim % self.head_dim:
-                raise ValueError(f"{dim=} must be a multiple of {self.head_dim=}")
+                raise ValueError(f"{dim=} must be a multiple of head_dim={self.head_dim}")
+
+    @property
+    def min_size(self) -> int:
+        # In each stage that attends, keys are means of sr_ratio**2 tokens, which the map must have.
+        return max((4 * 2**i * (ratio - 1) + 1 for i, ratio in enumerate(self.sr_ratios) if i), default=1)
 
 
 # arXiv:2207.05501 table 3; drop path: the authors' README.
@@ -163,7 +167,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class NextViT(nnx.Module):
+class NextViT(VisionModel[NextViTConfig]):
     """Convolutional stem, stages, batch norm, mean over the positions, linear head."""
 
     def __init__(self, config: NextViTConfig, *, rngs: nnx.Rngs):
@@ -186,36 +190,19 @@ class NextViT(nnx.Module):
         self.head = declare(Linear(in_dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=stage.dim) for i, stage in enumerate(self.stages))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=stage.dim, normalised=False) for i, stage in enumerate(self.stages))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        x = images.astype(self.config.dtype)
+        x = self.checked(images)
         for conv in self.stem:
             x = jax.nn.relu(conv(x, train=train))
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised positions of the last map; float32."""
         return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
-        return x if self.head is None else self.head(x)
 
     def fuse(self) -> "NextViT":
         """The network for deployment: batch norms folded into the convolutions and linear maps beside them."""

@@ -4,13 +4,14 @@ Follows the authors' code, but for the head on the overview that it trains with:
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, LayerNorm, Linear, PosConv, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.dilated_reparam import DilatedReparam
@@ -21,34 +22,32 @@ from vitlab.layers.resize import resize_bilinear
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.squeeze_excite import SqueezeExcite
 from vitlab.mixers.context_mixing import ContextMixing
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OverLoCKConfig:
-    dims: tuple[int, ...]  # width of the four stages
-    depths: tuple[int, ...]  # blocks: of the three base stages, the overview, and the two focus stages
-    num_heads: tuple[int, int]  # of the kernels in the focus stages, twice the number in the authors' tables
-    kernel_sizes: tuple[int, ...] = (17, 15, 13, 7)  # per stage
-    mlp_ratio: float = 4.0  # MLP hidden width / dim, in base and overview
-    focus_mlp_ratio: float = 3.0  # and in focus
-    head_dim: int = 1024  # width of the projection before pooling
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+class OverLoCKConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width of the four stages
+    depths: tuple[Depth, ...]  # blocks: of the three base stages, the overview, and the two focus stages
+    num_heads: tuple[Count, Count]  # of the kernels in the focus stages, twice the number in the authors' tables
+    kernel_sizes: tuple[Side, ...] = (17, 15, 13, 7)  # per stage
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim, in base and overview
+    focus_mlp_ratio: Ratio = 3.0  # and in focus
+    head_dim: Count = 1024  # width of the projection before pooling
+    drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
     def __post_init__(self):
+        super().__post_init__()
         if not len(self.dims) == len(self.kernel_sizes) == len(self.depths) - 2 == 4:
-            raise ValueError(f"{self.dims=} and {self.kernel_sizes=} must have 4 entries, {self.depths=} 6")
+            raise ValueError(f"dims={self.dims} and kernel_sizes={self.kernel_sizes} must have 4 entries, depths={self.depths} 6")
         if self.dims[-1] % 4:
-            raise ValueError(f"the last of {self.dims=} must be a multiple of 4, for the width of the context")
+            raise ValueError(f"the last of dims={self.dims} must be a multiple of 4, for the width of the context")
 
     @property
     def context_dim(self) -> int:
@@ -204,7 +203,7 @@ class BaseStage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class OverLoCK(nnx.Module):
+class OverLoCK(VisionModel[OverLoCKConfig]):
     """Base stages, overview, focus stages on the third base map; projection, batch norm, swish, mean, linear head."""
 
     def __init__(self, config: OverLoCKConfig, *, rngs: nnx.Rngs):
@@ -231,20 +230,13 @@ class OverLoCK(nnx.Module):
         self.head = declare(Linear(config.head_dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         extra = (0, 0, self.config.context_dim, self.config.context_dim)
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim + extra[i]) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim + extra[i], normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The maps at the end of two base stages and of the two focus stages, these with the context's channels last."""
-        x, maps = images.astype(self.config.dtype), []
+        x, maps = self.checked(images), []
         for stage in self.base:
             x = stage(x, train=train, rngs=rngs)
             maps.append(x)
@@ -253,21 +245,15 @@ class OverLoCK(nnx.Module):
         joint = self._focus(0, jnp.concatenate((maps[2], enlarged), -1), enlarged, train, rngs)
         x, context = joint[..., : self.config.dims[2]], joint[..., self.config.dims[2] :]
         joined = jnp.concatenate((self.x_down(x, train=train), self.h_down(context, train=train)), -1)
-        return *maps[:2], joint, self._focus(1, joined, overview, train, rngs)
+        return Features([*maps[:2], joint, self._focus(1, joined, overview, train, rngs)])
 
     def _focus(self, stage: int, joint: Array, overview: Array, train: bool, rngs: nnx.Rngs | None) -> Array:
         options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "overview": overview}
         return run_blocks(self.focus[stage], joint, train=train, rngs=rngs, **options)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the projected positions of the last map; float32."""
         return jax.nn.silu(self.proj(features[-1], train=train)).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
-        return x if self.head is None else self.head(x)
 
     def fuse(self) -> "OverLoCK":
         """The network for deployment: one kernel for each dilated family, batch norms folded into what stands beside them."""

@@ -4,43 +4,38 @@ Follows the authors' code. Any image size.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.mlp import ResidualConvMlp, gelu
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RAVLTConfig:
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # blocks per stage
-    num_heads: tuple[int, ...]
+class RAVLTConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # blocks per stage
+    num_heads: tuple[Count, ...]
     softmax: tuple[bool, ...] = (False, False, True, True)  # per stage: softmax attention instead of linear
     layer_scale_init: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # per stage
-    mlp_ratio: float = 3.5  # MLP hidden width / dim
-    head_dim: int = 1024  # width of the projection before pooling
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+    mlp_ratio: Ratio = 3.5  # MLP hidden width / dim
+    head_dim: Count = 1024  # width of the projection before pooling
+    drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.num_heads) == len(self.softmax) == len(self.layer_scale_init):
-            raise ValueError("dims, depths, num_heads, softmax and layer_scale_init must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "num_heads", "softmax", "layer_scale_init")
 
 
 # The authors' classfication/RALA.py (sic).
@@ -117,7 +112,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class RAVLT(nnx.Module):
+class RAVLT(VisionModel[RAVLTConfig]):
     """Stages; projection, batch norm, swish, mean over the positions, linear head."""
 
     def __init__(self, config: RAVLTConfig, *, rngs: nnx.Rngs):
@@ -132,34 +127,17 @@ class RAVLT(nnx.Module):
         self.head = declare(Linear(config.head_dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage."""
-        x = self.patch_embed(images.astype(self.config.dtype), train=train)
-        maps = []
-        for stage in self.layers:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.patch_embed(self.checked(images), train=train)
+        return run_stages(self.layers, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...], *, train: bool = False) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the projected positions of the last map; float32."""
         return jax.nn.silu(self.norm(self.proj(features[-1]), train=train)).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(RAVLT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

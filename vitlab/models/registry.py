@@ -5,8 +5,7 @@ import fnmatch
 import functools
 import importlib
 import pkgutil
-import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,48 +13,28 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 import vitlab.models
-from vitlab.config import ConfigError, near_misses, typed
+from vitlab.config import ConfigError, near_misses
 from vitlab.config.references import is_reference, load_module, short_name
 from vitlab.layers.initial import InitRngs
 from vitlab.layers.roles import Layers
+from vitlab.models.contract import VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.preprocessing import Preprocessing
 
 __all__ = [
     "Family",
     "FeatureInfo",
+    "Features",
     "Preprocessing",
     "Published",
+    "VisionConfig",
+    "VisionModel",
     "abstract_model",
     "create_model",
     "family_of",
     "list_models",
     "model_config",
 ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How the images of a variant are prepared, as in its published recipe."""
-
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: typing.Literal["bilinear", "bicubic"] = "bicubic"
-    crop_fraction: float = 0.9  # of the resized short side, kept by the evaluation's centre crop
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
-
-    def for_channels(self, in_channels: int) -> "Preprocessing":
-        """The same for another number of channels: each gets the average mean and deviation."""
-        if in_channels == len(self.mean):
-            return self
-        mean, std = (sum(v) / len(v) for v in (self.mean, self.std))
-        return dataclasses.replace(self, mean=(mean,) * in_channels, std=(std,) * in_channels)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureInfo:
-    """One map of `model.features`: its stride in pixels and its width."""
-
-    stride: int
-    dim: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +52,8 @@ class Published:
 class Family:
     """A family's model class, its variants by full name, what is published of them, and how its parameters may be split."""
 
-    model: Callable[..., nnx.Module]
-    variants: Mapping[str, Any]
+    model: type[VisionModel[Any]]
+    variants: Mapping[str, VisionConfig]
     published: Mapping[str, Published] = dataclasses.field(default_factory=dict)  # every variant of the zoo has an entry
     # As `vitlab.layers.tensor_split.TENSOR_SPLIT`; {}: it cannot be split over `tensor`.
     tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
@@ -117,25 +96,27 @@ def _own_family(name: str) -> Family:
     family = getattr(load_module(name), "FAMILY", None)
     if not isinstance(family, Family):
         raise ConfigError(f'"{name}": its module must define FAMILY = Family(Model, VARIANTS), as the files of vitlab.models do')
+    of_contract = isinstance(family.model, type) and issubclass(family.model, VisionModel)
+    if not of_contract or not all(isinstance(config, VisionConfig) for config in family.variants.values()):
+        raise ConfigError(f'"{name}": the model of its FAMILY must be a VisionModel, its variants VisionConfigs, of vitlab.models.contract')
     if short_name(name) not in family.variants:
         raise ConfigError(f'"{name}": its FAMILY has no variant "{short_name(name)}": {near_misses(short_name(name), family.variants)}')
     return family
 
 
 def model_config(name: str, **fields: Any) -> Any:
-    """The family's config of a variant, with fields replaced.
+    """The config of a variant, a `VisionConfig` of its family's own class, with fields replaced.
 
     Raises:
-      ValueError: Unknown variant or field (with the near misses), a value of another type, or a combination that the family refuses.
+      ValueError: Unknown variant or field (with the near misses), a value of another type or out of bounds, or a combination that
+        the family refuses.
     """
     config = family_of(name).variants[short_name(name)]
-    if isinstance(fields.get("image_size"), int):
-        fields["image_size"] = (fields["image_size"],) * 2
-    hints = typing.get_type_hints(type(config))
+    known = {field.name for field in dataclasses.fields(config)}
     for field, value in fields.items():
-        if field not in hints:
-            raise ValueError(f'model "{name}" has no field "{field}": {_remedy(field, hints)}')
-        fields[field] = typed(value, hints[field], (field,))
+        if field not in known:
+            raise ValueError(f'model "{name}" has no field "{field}": {_remedy(field, known)}')
+        fields[field] = config.checked_field(field, value)
     return dataclasses.replace(config, **fields)
 
 
@@ -175,29 +156,37 @@ def create_model(
     dtype: DTypeLike | None = None,
     rngs: nnx.Rngs | None = None,
     **family_fields: Any,
-) -> Any:
+) -> VisionModel[Any]:
     """Builds a variant of the zoo.
 
     Args:
       name: `<family>_<variant>`, one of `list_models()`, or a variant of one's own, `package.module:variant` or `file.py:variant`.
       num_classes: Width of the head; 0 gives the pooled features.
-      image_size: Pixels per side, or (height, width); None for the variant's.
+      image_size: Pixels, (height, width) or the side of a square; None for the variant's.
       in_channels: Channels of the images.
-      drop_path_rate: Of the last block, rising from 0; None for the variant's.
-      dtype: Of the computation, float32 or bfloat16; parameters, norms and softmax stay float32.
-      rngs: For the initial parameters; None for `vitlab.layers.initial.InitRngs(0)`.
+      drop_path_rate: Probability, in [0, 1), that the last block drops a branch, rising from 0; None for the variant's.
+      dtype: Type of the computation, float32 or bfloat16; parameters, norms and softmax stay float32.
+      rngs: Source of the initial parameters; None for `vitlab.layers.initial.InitRngs(0)`.
       **family_fields: Fields of the family's config, checked one by one.
 
     Returns:
       A model: `model(images [b, height, width, channels], train=False, rngs=None) -> logits [b, num_classes]`.
 
     Raises:
-      ValueError: Unknown name or field (with the near misses), or fields that cannot work together.
+      ValueError: Unknown name or field (with the near misses), a value out of bounds, or fields that cannot work together.
     """
-    given = {"image_size": image_size, "drop_path_rate": drop_path_rate, "dtype": None if dtype is None else jnp.dtype(dtype).name}
+    given = {"image_size": image_size, "drop_path_rate": drop_path_rate, "dtype": dtype if dtype is None else _name_of(dtype)}
     fields = {k: v for k, v in given.items() if v is not None} | family_fields
     config = model_config(name, num_classes=num_classes, in_channels=in_channels, **fields)
     return family_of(name).model(config, rngs=InitRngs(0) if rngs is None else rngs)
+
+
+def _name_of(dtype: DTypeLike) -> str:
+    """Canonical name of a dtype, or the text of what is none, for the config to refuse."""
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
 
 
 def abstract_model(name: str, **options: Any) -> Any:

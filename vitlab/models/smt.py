@@ -5,44 +5,45 @@ one block). Any image size.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, CountOrZero, Depth, Rate, Ratio, Side
 from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of the LayerNorms of blocks and stages
 EMBED_EPS = 1e-5  # of the LayerNorms of the stem and the transitions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SMTConfig:
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # blocks per stage; the third alternates, the fourth attends, the others modulate
-    mlp_ratios: tuple[float, ...] = (4.0, 4.0, 4.0, 2.0)  # MLP hidden width / dim, per stage
-    modulation_heads: int = 4
-    attention_heads: tuple[int, ...] = (0, 0, 8, 16)  # per stage
-    stem_kernel: int = 3
+class SMTConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # blocks per stage; the third alternates, the fourth attends, the others modulate
+    mlp_ratios: tuple[Ratio, ...] = (4.0, 4.0, 4.0, 2.0)  # MLP hidden width / dim, per stage
+    modulation_heads: Count = 4
+    attention_heads: tuple[CountOrZero, ...] = (0, 0, 8, 16)  # per stage
+    stem_kernel: Side = 3
     layer_scale_init: float | None = None  # None: no factor on the branches
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+    drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.mlp_ratios) == len(self.attention_heads):
-            raise ValueError("dims, depths, mlp_ratios and attention_heads must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "mlp_ratios", "attention_heads")
+        if self.stem_kernel % 2 == 0:
+            raise ValueError(f"stem_kernel={self.stem_kernel} must be odd")
+
+    @property
+    def min_size(self) -> int:
+        return 3  # the stem's second convolution, not padded, takes two rows of the first one's map
 
     def attends(self, stage: int, block: int) -> bool:
         """Whether a block has attention instead of modulation."""
@@ -143,7 +144,7 @@ class Stage(nnx.Module):
         return self.norm(x)
 
 
-class SMT(nnx.Module):
+class SMT(VisionModel[SMTConfig]):
     """Stages, each with its norm; mean over the positions, linear head."""
 
     def __init__(self, config: SMTConfig, *, rngs: nnx.Rngs):
@@ -155,34 +156,16 @@ class SMT(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=True) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The normalised map at the end of each stage."""
-        x = images.astype(self.config.dtype)
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the positions of the last map; float32."""
         return features[-1].astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(SMT, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -5,44 +5,41 @@ positions and filters are resampled. The hierarchical SpectFormer is `spectforme
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
+from vitlab.bounds import Count, CountOrZero, Depth, Ratio, Side
+from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_blocks
 from vitlab.layers.pos_embed import position_table, resample
 from vitlab.layers.roles import declare
 from vitlab.mixers.global_attention import GlobalAttention
 from vitlab.mixers.spectral import SpectralGating
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpectFormerConfig:
-    dim: int
-    depth: int  # number of blocks
-    num_spectral: int = 4  # of them at the start; the others attend
-    num_heads: int = 1  # of the blocks that attend
-    patch_size: int = 16  # pixels per side
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other of whole patches works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+class SpectFormerConfig(VisionConfig):
+    dim: Count
+    depth: Depth  # number of blocks
+    num_spectral: CountOrZero = 4  # of them at the start; the others attend
+    num_heads: Count = 1  # of the blocks that attend
+    patch_size: Side = 16  # pixels per side
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
 
     def __post_init__(self):
-        if any(side % self.patch_size for side in self.image_size):
-            raise ValueError(f"{self.image_size=} must be multiples of {self.patch_size=}")
+        super().__post_init__()
         if self.dim % self.num_heads:
-            raise ValueError(f"{self.dim=} must be a multiple of {self.num_heads=}")
+            raise ValueError(f"dim={self.dim} must be a multiple of num_heads={self.num_heads}")
+
+    @property
+    def size_multiple(self) -> int:
+        return self.patch_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -112,7 +109,7 @@ class AttentionBlock(nnx.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
 
 
-class SpectFormer(nnx.Module):
+class SpectFormer(VisionModel[SpectFormerConfig]):
     """Patches with positions, spectral blocks, attention blocks; norm, mean over the patches, linear head."""
 
     def __init__(self, config: SpectFormerConfig, *, rngs: nnx.Rngs):
@@ -128,34 +125,21 @@ class SpectFormer(nnx.Module):
         self.head = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return (FeatureInfo(stride=self.config.patch_size, dim=self.config.dim),)
+        return (FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=False),)
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map after the last block, not normalised."""
-        x = self.patch_embed(images.astype(self.config.dtype))
+        x = self.patch_embed(self.checked(images))
         _, h, w, c = x.shape
         position = resample(self.pos_embed[...], self.config.grid, (h, w))
         x = x + position.reshape(1, h, w, c).astype(x.dtype)
         x = run_blocks(self.blocks, x, remat=self.config.remat, scan=self.config.scan_blocks, train=train, rngs=rngs)
-        return (x,)
+        return Features([x])
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised patches; float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(SpectFormer, VARIANTS, PUBLISHED, layers=lambda m: m.blocks)

@@ -6,42 +6,37 @@ labels of the tokens, which the recipe here lacks.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, CountOrZero, Depth, Rate, Ratio
 from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.spectral import SpectralGating
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of the LayerNorms of blocks and stages
 EMBED_EPS = 1e-5  # of the LayerNorms of the stem and the transitions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpectFormerHConfig:
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # blocks per stage
-    num_heads: tuple[int, ...]  # per stage; 0: spectral gating instead of attention
-    mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
-    stem_dim: int = 64
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+class SpectFormerHConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # blocks per stage
+    num_heads: tuple[CountOrZero, ...]  # per stage; 0: spectral gating instead of attention
+    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
+    stem_dim: Count = 64
+    drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.num_heads) == len(self.mlp_ratios):
-            raise ValueError("dims, depths, num_heads and mlp_ratios must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "num_heads", "mlp_ratios")
 
     def grid(self, stage: int) -> tuple[int, int]:
         """Rows and columns of a stage's map at the configured size."""
@@ -155,7 +150,7 @@ class Stage(nnx.Module):
         return x if self.norm is None else self.norm(x)
 
 
-class SpectFormerH(nnx.Module):
+class SpectFormerH(VisionModel[SpectFormerHConfig]):
     """Stem, stages, a class block on the mean token; norm, a head for it and one for the patches."""
 
     def __init__(self, config: SpectFormerHConfig, *, rngs: nnx.Rngs):
@@ -171,41 +166,30 @@ class SpectFormerH(nnx.Module):
         self.aux_head = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        last = len(self.config.dims) - 1
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=i < last) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
-        """The map at the end of each stage; the last one is not normalised."""
-        x = self.stem(images.astype(self.config.dtype), train=train)
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
+        """The map at the end of each stage; all but the last one are normalised."""
+        x = self.stem(self.checked(images), train=train)
+        return run_stages(self.stages, x, train=train, rngs=rngs)
 
-    def tokens(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b n d"]:
+    def tokens(self, features: Features) -> Float[Array, "b n d"]:
         """The normalised class token and patches."""
         patches = features[-1].reshape(features[-1].shape[0], -1, features[-1].shape[-1])
         return self.norm(self.class_block(jnp.concatenate((patches.mean(1, keepdims=True), patches), 1)))
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The class token; float32."""
         return self.tokens(features)[:, 0].astype(jnp.float32)
 
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
+    def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b k"]]:
+        """The class token's logits plus half of each class's largest among the patches; both heads are trained as one."""
         tokens = self.tokens(self.features(images, train=train, rngs=rngs)).astype(jnp.float32)
         if self.head is None or self.aux_head is None:
-            return tokens[:, 0]
-        return self.head(tokens[:, 0]) + 0.5 * self.aux_head(tokens[:, 1:]).max(1)
+            return (tokens[:, 0],)
+        return (self.head(tokens[:, 0]) + 0.5 * self.aux_head(tokens[:, 1:]).max(1),)
 
 
 FAMILY = Family(SpectFormerH, VARIANTS, PUBLISHED, layers=lambda m: [*stage_layers(m.stages), m.class_block])

@@ -5,43 +5,43 @@ Follows the authors' code. Any image size, as in Swin. Windows have at most the 
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side, SideOrZero
 from vitlab.layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.pad import pad_to_multiple
 from vitlab.layers.patch_merging import PatchMerging
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.cosine_window import CosineWindowAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, ImageSize, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-5  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SwinV2Config:
-    dim: int  # width of the first stage; each next stage doubles it
-    depths: tuple[int, ...]  # blocks per stage
-    num_heads: tuple[int, ...]
-    patch_size: int = 4  # pixels per side
-    window_size: int = 8  # tokens per side
-    pretrained_window_sizes: tuple[int, ...] | None = None  # per stage, of the checkpoint that is fine-tuned
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
+class SwinV2Config(VisionConfig):
+    dim: Count  # width of the first stage; each next stage doubles it
+    depths: tuple[Depth, ...]  # blocks per stage
+    num_heads: tuple[Count, ...]
+    patch_size: Side = 4  # pixels per side
+    window_size: Side = 8  # tokens per side
+    pretrained_window_sizes: tuple[SideOrZero, ...] | None = None  # per stage, of the checkpoint that is fine-tuned
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     implementation: str | None = None  # of pallas_kernels.window_attention
-    image_size: tuple[int, int] = (256, 256)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.2
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+    image_size: ImageSize = (256, 256)
+    drop_path_rate: Rate = 0.2
 
     def __post_init__(self):
-        if len(self.depths) != len(self.num_heads):
-            raise ValueError(f"{self.depths=} and {self.num_heads=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "num_heads")
+        if self.pretrained_window_sizes is not None:
+            self.check_stages("depths", "pretrained_window_sizes")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ class Stage(nnx.Module):
         return run_blocks(self.blocks, x, remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
 
 
-class SwinV2(nnx.Module):
+class SwinV2(VisionModel[SwinV2Config]):
     """Four stages of shifted-window blocks; norm, mean over the tokens, linear head."""
 
     def __init__(self, config: SwinV2Config, *, rngs: nnx.Rngs):
@@ -146,36 +146,17 @@ class SwinV2(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The map at the end of each stage; the last one is not normalised."""
-        _, height, width, _ = images.shape
-        p = self.config.patch_size
-        x = self.patch_embed(jnp.pad(images.astype(self.config.dtype), ((0, 0), (0, -height % p), (0, -width % p), (0, 0))))
-        maps = []
-        for stage in self.layers:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        x = self.patch_embed(pad_to_multiple(self.checked(images), self.config.patch_size))
+        return run_stages(self.layers, x, train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the normalised tokens of the last map; float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(SwinV2, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.layers))

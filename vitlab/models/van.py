@@ -4,38 +4,33 @@ Follows the authors' code, also in the third stage of b6, 384 wide, where the pa
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Count, Depth, Rate, Ratio
 from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.large_kernel import LargeKernelAttention
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features, run_stages
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VANConfig:
-    dims: tuple[int, ...]  # width per stage
-    depths: tuple[int, ...]  # blocks per stage
-    mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
+class VANConfig(VisionConfig):
+    dims: tuple[Count, ...]  # width per stage
+    depths: tuple[Depth, ...]  # blocks per stage
+    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
     layer_scale_init: float = 1e-2
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width; any other works too
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
+    drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
-        if not len(self.depths) == len(self.dims) == len(self.mlp_ratios):
-            raise ValueError(f"{self.dims=}, {self.depths=} and {self.mlp_ratios=} must have one entry a stage")
+        super().__post_init__()
+        self.check_stages("depths", "dims", "mlp_ratios")
 
 
 # arXiv:2202.09741 table 2; b4 to b6: the authors' models/van.py.
@@ -108,7 +103,7 @@ class Stage(nnx.Module):
         return self.norm(x)
 
 
-class VAN(nnx.Module):
+class VAN(VisionModel[VANConfig]):
     """Stages, each with its norm; mean over the positions, linear head."""
 
     def __init__(self, config: VANConfig, *, rngs: nnx.Rngs):
@@ -119,34 +114,16 @@ class VAN(nnx.Module):
         self.head = declare(Linear(config.dims[-1], config.num_classes, rngs=rngs), "head") if config.num_classes else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim) for i, dim in enumerate(self.config.dims))
+        return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=True) for i, dim in enumerate(self.config.dims))
 
-    def features(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The normalised map at the end of each stage."""
-        x = images.astype(self.config.dtype)
-        maps = []
-        for stage in self.stages:
-            x = stage(x, train=train, rngs=rngs)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
-    def pool(self, features: tuple[Float[Array, "b _h _w _d"], ...]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the positions of the last map; float32."""
         return features[-1].astype(jnp.float32).mean((1, 2))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        x = self.pool(self.features(images, train=train, rngs=rngs))
-        return x if self.head is None else self.head(x)
 
 
 FAMILY = Family(VAN, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -7,49 +7,49 @@ the position embedding on the fly.
 """
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
+from vitlab.bounds import Count, CountOrZero, Depth, Ratio, Side
+from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_blocks
 from vitlab.layers.initial import normal
 from vitlab.layers.pos_embed import position_table, resample, sincos_2d
 from vitlab.layers.roles import declare
 from vitlab.layers.tensor_split import TENSOR_SPLIT
-from vitlab.models.registry import Family, FeatureInfo, Preprocessing, Published
+from vitlab.models.contract import Images, VisionConfig, VisionModel
+from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    dim: int  # width of the residual stream
-    depth: int  # number of blocks
-    num_heads: int
-    patch_size: int = 16  # pixels per side
-    mlp_ratio: float = 4.0  # MLP hidden width / dim
+class ViTConfig(VisionConfig):
+    dim: Count  # width of the residual stream
+    depth: Depth  # number of blocks
+    num_heads: Count
+    patch_size: Side = 16  # pixels per side
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     qkv_bias: bool = True
     pool: Literal["cls", "mean"] = "cls"
     distilled: bool = False  # a second class token with its own head; the two heads' logits are averaged
-    num_registers: int = 0
+    num_registers: CountOrZero = 0
     pos_embed: Literal["learned", "sincos2d"] = "learned"  # sincos2d is fixed, and excludes class tokens
     implementation: Literal["xla", "cudnn"] | None = None  # of jax.nn.dot_product_attention
-    image_size: tuple[int, int] = (224, 224)  # pixels, height and width
-    in_channels: int = 3
-    num_classes: int = 1000
-    drop_path_rate: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"  # what the backward pass recomputes of each block
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
-    preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
-        if any(side % self.patch_size for side in self.image_size):
-            raise ValueError(f"{self.image_size=}: both sides must be multiples of {self.patch_size=}")
+        super().__post_init__()
         if self.distilled and self.pool != "cls":
-            raise ValueError(f'a distilled model reads its class tokens: {self.pool=} must be "cls"')
+            raise ValueError(f'a distilled model reads its class tokens: pool="{self.pool}" must be "cls"')
+
+    @property
+    def size_multiple(self) -> int:
+        return self.patch_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -110,7 +110,7 @@ class Block(nnx.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
 
 
-class ViT(nnx.Module):
+class ViT(VisionModel[ViTConfig]):
     """Patches, a position embedding, equal blocks, a final norm, a linear head."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
@@ -133,21 +133,17 @@ class ViT(nnx.Module):
         self.head_dist = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes and config.distilled else None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        base = self.config.preprocessing.for_channels(self.config.in_channels)
-        return dataclasses.replace(base, image_size=self.config.image_size)
-
-    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        return (FeatureInfo(stride=self.config.patch_size, dim=self.config.dim),) * len(self._feature_depths)
+        last = self.config.depth
+        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
 
     @property
     def _feature_depths(self) -> tuple[int, ...]:
         depth = self.config.depth
         return tuple(sorted({max(1, depth * k // 4) for k in (1, 2, 3, 4)}))
 
-    def _embed(self, images: Float[Array, "b height width c"]) -> Float[Array, "b n d"]:
-        patches = self.patch_embed(images.astype(self.config.dtype))
+    def _embed(self, images: Images) -> Float[Array, "b n d"]:
+        patches = self.patch_embed(self.checked(images))
         b, h, w, d = patches.shape
         x = patches.reshape(b, h * w, d)
         classes = [t[...] for t in (self.cls_token, self.dist_token) if t is not None]
@@ -162,48 +158,44 @@ class ViT(nnx.Module):
         registers = jnp.broadcast_to(self.reg_token[...], (b, self.config.num_registers, d)).astype(x.dtype)
         return jnp.concatenate([x[:, : len(prefix)], registers, x[:, len(prefix) :]], axis=1)
 
-    def tokens(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b n d"]:
+    def _run(self, start: int, end: int, x: Float[Array, "b n d"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
+        options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "train": train, "rngs": rngs}
+        return run_blocks(self.blocks[start:end], x, **options)
+
+    def tokens(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Float[Array, "b n d"]:
         """All tokens after the final norm: class tokens, registers, patches in row-major order."""
-        x = self._embed(images)
-        x = run_blocks(self.blocks, x, remat=self.config.remat, scan=self.config.scan_blocks, train=train, rngs=rngs)
-        return self.norm(x)
+        return self.norm(self._run(0, self.config.depth, self._embed(images), train=train, rngs=rngs))
 
-    def features(self, images: Float[Array, "b height width c"]) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
-        size = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
-        x = self._embed(images)
-        maps = []
-        for i, block in enumerate(self.blocks, 1):
-            x = block(x, train=False, rngs=None)
-            if i in self._feature_depths:
-                y = self.norm(x) if i == self.config.depth else x
-                maps.append(y[:, -size[0] * size[1] :].reshape(y.shape[0], *size, -1))
-        return tuple(maps)
+        x, kept = self._embed(images), []
+        b, height, width, _ = images.shape
+        grid = (height // self.config.patch_size, width // self.config.patch_size)
+        for start, end in itertools.pairwise((0, *self._feature_depths)):
+            x = self._run(start, end, x, train=train, rngs=rngs)
+            kept.append(x)
+        x = self.norm(x)
+        maps = [y[:, -grid[0] * grid[1] :].reshape(b, *grid, -1) for y in (*kept[:-1], x)]
+        return Features(maps, class_tokens=tuple(x[:, i] for i in range(self.config.num_class_tokens)))
 
-    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The class token, or the mean over the patches, of the normalised tokens; float32."""
-        tokens = tokens.astype(jnp.float32)
-        return tokens[:, 0] if self.config.pool == "cls" else tokens[:, self.config.num_registers :].mean(1)
+        if self.config.pool == "cls":
+            return features.class_tokens[0].astype(jnp.float32)
+        return features[-1].astype(jnp.float32).mean((1, 2))
 
-    def head_logits(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b k"], ...]:
-        """What each head gives: that of the class token (or mean) and, if `distilled`, that of the distillation token."""
-        tokens = self.tokens(images, train=train, rngs=rngs)
-        pooled = self.pool(tokens)
+    def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b _k"], ...]:
+        """Logits of the class token (or mean) and, if `distilled`, of the distillation token.
+
+        The blocks run as one row, which `scan_blocks` compiles once; for `features` the row is cut in four.
+        """
+        tokens = self.tokens(images, train=train, rngs=rngs).astype(jnp.float32)
+        pooled = tokens[:, 0] if self.config.pool == "cls" else tokens[:, self.config.num_registers :].mean(1)
         if self.head is None:
             return (pooled,)
         if self.head_dist is None:
             return (self.head(pooled),)
-        return self.head(pooled), self.head_dist(tokens[:, 1].astype(jnp.float32))
-
-    def __call__(
-        self, images: Float[Array, "b height width c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b k"]:
-        logits = self.head_logits(images, train=train, rngs=rngs)
-        return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
+        return self.head(pooled), self.head_dist(tokens[:, 1])
 
 
 # Counts: timm 1.0.31, and torchvision's table for base and large with patch 32. Top-1 of vit_*: timm's results for

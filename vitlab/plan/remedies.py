@@ -61,4 +61,4 @@ def numbers_of_parts(plan: Plan, groups: int) -> list[int]:
 
 def _can_recompute(experiment: Experiment) -> bool:
     """Whether the model can recompute more of its blocks than it does."""
-    return getattr(model_config(experiment.model.name, **experiment.model.fields), "remat", "full") != "full"
+    return model_config(experiment.model.name, **experiment.model.fields).remat != "full"

@@ -1,0 +1,71 @@
+"""Every field of every family's config refuses with its rule what cannot be built, and builds what it accepts."""
+
+import dataclasses
+import math
+import types
+import typing
+
+import pytest
+
+from tests.models.conftest import fewer_parts, size_of
+from vitlab.bounds import hints_of
+from vitlab.models.contract import VisionConfig
+from vitlab.models.registry import abstract_model, model_config
+
+WRONG_TYPES = (None, "many", b"1", [], {}, object(), 1j)
+INTS = (-(2**63), -28, -1, 0, 1, 3, 2**31, 2**63)
+FLOATS = (-1.0, 0.0, 1e-9, 1.0, 1e9, math.inf, -math.inf, math.nan)
+
+
+def hostile(hint, value):
+    """Values that a field might be given: of other types, at and beyond the ends of its range, and of other lengths."""
+    yield from WRONG_TYPES
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for one in arguments:
+            yield from hostile(one, value)
+    elif origin is tuple and isinstance(value, tuple):
+        yield from ((), value[:1], (*value, value[0]))
+        yield from ((*value[:-1], one) for one in hostile(arguments[0], value[-1]))
+    elif hint is int:
+        yield from (*INTS, True, 1.5)
+    elif hint is float:
+        yield from FLOATS
+
+
+def cases(name, *, common):
+    """The fields that a family's config has for itself, or those that it has in common with all, each with a hostile value."""
+    config = model_config(name, image_size=size_of(name), num_classes=3, **fewer_parts(model_config(name), in_the_middle=1))
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for field, (plain, _) in hints_of(type(config)).items():
+        if (field in hints_of(VisionConfig)) == common:
+            yield from ((fields | {field: value}, field, value) for value in hostile(plain, fields[field]))
+
+
+def refusals(name, cases):
+    """What is wrong with how the cases are refused, and how many are accepted."""
+    wrong, accepted = [], 0
+    for fields, field, value in cases:
+        try:
+            abstract_model(name, **fields)
+            accepted += 1
+        except ValueError as error:
+            if "self." in str(error) or "must" not in str(error):
+                wrong.append(f"{field}={value!r}: {error}")
+        except Exception as error:  # whatever else a value raises is what the tests look for
+            wrong.append(f"{field}={value!r}: {type(error).__name__}: {error}")
+    return wrong, accepted
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_every_field_of_a_family_is_bounded_where_it_is_defined(representative):
+    wrong, accepted = refusals(representative, cases(representative, common=False))
+    assert not wrong
+    assert accepted  # the cases are not refused for a reason of their own
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("name", ["swin_tiny", "vit_tiny_patch16"])
+def test_every_field_that_all_families_have_is_bounded(name):
+    wrong, accepted = refusals(name, cases(name, common=True))
+    assert not wrong and accepted

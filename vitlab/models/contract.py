@@ -1,0 +1,181 @@
+"""The contract of the zoo: the fields that every config has, and the methods that every model has.
+
+Each method is abstract or final: a family implements `features`, `pool` and `feature_info`, and overrides nothing else but
+`head_logits`, which a family with several heads, or with a shorter way to its logits than through its maps, has for itself.
+"""
+
+import abc
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, final
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.bounds import Count, CountOrZero, Rate, check_bounds, hints_of
+from vitlab.config import typed
+from vitlab.layers.blocks import Remat
+from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    ImageSize = tuple[int, int]  # what a config holds
+else:
+    ImageSize = tuple[Count, Count] | Count  # what a config may be given
+Images = Array | np.ndarray  # [b, height, width, in_channels], floating point, normalised as `preprocessing` says
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """What the configs of all families have; each number lies in the bounds that its field's type names."""
+
+    image_size: ImageSize = (224, 224)  # pixels, height and width; an int stands for a square
+    in_channels: Count = 3
+    num_classes: CountOrZero = 1000  # 0: the pooled features instead of logits
+    drop_path_rate: Rate = 0.0  # of the last block, rising linearly from 0
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters, norms and softmax stay float32
+    remat: Remat = "none"  # what the backward pass recomputes of each block
+    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self) -> None:
+        for name in hints_of(type(self)):
+            object.__setattr__(self, name, self.checked_field(name, getattr(self, name)))
+        self.check_size(*self.image_size)
+
+    @final
+    @classmethod
+    def checked_field(cls, name: str, value: Any) -> Any:
+        """The value of a field in the form that the config has it: a pair for an int of `image_size`, tuples for lists.
+
+        Raises:
+          ValueError: The value is of another type than the field's, or out of its bounds.
+        """
+        plain, bounded = hints_of(cls)[name]
+        if name == "image_size" and isinstance(value, int):
+            value = (value, value)
+        value = typed(value, plain, (name,))
+        check_bounds(name, value, bounded)
+        return value
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels of which both sides of an image must be multiples; 1 where the family pads or crops what is left."""
+        return 1
+
+    @property
+    def min_size(self) -> int:
+        """Pixels that both sides of an image must have at least."""
+        return 1
+
+    @final
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses an image, in pixels, of a size that the family cannot take; another than `image_size` may well do.
+
+        Raises:
+          ValueError: A side is no multiple of `size_multiple`, or smaller than `min_size`.
+        """
+        if height % self.size_multiple or width % self.size_multiple:
+            raise ValueError(f"image of {height}x{width} pixels: both sides must be multiples of patch_size={self.size_multiple}")
+        if min(height, width) < self.min_size:
+            raise ValueError(f"image of {height}x{width} pixels: both sides must be at least {self.min_size}: use larger images")
+
+    @final
+    def check_stages(self, *names: str) -> None:
+        """Refuses fields that have not one entry for each stage.
+
+        Raises:
+          ValueError: The tuples differ in length, or there is no stage.
+        """
+        lengths = {len(getattr(self, name)) for name in names}
+        if len(lengths) > 1 or lengths == {0}:
+            values = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+            raise ValueError(f"{values} must have one entry a stage")
+
+
+Config = TypeVar("Config", bound=VisionConfig)
+
+
+class VisionModel(nnx.Module, Generic[Config]):
+    """A model of the zoo: images -> maps -> a vector -> logits."""
+
+    config: Config
+    head: Callable[[Array], Array] | None  # pooled features -> logits; None without classes
+
+    @abc.abstractmethod
+    def __init__(self, config: Config, *, rngs: nnx.Rngs) -> None:
+        """Builds the network and sets `config` and `head`."""
+
+    @property
+    @final
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for this model: its variant's recipe, at the size and number of channels of its config."""
+        base = self.config.preprocessing.for_channels(self.config.in_channels)
+        return dataclasses.replace(base, image_size=self.config.image_size)
+
+    @property
+    @abc.abstractmethod
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Stride, width and state of each map of `features`."""
+
+    @abc.abstractmethod
+    def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
+        """Computes the maps that dense tasks read; it begins with `checked`.
+
+        Args:
+          images: [b, height, width, in_channels], normalised as `preprocessing` says; of any size that the family allows.
+          train: Whether branches are dropped, and batches give the statistics of batch norms.
+          rngs: Random numbers, for training with drop path.
+
+        Raises:
+          ValueError: The images are no such array, or training lacks random numbers.
+        """
+
+    @abc.abstractmethod
+    def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
+        """Makes what `features` returned one vector an image, float32, which the head takes."""
+
+    def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b _k"], ...]:
+        """Logits of each head, float32: two with a distillation token, else one; without classes the pooled features.
+
+        Arguments and errors are those of `features`.
+        """
+        x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
+        return (x if self.head is None else self.head(x),)
+
+    @final
+    def __call__(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
+        """Logits [b, num_classes], float32, the mean over the heads; arguments and errors are those of `features`."""
+        logits = self.head_logits(images, train=train, rngs=rngs)
+        return logits[0] if len(logits) == 1 else functools.reduce(operator.add, logits) / len(logits)
+
+    @final
+    def checked(self, images: Images) -> Float[Array, "b height width c"]:
+        """Checks images and casts them to the dtype of the computation: the first that happens to them in every model.
+
+        Raises:
+          ValueError: Rank, channels, dtype or size are not those that the model takes.
+        """
+        shape, channels = tuple(images.shape), self.config.in_channels
+        if len(shape) != 4 or shape[3] != channels or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images of shape {shape} and dtype {images.dtype} must be floating-point [batch, height, width, {channels} channels]"
+                f"{_remedy(shape, channels)}"
+            )
+        self.config.check_size(shape[1], shape[2])
+        return jnp.asarray(images).astype(self.config.dtype)
+
+
+def _remedy(shape: tuple[int, ...], channels: int) -> str:
+    """What turns images of a wrong shape, or else of a wrong dtype, into those that a model takes."""
+    if len(shape) == 3 and shape[2] == channels:
+        return ": add the batch axis, images[None]"
+    if len(shape) == 4 and shape[1] == channels != shape[3]:
+        return ": put the channels last, images.transpose(0, 2, 3, 1)"
+    if len(shape) == 4 and shape[3] == channels:
+        return ": normalise pixels as model.preprocessing says, (images / 255 - mean) / std"
+    return ", as the in_channels of the model's config says" if len(shape) == 4 else ""
