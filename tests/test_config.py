@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vitlab import cli
 from vitlab.config import (
     ConfigError,
     DataConfig,
@@ -194,6 +195,25 @@ def test_a_config_of_before_still_loads():
     old = {"model": {"name": "vit_tiny_patch16", "image_size": 28, "depth": 3}, "duration": "1e6 examples", "mesh": {"fsdp": 2}}
     experiment = from_config_dict(old)
     assert experiment.model.fields == {"depth": 3} and experiment.metrics == ()
+
+
+def test_a_pair_stands_for_height_and_width_and_an_int_for_a_square():
+    sized = lambda size: from_config_dict({"model": {"image_size": size}})  # noqa: E731
+    wide = sized([512, 1024])
+    assert wide.model.image_size == (512, 1024)
+    assert from_config_dict(to_config_dict(wide)) == from_config_dict(json.loads(to_json(wide))) == wide
+    assert sized((64, 64)) == sized(64) and not difference(sized((64, 64)), sized(64))
+    assert smoke(wide).model.image_size == 48 and smoke(sized((32, 64))).model.image_size == (32, 48)
+    config = to_config_dict(sized(64))
+    config.model.image_size = (32, 96)
+    assert from_config_dict(config).model.image_size == (32, 96)
+    assert cli.override(sized(64), {"model.image_size": "(512,1024)"}) == wide
+
+
+@pytest.mark.parametrize("size", [0, -28, (0, 28), (28, -1), (28,), (28, 28, 28), (28.0, 28), "28x28", True])
+def test_an_image_size_that_is_none_is_refused(size):
+    with pytest.raises(ConfigError, match="model.image_size"):
+        from_config_dict({"model": {"image_size": size}})
 
 
 def test_near_misses_are_few_and_the_choices_are_named_when_none_is_near():

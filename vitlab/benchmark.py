@@ -17,7 +17,7 @@ import numpy as np
 from pallas_kernels.benchmark import median_seconds, versions
 from vitlab import cli
 from vitlab.analysis.counts import count_macs, count_params
-from vitlab.config import ConfigError, Experiment, ModelConfig
+from vitlab.config import ConfigError, Experiment, ModelConfig, typed
 from vitlab.functional import FunctionalModel, Weights, build
 from vitlab.models.registry import abstract_model
 from vitlab.parallel.mesh import check_divides, make_mesh, place, replicated, shard_batch
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--model", required=True, help="a model of the zoo")
     parser.add_argument("--train", action="store_true", help="a step of training, else the logits of the evaluation")
-    parser.add_argument("--image_size", type=int, help="pixels per side; the variant's by default")
+    parser.add_argument("--image_size", type=cli.literal, help="pixels, 512 or (512,1024) for height and width; the variant's by default")
     parser.add_argument("--batch_size", type=int, default=8, help="images per step, over all devices")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
     parser.add_argument("--field", type=_field, action="append", default=[], metavar="KEY=VALUE", help="of the family's config")
@@ -185,7 +185,8 @@ def main(argv: Sequence[str]) -> int:
     cli.begin()
     fields = dict(args.field)
     own = {key: fields.pop(key) for key in ("num_classes", "in_channels", "drop_path_rate") if key in fields}
-    config = ModelConfig(name=args.model, image_size=args.image_size, dtype=args.dtype, fields=fields, **own)
+    size = typed(args.image_size, tuple[int, int] | int | None, ("image_size",))
+    config = ModelConfig(name=args.model, image_size=size, dtype=args.dtype, fields=fields, **own)
     measurement = measure(config, batch_size=args.batch_size, train=args.train)
     print(measurement.line())
     if args.output is not None:
