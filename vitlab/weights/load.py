@@ -1,5 +1,6 @@
 """Foreign checkpoints into models of the zoo, with a report of every tensor."""
 
+import os
 import pathlib
 import re
 from collections.abc import Mapping
