@@ -159,7 +159,7 @@ def _trained_modules(trained: Any) -> dict[tuple[Any, ...], bool]:
     out: dict[tuple[Any, ...], bool] = {}
     for path, is_trained in flatten_dict(trained).items():
         for n in range(len(path)):
-            out[path[:n]] = out.get(path[:n], False) or is_trained
+            out[path[:n]] = out.get(path[:n], False) or bool(is_trained)
     return out
 
 
