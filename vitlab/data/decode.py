@@ -174,7 +174,8 @@ def _loaded(file: Image.Image, data: bytes, background: Colour) -> Image.Image:
         wide = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if wide is None:
             raise DecodeError("truncated or damaged")
-        return _flattened(Image.fromarray((cv2.cvtColor(wide, cv2.COLOR_BGRA2RGBA) >> 8).astype(np.uint8)), background)
+        rgba = np.asarray(cv2.cvtColor(wide, cv2.COLOR_BGRA2RGBA), np.uint16)
+        return _flattened(Image.fromarray((rgba >> 8).astype(np.uint8)), background)
     file.load()
     ImageOps.exif_transpose(file, in_place=True)
     return _flattened(_eight_bits(file) if file.mode[0] in "IF" else file, background)
