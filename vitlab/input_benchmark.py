@@ -6,7 +6,6 @@ workers of the config. With --step_images_per_second=X it says whether the input
 
 import argparse
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from vitlab import cli
 from vitlab.config import AugmentConfig, ConfigError, Experiment, refusing
+from vitlab.cores import usable_cores
 from vitlab.data.arrays import ArraySource
 from vitlab.data.batches import Layout, Threads, TrainBatch, training_order
 from vitlab.data.channels import model_channels
@@ -200,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _how(name: str, experiment: Experiment) -> str:
     if name == "loader":
-        data, cores = experiment.data, len(os.sched_getaffinity(0))
+        data, cores = experiment.data, usable_cores()
         return f"all of it, num_threads={data.num_threads}, num_workers={data.num_workers}, {cores} cores"
     return f"to one {jax.local_devices()[0].device_kind}" if name == "device put" else "one thread"
 

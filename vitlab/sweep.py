@@ -26,7 +26,7 @@ from typing import Any
 
 from vitlab import cli
 from vitlab.config import ConfigError
-from vitlab.runs.records import write_atomically
+from vitlab.files import write_atomically
 from vitlab.signals import EXIT_STOPPED, StopRequest
 from vitlab.train.watchdog import EXIT_STUCK
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 from vitlab.data.decode import DecodeError, Decoder, decode
 from vitlab.data.source import Source
+from vitlab.files import open_to_append, parse_json, whole_lines
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class BadImages:
         """Numbers by reason, the most frequent first: "3 images were left out: 2 truncated, 1 empty"."""
         kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(self.counts).most_common())
         one = len(self.reasons) == 1
-        where = f"; their names are in {self._listing.path}" if self._listing else ""
+        where = f"; their names are in {self._listing.path.name}" if self._listing else ""
         return f"{len(self.reasons)} image{'' if one else 's'} of {self.split} {'was' if one else 'were'} left out: {kinds}{where}"
 
 
@@ -94,31 +95,23 @@ class _Listing:
         except OSError as error:
             self._known = None  # a line may have been cut off
             if not self._warned:
-                logger.warning("%s cannot be written (%s); the run goes on", self.path, error.strerror or error)
+                logger.warning("%s cannot be written (%s); the run goes on", self.path.name, error.strerror or error)
             self._warned = True
 
     def _write(self) -> None:
         if self._known is None:
-            self._known = self._read()
+            self._known = set(filter(None, map(_key, whole_lines(self.path))))
         new = {(line["split"], line["name"]): line for line in self._waiting}
-        with self.path.open("a") as file:
+        with open_to_append(self.path) as file:
             file.writelines(json.dumps(line) + "\n" for key, line in new.items() if key not in self._known)
         self._known |= new.keys()
         self._waiting.clear()
-
-    def _read(self) -> set[tuple[str, str]]:
-        """What is listed, damaged lines aside; removes a last line that was cut off."""
-        text = self.path.read_bytes() if self.path.exists() else b""
-        whole, newline, _ = text.rpartition(b"\n")
-        if whole + newline != text:
-            self.path.write_bytes(whole + newline)
-        return set(filter(None, map(_key, whole.splitlines())))
 
 
 def _key(line: bytes) -> tuple[str, str] | None:
     """Split and name in a line of the listing; None if the line is damaged."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         return str(values["split"]), str(values["name"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         return None

@@ -2,13 +2,13 @@
 
 import dataclasses
 import logging
-import os
 import pathlib
 from collections.abc import Iterator
 
 import grain
 
 from vitlab.config import AugmentConfig, DataConfig
+from vitlab.cores import usable_cores
 from vitlab.data.bad_images import BadImages
 from vitlab.data.batches import Batch, EvalBatch, Layout, Threads, TrainBatch
 from vitlab.data.decode import decoder
@@ -171,7 +171,7 @@ def _layout(image_size: tuple[int, int] | int, channels: int, batch_size: int, p
 
 
 def _threads_per_worker(num_threads: int, num_workers: int) -> int:
-    return num_threads or max(1, len(os.sched_getaffinity(0)) // max(1, num_workers))
+    return num_threads or max(1, usable_cores() // max(1, num_workers))
 
 
 def _read_options(make: TrainBatch | EvalBatch, threads: Threads) -> grain.ReadOptions:

@@ -16,6 +16,7 @@ from etils import epath
 from PIL import Image
 
 from vitlab.config import ConfigError
+from vitlab.cores import usable_cores
 from vitlab.data.decode import DecodeError, decode
 from vitlab.data.example import serialize
 from vitlab.data.image_folder import ImageFolderSource
@@ -78,7 +79,7 @@ def write_shards(folder: epath.Path, index: Index, sources: dict[str, Images], n
       ConfigError: An image cannot be read, or a shard cannot be written.
     """
     progress = Progress(sum(map(len, sources.values())))
-    with concurrent.futures.ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(num_threads or usable_cores()) as pool:
         for split, source in sources.items():
             order, first = order_of(source), 0
             for number, shard in enumerate(index.splits[split]):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitlab.config import ConfigError
-from vitlab.runs.records import write_atomically
+from vitlab.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from vitlab.data.decode import Decoder, decode
 from vitlab.drawing.chart import COLOURS, Chart, matrix
 from vitlab.drawing.sheet import contact_sheet
 from vitlab.evaluate.calibration import NUM_BINS, Calibration, calibration
+from vitlab.files import write_atomically
 from vitlab.runs.loaded import name_of, softmax
-from vitlab.runs.records import write_atomically
 
 _DENSE = 1000  # most classes whose confusions are written as a matrix; of more, only those that happened
 _WORST = 36  # images on the contact sheet

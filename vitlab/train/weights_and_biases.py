@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from vitlab.config import ConfigError, Experiment, to_dict
-from vitlab.runs.records import write_atomically
+from vitlab.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
