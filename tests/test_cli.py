@@ -1,6 +1,7 @@
 """What a user gets wrong: one line on stderr, exit code 2, nothing left behind."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -144,6 +145,40 @@ def test_overrides_take_the_type_of_the_field(tmp_path):
     assert isinstance(experiment.augment, AugmentConfig)
     assert (experiment.data.data_dir, experiment.data.train_split) == ("/a=b", "train[:10]")
     assert experiment.model.fields["num_registers"] == 4
+
+
+@pytest.mark.parametrize("environment", [{"HOME": ""}, {"HOME": "relative"}, {"HOME": "/tmp", "XDG_CACHE_HOME": "relative"}])
+def test_without_a_home_there_is_no_compilation_cache(environment, monkeypatch):
+    import jax
+
+    before = jax.config.values["jax_compilation_cache_dir"]
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cli._use_compilation_cache()
+    assert jax.config.values["jax_compilation_cache_dir"] == before
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # a user without an entry, as in containers
+    cli._use_compilation_cache()
+    assert jax.config.values["jax_compilation_cache_dir"] == before
+
+
+@pytest.mark.parametrize("kind", ["a file", "checkpoints is a file", "no text", "empty"])
+def test_a_run_folder_that_cannot_be_one_is_one_line(kind, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / ("run" if kind != "no text" else os.fsdecode(b"\xffrun"))
+    if kind == "a file":
+        workdir.write_text("mine")
+    elif kind == "checkpoints is a file":
+        workdir.mkdir()
+        (workdir / "checkpoints").write_text("mine")
+    config = config_file(tmp_path, tiny_experiment())
+    code, errors = run(train.main, [f"--config={config}", f"--workdir={workdir if kind != 'empty' else ''}"], monkeypatch, capsys)
+    assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1 and errors[:-1].isprintable()
+    if kind != "empty":
+        for main, arguments in ((evaluate.main, []), (predict.main, ["a.png"])):
+            code, errors = run(main, [f"--workdir={workdir}", *arguments], monkeypatch, capsys)
+            assert code == 2 and errors.count("\n") == 1 and errors[:-1].isprintable()
 
 
 def test_the_compilation_cache_is_the_users_unless_one_is_named(monkeypatch, tmp_path):

@@ -17,11 +17,13 @@ import jax
 from absl import flags
 
 from pallas_kernels.dispatch import UnsupportedError
+from vitlab import terminal
 from vitlab.config import ConfigError, Experiment, from_config_dict, near_misses, to_dict
 from vitlab.config.values import leaf_types, plain_type
 
 __all__ = ["EXIT_BROKEN_PIPE", "EXIT_USAGE", "Parser", "begin", "literal", "load_experiment", "override", "run", "split_overrides"]
 
+EXIT_FAILED = 1  # what was asked for could not be done
 EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; the code that a shell gives for it
 EXIT_USAGE = 2  # the command, the config or the data cannot be used; nothing was begun
 _PREFIX = "--config."
@@ -55,20 +57,37 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Calls a command's `main` with the arguments of the process and exits with its code.
 
     What the user got wrong becomes one line on stderr and exit code 2; anything else keeps its traceback. When the reader of
-    the output has gone (`| head`), nothing is said.
+    the output has gone (`| head`), nothing is said; when the output cannot be written, that is said on one line.
     """
+    sys.excepthook = terminal.show_exception
+    sys.unraisablehook = _without_late_futures(sys.unraisablehook)
     if not flags.FLAGS.is_parsed():  # worker processes of the input pipeline read absl's flags; these commands have none
         flags.FLAGS.mark_as_parsed()
     try:
-        code = main(sys.argv[1:])
-        sys.stdout.flush()
+        with terminal.checked_output():
+            code = main(sys.argv[1:])
     except (ConfigError, UnsupportedError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        terminal.say(f"error: {' '.join(str(error).split())}", error=True)
         code = EXIT_USAGE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
         code = EXIT_BROKEN_PIPE
+    except terminal.OutputError as error:
+        terminal.say(f"error: the output cannot be written: {error.strerror}", error=True)
+        code = EXIT_FAILED
+    finally:
+        terminal.settle()
     sys.exit(code)
+
+
+def _without_late_futures(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Leaves out what TensorStore's threads say after a write has failed and Orbax has closed its event loop: the failure is told once."""
+
+    def show(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            hook(unraisable)
+
+    return show
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -112,18 +131,23 @@ def override(experiment: Experiment, overrides: Mapping[str, str]) -> Experiment
 def begin() -> None:
     """What every command does before it computes: messages, and compiled programs kept between runs.
 
-    Orbax and Grain say through absl's logger what they do; only their errors are shown.
+    Orbax and Grain say through absl's logger what they do, with tracebacks of what they also raise, which is told once and in words.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, handlers=[terminal.LogHandler()], force=True)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     _use_compilation_cache()
 
 
 def _use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder between runs, unless JAX_COMPILATION_CACHE_DIR names another."""
+    """Keeps compiled programs in the user's cache folder between runs, unless JAX_COMPILATION_CACHE_DIR names another.
+
+    A user without a home, as in many containers, has none.
+    """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache) / "vitlab" / "xla"))
+        home = "~" if os.environ.get("HOME", "~") else ""  # an empty HOME is none
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser(f"{home}/.cache".lstrip("/")))
+        if cache.is_absolute():
+            jax.config.update("jax_compilation_cache_dir", str(cache / "vitlab" / "xla"))
 
 
 def _get_config(path: pathlib.Path, variant: str) -> Any:

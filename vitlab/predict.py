@@ -23,10 +23,10 @@ from vitlab import cli
 from vitlab.config import ConfigError, Experiment, ModelConfig
 from vitlab.data.decode import DecodeError
 from vitlab.data.image_list import find_images
+from vitlab.files import write_atomically
 from vitlab.printable import printable
 from vitlab.runs.arguments import add_model_arguments, check_model_arguments
 from vitlab.runs.loaded import LoadedRun, Prediction, chunks, one_device, softmax
-from vitlab.runs.records import write_atomically
 from vitlab.runs.trained import Trained, from_run, from_weights
 
 _THREADS = 8  # that read and decode images
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     answers = predict(run, paths, top=args.top, batch_size=args.batch_size)
     failed = _write(answers, args.output) if args.output else _print(answers)
     if args.output:
-        print(f"{args.output}: {len(paths)} images" + (f", {failed} of them could not be read" if failed else ""))
+        print(f"{printable(args.output)}: {len(paths)} images" + (f", {failed} of them could not be read" if failed else ""))
     elif failed:
         print(f"{failed} of {len(paths)} images could not be read", file=sys.stderr)
     return cli.EXIT_USAGE if failed else 0

@@ -5,7 +5,6 @@ their shares where mixup or cutmix has mixed it. To see what the host alone does
 """
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from vitlab import cli
 from vitlab.config import ConfigError, Experiment, LossConfig, refusing
+from vitlab.cores import usable_cores
 from vitlab.data.bad_images import BadImagesError
 from vitlab.data.batches import Batch, Layout, Threads, TrainBatch
 from vitlab.data.channels import model_channels
@@ -24,6 +24,7 @@ from vitlab.data.policies import make_policy
 from vitlab.data.source import open_source
 from vitlab.drawing.sheet import contact_sheet
 from vitlab.models.registry import Preprocessing, model_config
+from vitlab.printable import printable
 from vitlab.train.step import augmented
 
 _SHOWN = 0.005  # a smaller share is not worth a line
@@ -66,7 +67,7 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
         process_index=0,
         process_count=1,
     )
-    threads = Threads(experiment.data.num_threads or len(os.sched_getaffinity(0)))
+    threads = Threads(experiment.data.num_threads or usable_cores())
     try:
         options = {"decode": decoder(experiment.data), "balanced": experiment.data.sampling == "balanced"}
         batch = TrainBatch(source, experiment.augment, layout, experiment.seed, threads, **options)(step)
@@ -145,7 +146,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--output={args.output} cannot be written: {error.strerror or error}") from error
     height, width = shown.images.shape[1:3]
     bad = f"; {shown.bad} of the batch could not be decoded and were replaced" if shown.bad else ""
-    print(f"{args.output}: {len(shown.images)} of the {shown.batch_size} images of step {args.step}, {width} x {height} pixels{bad}")
+    what = f"{len(shown.images)} of the {shown.batch_size} images of step {args.step}, {width} x {height} pixels"
+    print(f"{printable(args.output)}: {what}{bad}")
     return 0
 
 

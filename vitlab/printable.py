@@ -1,9 +1,19 @@
 """Text of others, such as names of files and classes, as it may be shown on a terminal."""
 
+import unicodedata
 
-def printable(text: str) -> str:
-    r"""Replaces line breaks, escape sequences and bytes that are no UTF-8 by backslash escapes, "a\nb" -> "a\\nb".
+_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: controls, formats, surrogates, line and paragraph separators
+_JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emojis are spelled with
 
-    Letters of all alphabets stay. The result is one line and cannot move the cursor or change colours.
+
+def printable(text: object) -> str:
+    r"""The text on one line, without anything that a terminal obeys: it cannot move the cursor, change colours or turn the direction.
+
+    Control characters, ANSI sequences, bidirectional overrides, other invisible characters and bytes that are no UTF-8 become
+    backslash escapes: "a\nb", ESC and U+202E are shown as `a\nb`, `\x1b` and `\u202e`. Letters and spaces of all scripts stay.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+    return "".join(c.encode("unicode_escape").decode() if _is_invisible(c) else c for c in str(text))
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) in _INVISIBLE and character not in _JOINERS

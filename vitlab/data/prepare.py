@@ -26,6 +26,7 @@ from vitlab.data.shards import INDEX, TEMPORARY_INDEX, DamagedIndexError, Index,
 from vitlab.data.split_folders import find_split_folders
 from vitlab.data.splits import is_sliced, margin_of
 from vitlab.data.tfrecord import Layout, open_tfrecords
+from vitlab.terminal import LogHandler
 
 _EXAMPLES = """examples:
   python -m vitlab.data.prepare /data/flowers /data/flowers_shards --short_side=256
@@ -183,7 +184,7 @@ def _unwritten(index: Index) -> Index:
 def main(argv: Sequence[str]) -> int:
     """The command."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler()])
     if args.verify:
         if args.src is not None:
             raise ConfigError(f"--verify checks the shards of one folder, and {args.src} and {args.dst} are two: leave SRC out")

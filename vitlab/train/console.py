@@ -2,18 +2,26 @@
 
 import sys
 
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vitlab.terminal import Lossy, say
 
 
 class Console:
-    """Lines, and a bar of the steps below them. To be used in a `with`."""
+    """Lines, and a bar of the steps below them. To be used in a `with`.
+
+    While there is a bar, what is written to `sys.stdout` and, where that is the terminal too, to `sys.stderr` appears above it.
+    Text that cannot be written is lost, and nothing else.
+    """
 
     def __init__(self, *, total_steps: int, quiet: bool = False):
         """The bar is shown only on a terminal; nothing is, under `quiet`."""
         self._bar, self._quiet = None, quiet
-        if not quiet and sys.stdout.isatty():
+        if not quiet and _is_terminal(sys.stdout):
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns)
+            console = rich.console.Console(file=Lossy(sys.stdout))  # type: ignore[arg-type]
+            self._bar = Progress(*columns, console=console, redirect_stderr=_is_terminal(sys.stderr))
             self._task = self._bar.add_task("train", total=total_steps)
 
     def __enter__(self) -> "Console":
@@ -27,14 +35,17 @@ class Console:
 
     def line(self, text: str) -> None:
         """Prints a line at once, above the bar."""
-        if self._quiet:
-            return
-        if self._bar is None:
-            print(text, flush=True)
-        else:
-            self._bar.console.print(text, highlight=False, markup=False)
+        if not self._quiet:
+            say(text)
 
     def at(self, step: int) -> None:
         """Moves the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
+
+
+def _is_terminal(stream) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False

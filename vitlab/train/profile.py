@@ -1,43 +1,78 @@
 """A trace of a few steps, to be looked at with XProf or TensorBoard."""
 
+import logging
 import pathlib
 import re
+from collections.abc import Callable
 
 import jax
 
 from vitlab.config import ConfigError
 from vitlab.train.step import Metrics
 
+logger = logging.getLogger(__name__)
+
 
 class Profile:
-    """Records steps into a folder; to be used in a `with`, told before and after each step."""
+    """Records steps into a folder, and says in the end what there is; to be used in a `with`, told before and after each step."""
 
-    def __init__(self, folder: pathlib.Path, window: range):
-        """`window` are the steps to record; none if it is empty."""
-        self._folder, self._window, self._running = folder, window, False
+    def __init__(self, folder: pathlib.Path, window: range, *, say: Callable[[str], None], shown: pathlib.Path):
+        """Records nothing if the window is empty.
+
+        Args:
+          folder: Where to write.
+          window: Steps to record, counted from 1.
+          say: Takes a line for the user.
+          shown: The user's name of the folder.
+        """
+        self._folder, self._window, self._say, self._shown = folder, window, say, shown
+        self._running, self._done, self._failed = False, range(0), False
 
     def __enter__(self) -> "Profile":
         return self
 
     def __exit__(self, *exc) -> None:
         self._stop()
+        if self._window and not self._done and not self._failed:
+            logger.warning("--profile: %s not traced, since the run did none of them", _named(self._window))
 
     def before(self, step: int) -> None:
         """Begins to record with the first step of the window that is done here."""
-        if step in self._window and not self._running:
-            jax.profiler.start_trace(self._folder)
-            self._running = True
+        if step in self._window and not self._running and not self._failed:
+            self._running = self._try(self._start)
 
     def after(self, step: int, metrics: Metrics) -> None:
         """Ends with the last step of the window, once the device has finished it."""
-        if self._running and step == self._window[-1]:
-            jax.block_until_ready(metrics)
-            self._stop()
+        if self._running:
+            self._done = range(self._done.start or step, step + 1)
+            if step == self._window[-1]:
+                jax.block_until_ready(metrics)
+                self._stop()
+
+    def _start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)  # JAX would find out in the end, and never trace again
+        jax.profiler.start_trace(self._folder)
 
     def _stop(self) -> None:
         if self._running:
             self._running = False
-            jax.profiler.stop_trace()
+            if self._try(jax.profiler.stop_trace):
+                self._say(
+                    f"{_named(self._done)} traced in {self._shown}: tensorboard --logdir={self._shown} shows it (with xprof installed)"
+                )
+
+    def _try(self, call: Callable[[], None]) -> bool:
+        """Whether it worked; a trace that cannot be written is no reason to end a run."""
+        try:
+            call()
+        except (OSError, RuntimeError, ValueError) as error:
+            self._failed = True
+            logger.error("--profile: no trace can be written in %s: %s", self._shown, " ".join(str(error).split())[:300])
+        return not self._failed
+
+
+def _named(steps: range) -> str:
+    return f"step {steps[0]} is" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]} are"
 
 
 def window_of(text: str | None) -> range:

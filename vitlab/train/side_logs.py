@@ -5,10 +5,13 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Mapping
+from typing import IO
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 from tensorboardX.summary import scalar
+
+from vitlab.files import open_to_append
 
 logger = logging.getLogger(__name__)
 
@@ -22,30 +25,43 @@ class SideLogs:
 
     def __init__(self, workdir: pathlib.Path, *, step: int):
         """Goes on after `step`; TensorBoard hides what an earlier process wrote of later ones."""
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        self._told = False
-        self._timing = (workdir / "timing.jsonl").open("a")
-        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        self._workdir, self._told = workdir, False
+        self._timing: IO[str] | None = None
+        self._events: EventsWriter | None = None
+        self._try(self._open_timing)
+        self._try(self._open_events)
         self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def timing(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a line to timing.jsonl."""
-        self._try(lambda: self._timing.write(json.dumps({"step": step, **values}) + "\n"))
-        self._try(self._timing.flush)
+        """Adds a line to timing.jsonl, with the seconds since 1970 as "time"."""
+        if self._timing is not None:
+            line = json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n"
+            self._try(lambda: self._timing.write(line))
+            self._try(self._timing.flush)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """Adds to the curves in TensorBoard."""
         for name, value in values.items():
             self._add(Event(step=step, wall_time=time.time(), summary=scalar(name.replace("_", "/", 1), value)))
-        self._try(self._events.flush)
+        if self._events is not None:
+            self._try(self._events.flush)
 
     def close(self) -> None:
         """Closes the files."""
-        self._try(self._events.close)
-        self._try(self._timing.close)
+        for file in (self._events, self._timing):
+            if file is not None:
+                self._try(file.close)
+
+    def _open_timing(self) -> None:
+        self._timing = open_to_append(self._workdir / "timing.jsonl")
+
+    def _open_events(self) -> None:
+        (self._workdir / "tensorboard").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(self._workdir / "tensorboard" / "events"))
 
     def _add(self, event: Event) -> None:
-        self._try(lambda: self._events.write_event(event))
+        if self._events is not None:
+            self._try(lambda: self._events.write_event(event))
 
     def _try(self, write: Callable[[], object]) -> None:
         try:
