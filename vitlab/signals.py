@@ -1,4 +1,4 @@
-"""A polite end: the first SIGINT or SIGTERM asks the run to save and stop, the second ends the process at once.
+"""A polite end: a signal asks the run to save and stop, a second SIGINT or SIGTERM ends the process at once.
 
 Python runs a signal's handler between two instructions of the main thread, which may be minutes away while XLA compiles. Here a
 thread hears the signal when it comes, whatever the main thread is doing.
@@ -8,12 +8,16 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from typing import NoReturn
 
+from vitlab.terminal import say
+
 EXIT_STOPPED = 42  # stopped by a signal, saved at the exact step: run the same command again
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_URGENT = (signal.SIGINT, signal.SIGTERM)  # the second of these ends the process at once
+# A dropped connection, the warnings that schedulers send before they end a job (SLURM's --signal, submitit's SIGUSR2), and the
+# system's warning of used-up processor time. All of them may come repeatedly, the last every second, so they only ask.
+WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class Stopped(Exception):
@@ -26,11 +30,15 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """In a `with`: `requested` becomes True at the first signal. Does nothing outside the main thread, as in a notebook's."""
+    """In a `with`: `requested` becomes True at the first signal. Does nothing outside the main thread, as in a notebook's.
+
+    A warning that the process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
+    """
 
     def __init__(self):
         self._event = threading.Event()
         self._previous = {}
+        self._urgent = False  # whether SIGINT or SIGTERM has come
 
     @property
     def requested(self) -> bool:
@@ -41,7 +49,8 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             ear, self._mouth = os.pipe()
             os.set_blocking(self._mouth, False)
-            self._previous = {s: signal.signal(s, _leave_to_the_listener) for s in _SIGNALS}
+            heeded = (*_URGENT, *(s for s in WARNINGS if signal.getsignal(s) is not signal.SIG_IGN))
+            self._previous = {s: signal.signal(s, _leave_to_the_listener) for s in heeded}
             self._previous_mouth = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
             threading.Thread(target=self._listen, args=(ear,), name="vitlab-signals", daemon=True).start()
         return self
@@ -55,13 +64,21 @@ class StopRequest:
 
     def _listen(self, ear: int) -> None:
         while heard := os.read(ear, 1):  # the signal's number in a byte
-            if heard[0] not in _SIGNALS:
-                continue
-            if self.requested:
-                end_at_once(128 + heard[0])
-            self._event.set()
-            print(f"{signal.Signals(heard[0]).name}: saving, then stopping; once more ends at once", file=sys.stderr, flush=True)
+            if heard[0] in self._previous:
+                self._hear(signal.Signals(heard[0]))
         os.close(ear)
+
+    def _hear(self, number: signal.Signals) -> None:
+        if number in _URGENT and self._urgent:
+            end_at_once(128 + number)
+        news = not self.requested or number in _URGENT
+        self._urgent |= number in _URGENT
+        self._event.set()
+        if news:
+            then = "once more ends at once" if self._urgent else "SIGINT or SIGTERM twice ends at once"
+            text = f"{number.name}: saving, then stopping; {then}"
+            # A terminal that does not read must not keep the next signal from being heard.
+            threading.Thread(target=say, args=(text,), kwargs={"error": True}, daemon=True).start()
 
 
 def end_at_once(code: int) -> NoReturn:

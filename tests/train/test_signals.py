@@ -1,7 +1,11 @@
 import os
+import re
 import signal
 
-from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for
+import pytest
+
+from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for, wait_for_step, worker_processes
+from vitlab import signals
 from vitlab.signals import EXIT_STOPPED, StopRequest
 
 # Each fault makes the file `here` once the process is where the signal is to find it.
@@ -66,6 +70,45 @@ def test_the_first_signal_asks_and_what_was_before_comes_back(capsys):
         assert wait_for(lambda: stop.requested, seconds=5)
         assert wait_for(lambda: "SIGTERM: saving, then stopping" in capsys.readouterr().err, seconds=5)
     assert signal.getsignal(signal.SIGTERM) is before and signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_a_warning_asks_however_often_it_comes_and_only_a_second_sigterm_ends(name, capsys, monkeypatch):
+    ended, before = [], signal.signal(getattr(signal, name), signal.SIG_DFL)  # pytest itself may run under nohup
+    monkeypatch.setattr(signals, "end_at_once", ended.append)
+    with StopRequest() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), getattr(signal, name))
+            assert wait_for(lambda: stop.requested, seconds=5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wait_for(lambda: "SIGTERM: saving, then stopping; once more ends at once" in capsys.readouterr().err, seconds=5)
+        assert not ended
+        os.kill(os.getpid(), signal.SIGINT)
+        assert wait_for(lambda: ended == [128 + signal.SIGINT], seconds=5)
+    assert signal.signal(getattr(signal, name), before) is signal.SIG_DFL
+
+
+def test_a_hangup_that_nohup_has_switched_off_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not wait_for(lambda: stop.requested, seconds=0.5)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_schedulers_warning_that_reaches_run_and_workers_saves_the_exact_step(tmp_path):
+    config = config_file(tmp_path, tiny_experiment(duration="100000 steps", eval_every="100000 steps"))
+    process = start(config, tmp_path / "run", "--config.data.num_workers=1")
+    wait_for_step(process, tmp_path / "run", 8)
+    for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU):
+        for pid in (*worker_processes(process), process.pid):
+            os.kill(pid, number)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == EXIT_STOPPED, errors
+    assert checksums(tmp_path / "run", int(re.search(r"stopped at step (\d+)", errors)[1]))
 
 
 def test_a_signal_during_compilation_saves_the_step_that_there_is_and_exits_with_42(tmp_path):

@@ -23,6 +23,8 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from vitlab.signals import WARNINGS
+
 Arrays = dict[str, np.ndarray]
 
 _SECONDS = 30  # left to the run, after a signal that reached its workers too, before they end on their own
@@ -109,11 +111,12 @@ def _outlive_signals_but_not_the_run() -> None:
     """To be called first in a worker process.
 
     A launcher, or Ctrl-C in a terminal, signals a run's workers along with it; they must live until the run has saved. A run that
-    is killed leaves no worker behind. SIGUSR1 writes the stacks of all threads to stderr.
+    is killed leaves no worker behind. SIGQUIT writes the stacks of all threads to stderr.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *WARNINGS):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
-    faulthandler.register(signal.SIGUSR1)
+    faulthandler.register(signal.SIGQUIT)
     threading.Thread(target=_end_with_parent, name="vitlab-parent", daemon=True).start()
 
 

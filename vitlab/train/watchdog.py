@@ -5,11 +5,11 @@ import faulthandler
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 
 from vitlab.signals import end_at_once
+from vitlab.terminal import say
 
 EXIT_STUCK = 43  # no progress: run the same command again, from the last checkpoint
 _STDERR = 2  # the descriptor: a notebook's sys.stderr has none
@@ -49,14 +49,14 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
-        print(f"error: no progress for {self.seconds:g} s (--watchdog_seconds); the stacks of all threads:", file=sys.stderr, flush=True)
+        say(f"error: no progress for {self.seconds:g} s (--watchdog_seconds); the stacks of all threads:", error=True)
         faulthandler.dump_traceback(file=_STDERR)
         workers = multiprocessing.active_children()
         _end_hard_after(len(workers) * _WORKER_SECONDS)
         for worker in workers:
-            print(f"and of worker process {worker.pid}, if it can still say so:", file=sys.stderr, flush=True)
+            say(f"and of worker process {worker.pid}, if it can still say so:", error=True)
             with contextlib.suppress(OSError):
-                os.kill(worker.pid or 0, signal.SIGUSR1)  # see vitlab.data.workers
+                os.kill(worker.pid or 0, signal.SIGQUIT)  # see vitlab.data.workers
             time.sleep(_WORKER_SECONDS)
         end_at_once(EXIT_STUCK)
 
