@@ -13,7 +13,7 @@ from tests.train.conftest import tiny_experiment
 from vitlab.config import DataConfig
 from vitlab.data import ArraySource, BadImages, eval_batches, open_source
 from vitlab.train.loop import train as train_run
-from vitlab.train.setup import set_up
+from vitlab.train.setup import Setup
 
 REASONS = {"empty.png": "empty", "text.jpg": "not an image", "bomb.png": "too large: 17000 x 17000 pixels", "cut.jpg": "truncated"}
 
@@ -44,7 +44,7 @@ def test_every_kind_is_replaced_alike_counted_and_listed_once(spoilt, tmp_path, 
     lines = listed(path)
     assert {line["name"].rpartition("/")[2]: line["reason"].partition(" take")[0] for line in lines} == REASONS
     assert len(lines) == 4 and {line["split"] for line in lines} == {"train"}
-    assert "4 images of train were left out: 1 " in caplog.text and str(path) in caplog.text
+    assert "4 images of train were left out: 1 " in caplog.text and "their names are in bad_images.jsonl" in caplog.text
 
 
 def test_one_pixel_and_a_wrong_extension_are_images(spoilt):
@@ -76,14 +76,15 @@ def test_a_run_lists_the_bad_images_of_both_splits_in_its_folder(tmp_path, monke
         (tmp_path / "images" / split / "ant" / "3.png").write_bytes(b"")
     data = DataConfig(source="image_folder", data_dir=str(tmp_path / "images"), num_threads=1)
 
-    def read_only(experiment, path):  # all of a run that has to do with bad images
-        path.parent.mkdir()
-        setup = set_up(experiment, path)
+    listing = Setup.listing_bad_images_in
+
+    def read_only(setup, folder):  # all of a run that has to do with bad images
+        setup = listing(setup, folder)
         take(setup.open_train_batches(0), 1)
         setup.evaluate({}, lambda: False)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitlab.train.loop.set_up", read_only)
+    monkeypatch.setattr(Setup, "listing_bad_images_in", read_only)
     monkeypatch.setattr("vitlab.train.setup.evaluate", lambda step, weights, batches, **_: {"images": len(take(batches, 1))})
     with pytest.raises(KeyboardInterrupt):
         train_run(tiny_experiment(data=data), tmp_path / "run")

@@ -53,7 +53,9 @@ def test_the_cpu_s_plan_adds_up_and_names_no_time():
 
 def test_a_teacher_counts_with_its_weights_and_one_forward_pass(tmp_path):
     experiment = tiny_experiment()
-    folder.write(tmp_path, experiment, folder.DataInfo.of(open_source(experiment.data, train=True)))
+    info = folder.DataInfo.of(open_source(experiment.data, train=True))
+    with folder.claim(tmp_path, experiment, info) as own:
+        folder.write(own, experiment, info)
     taught = tiny_experiment(loss=LossConfig(distillation=DistillationConfig(teacher=str(tmp_path))))
     alone, plan = (make_plan(e, Topology.of("cpu"), Data.of(e)) for e in (experiment, taught))
     assert plan.memory["teacher"] == 4 * weights(experiment) and "teacher" not in alone.memory

@@ -1,8 +1,8 @@
 import errno
-import json
 import os
 import pathlib
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ from vitlab.runs.checkpoint import CheckpointError, Checkpoints, NonFiniteError,
 from vitlab.runs.retention import Retention
 
 
-def make(value: float = 0.0):
+def make(value: float = 0.0, *, step: int | None = None):
     # Random numbers, so that compression leaves no slack in which a flipped bit would not matter.
     kernel = jax.random.normal(jax.random.key(0), (64, 64)) + value
-    zero = jnp.zeros((), jnp.int32)
+    zero, step = jnp.zeros((), jnp.int32), jnp.asarray(value if step is None else step, jnp.int32)
     params = {"blocks": {0: {"kernel": kernel}}, "bias": jnp.full((3,), value, jnp.bfloat16)}
-    rest = {"step": zero, "interval": {"loss": zero}, "skips": {"total": zero}}
+    rest = {"step": step, "interval": {"loss": zero}, "skips": {"total": zero}}
     return {"params": params, "model_state": {}, "opt_state": (params,), **rest}
 
 
@@ -76,12 +76,43 @@ def test_a_flipped_bit_is_found_and_the_next_older_step_taken(saved, position, c
 
 
 def test_wrong_values_that_read_well_are_named(saved, caplog):
-    manifest = saved / "3" / "manifest" / "metadata"
-    tree = json.loads(manifest.read_text())
-    other = json.loads((saved / "2" / "manifest" / "metadata").read_text())
-    manifest.write_text(json.dumps(other))
-    assert tree != other and restore(saved, read_only=True)[0] == 2
-    assert "opt_state/0/bias does not match its checksum" in caplog.text
+    shutil.rmtree(saved / "3" / "weights")
+    shutil.copytree(saved / "2" / "weights", saved / "3" / "weights")
+    assert restore(saved, read_only=True)[0] == 2
+    assert "params/bias does not match its checksum" in caplog.text
+
+
+@pytest.mark.parametrize("target", [TARGET, {k: TARGET[k] for k in ("params", "model_state")}])
+@pytest.mark.parametrize("what", [".", "manifest"])
+def test_a_checkpoint_under_the_number_of_another_step_is_damaged(saved, what, target, caplog):
+    shutil.copytree(saved / "3", saved / "5")
+    if what == "manifest":
+        shutil.rmtree(saved / "5" / what)
+        shutil.copytree(saved / "2" / what, saved / "5" / what)
+    step, state = restore(saved, target)
+    assert step == 3 and "its state is of another step than 5, the name of its folder" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, state["params"], make(3)["params"])
+    assert steps_of(saved) == [1, 2, 3] and (saved.parent / "damaged" / "5").exists()
+
+
+def test_a_state_is_saved_only_under_its_own_step(saved):
+    with Checkpoints(saved) as checkpoints, pytest.raises(ValueError, match="the state is of step 4, and cannot be saved as step=5"):
+        checkpoints.save(5, make(4))
+
+
+@pytest.mark.parametrize("leftover", ["file", "folder", "full folder", "link"])
+def test_what_a_killed_probe_has_left_blocks_no_save(saved, leftover, tmp_path):
+    probe = saved / ".probe-0"
+    if leftover == "file":
+        probe.write_text("")
+    elif leftover == "link":
+        probe.symlink_to(tmp_path)
+    else:
+        probe.mkdir()
+        (probe / "a.tmp").write_text("") if leftover == "full folder" else None
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save_last(4, make(4))
+    assert [p.name for p in saved.iterdir()] == ["4"] and tmp_path.exists()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that TensorStore never awaits
@@ -115,7 +146,7 @@ def test_a_state_that_is_not_finite_is_not_saved(saved):
         Checkpoints(saved, keep=Retention(newest=3)) as checkpoints,
         pytest.raises(NonFiniteError, match="step 4: opt_state/0/bias is not finite"),
     ):
-        checkpoints.save(4, make(float("nan")))
+        checkpoints.save(4, make(float("nan"), step=4))
     assert restore(saved)[0] == 3
 
 

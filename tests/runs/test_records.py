@@ -1,6 +1,7 @@
 import errno
 import json
 import logging
+import time
 
 import pytest
 
@@ -52,6 +53,27 @@ def test_what_a_full_disk_refuses_is_written_once_it_can_be(tmp_path, monkeypatc
     records.write(4, {"train_loss": 0.25})
     records.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_file_that_was_removed_or_replaced_is_written_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = Records(path, step=0)
+    for step, harm in ((1, path.unlink), (2, lambda: path.rename(tmp_path / "old")), (3, lambda: path.with_name("old").replace(path))):
+        records.write(step, {"train_loss": 0.5})
+        records.sync()
+        harm()
+    records.sync()
+    records.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_the_timing_has_the_time_and_loses_a_line_that_was_cut_off(tmp_path):
+    (tmp_path / "timing.jsonl").write_text('{"step": 1}\n{"ste')
+    logs, begun = SideLogs(tmp_path, step=1), time.time()
+    logs.timing(2, {"eta": 1.0})
+    logs.close()
+    first, second = map(json.loads, (tmp_path / "timing.jsonl").read_text().splitlines())
+    assert first == {"step": 1} and second["step"] == 2 and abs(second["time"] - begun) < 60
 
 
 def test_logs_that_are_lost_do_not_end_the_run(tmp_path, caplog):

@@ -17,10 +17,10 @@ from vitlab.analysis.devices import peak_flops
 from vitlab.config import ConfigError, MeshConfig
 from vitlab.losses import LOSSES
 from vitlab.models.registry import abstract_model
-from vitlab.parallel.mesh import make_mesh
+from vitlab.parallel.mesh import make_mesh, sharded_shapes
 from vitlab.runs.checkpoint import NonFiniteError
 from vitlab.runs.trained import from_run
-from vitlab.train.loop import train
+from vitlab.train.loop import _share, train
 from vitlab.train.profile import window_of
 from vitlab.train.setup import set_up
 
@@ -111,6 +111,11 @@ def test_a_run_begins_with_the_weights_of_a_checkpoint_and_a_new_head(tmp_path, 
         set_up(tiny_experiment(model=dataclasses.replace(model, weights=str(tmp_path / "none.safetensors"))))
 
 
+def test_a_share_of_all_says_why_nothing_is_split():
+    small = sharded_shapes({"bias": jax.ShapeDtypeStruct((8,), jnp.float32)}, make_mesh())
+    assert _share(small).startswith("100% (mesh.fsdp splits arrays of at least 65,536 numbers")
+
+
 def test_devices_that_cannot_be_split_so_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"mesh.fsdp=3 times mesh.tensor=1 must divide the 1 devices"):
         train(tiny_experiment(mesh=MeshConfig(fsdp=3)), tmp_path / "run")
@@ -183,7 +188,8 @@ def test_a_folder_in_use_is_refused(tmp_path):
     info = folder.DataInfo.of(open_source(experiment.data, train=True))
     with folder.claim(tmp_path, experiment, info), pytest.raises(ConfigError, match="another process"):
         folder.claim(tmp_path, experiment, info)
-    folder.claim(tmp_path, experiment, info).close()
+    with folder.claim(tmp_path, experiment, info):
+        pass
 
 
 def test_steps_are_traced_and_the_share_of_the_peak_is_told(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from vitlab.train.report import Report
 
 @pytest.fixture
 def report(tmp_path):
-    periods = Periods(total=9, warmup=0, log=1, evaluate=9, save=9)
+    periods = Periods(total=9, warmup=0, log=1, evaluate=9, save=9, examples_per_epoch=8)
     clock = Clock(step=0, total_steps=9, batch_size=4)
     with Report(tmp_path, step=0, periods=periods, clock=clock, leaves=["a", "b"], max_skips=2) as report:
         yield report
@@ -44,7 +44,14 @@ def test_more_skips_in_a_row_than_allowed_end_the_run(report, caplog):
 def test_records_have_no_nan_which_json_has_not(report, tmp_path):
     report.step(1, metrics(in_a_row=1, loss=jnp.nan))
     report.flush()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "train_accuracy": 0.5, "lr": 0.5, "skipped": 5.0}
+    values = {"train_accuracy": 0.5, "lr": 0.5, "skipped": 5.0}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "epoch": 0.5, "images_seen": 4, **values}
+
+
+def test_records_have_epoch_and_images_which_a_resumed_run_repeats(report, tmp_path):
+    report.evaluation(4, {"top1": 0.5, "top5": 1.0, "loss": 1.0, "images": 8, "images_per_second": 3.0})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"step": 4, "epoch": 2.0, "images_seen": 16, "eval_top1": 0.5, "eval_top5": 1.0, "eval_loss": 1.0, "eval_images": 8}
 
 
 def test_a_spike_is_told_and_ends_the_run_likewise(report, caplog):

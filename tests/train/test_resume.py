@@ -16,7 +16,10 @@ from tests.train.conftest import (
     wait_for_step,
     worker_processes,
 )
+from vitlab import signals
 from vitlab.signals import EXIT_STOPPED
+from vitlab.train import loop
+from vitlab.train.__main__ import main
 from vitlab.train.loop import train
 
 
@@ -72,9 +75,6 @@ def test_sigterm_saves_the_exact_step_and_exits_with_42_and_the_run_goes_on_bit_
 
 
 def test_a_stop_during_evaluation_leaves_the_evaluation_to_the_resumed_run(tmp_path, uninterrupted, monkeypatch):
-    from vitlab import signals
-    from vitlab.train import loop
-
     class StopInFirstEvaluation(signals.StopRequest):
         asked = 0
 
@@ -101,6 +101,30 @@ def test_the_same_seed_twice_is_bit_equal_and_another_seed_is_not(tmp_path, unin
     assert_same_run(tmp_path / "same", uninterrupted)
     train(tiny_experiment(seed=1), tmp_path / "other")
     assert checksums(tmp_path / "other", 60) != checksums(uninterrupted, 60)
+
+
+def test_a_checkpoint_beyond_a_shortened_duration_is_evaluated_as_it_is_and_the_run_is_done(tmp_path, capsys, monkeypatch):
+    """A launcher that requeues on exit code 42 would otherwise never end."""
+
+    class StopAfterSixteenQuestions(signals.StopRequest):
+        asked = 0
+
+        @property
+        def requested(self):
+            self.asked += 1
+            return self.asked > 16
+
+    long, short = (tiny_experiment(duration=f"{steps} steps", eval_every="100 steps") for steps in (30, 12))
+    with monkeypatch.context() as patch, pytest.raises(signals.Stopped) as stopped:
+        patch.setattr(loop, "StopRequest", StopAfterSixteenQuestions)
+        train(long, tmp_path / "run")
+    assert stopped.value.step == 15
+    for again in (False, True):
+        assert main([f"--config={config_file(tmp_path, short)}", f"--workdir={tmp_path / 'run'}", "--allow_changes"]) == 0
+        output, _ = capsys.readouterr()
+        assert "resumed at step 15, which is beyond the end: nothing is trained" in output and "after 15 steps" in output
+        assert ("step 15 evaluation" in output) != again
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("eval_top1") == 1
 
 
 def test_training_a_finished_run_again_changes_nothing(uninterrupted):

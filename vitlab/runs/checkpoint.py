@@ -1,5 +1,8 @@
 """Checkpoints that are checked: Orbax, plus a SHA-256 per leaf, fallback to an older step, and a strict comparison.
 
+The name of a checkpoint's folder, its manifest and its state are bound to each other by the number of steps done: the state has it as
+a leaf, and the manifest has that leaf's SHA-256.
+
 Orbax restores a flipped bit without a word, casts dtypes silently and does not fall back when a file is damaged; after a write
 that failed it forgets the checkpoints there are.
 """
@@ -20,8 +23,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from vitlab.config import ConfigError
+from vitlab.files import remove, write_atomically
 from vitlab.parallel import distributed
-from vitlab.runs.records import write_atomically
+from vitlab.runs.claim import Claim
 from vitlab.runs.retention import Preservation, Retention
 from vitlab.tree import leaf_names
 
@@ -29,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Orbax item -> what it holds of the state; evaluation restores one of the first two; there may be no average.
 _ITEMS = {"weights": ("params", "model_state"), "average": ("average",), "training": ("opt_state", "step", "interval", "skips")}
+_STEP = "step"  # the leaf with the number of steps done
 _MANIFEST = "manifest"  # item: {"leaves": {name: {shape, dtype, sha256}}, "sha256": of the leaves' JSON}
 
 
@@ -50,19 +55,35 @@ class Checkpoints:
     A write that fails, on a full disk or a folder that is no longer writable, is said in the log and is no reason to end the run.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: Retention | None = None, read_only: bool = False):
-        """Keeps the newest by default; under `read_only` nothing is written or moved."""
-        self.folder, self.read_only = folder.absolute(), read_only
+    def __init__(self, folder: pathlib.Path, *, keep: Retention | None = None, read_only: bool = False, own: Claim | None = None):
+        """Keeps the newest by default.
+
+        Args:
+          folder: Where the checkpoints are, or are to be.
+          keep: Which of them stay.
+          read_only: Nothing is written or moved.
+          own: The hold on the run folder, which is then the folder that is written into, wherever its path leads.
+
+        Raises:
+          ConfigError: The folder cannot be read, or not be made.
+        """
+        self.folder, self.read_only, self._own = folder.absolute(), read_only, own
+        self._root = self.folder if own is None else own.root / folder.name
         self._preservation = Preservation(keep or Retention())
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else self._preservation,
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            # Folders made in the background that cannot be made keep Orbax waiting for twenty minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._writing: int | None = None  # the step of the write under way
         self._failure: tuple[int, str] | None = None  # of the newest write
-        self._manager = self._open()
+        try:
+            self._manager = self._open()
+        except OSError as error:
+            raise ConfigError(f"the checkpoints in {self.folder} cannot be opened: {error.strerror or error}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -85,14 +106,18 @@ class Checkpoints:
 
         Args:
           step: Steps done.
-          state: All of it.
+          state: All of it, with the same number as its leaf "step".
           scores: Step -> score of what was evaluated so far; the more the better.
           before: Called first; when it raises OSError the state is not saved.
 
         Raises:
           NonFiniteError: A leaf is not finite.
+          FolderLostError: The run folder is no longer this run's; nothing is written.
+          ValueError: The state is of another step.
         """
         self.wait()
+        if self._own is not None:
+            self._own.check()
         if self._failure is not None:
             self._reopen()  # otherwise Orbax forgets what is on the disk, and leaves what it began
         if step in self._manager.all_steps():
@@ -110,6 +135,7 @@ class Checkpoints:
 
         Raises:
           NonFiniteError: A leaf is not finite.
+          FolderLostError: The run folder is no longer this run's; nothing is written.
           SaveError: It could not be written.
         """
         for last in (False, True):
@@ -127,7 +153,11 @@ class Checkpoints:
         return SaveError(f"step {step} could not be saved in {self.folder}: {reason}; {rest}")
 
     def wait(self) -> None:
-        """Waits for the write under way; what went wrong in it is said in the log."""
+        """Waits for the write under way; what went wrong in it is said in the log.
+
+        Raises:
+          FolderLostError: It went wrong because the run folder is no longer this run's.
+        """
         if self._writing is None:
             return
         step, self._writing = self._writing, None
@@ -161,7 +191,7 @@ class Checkpoints:
             except ConfigError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise whatever they meet in a damaged file
-                reason = _one_line(error)
+                reason = self._one_line(error)
             reason = distributed.first_error(reason)
             if state is None or reason:
                 logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, reason)
@@ -179,6 +209,9 @@ class Checkpoints:
         manifest = self._manager.restore(step, args=ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()}))[_MANIFEST]
         if _json_sha256(manifest["leaves"]) != manifest["sha256"]:
             raise ValueError("its manifest does not match its checksum")
+        counter = manifest["leaves"][_STEP]
+        if _sha256(np.asarray(step, counter["dtype"])) != counter["sha256"]:
+            raise ValueError(f"its state is of another step than {step}, the name of its folder")
         _compare(manifest["leaves"], target)
         items = {item: {k: target[k] for k in keys} for item, keys in _ITEMS.items() if keys[0] in target}
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in items.items()})
@@ -190,12 +223,14 @@ class Checkpoints:
         return state
 
     def _probe(self) -> None:
-        """Raises OSError where nothing can be written; there Orbax would wait minutes for a folder that it could not make."""
-        probe = self.folder / f".probe-{jax.process_index()}"
+        """Raises OSError where nothing can be written; of several processes those of Orbax would wait for the one that could not."""
+        probe = self._root / f".probe-{jax.process_index()}"
+        remove(probe)  # of a process that was killed here
         probe.mkdir()
-        probe.rmdir()
-        write_atomically(probe, "")
-        probe.unlink()
+        try:
+            write_atomically(probe / "probe", "")
+        finally:
+            remove(probe)
 
     def _begin(self, step: int, args: Any) -> None:
         if not self._manager.save(step, args=args):
@@ -207,9 +242,11 @@ class Checkpoints:
         try:
             write()
         except Exception as error:  # Orbax and TensorStore raise whatever they meet on a full disk
-            reason = _one_line(error)
+            reason = self._one_line(error)
         reason = distributed.first_error(reason)
         if reason:
+            if self._own is not None:
+                self._own.check()  # a folder that is lost is the reason to tell
             logger.error("step %d could not be saved (%s); the run goes on from memory and tries again at its next save", step, reason)
             self._failure = (step, reason)
         return not reason
@@ -217,8 +254,12 @@ class Checkpoints:
     def _set_aside(self, steps: list[int]) -> None:
         if self.read_only:
             return
-        distributed.on_first(lambda: _move(steps, self.folder, self.folder.parent / "damaged"))
+        distributed.on_first(lambda: _move(steps, self._root, self._root.parent / "damaged"))
         self._reopen()
+
+    def _one_line(self, error: Exception) -> str:
+        text = " ".join(str(error).split()) or type(error).__name__
+        return (text if self._own is None else self._own.shown(text))[:300]
 
     def _reopen(self) -> None:
         with contextlib.suppress(Exception):  # the error of a write that failed, again, or another of the same cause
@@ -227,17 +268,22 @@ class Checkpoints:
             self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.folder, options=self._options, item_names=(*_ITEMS, _MANIFEST))
+        return ocp.CheckpointManager(self._root, options=self._options, item_names=(*_ITEMS, _MANIFEST))
 
 
 def _move(steps: list[int], folder: pathlib.Path, aside: pathlib.Path) -> None:
-    aside.mkdir(exist_ok=True)
-    for step in steps:
-        shutil.rmtree(aside / str(step), ignore_errors=True)  # damaged at this step before
-        shutil.move(folder / str(step), aside / str(step))
+    try:
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            remove(aside / str(step))  # damaged at this step before
+            shutil.move(folder / str(step), aside / str(step))
+    except OSError as error:
+        raise ConfigError(f"damaged checkpoints cannot be moved to the folder damaged/: {error.strerror}; move them away") from error
 
 
 def _manifest(step: int, state: Any) -> dict[str, Any]:
+    if (done := int(_whole(state[_STEP]))) != step:
+        raise ValueError(f"the state is of step {done}, and cannot be saved as {step=}")
     described = {}
     for name, x in _named(state).items():
         leaf = _whole(x)
@@ -252,10 +298,6 @@ def _whole(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
     return np.asarray(leaf)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _named(tree: Any) -> dict[str, Any]:

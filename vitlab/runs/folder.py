@@ -5,21 +5,31 @@ checkpoints/, tensorboard/, evaluation.json and evaluations/ (by `python -m vitl
 damaged/ (checkpoints that could not be read).
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import pathlib
-from typing import IO
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
-from vitlab.config import ConfigError, Experiment, difference, from_config_dict, to_json
+from vitlab.config import ConfigError, Experiment, difference, from_config_dict, to_json, typed
 from vitlab.data import Source
 from vitlab.data.classes import different_classes
 from vitlab.data.splits import is_sliced
-from vitlab.runs.records import write_atomically
+from vitlab.files import read_json, remove, remove_leftovers, write_atomically
+from vitlab.parallel import distributed
+from vitlab.plugins import raised_in_plugin
+from vitlab.printable import printable
+from vitlab.runs.claim import Claim
+from vitlab.runs.records import read_records
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+_TEMPORARY = (".probe-*", "*.orbax-checkpoint-tmp*", "*.tmp")  # names in checkpoints/ of what is not complete
+_REMEDY = "restore it from a copy, or begin anew in another folder"
 _FIXED = ("model", "data", "augment", "batch_size", "seed", "duration")  # a change of these makes it another run
 _FREE_DATA = ("data_dir", "follow_outside", "num_threads", "num_workers", "max_bad_fraction", "max_image_bytes", "eval_split")
 _FREE = tuple(f"data.{name}" for name in _FREE_DATA)
@@ -45,53 +55,126 @@ class DataInfo:
         )
 
 
-def claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool = False) -> IO[str]:
-    """Makes the folder, or takes over that of the same run.
+def claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool = False) -> Claim:
+    """Makes the folder, or takes over that of the same run; to be called by all processes.
 
     Returns:
-      The lock, to be closed at the end of the run; the system releases it when the process dies.
+      The hold on the folder, to be left at the end of the run.
 
     Raises:
-      ConfigError: Not writable; in use by another process; or another run's, and the difference is not allowed.
+      ConfigError: The name cannot be one; not writable; in use by another process; another run's, and the difference is not allowed;
+        or a file in it is damaged.
     """
-    try:
+    first = distributed.on_first(lambda: _first_claim(workdir, experiment, data, allow_changes=allow_changes))
+    return first or _join(workdir)
+
+
+def _first_claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> Claim:
+    _check_name(workdir)
+    with contextlib.ExitStack() as stack, _refusing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"the run folder {workdir} is not writable: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if (workdir / "config.json").exists():
+        own = stack.enter_context(Claim(workdir))
+        own.lock()
+        if (own.root / "config.json").exists():
             _check_same(workdir, experiment, data, allow_changes=allow_changes)
-    except BlockingIOError as error:
-        lock.close()
-        raise ConfigError(f"another process is training in {workdir}") from error
-    except BaseException:
-        lock.close()
-        raise
-    return lock
+        read_records(own.root / "metrics.jsonl")
+        _remove_leftovers(own.root)
+        (own.root / "checkpoints").mkdir(exist_ok=True)
+        stack.pop_all()
+    return own
 
 
-def write(workdir: pathlib.Path, experiment: Experiment, data: DataInfo) -> None:
-    """Writes config.json and data.json, each at once."""
-    write_atomically(workdir / "data.json", json.dumps(dataclasses.asdict(data), indent=2) + "\n")
-    write_atomically(workdir / "config.json", to_json(experiment))
+def _join(workdir: pathlib.Path) -> Claim:
+    """The hold of a process that is not the first, which has made the folder and locked it."""
+    with _refusing(workdir):
+        return Claim(workdir)
+
+
+@contextlib.contextmanager
+def _refusing(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns what the system refuses into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        name = pathlib.Path(str(error.filename or workdir)).name
+        what = "" if name == workdir.name else f": {name}"
+        if isinstance(error, FileExistsError):
+            what += " (a file where a folder should be)"
+        raise ConfigError(f"the run folder {workdir} is not writable: {error.strerror or error}{what}") from error
+
+
+def write(own: Claim, experiment: Experiment, data: DataInfo) -> None:
+    """Writes config.json and data.json, each at once.
+
+    Raises:
+      ConfigError: They cannot be written.
+    """
+    with _refusing(own.path):
+        write_atomically(own.root / "data.json", json.dumps(dataclasses.asdict(data), indent=2) + "\n")
+        write_atomically(own.root / "config.json", to_json(experiment))
+    own.marker = "config.json"
 
 
 def read(workdir: pathlib.Path) -> tuple[Experiment, DataInfo]:
     """The experiment and the data of a run.
 
     Raises:
-      ConfigError: It is no run folder.
+      ConfigError: It is no run folder, or its config.json or data.json is damaged.
     """
+    _check_name(workdir)
+    return _read(workdir, "config.json", _experiment), _read(workdir, "data.json", _data_info)
+
+
+def _read(workdir: pathlib.Path, name: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
     try:
-        experiment = from_config_dict(json.loads((workdir / "config.json").read_text()))
-        data = json.loads((workdir / "data.json").read_text())
-        return experiment, DataInfo(**data | {"class_names": tuple(data["class_names"])})
+        tree = read_json(workdir / name)
     except OSError as error:
-        raise ConfigError(f"{workdir} is no run folder: {error.filename} cannot be read ({error.strerror})") from error
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ConfigError(f"{workdir} is no run folder of this version: {error}") from error
+        raise ConfigError(f"{workdir} is no run folder: {workdir / name} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise _damaged(workdir / name, error) from error
+    if not isinstance(tree, Mapping):
+        raise _damaged(workdir / name, f"it holds {type(tree).__name__}, and should hold a group of keys")
+    try:
+        return parse(tree)
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        if raised_in_plugin(error):  # code of the user's own keeps its traceback
+            raise
+        raise _damaged(workdir / name, error) from error
+
+
+def _damaged(path: pathlib.Path, reason: object) -> ConfigError:
+    return ConfigError(f"{path} is damaged or not of this version ({str(reason)[:300]}); {_REMEDY}")
+
+
+def _experiment(tree: Mapping[str, Any]) -> Experiment:
+    experiment = from_config_dict(tree)
+    to_json(experiment)  # what is nested too deeply for that fails here
+    return experiment
+
+
+def _data_info(tree: Mapping[str, Any]) -> DataInfo:
+    hints = typing.get_type_hints(DataInfo)
+    if tree.keys() != hints.keys():
+        differing = ", ".join(sorted(tree.keys() ^ hints.keys()))
+        raise ConfigError(f"its keys should be {', '.join(hints)}; missing or unknown: {differing}")
+    return DataInfo(**{name: typed(tree[name], hint, (name,)) for name, hint in hints.items()})
+
+
+def _check_name(workdir: pathlib.Path) -> None:
+    """Refuses a name that is no text, which neither JAX nor TensorBoard can open."""
+    try:
+        str(workdir).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the run folder {printable(str(workdir))} must have a name in UTF-8: rename it") from error
+
+
+def _remove_leftovers(root: pathlib.Path) -> None:
+    """Removes what writers of this folder have left that were killed; to be called under the lock."""
+    for name in ("config.json", "data.json", "metrics.jsonl"):
+        remove_leftovers(root / name)
+    for pattern in _TEMPORARY:
+        for leftover in (root / "checkpoints").glob(pattern):
+            remove(leftover)
 
 
 def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> None:

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import IO, Any
 
+from vitlab.config import ConfigError
+from vitlab.files import parse_json, whole_lines, write_atomically
 from vitlab.parallel import distributed
 
 logger = logging.getLogger(__name__)
@@ -20,12 +22,15 @@ class Records:
         """Drops the lines after `step`, which the resumed run will write again, and a last line that was cut off.
 
         Only the first process reads and writes the file; the others have its lines, and forget what they write.
+
+        Raises:
+          ConfigError: The file cannot be read or written, or a line in it is damaged; on all processes.
         """
         self._path, self._whole = path, True  # whether the file has all the lines
-        first = distributed.is_first()
-        read = [line for line in _read(path) if line["step"] <= step] if first else []
-        self.lines = distributed.from_first(read)
-        self._file = self._rewrite() if first else None
+        self._file: IO[str] | None = None
+        read = distributed.on_first(lambda: [line for line in read_records(path) if line["step"] <= step])
+        self.lines: list[dict[str, Any]] = distributed.from_first(read or [])
+        distributed.on_first(self._open)
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Adds a line, which survives the end of the process; what cannot be written now is written by `sync`."""
@@ -35,7 +40,7 @@ class Records:
                 self._file.write(json.dumps(self.lines[-1]) + "\n")
                 self._file.flush()
             except OSError as error:
-                logger.error("%s cannot be written (%s); the records are kept in memory until it can", self._path, error.strerror)
+                logger.error("%s cannot be written (%s); the records are kept in memory until it can", self._path.name, error.strerror)
                 self._whole = False
 
     def at(self, step: int, name: str) -> dict[str, Any] | None:
@@ -43,46 +48,69 @@ class Records:
         return next((line for line in self.lines if line["step"] == step and name in line), None)
 
     def sync(self) -> None:
-        """Makes the lines survive the end of the machine.
+        """Makes the lines survive the end of the machine, and a file that somebody has removed or replaced meanwhile.
 
         Raises:
           OSError: The disk is full or not writable; to be tried again.
         """
         if self._file is None:
             return
-        if not self._whole:
-            self._close()
+        if not self._whole or not self._is_in_place(self._file):
+            self.close()
             self._file, self._whole = self._rewrite(), True
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the file."""
-        if not self._whole:
-            with contextlib.suppress(OSError):
-                self.sync()
-        self._close()
+        """Closes the file; lines that could not be written are lost unless `sync` was called."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what is left in its buffer cannot be written either
+                self._file.close()
+
+    def _is_in_place(self, file: IO[str]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> None:
+        try:
+            self._file = self._rewrite()
+        except OSError as error:
+            raise ConfigError(f"{self._path.name} of the run cannot be written: {error.strerror}") from error
 
     def _rewrite(self) -> IO[str]:
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
         return self._path.open("a")
 
-    def _close(self) -> None:
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError):  # what is left in its buffer cannot be written either
-            self._file.close()
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; none if there is no file. A last line that was cut off is left out.
+
+    Raises:
+      ConfigError: The file cannot be read, or a line before the last is damaged.
+    """
+    records = []
+    try:
+        for number, line in enumerate(whole_lines(path), 1):
+            records.append(_record(line, f"{path.name} of the run is damaged in line {number}"))
+    except OSError as error:
+        raise ConfigError(f"{path.name} of the run cannot be read: {error.strerror}") from error
+    return records
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file at once, so that no reader and no crash sees half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _record(line: bytes, damage: str) -> dict[str, Any]:
+    remedy = "remove that line, or move the file away to go on without the earlier curves"
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        raise ConfigError(f"{damage} ({str(error)[:200]}): {remedy}") from error
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
+        raise ConfigError(f'{damage} (it is no group of values with a "step" of at least 0): {remedy}')
+    wrong = next((name for name, value in record.items() if not _is_number(value)), None)
+    if wrong is not None:
+        raise ConfigError(f"{damage} ({wrong[:100]} is no number): {remedy}")
+    return record
 
 
-def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)

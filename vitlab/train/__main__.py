@@ -4,21 +4,29 @@ The same command again goes on with the run. Exit codes: 0 the run is done; 1 it
 used, and nothing was begun; 42 a signal stopped it, and the last step is saved; 43 it was stuck, and ended by its watchdog.
 """
 
-import sys
 from collections.abc import Sequence
 
 from vitlab import cli
-from vitlab.config import smoke
+from vitlab.config import ConfigError, smoke
 from vitlab.data import BadImagesError
 from vitlab.parallel import distributed
 from vitlab.runs.checkpoint import CheckpointError, NonFiniteError, SaveError
+from vitlab.runs.claim import FolderLostError
 from vitlab.signals import EXIT_STOPPED, Stopped
+from vitlab.terminal import say, settle
 from vitlab.train.loop import train
 from vitlab.train.profile import window_of
 from vitlab.train.weights_and_biases import load_wandb
 
 
 def main(argv: Sequence[str]) -> int:
+    try:
+        return _main(argv)
+    finally:
+        settle()  # what a run says is not its result: output that cannot be written costs nothing
+
+
+def _main(argv: Sequence[str]) -> int:
     parser = cli.Parser(
         prog="python -m vitlab.train",
         description=__doc__.split("\n")[0],
@@ -38,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     distributed.add_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
+    if not args.workdir:
+        raise ConfigError("--workdir is empty: name a folder, or . for this one")
     experiment, profile = cli.load_experiment(args.config, overrides), window_of(args.profile)
     if args.wandb is not None:
         load_wandb()  # refuses at once, where it is not installed
@@ -53,14 +63,14 @@ def main(argv: Sequence[str]) -> int:
             wandb=args.wandb,
         )
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        say(str(stopped), error=True)
         return EXIT_STOPPED
-    except (NonFiniteError, CheckpointError, SaveError, BadImagesError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except (NonFiniteError, CheckpointError, SaveError, BadImagesError, FolderLostError) as error:
+        say(f"error: {error}", error=True)
+        return cli.EXIT_FAILED
     if not distributed.is_first():
         return 0
-    print(
+    say(
         f"done: top-1 {result['eval_top1']:.2%} on {result['eval_images']:.0f} images after {result['step']} steps\n"
         f"run folder: {args.workdir}\n"
         f"next: python -m vitlab.evaluate --workdir={args.workdir}\n"

@@ -13,7 +13,7 @@ class Clock:
 
     def __init__(self, *, step: int, total_steps: int, batch_size: int, peak_speed: float | None = None):
         """Starts at `step`; `peak_speed` in images/s is what the devices could reach, None where unknown."""
-        self._first, self._total, self._batch_size, self._peak_speed = step, total_steps, batch_size, peak_speed
+        self._first, self._total, self.batch_size, self._peak_speed = step, total_steps, batch_size, peak_speed
         self._begin = time.perf_counter()
         self._restart(step)
 
@@ -37,7 +37,7 @@ class Clock:
         seconds = max(now - self._lap_begin - self._paused, 1e-9)
         elapsed = now - self._begin
         values = {
-            "images_per_second": (step - self._lap_step) * self._batch_size / seconds,
+            "images_per_second": (step - self._lap_step) * self.batch_size / seconds,
             "data_wait": self._waited / seconds,
             "eta": elapsed / max(step - self._first, 1) * (self._total - step),
             "elapsed": elapsed,

@@ -4,14 +4,16 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from vitlab.config import DataConfig, Experiment, to_dict
 from vitlab.parallel import distributed
-from vitlab.parallel.mesh import shard_batch, share_of_device
+from vitlab.parallel.mesh import FSDP_FLOOR, shard_batch, share_of_device
 from vitlab.runs import folder
 from vitlab.runs.checkpoint import Checkpoints
+from vitlab.runs.claim import Claim
 from vitlab.runs.retention import Retention
 from vitlab.runs.trained import Trained
 from vitlab.signals import Stopped, StopRequest
@@ -57,44 +59,34 @@ def train(
       Stopped: A signal came; the state of the last step is saved.
       NonFiniteError: The loss or a gradient was not finite.
       CheckpointError: Every checkpoint is damaged.
-      SaveError: The last state could not be written.
+      SaveError, FolderLostError: The last state could not be written; the run folder was moved, deleted or taken over.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         watchdog = stack.enter_context(Watchdog(watchdog_seconds))
-        vote = distributed.Vote(lambda: stop.requested)
+        setup, teacher, own = _claimed(experiment, pathlib.Path(workdir), allow_changes=allow_changes)
+        stack.enter_context(own)
+        periods, fixed = setup.periods, () if teacher is None else (teacher.weights,)
+        vote = distributed.Vote(lambda: stop.requested or own.lost())
 
         def should_stop() -> bool:
             watchdog.alive()
             return vote()
 
-        workdir, process = pathlib.Path(workdir), jax.process_index()
-        bad_images = workdir / (f"bad_images.{process}.jsonl" if process else "bad_images.jsonl")
-        setup = distributed.everywhere(lambda: set_up(experiment, bad_images))
-        periods = setup.periods
-        data = folder.DataInfo.of(setup.train_source)
-        distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])
-        teacher = setup.restore_teacher()
-        fixed = () if teacher is None else (teacher.weights,)
-        lock = distributed.on_first(lambda: folder.claim(workdir, experiment, data, allow_changes=allow_changes))
-        stack.enter_context(lock or contextlib.nullcontext())
-        keep = Retention(newest=experiment.keep_checkpoints, best=experiment.keep_best, every=periods.keep)
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep))
-        restored = checkpoints.restore(setup.abstract_state)
-        step, state = restored or (0, setup.initial_state())
-        distributed.on_first(lambda: folder.write(workdir, experiment, data))
+        checkpoints = stack.enter_context(_checkpoints(setup, own))
+        step, state = checkpoints.restore(setup.abstract_state) or (0, setup.initial_state())
+        distributed.on_first(lambda: folder.write(own, experiment, folder.DataInfo.of(setup.train_source)))
         if should_stop():
             checkpoints.save_last(step, state)
+            own.check_place()
             raise Stopped(step)
         train_step, compile_seconds = compile_step(setup.train_step)
         batches = stack.enter_context(setup.open_train_batches(step))
         clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size, peak_speed=setup.peak_speed())
-        trained, _ = as_trained(setup.model, experiment.optimizer).split(state["params"])
-        tracker = stack.enter_context(Tracker(workdir, wandb, experiment)) if wandb and distributed.is_first() else None
-        options = {"leaves": leaf_names(trained), "max_skips": experiment.max_skips, "tracker": tracker}
-        report = stack.enter_context(Report(workdir, step=step, periods=periods, clock=clock, **options))
+        tracker = stack.enter_context(Tracker(own.path, wandb, experiment)) if wandb and distributed.is_first() else None
+        report = stack.enter_context(_report(setup, own, state, step=step, clock=clock, tracker=tracker))
         report.line(_beginning(setup, teacher, state, step, compile_seconds))
-        profiler = stack.enter_context(Profile(workdir / "profile", profile if distributed.is_first() else range(0)))
+        profiler = stack.enter_context(_profile(own, profile, report))
 
         # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a
         # step's evaluation before the next step; so a resumed run neither repeats nor drops a record.
@@ -112,13 +104,53 @@ def train(
                     _evaluate(setup, report, state, step, should_stop)
                     if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
                         checkpoints.save(step, state, scores=report.scores, before=report.sync)
+        own.check()
         report.flush()
         checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
-        if not report.evaluation_at(step) or (step < periods.total and not report.stalls(step)):
-            raise Stopped(step)
-        if step < periods.total:
-            report.line(f"stopped at step {step} of {periods.total}: no better evaluation in stop_after={experiment.stop_after!r}")
-        return report.evaluation_at(step)
+        own.check_place()
+        return _result(setup, report, step)
+
+
+def _claimed(experiment: Experiment, workdir: pathlib.Path, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
+    """The parts of the run, its teacher and the hold on its folder, once all processes have agreed that nothing is to be refused."""
+    setup = distributed.everywhere(lambda: set_up(experiment))
+    data = folder.DataInfo.of(setup.train_source)
+    distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])
+    teacher = setup.restore_teacher()
+    own = folder.claim(workdir, experiment, data, allow_changes=allow_changes)
+    return setup.listing_bad_images_in(own.root), teacher, own
+
+
+def _checkpoints(setup: Setup, own: Claim) -> Checkpoints:
+    newest, best = setup.experiment.keep_checkpoints, setup.experiment.keep_best
+    return Checkpoints(own.path / "checkpoints", keep=Retention(newest=newest, best=best, every=setup.periods.keep), own=own)
+
+
+def _report(setup: Setup, own: Claim, state: State, *, step: int, clock: Clock, tracker: Tracker | None) -> Report:
+    trained, _ = as_trained(setup.model, setup.experiment.optimizer).split(state["params"])
+    return Report(
+        own.root,
+        step=step,
+        periods=setup.periods,
+        clock=clock,
+        leaves=leaf_names(trained),
+        max_skips=setup.experiment.max_skips,
+        tracker=tracker,
+    )
+
+
+def _profile(own: Claim, steps: range, report: Report) -> Profile:
+    return Profile(own.root / "profile", steps if distributed.is_first() else range(0), say=report.line, shown=own.path / "profile")
+
+
+def _result(setup: Setup, report: Report, step: int) -> dict[str, Any]:
+    """The last evaluation of a run that is done, which it also is where it no longer gets better; otherwise a signal stopped it."""
+    total, result = setup.periods.total, report.evaluation_at(step)
+    if not result or (step < total and not report.stalls(step)):
+        raise Stopped(step)
+    if step < total:
+        report.line(f"stopped at step {step} of {total}: no better evaluation in stop_after={setup.experiment.stop_after!r}")
+    return result
 
 
 def _evaluate(setup: Setup, report: Report, state: State, step: int, should_stop: Callable[[], bool]) -> None:
@@ -136,7 +168,7 @@ def _beginning(setup: Setup, teacher: Trained | None, state: State, step: int, c
     if jax.process_count() > 1:
         devices += f" in {jax.process_count()} processes"
     if sizes := [f"{axis} {size}" for axis, size in setup.mesh.shape.items() if size > 1 and axis != "data"]:
-        devices += f", {' by '.join(sizes)}: each has {share_of_device(setup.abstract_state):.0%} of the state"
+        devices += f", {' by '.join(sizes)}: each has {_share(setup.abstract_state)} of the state"
     taught = ""
     if teacher is not None:
         origin = ", ".join(f"{name} {value}" for name, value in teacher.origin.items())
@@ -145,4 +177,11 @@ def _beginning(setup: Setup, teacher: Trained | None, state: State, step: int, c
         f"{setup.experiment.model.name}: {count:,} parameters, {len(setup.train_source):,} images, {setup.periods.total:,} steps of "
         f"{setup.experiment.batch_size} on {devices}{taught}; compiled in {compile_seconds:.1f} s"
         + (f"; resumed at step {step}" if step else "")
+        + (", which is beyond the end: nothing is trained" if step > setup.periods.total else "")
     )
+
+
+def _share(state: Any) -> str:
+    share = share_of_device(state)
+    why = f" (mesh.fsdp splits arrays of at least {FSDP_FLOOR:,} numbers, of which there is none that it divides)"
+    return f"{share:.0%}" + (why if share == 1 else "")

@@ -20,6 +20,7 @@ class Periods:
     decay_every: int = 1  # of the schedule
     keep: int | None = None  # one checkpoint for good
     patience: int | None = None  # without a better evaluation, after which the run ends; None: never
+    examples_per_epoch: int | None = None  # training images; None: not known, so that records have no epoch
 
     @classmethod
     def of(cls, experiment: Experiment, *, examples_per_epoch: int) -> "Periods":
@@ -54,12 +55,14 @@ class Periods:
         log, evaluate, save = often
         keep, patience = (None if text is None else max(steps(text, total), 1) for text in (experiment.keep_every, experiment.stop_after))
         recurring = {"log": log, "evaluate": evaluate, "save": save, "keep": keep, "patience": patience}
-        return cls(total=total, warmup=warmup, cooldown=cooldown, decay_every=decay_every, **recurring)
+        return cls(
+            total=total, warmup=warmup, cooldown=cooldown, decay_every=decay_every, examples_per_epoch=examples_per_epoch, **recurring
+        )
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether an evaluation follows this step."""
-        return step > 0 and (step % self.evaluate == 0 or step == self.total)
+        """Whether an evaluation follows this step; beyond the end, where a run was shortened, one does."""
+        return step > 0 and (step % self.evaluate == 0 or step >= self.total)
 
     def saves_at(self, step: int) -> bool:
         """Whether a checkpoint follows this step."""
-        return step % self.save == 0 or step == self.total
+        return step % self.save == 0 or step >= self.total

@@ -1,5 +1,6 @@
 """What becomes of the metrics: checked, recorded, shown; one step late, so that the device never waits."""
 
+import contextlib
 import logging
 import math
 import pathlib
@@ -13,6 +14,7 @@ from jaxtyping import Bool
 from vitlab.evaluate.classification import RESULT_NAMES
 from vitlab.parallel import distributed
 from vitlab.runs.checkpoint import NonFiniteError
+from vitlab.runs.claim import FolderLostError
 from vitlab.runs.records import Records
 from vitlab.train.clock import Clock, duration_text
 from vitlab.train.console import Console
@@ -40,28 +42,39 @@ class Report:
         max_skips: int,
         tracker: Tracker | None = None,
     ):
-        """Goes on after `step`; `leaves` are the names of the gradients; `max_skips` in a row is no reason to end the run.
+        """To be called by all processes, of which the first writes and shows.
 
-        The `tracker` is given what metrics.jsonl and timing.jsonl have; it is closed by its owner.
+        Args:
+          workdir: The folder to write into.
+          step: Steps done; records of later ones are dropped.
+          periods: Of the run.
+          clock: Of the run.
+          leaves: Names of the gradients.
+          max_skips: Dropped updates in a row that are no reason to end the run.
+          tracker: Given what metrics.jsonl and timing.jsonl have; closed by its owner.
 
-        Of several processes the first writes and shows; to be called by all.
+        Raises:
+          ConfigError: metrics.jsonl is damaged, or cannot be written.
         """
         self.records = Records(workdir / "metrics.jsonl", step=step)
         self.console = Console(total_steps=periods.total, quiet=not distributed.is_first())
         self._side_logs = SideLogs(workdir, step=step) if distributed.is_first() else None
         self._total, self._log_every, self._clock, self._leaves = periods.total, periods.log, clock, leaves
         self._max_skips, self._tracker = max_skips, tracker
-        self._patience = periods.patience
+        self._patience, self._examples_per_epoch = periods.patience, periods.examples_per_epoch
         self._pending: tuple[int, Metrics] | None = None
 
     def __enter__(self) -> "Report":
         self.console.__enter__()
         return self
 
-    def __exit__(self, *exc) -> None:
-        self.console.__exit__(*exc)
+    def __exit__(self, kind, *exc) -> None:
+        self.console.__exit__(kind, *exc)
         if self._side_logs is not None:
             self._side_logs.close()
+        if kind is None or not issubclass(kind, FolderLostError):
+            with contextlib.suppress(OSError):  # the run has said so before
+                self.records.sync()
         self.records.close()
 
     def step(self, step: int, metrics: Metrics) -> None:
@@ -161,7 +174,9 @@ class Report:
 
     def _write(self, step: int, values: Mapping[str, float | int]) -> None:
         values = {k: v for k, v in values.items() if math.isfinite(v)}  # JSON has no NaN
-        self.records.write(step, values)
+        seen = step * self._clock.batch_size
+        epoch = {"epoch": seen / self._examples_per_epoch} if self._examples_per_epoch else {}
+        self.records.write(step, {**epoch, "images_seen": seen, **values})
         if self._side_logs is not None:
             self._side_logs.scalars(step, values)
         if self._tracker is not None:

@@ -63,6 +63,11 @@ class Setup:
         weights = meshes.place(self.create_weights(), self.mesh, self.model.tensor_split)
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
+    def listing_bad_images_in(self, folder: pathlib.Path) -> "Setup":
+        """The same, with a file in a folder that lists the images that cannot be decoded; each process has its own."""
+        process = jax.process_index()
+        return dataclasses.replace(self, bad_images=folder / (f"bad_images.{process}.jsonl" if process else "bad_images.jsonl"))
+
     def peak_speed(self) -> float | None:
         """Images/s if the devices multiplied all the time: the products of forward and backward pass, and of a teacher's forward pass.
 
