@@ -60,7 +60,7 @@ def test_points_lie_where_the_axes_say():
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("config.json", b"[", "no run folder of this version"),
+        ("config.json", b"[", "is damaged or not of this version"),
         (
             "metrics.jsonl",
             b'{"step": 1, "train_loss": 2}\nnonsense\n\xff\xff\n[]\n{"step": "x"}\n',
@@ -89,7 +89,7 @@ def test_runs_that_are_equal_and_one_alone_are_no_error(two_runs, capsys):
     [
         (["{dir}/none"], "none of these folders has a record"),
         (["{dir}/a", "--output={dir}/x.jpg"], "must be a file *.png"),
-        (["{dir}/a", "--output={dir}/x.png", "--metrics=nope"], "no run has any of --metrics=nope; there are: eval_images"),
+        (["{dir}/a", "--output={dir}/x.png", "--metrics=nope"], "no run has any of --metrics=nope; there are: epoch, eval_images"),
         (["{dir}/a", "--metrics=,"], "must name at least one metric"),
         ([], "required"),
     ],
