@@ -1,11 +1,11 @@
-# `make quickstart` trains, `make test` tests; each makes the virtual environment it needs, once.
+# `make quickstart` trains, `make test` tests, `make docs` builds the site; each makes the virtual environment it needs, once.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint format docs versions clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m vitlab.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -23,8 +23,15 @@ format: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
+
+# Models and kernels with each Python and JAX that is supported and is here.
+versions:
+	tests/versions.sh $(PYTEST_ARGS)
+
 clean:
-	rm -rf $(VENV) .jax_cache build *.egg-info
+	rm -rf site $(VENV) .jax_cache build *.egg-info
 
 # A stamp is written only after pip has succeeded, so that a broken installation is tried again.
 $(VENV)/bin/pip:

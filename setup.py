@@ -38,6 +38,7 @@ TEST = [
     "faster-coco-eval>=1.6",  # as extra `detection`
     "scikit-image>=0.25",  # SSIM, to compare with
     "scikit-learn>=1.6",  # average precision, to compare with
+    "hypothesis>=6.120",  # properties of windows, orders, splits and parsers
 ]
 EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
@@ -55,6 +56,7 @@ EXTRAS = {
     "notebooks": ["jupyter>=1.1", "matplotlib>=3.9"],
     "detection": ["faster-coco-eval>=1.6"],  # COCO's average precision
     "parity": ["torch>=2.6", "timm>=1.0.20"],  # to read .pth files, and to compare speed with timm
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # the site: `make docs`
     "test": TEST,
     "dev": [
         *TEST,

@@ -13,8 +13,13 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 # Triton kernels, where Triton is installed, run on the host; it wants to be told before it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import hypothesis
 import jax
 import pytest
+
+# The same examples in every run, however slow the machine is.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 # Compiling a network for the CPU takes three times as long with XLA's fusion emitters. Newer versions are quicker, and refuse the flag.
 # A program is not split into parts to be compiled side by side: the workers have the cores, and splitting takes a twentieth of the time.

@@ -1,4 +1,4 @@
-"""Every line of docs/tour.md runs, in order; only the runs are shortened."""
+"""Every line of docs/start/tour.md runs, in order; only the runs are shortened."""
 
 import glob
 import importlib
@@ -58,7 +58,7 @@ def clone(tmp_path, monkeypatch):
 
 
 def test_every_line_of_the_tour_runs(clone):
-    blocks = list(BLOCK.finditer((ROOT / "docs" / "tour.md").read_text()))
+    blocks = list(BLOCK.finditer((ROOT / "docs" / "start" / "tour.md").read_text()))
     assert len(blocks) >= 8
     skipped = []
     for block in blocks:
@@ -71,3 +71,11 @@ def test_every_line_of_the_tour_runs(clone):
                 run_line(line)
     assert [name for name in MADE if not (clone / name).exists()] == []
     assert set(skipped) <= {"vitlab.export"}
+
+
+def test_the_lines_of_the_readme_are_those_of_the_tour():
+    readme, tour = ((ROOT / name).read_text() for name in ("README.md", "docs/start/tour.md"))
+    blocks = re.findall(r"```(?:sh|python)\n(.*?)```", readme, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) >= 12
+    assert [line for line in lines if line not in tour.splitlines()] == []
