@@ -16,11 +16,20 @@ class BatchNorm(nnx.Module):
     `momentum` is the share that is renewed, and the variance the unbiased one, as in torch); otherwise by these.
     """
 
-    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,  # whether a learned scale and bias follow
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         del rngs  # nothing here is random
         self.eps, self.momentum, self.dtype = eps, momentum, dtype
-        self.scale = nnx.Param(full(dim, 1.0))
-        self.bias = nnx.Param(full(dim, 0.0))
+        self.scale = nnx.Param(full(dim, 1.0)) if affine else None
+        self.bias = nnx.Param(full(dim, 0.0)) if affine else None
         self.mean = nnx.BatchStat(full(dim, 0.0))
         self.var = nnx.BatchStat(full(dim, 1.0))
 
@@ -32,9 +41,17 @@ class BatchNorm(nnx.Module):
             self._remember(mean, var, x.size // x.shape[-1])
         else:
             mean, var = self.mean[...], self.var[...]
-        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        factor, offset = self.affine_map(mean, var)
         shape = (1,) * (x.ndim - 1) + (-1,)
-        return (x * factor.reshape(shape) + (self.bias[...] - mean * factor).reshape(shape)).astype(self.dtype)
+        return (x * factor.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
+
+    def affine_map(self, mean: Float[Array, " dim"], var: Float[Array, " dim"]) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+        """Factor and offset of each channel that normalise by these statistics, scale and bias included."""
+        factor = jax.lax.rsqrt(var + self.eps)
+        if self.scale is None or self.bias is None:
+            return factor, -mean * factor
+        factor = self.scale[...] * factor
+        return factor, self.bias[...] - mean * factor
 
     def _remember(self, mean: Array, var: Array, count: int) -> None:
         unbiased = jax.lax.stop_gradient(var) * (count / max(1, count - 1))

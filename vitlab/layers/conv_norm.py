@@ -1,6 +1,5 @@
 """Convolution and batch norm, and how a norm disappears into the linear map beside it for deployment."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -56,8 +55,7 @@ class ConvNorm(nnx.Module):
 
 def affine_of(norm: BatchNorm) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
     """Factor and offset per channel of a batch norm in evaluation."""
-    factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.eps)
-    return factor, norm.bias[...] - norm.mean[...] * factor
+    return norm.affine_map(norm.mean[...], norm.var[...])
 
 
 def fold_into_previous(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:

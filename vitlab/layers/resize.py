@@ -20,9 +20,12 @@ def bicubic_taps(size: int, new_size: int) -> Taps:
     return taps
 
 
-def bilinear_taps(size: int, new_size: int) -> Taps:
-    """Two taps (align_corners=False)."""
-    source = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, None)
+def bilinear_taps(size: int, new_size: int, *, align_corners: bool = False) -> Taps:
+    """Two taps. Half-pixel centres, or, with `align_corners`, the first and last pixels on each other."""
+    if align_corners:
+        source = np.arange(new_size) * (size - 1) / max(1, new_size - 1)
+    else:
+        source = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, None)
     first = np.floor(source).astype(int)
     share = source - first
     return [(np.clip(first, 0, size - 1), 1 - share), (np.clip(first + 1, 0, size - 1), share)]
@@ -33,14 +36,20 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[A
     return _apply(_apply(x, 1, bicubic_taps(x.shape[1], size[0])), 2, bicubic_taps(x.shape[2], size[1]))
 
 
-def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False) -> Float[Array, "b h2 w2 c"]:
     """Bilinear, not antialiased."""
-    return resize_axis(resize_axis(x, 1, size[0]), 2, size[1])
+    return resize_axis(resize_axis(x, 1, size[0], align_corners=align_corners), 2, size[1], align_corners=align_corners)
 
 
-def resize_axis(x: Float[Array, "..."], axis: int, size: int) -> Float[Array, "..."]:
+def resize_axis(x: Float[Array, "..."], axis: int, size: int, *, align_corners: bool = False) -> Float[Array, "..."]:
     """Linear along one axis, not antialiased."""
-    return x if x.shape[axis] == size else _apply(x, axis, bilinear_taps(x.shape[axis], size))
+    return x if x.shape[axis] == size else _apply(x, axis, bilinear_taps(x.shape[axis], size, align_corners=align_corners))
+
+
+def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Each new pixel i is the old pixel floor(i old_size / new_size), torch's "nearest"."""
+    rows, cols = (np.arange(new) * old // new for old, new in zip(x.shape[1:3], size, strict=True))
+    return jnp.take(jnp.take(x, rows, 1), cols, 2)
 
 
 def _apply(x: Array, axis: int, taps: Taps) -> Array:

@@ -14,15 +14,15 @@ _LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",)
 # Names of the attributes in which wrappers keep a network: torch's DDP and AveragedModel, Lightning, trainers, self-supervision.
 _WRAPPERS = {"module", "model", "backbone", "encoder", "teacher", "student", "base_encoder", "visual", "trunk", "net", "network"}
 _COMPILED = "_orig_mod."  # put by torch.compile before the names of any part
-_FAMILIES = "vitlab.models."
+_ROOMS = re.compile(r"vitlab\.(?:models|heads)\.")  # whose modules' checkpoints have names of their own
 _OWN = (NameMap(source="vitlab"),)
 
 
 def maps_of(model: Any) -> tuple[NameMap, ...]:
-    """The name maps of a model's family; a model that is not of the zoo has the names of its own attributes."""
+    """The name maps of a model's family or of a head; a module from elsewhere has the names of its own attributes."""
     module = type(model).__module__
-    name = f"vitlab.weights.names.{module.removeprefix(_FAMILIES)}"
-    if not module.startswith(_FAMILIES) or importlib.util.find_spec(name) is None:
+    name = f"vitlab.weights.names.{_ROOMS.sub('', module, count=1)}"
+    if _ROOMS.match(module) is None or importlib.util.find_spec(name) is None:
         return _OWN
     return importlib.import_module(name).MAPS
 

@@ -1,0 +1,5 @@
+"""Heads: maps of a trunk -> maps or vectors. Explicit arguments, no config."""
+
+from vitlab.heads.table import HEADS, OnTrunk, unsupported_reason
+
+__all__ = ["HEADS", "OnTrunk", "unsupported_reason"]

@@ -1,0 +1,54 @@
+"""Density head: a count is the sum of a map (Lempitsky and Zisserman, NeurIPS 2010; Li et al., CSRNet, arXiv:1802.10062)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.heads.maps import Features, Strides, check_maps, order_reason
+from vitlab.heads.one_map import OneMap
+from vitlab.layers.conv import Conv
+from vitlab.layers.initial import constant, lecun_normal
+from vitlab.layers.roles import declare
+
+_BIAS = -4.0  # softplus(-4) = 0.018 objects a position: a map of 16 x 16 begins with 4.6
+
+
+class Density(nnx.Module):
+    """softplus(linear(one map of all)): objects per position of the finest map, never negative.
+
+    Departs from CSRNet, which ends linearly and may count below zero.
+    """
+
+    reads_all: ClassVar[bool] = True
+    unsupported_reason = staticmethod(order_reason)
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        strides: Strides,
+        out_dim: int = 1,  # kinds of objects that are counted apart
+        *,
+        dim: int = 128,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_maps(dims, strides, self.unsupported_reason(strides))
+        self.stride = strides[0]
+        self.one_map = OneMap(dims, strides, dim=dim, dtype=dtype, rngs=rngs)
+        self.conv = declare(Conv(dim, out_dim, kernel_size=1, kernel_init=lecun_normal, rngs=rngs), "head")
+        self.conv.bias[...] = constant(_BIAS)(None, (out_dim,))
+
+    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+        """[b, h, w, out_dim], float32, at least 0; `count` sums it."""
+        del train, rngs
+        return jax.nn.softplus(self.conv(self.one_map(features)))
+
+
+def count(density: Float[Array, "b h w k"]) -> Float[Array, "b k"]:
+    """Objects of each kind in each image, [b, k]: the sum over the positions."""
+    return density.sum((1, 2))

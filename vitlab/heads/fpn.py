@@ -1,0 +1,36 @@
+"""Feature pyramid (Lin et al., arXiv:1612.03144), as mmsegmentation's neck `FPN` has it."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from vitlab.heads.maps import Features, Strides, check_maps, pyramid_reason
+from vitlab.layers.conv import Conv
+from vitlab.layers.initial import lecun_normal
+from vitlab.layers.resize import resize_nearest
+
+
+class FPN(nnx.Module):
+    """Maps of one width: p_i = conv3x3(m_i) with m_i = conv1x1(x_i) + nearest(m_{i+1}), m the last without a sum.
+
+    The convolutions have biases, and neither norms nor activations follow them.
+    """
+
+    def __init__(self, dims: Sequence[int], strides: Strides, *, dim: int = 256, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        check_maps(dims, strides, pyramid_reason(strides))
+        self.strides, self.dims = tuple(strides), (dim,) * len(dims)
+
+        def conv(in_dim: int, kernel_size: int) -> Conv:
+            return Conv(in_dim, dim, kernel_size=kernel_size, kernel_init=lecun_normal, dtype=dtype, rngs=rngs)
+
+        self.laterals = nnx.List([conv(d, 1) for d in dims])
+        self.convs = nnx.List([conv(dim, 3) for _ in dims])
+
+    def __call__(self, features: Features) -> Features:
+        """As many maps as came, of the same sizes, each [b, h, w, dim]."""
+        maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        for i in range(len(maps) - 2, -1, -1):
+            maps[i] = maps[i] + resize_nearest(maps[i + 1], maps[i].shape[1:3])
+        return tuple(conv(x) for conv, x in zip(self.convs, maps, strict=True))

@@ -1,0 +1,46 @@
+"""Linear head over maps (Oquab et al., DINOv2, arXiv:2304.07193, section 7.4)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitlab.heads.classifier import PixelClassifier
+from vitlab.heads.maps import Features, Strides, check_maps, order_reason
+from vitlab.layers.batch_norm import BatchNorm
+from vitlab.layers.resize import resize_bilinear
+
+
+class LinearHead(nnx.Module):
+    """Resizes all maps to the finest, concatenates them, normalises each channel and maps each pixel linearly.
+
+    The batch norm has no scale and no bias, because the layer after it has both. A head that is given a trunk's last map
+    alone is the paper's "linear" protocol, one that is given four maps its "+ms" without several image sizes.
+    """
+
+    reads_all: ClassVar[bool] = True
+    unsupported_reason = staticmethod(order_reason)
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        strides: Strides,
+        out_dim: int,
+        *,
+        dropout_rate: float = 0.0,  # share of channels dropped before the linear map
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_maps(dims, strides, self.unsupported_reason(strides))
+        self.stride = strides[0]
+        self.norm = BatchNorm(sum(dims), affine=False, dtype=dtype, rngs=rngs)
+        self.classifier = PixelClassifier(sum(dims), out_dim, dropout_rate=dropout_rate, rngs=rngs)
+
+    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+        """Logits [b, h, w, out_dim], float32, of the finest map's size."""
+        size = features[0].shape[1:3]
+        x = jnp.concatenate([resize_bilinear(x, size) for x in features], -1)
+        return self.classifier(self.norm(x, train=train), train=train, rngs=rngs)

@@ -1,0 +1,47 @@
+"""Which maps of a trunk a head can read, as reasons: None where it can."""
+
+import itertools
+from collections.abc import Sequence
+
+from jaxtyping import Array, Float
+
+Features = tuple[Float[Array, "b _h _w _c"], ...]  # the maps of a trunk, from fine to coarse
+# Pixels between neighbours of each map; the maps that are made for a trunk of 14 pixels a patch have strides of 3.5 and 7.
+Strides = Sequence[int | float]
+
+
+def order_reason(strides: Strides) -> str | None:
+    """Why the maps are not listed from fine to coarse, or None."""
+    if not strides:
+        return "strides=() must name at least one map"
+    if any(a > b for a, b in itertools.pairwise(strides)):
+        return f"strides={tuple(strides)} must not fall: maps are listed from fine to coarse"
+    return None
+
+
+def pyramid_reason(strides: Strides) -> str | None:
+    """Why the maps are no pyramid, two maps or more of which each has twice the stride of the one before, or None."""
+    if len(strides) < 2:
+        return f"strides={tuple(strides)} must name at least two maps"
+    if any(b != 2 * a for a, b in itertools.pairwise(strides)):
+        return f"strides={tuple(strides)} must double from each map to the next"
+    return None
+
+
+def plain_reason(strides: Strides) -> str | None:
+    """Why the maps are not those of a plain trunk, all of one stride, or None."""
+    if len(set(strides)) != 1:
+        return f"strides={tuple(strides)} must be equal, as those of a trunk without stages are"
+    return None
+
+
+def check_maps(dims: Sequence[int], strides: Strides, reason: str | None) -> None:
+    """Refuses maps that a head cannot read.
+
+    Raises:
+      ValueError: There is a reason, or there are not as many widths as strides.
+    """
+    if len(dims) != len(strides):
+        raise ValueError(f"dims={tuple(dims)} and strides={tuple(strides)} must have one entry a map")
+    if reason is not None:
+        raise ValueError(reason)
