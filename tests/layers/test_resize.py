@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vitlab.layers.pool import adaptive_average_pool, average_pool_ceil
-from vitlab.layers.resize import resize_bicubic, resize_bilinear
+from vitlab.layers.resize import resize_bicubic, resize_bilinear, resize_nearest
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 10, 3)), jnp.float32)
 
@@ -13,6 +13,18 @@ X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 10, 3)), jnp.flo
 def test_bilinear_reads_two_neighbours_at_half_pixel_centres():
     out = np.asarray(resize_bilinear(X, (7, 5)))
     np.testing.assert_allclose(out, (X[:, :, ::2] + X[:, :, 1::2]) / 2, atol=1e-6)
+
+
+def test_bilinear_with_aligned_corners_keeps_the_corners_and_is_even_between_them():
+    out = np.asarray(resize_bilinear(X, (13, 10), align_corners=True))
+    np.testing.assert_allclose(out[:, ::2], X, atol=1e-6)
+    np.testing.assert_allclose(out[:, 1::2], (X[:, 1:] + X[:, :-1]) / 2, atol=1e-6)
+    np.testing.assert_array_equal(resize_bilinear(X, (1, 1), align_corners=True), X[:, :1, :1])
+
+
+def test_nearest_takes_the_pixel_at_or_before():
+    np.testing.assert_array_equal(resize_nearest(X, (14, 5)), np.repeat(X, 2, 1)[:, :, ::2])
+    np.testing.assert_array_equal(resize_nearest(X, (3, 10)), X[:, [0, 2, 4]])
 
 
 def test_bicubic_has_torchs_weights_at_a_half():

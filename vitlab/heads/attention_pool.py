@@ -32,14 +32,15 @@ class AttentionPool(nnx.Module):
         strides: Strides,
         out_dim: int,  # 0: the pooled vector itself
         *,
-        num_heads: int = 8,
+        num_heads: int | None = None,  # None: as many as divide the width and are at least 64 wide
         mlp_ratio: float = 4.0,  # MLP hidden width / dim
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_maps(dims, strides, self.unsupported_reason(strides))
         dim = dims[-1]
-        self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
+        self.num_heads = _num_heads(dim) if num_heads is None else num_heads
+        self.head_dim = head_dim_of(dim, self.num_heads)
         self.latent = declare(nnx.Param(normal_init(rngs.params(), (1, 1, dim))), "token")
         self.q = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.kv = Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
@@ -58,3 +59,7 @@ class AttentionPool(nnx.Module):
         y = self.proj(dot_product_attention(query, kv[:, :, 0], kv[:, :, 1]).reshape(b, c))
         pooled = (y + self.mlp(self.norm(y))).astype(jnp.float32)
         return pooled if self.head is None else self.head(pooled)
+
+
+def _num_heads(dim: int) -> int:
+    return next(heads for heads in range(max(1, dim // 64), 0, -1) if dim % heads == 0)

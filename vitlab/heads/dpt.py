@@ -79,7 +79,7 @@ class DPT(nnx.Module):
 class Reassemble(nnx.Module):
     """A linear map, a change of size by `factor`, and a convolution 3x3 without bias to the fusion's width."""
 
-    def __init__(self, in_dim: int, mid_dim: int, dim: int, *, factor: float, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, in_dim: int, mid_dim: int, dim: int, *, factor: int | float, dtype: DTypeLike, rngs: nnx.Rngs):
         self.project = Conv(in_dim, mid_dim, kernel_size=1, kernel_init=lecun_normal, dtype=dtype, rngs=rngs)
         if factor > 1:
             self.resize = Upsample(mid_dim, mid_dim, factor=int(factor), dtype=dtype, rngs=rngs)

@@ -1,5 +1,6 @@
 """Fully convolutional head (Long et al., arXiv:1411.4038), as mmsegmentation's `FCNHead` has it."""
 
+import itertools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ class FCN(nnx.Module):
         check_maps(dims, strides, self.unsupported_reason(strides))
         self.stride = strides[-1]
         widths = [dims[-1], *[dim] * num_convs]
-        pairs = zip(widths[:-1], widths[1:], strict=True)
+        pairs = itertools.pairwise(widths)
         self.convs = nnx.List([ConvNorm(a, b, kernel_size=3, dtype=dtype, rngs=rngs) for a, b in pairs])
         self.concat_conv = ConvNorm(dims[-1] + widths[-1], dim, kernel_size=3, dtype=dtype, rngs=rngs) if concat_input else None
         self.classifier = PixelClassifier(dim if concat_input else widths[-1], out_dim, dropout_rate=dropout_rate, rngs=rngs)
