@@ -49,7 +49,7 @@ def test_upsample_is_the_transposed_convolution_of_separate_windows():
     part = Upsample(3, 2, factor=2, rngs=nnx.Rngs(0))
     part.bias[...] = jnp.asarray([1.0, -1.0])
     x, kernel = rand(1, 2, 3, 3), np.asarray(part.conv.kernel[...])[0, 0].reshape(3, 2, 2, 2)
-    expected = np.einsum("bhwd,dcij->bhiwjc", x, kernel).reshape(1, 4, 6, 2) + [1, -1]
+    expected = np.einsum("bhwd,dcij->bhiwjc", x, kernel).reshape(1, 4, 6, 2) + np.asarray([1, -1])
     np.testing.assert_allclose(part(jnp.asarray(x)), expected, **ROUNDING)
 
 

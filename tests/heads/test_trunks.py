@@ -88,6 +88,10 @@ def test_wrong_heads_options_and_widths_are_refused():
         OnTrunk("upernet", 3, dims=(8,) * 4, strides=STAGED, options={"width": 3}, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="must have one entry a map"):
         OnTrunk("upernet", 3, dims=(8,) * 3, strides=STAGED, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"normalised=\(True,\) must have one entry a map, 4"):
+        OnTrunk("upernet", 3, dims=(8,) * 4, strides=STAGED, normalised=(True,), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"reassemble_dims=\(8, 8\) must have one entry a map, 4"):
+        OnTrunk("dpt", 3, dims=(8,) * 4, strides=STAGED, options={"reassemble_dims": (8, 8)}, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="must double"):
         HEADS["upernet"]((8,) * 4, PLAIN, 3, rngs=nnx.Rngs(0))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vitlab.layers import DropPath, LayerNorm, PatchEmbed, PatchMerging, drop_path_rates
+from vitlab.layers import BatchNorm, DropPath, LayerNorm, PatchEmbed, PatchMerging, drop_path_rates
 from vitlab.layers.dilated_reparam import BRANCHES, DilatedReparam
 from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.pos_embed import resample, sincos_2d
@@ -49,6 +49,13 @@ def test_layer_norm_computes_in_float32_and_returns_its_dtype():
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=2**-6)  # bfloat16: 8 bits of values up to 4
+
+
+def test_batch_norm_without_affine_standardises_and_learns_nothing():
+    norm, x = BatchNorm(4, affine=False, rngs=nnx.Rngs(0)), rand(3, 5, 4) * 2 + 1
+    assert not jax.tree.leaves(nnx.state(norm, nnx.Param))
+    np.testing.assert_allclose(norm(jnp.asarray(x), train=True), (x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 1e-5), atol=1e-5)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean((0, 1)), atol=1e-6)
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():

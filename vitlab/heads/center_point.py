@@ -14,7 +14,7 @@ from vitlab.heads.maps import Features, Strides, check_maps, order_reason
 from vitlab.heads.one_map import OneMap
 from vitlab.heads.pixel_shuffle import Upsample
 from vitlab.layers.conv import Conv
-from vitlab.layers.initial import constant, lecun_normal
+from vitlab.layers.initial import full, lecun_normal
 from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.roles import declare
@@ -85,8 +85,9 @@ class Branch(nnx.Module):
 
     def __init__(self, dim: int, out_dim: int, *, bias: float, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv1 = Conv(dim, dim, kernel_size=3, dtype=dtype, rngs=rngs)
-        self.conv2 = declare(Conv(dim, out_dim, kernel_size=1, kernel_init=lecun_normal, rngs=rngs), "head")
-        self.conv2.bias[...] = constant(bias)(None, (out_dim,))
+        self.conv2 = Conv(dim, out_dim, kernel_size=1, kernel_init=lecun_normal, rngs=rngs)
+        self.conv2.bias = nnx.Param(full(out_dim, bias))
+        declare(self.conv2, "head")
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
         return self.conv2(gelu(self.conv1(x)))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from vitlab.heads.maps import Features, Strides, check_maps, order_reason
 from vitlab.heads.one_map import OneMap
 from vitlab.layers.conv import Conv
-from vitlab.layers.initial import constant, lecun_normal
+from vitlab.layers.initial import full, lecun_normal
 from vitlab.layers.roles import declare
 
 _BIAS = -4.0  # softplus(-4) = 0.018 objects a position: a map of 16 x 16 begins with 4.6
@@ -40,8 +40,9 @@ class Density(nnx.Module):
         check_maps(dims, strides, self.unsupported_reason(strides))
         self.stride = strides[0]
         self.one_map = OneMap(dims, strides, dim=dim, dtype=dtype, rngs=rngs)
-        self.conv = declare(Conv(dim, out_dim, kernel_size=1, kernel_init=lecun_normal, rngs=rngs), "head")
-        self.conv.bias[...] = constant(_BIAS)(None, (out_dim,))
+        self.conv = Conv(dim, out_dim, kernel_size=1, kernel_init=lecun_normal, rngs=rngs)
+        self.conv.bias = nnx.Param(full(out_dim, _BIAS))
+        declare(self.conv, "head")
 
     def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """[b, h, w, out_dim], float32, at least 0; `count` sums it."""

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.heads.maps import Features, Strides, check_maps, plain_reason, pyramid_reason
+from vitlab.heads.maps import Features, Strides, check_maps, map_size, plain_reason, pyramid_reason
 from vitlab.heads.pixel_shuffle import Upsample
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import lecun_normal
@@ -51,7 +51,8 @@ class DPT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_maps(dims, strides, self.unsupported_reason(strides))
-        check_maps(reassemble_dims, strides, None)
+        if len(reassemble_dims) != 4:
+            raise ValueError(f"reassemble_dims={tuple(reassemble_dims)} must have one entry a map, 4")
         factors = (1,) * 4 if plain_reason(strides) else _FACTORS
         self.stride = strides[0] / factors[0] / 2
         self.reassemble = nnx.List(
@@ -69,10 +70,10 @@ class DPT(nnx.Module):
         """[b, h, w, out_dim], float32, twice the finest reassembled map's size."""
         del train, rngs
         maps = [part(x) for part, x in zip(self.reassemble, features, strict=True)]
-        y = None
-        for i in range(3, -1, -1):
-            size = maps[i - 1].shape[1:3] if i else (2 * maps[0].shape[1], 2 * maps[0].shape[2])
-            y = self.fusions[i](maps[i], y, size)
+        sizes = [(2 * maps[0].shape[1], 2 * maps[0].shape[2]), *map(map_size, maps)]
+        y = self.fusions[3](maps[3], None, sizes[3])
+        for i in (2, 1, 0):
+            y = self.fusions[i](maps[i], y, sizes[i])
         return self.conv3(jax.nn.relu(self.conv2(self.conv1(y))))
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vitlab.heads.maps import Features, Strides, check_maps, pyramid_reason
+from vitlab.heads.maps import Features, Strides, check_maps, map_size, pyramid_reason
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import lecun_normal
 from vitlab.layers.resize import resize_nearest
@@ -32,5 +32,5 @@ class FPN(nnx.Module):
         """As many maps as came, of the same sizes, each [b, h, w, dim]."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for i in range(len(maps) - 2, -1, -1):
-            maps[i] = maps[i] + resize_nearest(maps[i + 1], maps[i].shape[1:3])
+            maps[i] = maps[i] + resize_nearest(maps[i + 1], map_size(maps[i]))
         return tuple(conv(x) for conv, x in zip(self.convs, maps, strict=True))

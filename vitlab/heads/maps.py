@@ -10,6 +10,11 @@ Features = tuple[Float[Array, "b _h _w _c"], ...]  # the maps of a trunk, from f
 Strides = Sequence[int | float]
 
 
+def map_size(x: Float[Array, "b h w c"]) -> tuple[int, int]:
+    """Rows and columns of a map."""
+    return x.shape[1], x.shape[2]
+
+
 def order_reason(strides: Strides) -> str | None:
     """Why the maps are not listed from fine to coarse, or None."""
     if not strides:

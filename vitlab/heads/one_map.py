@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.heads.maps import Features, Strides, check_maps, order_reason
+from vitlab.heads.maps import Features, Strides, check_maps, map_size, order_reason
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import lecun_normal
 from vitlab.layers.mlp import gelu
@@ -33,6 +33,6 @@ class OneMap(nnx.Module):
         self.norm = LayerNorm(dim, eps=1e-6, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Features) -> Float[Array, "b h w c"]:
-        size = features[0].shape[1:3]
+        size = map_size(features[0])
         maps = [resize_bilinear(proj(x), size) for proj, x in zip(self.projections, features, strict=True)]
         return gelu(self.norm(self.conv(sum(maps[1:], start=maps[0]))))

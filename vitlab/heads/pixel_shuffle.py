@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from vitlab.heads.maps import Features, Strides, check_maps, order_reason
 from vitlab.heads.one_map import OneMap
 from vitlab.layers.conv import Conv
-from vitlab.layers.initial import lecun_normal, zeros_init
+from vitlab.layers.initial import full, lecun_normal
 from vitlab.layers.roles import declare
 
 
@@ -45,7 +45,7 @@ class Upsample(nnx.Module):
     def __init__(self, in_dim: int, out_dim: int, *, factor: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.factor = factor
         self.conv = Conv(in_dim, out_dim * factor**2, kernel_size=1, use_bias=False, kernel_init=lecun_normal, dtype=dtype, rngs=rngs)
-        self.bias = nnx.Param(zeros_init(None, (out_dim,)))
+        self.bias = nnx.Param(full(out_dim, 0.0))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         x = depth_to_space(self.conv(x), self.factor)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.heads.classifier import PixelClassifier
-from vitlab.heads.maps import Features, Strides, check_maps, pyramid_reason
+from vitlab.heads.maps import Features, Strides, check_maps, map_size, pyramid_reason
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.linear import Linear
 from vitlab.layers.resize import resize_bilinear
@@ -45,7 +45,7 @@ class SegFormerMlp(nnx.Module):
 
     def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """Logits [b, h, w, out_dim], float32, of the finest map's size."""
-        size = features[0].shape[1:3]
+        size = map_size(features[0])
         maps = [resize_bilinear(proj(x), size) for proj, x in zip(self.projections, features, strict=True)]
         x = jax.nn.relu(self.fusion(jnp.concatenate(maps, -1), train=train))
         return self.classifier(x, train=train, rngs=rngs)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from vitlab.heads.classifier import PixelClassifier
 from vitlab.heads.fpn import FPN
-from vitlab.heads.maps import Features, Strides, check_maps, pyramid_reason
+from vitlab.heads.maps import Features, Strides, check_maps, map_size, pyramid_reason
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.resize import resize_bilinear
 
@@ -59,7 +59,7 @@ class SemanticFPN(nnx.Module):
         levels = [self._level(i, x, train=train) for i, x in enumerate(maps)]
         total = levels[0]
         for x in levels[1:]:
-            total = total + resize_bilinear(x, total.shape[1:3])  # a side that is no multiple of the strides has grown too far
+            total = total + resize_bilinear(x, map_size(total))  # a side that is no multiple of the strides has grown too far
         return self.classifier(total, train=train, rngs=rngs)
 
     def _level(self, i: int, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:

@@ -101,16 +101,17 @@ class OnTrunk(nnx.Module):
         Raises:
           ValueError: The head cannot stand on these maps, or it has no such option.
         """
-        normalised = (True,) * len(dims) if normalised is None else tuple(normalised)
+        done = (True,) * len(dims) if normalised is None else tuple(normalised)
         check_maps(dims, strides, unsupported_reason(name, strides))
-        check_maps(dims, normalised, None)
+        if len(done) != len(dims):
+            raise ValueError(f"normalised={done} must have one entry a map, {len(dims)}")
         head, options = _head(name), dict(options or {})
         _check_options(name, options)
         pyramid = _pyramid_helps(head, strides)
         self.first = 0 if head.reads_all and not pyramid else len(dims) - 1  # the first map that is read
-        dims, strides, normalised = (tuple(x[self.first :]) for x in (dims, strides, normalised))
-        norms = zip(dims, normalised, strict=True)
-        self.norms = nnx.List([None if done else LayerNorm(d, eps=1e-6, dtype=dtype, rngs=rngs) for d, done in norms])
+        dims, strides, done = dims[self.first :], strides[self.first :], done[self.first :]
+        norms = [None if ready else LayerNorm(dim, eps=1e-6, dtype=dtype, rngs=rngs) for dim, ready in zip(dims, done, strict=True)]
+        self.norms = nnx.List(norms)
         self.pyramid = SimplePyramid(dims, strides, dtype=dtype, rngs=rngs) if pyramid else None
         if self.pyramid is not None:
             dims, strides = self.pyramid.dims, self.pyramid.strides

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.heads.classifier import PixelClassifier
-from vitlab.heads.maps import Features, Strides, check_maps, pyramid_reason
+from vitlab.heads.maps import Features, Strides, check_maps, map_size, pyramid_reason
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.resize import resize_bilinear
@@ -57,9 +57,9 @@ class UPerNet(nnx.Module):
         maps = [jax.nn.relu(lateral(x, train=train)) for lateral, x in zip(self.laterals, features[:-1], strict=True)]
         maps.append(self._pool(features[-1], train=train))
         for i in range(len(maps) - 2, -1, -1):
-            maps[i] = maps[i] + resize_bilinear(maps[i + 1], maps[i].shape[1:3])
+            maps[i] = maps[i] + resize_bilinear(maps[i + 1], map_size(maps[i]))
         outs = [jax.nn.relu(conv(x, train=train)) for conv, x in zip(self.convs, maps[:-1], strict=True)]
-        size = outs[0].shape[1:3]
+        size = map_size(outs[0])
         x = jnp.concatenate([resize_bilinear(x, size) for x in (*outs, maps[-1])], -1)
         return self.classifier(jax.nn.relu(self.fusion(x, train=train)), train=train, rngs=rngs)
 
@@ -68,5 +68,5 @@ class UPerNet(nnx.Module):
         maps = [x]
         for bins, conv in zip(self.pool_sizes, self.pooled, strict=True):
             pooled = jax.nn.relu(conv(adaptive_average_pool(x, (bins, bins)), train=train))
-            maps.append(resize_bilinear(pooled, x.shape[1:3]))
+            maps.append(resize_bilinear(pooled, map_size(x)))
         return jax.nn.relu(self.bottleneck(jnp.concatenate(maps, -1), train=train))

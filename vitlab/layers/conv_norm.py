@@ -40,7 +40,7 @@ class ConvNorm(nnx.Module):
         )
         self.norm: BatchNorm | None = BatchNorm(out_dim, eps=eps, dtype=dtype, rngs=rngs)
         if zero_init:
-            self.norm.scale[...] = full(out_dim, 0.0)
+            self.norm.scale = nnx.Param(full(out_dim, 0.0))
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 c2"]:
         x = self.conv(x)

@@ -48,7 +48,7 @@ def resize_axis(x: Float[Array, "..."], axis: int, size: int, *, align_corners: 
 
 def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
     """Each new pixel i is the old pixel floor(i old_size / new_size), torch's "nearest"."""
-    rows, cols = (np.arange(new) * old // new for old, new in zip(x.shape[1:3], size, strict=True))
+    rows, cols = (np.arange(new) * old // new for old, new in zip((x.shape[1], x.shape[2]), size, strict=True))
     return jnp.take(jnp.take(x, rows, 1), cols, 2)
 
 
