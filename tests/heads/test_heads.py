@@ -12,7 +12,7 @@ from vitlab.heads.attention_pool import AttentionPool
 from vitlab.heads.center_point import CenterMaps, CenterPoint, boxes_of
 from vitlab.heads.classifier import drop_channels
 from vitlab.heads.density import Density, count
-from vitlab.heads.dpt import DPT
+from vitlab.heads.dpt import DPT, Fusion
 from vitlab.heads.fcn import FCN
 from vitlab.heads.fpn import FPN
 from vitlab.heads.linear import LinearHead
@@ -148,6 +148,17 @@ def test_dpt_reads_each_of_its_maps():
     features = maps((8,) * 4, *((2, 2),) * 4)
     grads = jax.grad(lambda x: head(x, train=False).sum())(features)
     assert all(float(jnp.abs(grad).max()) > 0 for grad in grads)
+
+
+def test_dpt_adds_the_coarser_map_and_resizes_with_aligned_corners():
+    part = Fusion(3, sums=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    for unit in (part.unit1, part.unit2):  # residual units that pass on what they get
+        unit.conv2.kernel[...] = jnp.zeros_like(unit.conv2.kernel[...])
+    part.project.kernel[...] = jnp.eye(3)[None, None]
+    x, above = maps((3, 3), (2, 3), (2, 3))
+    out = np.asarray(part(x, above, (4, 5)))
+    np.testing.assert_allclose(out[:, ::3, ::2], x + above, **ROUNDING)
+    np.testing.assert_allclose(out[:, 1], out[:, 0] + (out[:, 3] - out[:, 0]) / 3, **ROUNDING)
 
 
 def test_simple_pyramid_makes_maps_of_four_strides_from_the_last():
