@@ -61,7 +61,7 @@ def test_every_trunk_stands_under_every_head_that_its_maps_allow(trunk, head):
         assert str(error.value) == reason
         return
 
-    module = nnx.eval_shape(lambda: head_on(head, info, normalised=[False] * len(info)))
+    module = nnx.eval_shape(lambda: head_on(head, info, normalised=[i.normalised for i in info]))
     out = nnx.eval_shape(lambda m, maps: m(maps, train=True, rngs=nnx.Rngs(dropout=0)), module, maps)
     assert {x.dtype for x in jax.tree.leaves(out)} == {jnp.dtype("float32")}
     if head in VECTORS:

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.heads.maps import Features, Strides, check_maps, order_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, order_reason
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
@@ -49,7 +49,7 @@ class AttentionPool(nnx.Module):
         self.mlp = Mlp(dim, mlp_dim=int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
         self.head = declare(Linear(dim, out_dim, rngs=rngs), "head") if out_dim else None
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
         """Logits [b, out_dim], or the vector [b, c] of the last map's width, float32."""
         del train, rngs
         b, h, w, c = features[-1].shape

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from vitlab.heads.maps import Features, Strides, check_maps, order_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, order_reason
 from vitlab.heads.one_map import OneMap
 from vitlab.heads.pixel_shuffle import Upsample
 from vitlab.layers.conv import Conv
@@ -71,7 +71,7 @@ class CenterPoint(nnx.Module):
         self.size = Branch(dim, 2, bias=0.0, dtype=dtype, rngs=rngs)
         self.offset = Branch(dim, 2, bias=0.0, dtype=dtype, rngs=rngs)
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> CenterMaps:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> CenterMaps:
         """Maps [b, h, w, out_dim], [b, h, w, 2] and [b, h, w, 2], positions `self.stride` pixels apart."""
         del train, rngs
         x = self.one_map(features)

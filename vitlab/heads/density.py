@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.heads.maps import Features, Strides, check_maps, order_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, order_reason
 from vitlab.heads.one_map import OneMap
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import full, lecun_normal
@@ -44,7 +44,7 @@ class Density(nnx.Module):
         self.conv.bias = nnx.Param(full(out_dim, _BIAS))
         declare(self.conv, "head")
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """[b, h, w, out_dim], float32, at least 0; `count` sums it."""
         del train, rngs
         return jax.nn.softplus(self.conv(self.one_map(features)))

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.heads.maps import Features, Strides, check_maps, map_size, plain_reason, pyramid_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, map_size, plain_reason, pyramid_reason
 from vitlab.heads.pixel_shuffle import Upsample
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import lecun_normal
@@ -66,7 +66,7 @@ class DPT(nnx.Module):
         self.conv2 = Conv(max(1, dim // 2), 32, kernel_size=3, dtype=dtype, rngs=rngs)
         self.conv3 = declare(Conv(32, out_dim, kernel_size=1, kernel_init=lecun_normal, rngs=rngs), "head")
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """[b, h, w, out_dim], float32, twice the finest reassembled map's size."""
         del train, rngs
         maps = [part(x) for part, x in zip(self.reassemble, features, strict=True)]

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.heads.classifier import PixelClassifier
-from vitlab.heads.maps import Features, Strides, check_maps, order_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, order_reason
 from vitlab.layers.conv_norm import ConvNorm
 
 
@@ -46,7 +46,7 @@ class FCN(nnx.Module):
         self.concat_conv = ConvNorm(dims[-1] + widths[-1], dim, kernel_size=3, dtype=dtype, rngs=rngs) if concat_input else None
         self.classifier = PixelClassifier(dim if concat_input else widths[-1], out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """Logits [b, h, w, out_dim], float32, of the last map's size."""
         x = features[-1]
         for conv in self.convs:

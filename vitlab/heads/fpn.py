@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vitlab.heads.maps import Features, Strides, check_maps, map_size, pyramid_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, map_size, pyramid_reason
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import lecun_normal
 from vitlab.layers.resize import resize_nearest
@@ -28,7 +28,7 @@ class FPN(nnx.Module):
         self.laterals = nnx.List([conv(d, 1) for d in dims])
         self.convs = nnx.List([conv(dim, 3) for _ in dims])
 
-    def __call__(self, features: Features) -> Features:
+    def __call__(self, features: Maps) -> Maps:
         """As many maps as came, of the same sizes, each [b, h, w, dim]."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for i in range(len(maps) - 2, -1, -1):

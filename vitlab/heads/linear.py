@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.heads.classifier import PixelClassifier
-from vitlab.heads.maps import Features, Strides, check_maps, map_size, order_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, map_size, order_reason
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.resize import resize_bilinear
 
@@ -39,7 +39,7 @@ class LinearHead(nnx.Module):
         self.norm = BatchNorm(sum(dims), affine=False, dtype=dtype, rngs=rngs)
         self.classifier = PixelClassifier(sum(dims), out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """Logits [b, h, w, out_dim], float32, of the finest map's size."""
         size = map_size(features[0])
         x = jnp.concatenate([resize_bilinear(x, size) for x in features], -1)

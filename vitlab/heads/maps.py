@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-Features = tuple[Float[Array, "b _h _w _c"], ...]  # the maps of a trunk, from fine to coarse
+Maps = tuple[Float[Array, "b _h _w _c"], ...]  # the maps of a trunk, from fine to coarse
 # Pixels between neighbours of each map; the maps that are made for a trunk of 14 pixels a patch have strides of 3.5 and 7.
 Strides = Sequence[int | float]
 

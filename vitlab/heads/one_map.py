@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.heads.maps import Features, Strides, check_maps, map_size, order_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, map_size, order_reason
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import lecun_normal
 from vitlab.layers.mlp import gelu
@@ -32,7 +32,7 @@ class OneMap(nnx.Module):
         self.conv = conv(dim, 3)
         self.norm = LayerNorm(dim, eps=1e-6, dtype=dtype, rngs=rngs)
 
-    def __call__(self, features: Features) -> Float[Array, "b h w c"]:
+    def __call__(self, features: Maps) -> Float[Array, "b h w c"]:
         size = map_size(features[0])
         maps = [resize_bilinear(proj(x), size) for proj, x in zip(self.projections, features, strict=True)]
         return gelu(self.norm(self.conv(sum(maps[1:], start=maps[0]))))

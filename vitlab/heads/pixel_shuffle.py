@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.heads.maps import Features, Strides, check_maps, order_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, order_reason
 from vitlab.heads.one_map import OneMap
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import full, lecun_normal
@@ -75,7 +75,7 @@ class PixelShuffle(nnx.Module):
         self.one_map = OneMap(dims, strides, dim=dim, dtype=dtype, rngs=rngs)
         self.conv = declare(Conv(dim, out_dim * self.factor**2, kernel_size=3, kernel_init=lecun_normal, rngs=rngs), "head")
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """[b, factor h, factor w, out_dim], float32, h and w those of the finest map."""
         del train, rngs
         return depth_to_space(self.conv(self.one_map(features)), self.factor)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.heads.classifier import PixelClassifier
-from vitlab.heads.maps import Features, Strides, check_maps, map_size, pyramid_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, map_size, pyramid_reason
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.linear import Linear
 from vitlab.layers.resize import resize_bilinear
@@ -43,7 +43,7 @@ class SegFormerMlp(nnx.Module):
         self.fusion = ConvNorm(len(dims) * dim, dim, dtype=dtype, rngs=rngs)
         self.classifier = PixelClassifier(dim, out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """Logits [b, h, w, out_dim], float32, of the finest map's size."""
         size = map_size(features[0])
         maps = [resize_bilinear(proj(x), size) for proj, x in zip(self.projections, features, strict=True)]

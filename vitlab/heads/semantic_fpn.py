@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from vitlab.heads.classifier import PixelClassifier
 from vitlab.heads.fpn import FPN
-from vitlab.heads.maps import Features, Strides, check_maps, map_size, pyramid_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, map_size, pyramid_reason
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.resize import resize_bilinear
 
@@ -53,7 +53,7 @@ class SemanticFPN(nnx.Module):
         )
         self.classifier = PixelClassifier(dim, out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """Logits [b, h, w, out_dim], float32, of the finest map's size."""
         maps = features if self.neck is None else self.neck(features)
         levels = [self._level(i, x, train=train) for i, x in enumerate(maps)]

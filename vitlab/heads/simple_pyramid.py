@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.heads.maps import Features, Strides, check_maps, plain_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, plain_reason
 from vitlab.heads.pixel_shuffle import Upsample
 from vitlab.layers.conv import Conv
 from vitlab.layers.initial import lecun_normal
@@ -41,7 +41,7 @@ class SimplePyramid(nnx.Module):
         in_dims = (max(1, last // 4), max(1, last // 2), last, last)
         self.levels = nnx.List([Level(d, dim, dtype=dtype, rngs=rngs) for d in in_dims])
 
-    def __call__(self, features: Features) -> Features:
+    def __call__(self, features: Maps) -> Maps:
         """Maps [b, 4h, 4w, dim], [b, 2h, 2w, dim], [b, h, w, dim] and [b, ceil(h / 2), ceil(w / 2), dim] of the last [b, h, w, c]."""
         x = features[-1]
         four = self.up4_again(gelu(self.up4_norm(self.up4(x))))

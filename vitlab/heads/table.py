@@ -14,7 +14,7 @@ from vitlab.heads.density import Density
 from vitlab.heads.dpt import DPT
 from vitlab.heads.fcn import FCN
 from vitlab.heads.linear import LinearHead
-from vitlab.heads.maps import Features, Strides, check_maps, order_reason, plain_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, order_reason, plain_reason
 from vitlab.heads.pixel_shuffle import PixelShuffle
 from vitlab.heads.segformer_mlp import SegFormerMlp
 from vitlab.heads.semantic_fpn import SemanticFPN
@@ -33,7 +33,7 @@ class Head(Protocol):
         """Why the head cannot read maps of these strides, or None."""
         ...
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Any: ...
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Any: ...
 
 
 HEADS: Mapping[str, Any] = {  # classes, as `Head` describes them
@@ -117,7 +117,7 @@ class OnTrunk(nnx.Module):
             dims, strides = self.pyramid.dims, self.pyramid.strides
         self.head = head(dims, strides, out_dim, **options, dtype=dtype, rngs=rngs)
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Any:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Any:
         """What the head gives of all the maps of a trunk."""
         read = features[self.first :]
         maps = tuple(x if norm is None else norm(x) for norm, x in zip(self.norms, read, strict=True))

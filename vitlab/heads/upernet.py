@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.heads.classifier import PixelClassifier
-from vitlab.heads.maps import Features, Strides, check_maps, map_size, pyramid_reason
+from vitlab.heads.maps import Maps, Strides, check_maps, map_size, pyramid_reason
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.resize import resize_bilinear
@@ -52,7 +52,7 @@ class UPerNet(nnx.Module):
         self.fusion = conv(len(dims) * dim, 3)
         self.classifier = PixelClassifier(dim, out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
-    def __call__(self, features: Features, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+    def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
         """Logits [b, h, w, out_dim], float32, of the finest map's size."""
         maps = [jax.nn.relu(lateral(x, train=train)) for lateral, x in zip(self.laterals, features[:-1], strict=True)]
         maps.append(self._pool(features[-1], train=train))
