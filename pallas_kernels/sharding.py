@@ -51,9 +51,10 @@ def by_images(fn: Callable[..., Any], arrays: Any, bias: Any, mask: Any, *, head
       arrays: A tree of arrays, images first.
       bias: An array that all images share, or None.
       mask: An array with images first, or None.
-      heads: The arrays are [b, h, w, ..., heads, head_dim], the bias [heads, ...] and the result
-        [b, h, w, heads, head_dim], and the kernel may run on some of the heads: on a device's share
-        of them, where there is an axis `tensor` that divides them.
+      heads: The arrays are query, key and value, [b, ..., heads, head_dim], or the projection that
+        holds all three, [b, ..., 3, heads, head_dim], the bias [heads, ...] and the result [b, ...,
+        heads, head_dim], and the kernel may run on some of the heads: on a device's share of them,
+        where there is an axis `tensor` that divides them.
     """
     axes = _automatic_axes()
     tensor = axes.pop(TENSOR, 1)
@@ -65,9 +66,14 @@ def by_images(fn: Callable[..., Any], arrays: Any, bias: Any, mask: Any, *, head
 
     images = PartitionSpec(tuple(axes))
     in_specs, out_specs = (images, PartitionSpec(), images), images
-    if heads and tensor > 1 and jax.tree.leaves(arrays)[0].shape[-2] % tensor == 0:
-        by_heads = jax.tree.map(lambda x: PartitionSpec(tuple(axes), *(None,) * (x.ndim - 3), TENSOR, None), arrays)
-        in_specs, out_specs = (by_heads, PartitionSpec(TENSOR), images), PartitionSpec(tuple(axes), None, None, TENSOR, None)
+    leaves = jax.tree.leaves(arrays)
+    if heads and tensor > 1 and all(x.shape[-2] % tensor == 0 for x in leaves):
+
+        def by_heads(ndim: int) -> PartitionSpec:
+            return PartitionSpec(tuple(axes), *(None,) * (ndim - 3), TENSOR, None)
+
+        out_specs = by_heads(leaves[0].ndim - (len(leaves) == 1))
+        in_specs = (jax.tree.map(lambda x: by_heads(x.ndim), arrays), PartitionSpec(TENSOR), images)
     return jax.shard_map(shard, in_specs=in_specs, out_specs=out_specs)(arrays, bias, mask)
 
 

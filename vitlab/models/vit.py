@@ -40,7 +40,7 @@ class ViTConfig(VisionConfig):
     distilled: bool = False  # a second class token with its own head; the two heads' logits are averaged
     num_registers: CountOrZero = 0
     pos_embed: Literal["learned", "sincos2d"] = "learned"  # sincos2d is fixed, and excludes class tokens
-    implementation: Literal["xla", "cudnn"] | None = None  # of jax.nn.dot_product_attention
+    implementation: Literal["pallas_tpu", "cudnn", "xla", "reference"] | None = None  # of attention; None: the fastest that applies
 
     def __post_init__(self):
         super().__post_init__()

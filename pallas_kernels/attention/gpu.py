@@ -1,0 +1,56 @@
+"""Attention on NVIDIA GPUs, by cuDNN's fused kernels through `jax.nn.dot_product_attention`.
+
+In training cuDNN takes an even number of queries and of keys only. One more of each is added where
+that is needed, and the kernels are told the true lengths.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.gpu import wrong_platform
+from pallas_kernels.sharding import by_images, indivisible
+from pallas_kernels.target import is_elsewhere
+
+DTYPES = ("float16", "bfloat16")
+MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 128, 8
+MIN_CAPABILITY = 8.0  # an A100's
+
+
+def attention(query, key, value, *, bias, mask, is_causal, scale, return_logsumexp) -> Float[Array, "b n heads head_dim"]:
+    """The operator on canonical arguments."""
+    del bias, mask, return_logsumexp  # the predicate has refused them
+    return by_images(lambda arrays, *_: _cudnn(*arrays, is_causal, scale), (query, key, value), None, None, heads=True)
+
+
+def _cudnn(query, key, value, is_causal: bool, scale: float):
+    n, m = query.shape[1], key.shape[1]
+    if n % 2 == m % 2 == 0:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, implementation="cudnn")
+    query, key, value = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = {"query_seq_lengths": n, "key_value_seq_lengths": m}
+    lengths = {name: jnp.full(query.shape[0], length, jnp.int32) for name, length in lengths.items()}
+    out = jax.nn.dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, implementation="cudnn", **lengths)
+    return out[:, :n]
+
+
+def unsupported_reason(*arrays: Array, bias, mask, return_logsumexp, **_) -> str | None:
+    """Why cuDNN cannot run these arguments here, or None."""
+    if reason := wrong_platform(interpret=False) or indivisible(arrays[0].shape[0]):
+        return reason
+    if is_elsewhere() or jax.default_backend() != "gpu":
+        return "JAX asks the GPU that is here for its cuDNN, and there is none"
+    if float(capability := jax.devices()[0].compute_capability) < MIN_CAPABILITY:
+        return f"a compute capability of {capability} is below {MIN_CAPABILITY}"
+    return unsupported_arrays(*arrays, bias=bias, mask=mask, return_logsumexp=return_logsumexp)
+
+
+def unsupported_arrays(*arrays: Array, bias, mask, return_logsumexp) -> str | None:
+    """Why no cuDNN takes these arguments, or None."""
+    if (dtype := arrays[0].dtype.name) not in DTYPES:
+        return f"dtype {dtype} is not one of {', '.join(DTYPES)}"
+    if (head_dim := arrays[0].shape[-1]) % HEAD_DIM_MULTIPLE or head_dim > MAX_HEAD_DIM:
+        return f"{head_dim=} is not a multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}"
+    if bias is not None or mask is not None:
+        return "it is called without bias and mask: it rounds a bias to 16 bits, and a query that sees no key gets no zeros"
+    return "it does not return the logsumexp" if return_logsumexp else None
