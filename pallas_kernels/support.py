@@ -12,7 +12,13 @@ from pallas_kernels.command_line import Parser, one_of
 from pallas_kernels.compile import abstract_arguments, operators
 
 H100 = ("gpu", "NVIDIA H100 80GB HBM3")
-DEVICES = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_gpu": H100, "triton": H100, "mosaic_gpu": H100}  # others run anywhere
+DEVICES = {
+    "pallas_tpu": ("tpu", "TPU v5 lite"),
+    "pallas_gpu": H100,
+    "triton": H100,
+    "mosaic_gpu": H100,
+    "cudnn": H100,
+}  # others run anywhere
 
 
 def reason(op: str, implementation: str, shape, dtype) -> str | None:

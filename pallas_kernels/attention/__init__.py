@@ -21,7 +21,12 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = {
 
 
 def _of_parts(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda qkv, **options: fn(*(qkv[:, :, i] for i in range(3)), **options)
+    def of_projection(qkv, qkv_bias=None, **options):
+        if qkv_bias is not None:
+            qkv = qkv + qkv_bias.astype(qkv.dtype)[None, None]
+        return fn(*(qkv[:, :, i] for i in range(3)), **options)
+
+    return of_projection
 
 
 # Implementations that take the fused projection to query, key and value.
@@ -86,6 +91,7 @@ def attention(
 def attention_qkv(
     qkv: Float[Array, "b n 3 heads head_dim"],
     *,
+    qkv_bias: Float[Array, "3 heads head_dim"] | None = None,
     bias: Float[Array, "... n n"] | None = None,
     mask: Bool[Array, "..."] | None = None,
     is_causal: bool = False,
@@ -94,14 +100,34 @@ def attention_qkv(
 ) -> Float[Array, "b n heads head_dim"]:
     """`attention` on the output of the fused projection: query, key and value side by side, read in
     place where the implementation can.
+
+    Args:
+      qkv: The projection.
+      qkv_bias: Added to it, in its dtype. Given here, its gradient is summed where the projection's
+        is made, which spares a pass over that; nothing else depends on where it is added.
+      bias: As all arguments below, that of `attention`.
+      mask: Pairs that may be seen, or None.
+      is_causal: Whether a query sees only the keys before it and its own.
+      scale: Factor on query . key, or None.
+      implementation: A key of QKV_IMPLEMENTATIONS, or None for the fastest that applies.
+
+    Returns:
+      The attended values, in the dtype of qkv.
+
+    Raises:
+      ValueError: Shapes that do not fit, or a bias of the projection with a mask, under which
+        hidden keys may hold anything.
+      UnsupportedError: The named implementation cannot run these arguments.
     """
+    if qkv_bias is not None and (qkv_bias.shape != qkv.shape[2:] or mask is not None):
+        raise ValueError(f"{qkv_bias.shape=} must be {qkv.shape[2:]}, and none with a mask: add it to the projection")
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"{qkv.shape=} must be [b, n, 3, heads, head_dim]")
     options = canonical(qkv, bias=bias, mask=mask, is_causal=is_causal, scale=scale)
     if (seen := _seen_by_any(options["mask"])) is not None:
         is_query = jnp.arange(3)[:, None, None] == 0
         qkv = jnp.where(seen[..., None, None, None] | is_query, qkv, 0)
-    return dispatch("attention_qkv", QKV_IMPLEMENTATIONS, implementation, qkv, **options)
+    return dispatch("attention_qkv", QKV_IMPLEMENTATIONS, implementation, qkv, *(() if qkv_bias is None else (qkv_bias,)), **options)
 
 
 def canonical(*arrays: Array, bias=None, mask=None, is_causal=False, scale=None, return_logsumexp=False) -> dict[str, Any]:

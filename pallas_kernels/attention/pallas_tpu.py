@@ -38,9 +38,13 @@ def attention(query, key, value, *, interpret: bool = False, **options) -> Float
     return _run((query, key, value), interpret, **options)
 
 
-def attention_qkv(qkv, *, interpret: bool = False, **options) -> Float[Array, "b n heads head_dim"]:
-    """The operator on the fused projection, which is read in place."""
-    return _run((qkv,), interpret, **options)
+def attention_qkv(qkv, qkv_bias=None, *, interpret: bool = False, **options) -> Float[Array, "b n heads head_dim"]:
+    """The operator on the fused projection, which is read in place.
+
+    XLA adds the projection's bias where it makes the product; the backward kernel sums its gradient
+    while it has that of the projection in VMEM.
+    """
+    return _run((qkv,), interpret, qkv_bias, **options)
 
 
 def unsupported_reason(*arrays: Array, bias, mask, is_causal, return_logsumexp, interpret: bool = False, **_) -> str | None:
@@ -63,61 +67,70 @@ def unsupported_reason(*arrays: Array, bias, mask, is_causal, return_logsumexp, 
     return None
 
 
-def _run(arrays, interpret, *, bias, mask, is_causal, scale, return_logsumexp):
+def _run(arrays, interpret, qkv_bias=None, *, bias, mask, is_causal, scale, return_logsumexp):
     del bias, return_logsumexp  # the predicate has refused them
 
-    def attend(arrays, _, mask):
+    def attend(arrays, qkv_bias, mask):
         layout = Layout.of(arrays, is_causal)
         shape = (layout.b, layout.n, layout.heads, layout.head_dim)
         arrays = tuple(x.reshape(*x.shape[:2], -1) for x in arrays)
-        out: Array = _attend(arrays, mask, layout, scale, interpret)  # pyright: ignore[reportAssignmentType]
+        if qkv_bias is not None:
+            qkv_bias = qkv_bias.swapaxes(0, 1).reshape(-1)
+        out: Array = _attend(arrays, qkv_bias, mask, layout, scale, interpret)  # pyright: ignore[reportAssignmentType]
         return out.reshape(shape)
 
     if mask is not None:
         mask = jnp.broadcast_to(mask[:, :, 0], (arrays[0].shape[0], 1, mask.shape[-1]))
-    return by_images(attend, arrays, None, mask, heads=True)
+    if qkv_bias is not None:
+        qkv_bias = qkv_bias.swapaxes(0, 1)  # [heads, 3, head_dim]: heads may be split over devices
+    return by_images(attend, arrays, qkv_bias, mask, heads=True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _attend(arrays, mask, layout: Layout, scale: float, interpret: bool):
-    return _forward(arrays, mask, layout, scale, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _attend(arrays, qkv_bias, mask, layout: Layout, scale: float, interpret: bool):
+    return _forward(arrays, qkv_bias, mask, layout, scale, interpret)[0]
 
 
-def _forward(arrays, mask, layout: Layout, scale: float, interpret: bool):
+def _forward(arrays, qkv_bias, mask, layout: Layout, scale: float, interpret: bool):
+    if qkv_bias is not None:
+        arrays = (arrays[0] + qkv_bias.astype(arrays[0].dtype)[None, None],)
     kernel = functools.partial(forward_kernel, layout=layout, scale=scale)
-    like = [jax.ShapeDtypeStruct((layout.b, layout.n, layout.width), arrays[0].dtype)]
-    (out,) = _call(kernel, "attention_forward", arrays, mask, like, layout, interpret)
-    return out, (arrays, mask)
+    like = [result_like(arrays[0], (layout.b, layout.n, layout.width))]
+    (out,) = _call(kernel, "attention_forward", arrays, mask, like, layout.vmem_bytes(2, 2), layout, interpret)
+    return out, (arrays, qkv_bias, mask)
 
 
 def _backward(layout: Layout, scale: float, interpret: bool, residuals, d_out):
-    arrays, mask = residuals
+    arrays, qkv_bias, mask = residuals
     kernel = functools.partial(backward_kernel, layout=layout, scale=scale)
-    grads = _call(kernel, "attention_backward", (*arrays, d_out), mask, arrays, layout, interpret)
-    return tuple(grads), None
+    like = [result_like(x, x.shape) for x in arrays]
+    if qkv_bias is not None:
+        like.append(result_like(arrays[0], (layout.programs, 1, 3 * layout.width), jnp.float32))
+    grads = _call(kernel, "attention_backward", (*arrays, d_out), mask, like, layout.vmem_bytes(3, 4), layout, interpret)
+    d_bias = None if qkv_bias is None else grads[-1].sum((0, 1)).astype(qkv_bias.dtype)
+    return tuple(grads[: len(arrays)]), d_bias, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _call(kernel, name: str, arrays: Sequence[Array], mask: Array | None, like: Sequence[Any], layout: Layout, interpret: bool):
-    """Runs a kernel over the images; the results have the shapes and dtypes of `like`."""
+def _call(kernel, name: str, arrays: Sequence[Array], mask, like: Sequence[Any], vmem_bytes: int, layout: Layout, interpret: bool):
+    """Runs a kernel over the images.
+
+    Results have the shapes and dtypes of `like`; each program has an equal part of every array.
+    """
 
     def blocks(x) -> pl.BlockSpec:
-        return pl.BlockSpec((layout.images, *x.shape[1:]), lambda i: (i, 0, 0))
+        return pl.BlockSpec((x.shape[0] // layout.programs, *x.shape[1:]), lambda i: (i, 0, 0))
 
     seen = () if mask is None else (jnp.where(mask, 0.0, NO_KEY).astype(jnp.float32),)
-    backward = len(like) == len(arrays) - 1
     return pl.pallas_call(
         kernel,
-        grid=(layout.b // layout.images,),
+        grid=(layout.programs,),
         in_specs=(tuple(map(blocks, arrays)), tuple(map(blocks, seen))),
         out_specs=tuple(map(blocks, like)),
-        out_shape=tuple(result_like(arrays[0], x.shape) for x in like),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",),
-            vmem_limit_bytes=layout.vmem_bytes(*((3, 4) if backward else (2, 2))) + VMEM_MARGIN,
-        ),
+        out_shape=tuple(like),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=vmem_bytes + VMEM_MARGIN),
         name=name,
         interpret=interpret,
     )(tuple(arrays), seen)
@@ -142,9 +155,21 @@ def forward_kernel(in_refs, seen_refs, out_ref, *, layout: Layout, scale: float)
 
 
 def backward_kernel(in_refs, seen_refs, *grad_refs, layout: Layout, scale: float):
-    """Gradients of all heads of the images of a program."""
+    """Gradients of all heads of the images of a program, and of the projection's bias where there
+    is a reference for it.
+    """
     *array_refs, d_out_ref = in_refs
+    grad_refs, sum_refs = grad_refs[: len(array_refs)], grad_refs[len(array_refs) :]
     dtype = d_out_ref.dtype
+    for ref in sum_refs:
+        ref[...] = jnp.zeros(ref.shape, ref.dtype)
+
+    def store(part: int, image, tokens: slice, start, x: Array) -> None:
+        """Writes the gradient of query (0), key (1) or value (2)."""
+        at = pl.ds(start + (part * layout.width if len(grad_refs) == 1 else 0), x.shape[1])
+        grad_refs[part if len(grad_refs) == 3 else 0][image, tokens, at] = x.astype(dtype)
+        for ref in sum_refs:
+            ref[0, :, at] += jnp.sum(x.astype(jnp.float32), 0, keepdims=True)
 
     def attend(image, start, width: int):
         q, k, v = _load(array_refs, image, start, width, layout)
@@ -162,9 +187,9 @@ def backward_kernel(in_refs, seen_refs, *grad_refs, layout: Layout, scale: float
                 d_value += dot(weights.astype(dtype), own_d_out, (1, 0))
                 d_key += dot(d_logits, own_q, (1, 0))
                 d_queries.append(dot(keys[_channels(head, layout)], d_logits, (1, 0)) * scale)
-            _store(grad_refs, 0, image, tile, start, jnp.concatenate(d_queries, 0).astype(dtype).T, layout)
-        _store(grad_refs, 1, image, slice(None), start, (d_key * scale).astype(dtype), layout)
-        _store(grad_refs, 2, image, slice(None), start, d_value.astype(dtype), layout)
+            store(0, image, tile, start, jnp.concatenate(d_queries, 0).astype(dtype).T)
+        store(1, image, slice(None), start, d_key * scale)
+        store(2, image, slice(None), start, d_value)
 
     _each_group_of_heads(attend, layout)
 
@@ -190,14 +215,6 @@ def _load(refs, image, start, width: int, layout: Layout) -> list[Array]:
     if len(refs) == 3:
         return [ref[image, :, pl.ds(start, width)] for ref in refs]
     return [refs[0][image, :, pl.ds(start + part * layout.width, width)] for part in range(3)]
-
-
-def _store(refs, part: int, image, tokens: slice, start, x: Array, layout: Layout) -> None:
-    """Writes the gradient of query (0), key (1) or value (2)."""
-    if len(refs) == 3:
-        refs[part][image, tokens, pl.ds(start, x.shape[1])] = x
-    else:
-        refs[0][image, tokens, pl.ds(start + part * layout.width, x.shape[1])] = x
 
 
 def _channels(head: int, layout: Layout) -> slice:

@@ -42,5 +42,6 @@ def attention(
 
 def unsupported_reason(*arrays: Array, **_) -> str | None:
     """Why the scores of all pairs do not fit in memory, or None."""
-    pairs = arrays[0].shape[0] * arrays[0].shape[1] * arrays[-1].shape[1]
+    b, n, *parts, _, _ = arrays[0].shape
+    pairs = b * n * (n if parts else arrays[1].shape[1])
     return None if pairs <= MAX_PAIRS else f"it holds the scores of all pairs, and {pairs} pairs a head are above {MAX_PAIRS}"

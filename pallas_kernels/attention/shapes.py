@@ -74,7 +74,8 @@ class Shape:
 
 
 # ViT-S and ViT-B, arXiv:2010.11929 and arXiv:2012.12877 Table 1: 196 tokens, with a class token 197, with DeiT's
-# second one 198. CLIP ViT-L/14 at 224, arXiv:2103.00020: 257 tokens; at 336: 577. 1,024 tokens: ViT-S/16 at 512.
+# second one 198. CLIP ViT-L/14 at 224, arXiv:2103.00020: 257 tokens; at 336: 577. 1,024 tokens: ViT-S/16 and
+# ViT-L/16 at 512.
 MODELS: Mapping[str, Shape] = {
     "vit_small_patch16_mean": Shape(size=(64, 196, 6, 64)),
     "vit_small_patch16": Shape(size=(64, 197, 6, 64)),
@@ -83,6 +84,7 @@ MODELS: Mapping[str, Shape] = {
     "clip_large_patch14": Shape(size=(64, 257, 16, 64)),
     "clip_large_patch14_336": Shape(size=(32, 577, 16, 64)),
     "vit_small_patch16_512": Shape(size=(16, 1024, 6, 64)),
+    "vit_large_patch16_512": Shape(size=(8, 1024, 16, 64)),
 }
 
 NASTY: Mapping[str, Shape] = {

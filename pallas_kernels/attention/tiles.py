@@ -29,8 +29,8 @@ class Layout:
         """The layout of query, key and value or of the fused projection; grouped heads count as
         repeated.
         """
-        b, n, *_, heads, head_dim = arrays[0].shape
-        return cls(b, n, arrays[-1].shape[1], heads, head_dim, arrays[0].dtype.itemsize, is_causal)
+        b, n, *parts, heads, head_dim = arrays[0].shape
+        return cls(b, n, n if parts else arrays[1].shape[1], heads, head_dim, arrays[0].dtype.itemsize, is_causal)
 
     @property
     def width(self) -> int:
@@ -47,6 +47,11 @@ class Layout:
         """Images of a program."""
         most = max(1, BLOCK_BYTES // (padded(max(self.n, self.m), SUBLANES) * padded(self.width, LANES) * self.itemsize))
         return max(i for i in range(1, min(most, self.b) + 1) if self.b % i == 0)
+
+    @property
+    def programs(self) -> int:
+        """Programs of a kernel, each with its own images."""
+        return self.b // self.images
 
     @property
     def tiles(self) -> list[slice]:

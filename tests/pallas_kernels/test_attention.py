@@ -128,6 +128,25 @@ def test_the_projection_is_read_as_its_three_parts(which, name):
     assert deviation(ours, (parts[0], parts[1][0])) < TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("shape", [Shape(size=(4, 11, 3, 64)), Shape(size=(2, 300, 5, 32), is_causal=True)])
+@pytest.mark.parametrize("which", list(QKV_IMPLEMENTATIONS))
+def test_the_projection_s_bias_may_be_added_by_the_operator(which, shape, monkeypatch):
+    monkeypatch.setattr("pallas_kernels.attention.tiles.QUERIES", 128)
+    arrays, options = shape.arguments()
+    qkv, qkv_bias = jnp.stack(arrays, 2), jax.random.normal(jax.random.key(5), (3, *shape.size[2:]))
+    kernel_or_skip(which, (qkv,), options, QKV_IMPLEMENTATIONS)
+    interpret = {"interpret": True} if which.startswith("pallas") else {}
+    given = canonical(qkv, **options)
+
+    def grads(fn):
+        out, pull_back = jax.vjp(fn, qkv, qkv_bias)
+        return out, pull_back(jax.random.normal(jax.random.key(9), out.shape))
+
+    ours = jax.jit(lambda: grads(lambda qkv, qkv_bias: QKV_IMPLEMENTATIONS[which].fn(qkv, qkv_bias, **given, **interpret)))()
+    theirs = grads(lambda qkv, qkv_bias: attention_qkv(qkv + qkv_bias, **options, implementation="reference"))
+    assert deviation(ours, theirs) < TOLERANCE["float32"]
+
+
 @pytest.mark.parametrize("name", ["causal", "blind_queries", "bias_of_images"])
 def test_the_logarithms_and_their_gradients_are_those_of_the_definition(name):
     arrays, options = NASTY[name].arguments()
@@ -203,6 +222,8 @@ def test_arrays_of_several_dtypes_and_a_projection_of_other_axes_are_refused():
     x = jnp.zeros((1, 4, 2, 8))
     with pytest.raises(ValueError, match="must be one"):
         unchecked(attention)(x, x.astype(jnp.bfloat16), x)
+    with pytest.raises(ValueError, match=r"qkv_bias.shape=\(3, 2, 4\) must be \(3, 2, 8\)"):
+        unchecked(attention_qkv)(jnp.zeros((1, 4, 3, 2, 8)), qkv_bias=jnp.zeros((3, 2, 4)))
     with pytest.raises(ValueError, match=r"must be \[b, n, 3, heads, head_dim\]"):
         unchecked(attention_qkv)(jnp.zeros((1, 4, 2, 2, 8)))
 
@@ -279,7 +300,7 @@ SPLIT = """
     # The interpreter of kernels does not pass the check of what varies, so the types alone are looked at.
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     fns = {
-        "whole": lambda qkv, mask: pallas_tpu.attention_qkv(qkv, **canonical(qkv, mask=mask)),
+        "whole": lambda qkv, mask: pallas_tpu.attention_qkv(qkv, qkv[0, 0], **canonical(qkv, mask=mask)),
         "parts": lambda qkv, mask: pallas_tpu.attention(*(qkv[:, :, i] for i in range(3)), **canonical(qkv, mask=mask)),
     }
     for heads, share in (4, 2), (3, 3):
