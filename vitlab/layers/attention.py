@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention import attention, attention_qkv
+from pallas_kernels.target import platform
 from vitlab.layers.linear import Linear
 from vitlab.layers.tensor_split import project_qkv
 
@@ -37,7 +38,8 @@ def dot_product_attention(
 class Attention(nnx.Module):
     """Every token attends to every token; softmax in float32.
 
-    The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one.
+    The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one. On a TPU the operator adds its
+    bias, whose gradient costs a pass over the projection's elsewhere.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
-        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads)
-        out = attention_qkv(qkv, implementation=self.implementation)
+        bias = None if self.qkv.bias is None or platform() != "tpu" else self.qkv.bias[...].reshape(3, self.num_heads, self.head_dim)
+        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads, add_bias=bias is None)
+        out = attention_qkv(qkv, qkv_bias=bias, implementation=self.implementation)
         return self.proj(out.reshape(b, n, d))

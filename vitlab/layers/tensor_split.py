@@ -28,18 +28,23 @@ TENSOR_SPLIT: Mapping[str, tuple[str | None, ...]] = {
 }
 
 
-def project_qkv(qkv: Linear, x: Float[Array, "*b dim"], *, num_heads: int) -> Float[Array, "*b 3 heads head_dim"]:
+def project_qkv(qkv: Linear, x: Float[Array, "*b dim"], *, num_heads: int, add_bias: bool = True) -> Float[Array, "*b 3 heads head_dim"]:
     """The fused projection, laid out [3, heads, head_dim].
 
     Under a mesh with an axis `tensor` that divides the heads, each device makes those of its own heads: the devices exchange rows of
     the kernel for columns (one all-to-all of a device's share of it, and one of its gradient), and no activations.
+
+    Without `add_bias` the caller adds the projection's bias.
     """
     count = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     shape = (*x.shape[:-1], 3, num_heads, qkv.out_features // (3 * num_heads))
-    if count == 1 or num_heads % count:
+    whole = count == 1 or num_heads % count != 0
+    if whole and add_bias:
         return qkv(x).reshape(shape)
-    bias = None if qkv.bias is None else qkv.bias[...]
+    bias = None if qkv.bias is None or not add_bias else qkv.bias[...]
     x, kernel, bias = qkv.promote_dtype((x, qkv.kernel[...], bias), dtype=qkv.dtype)
+    if whole:
+        return qkv.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))).reshape(shape)
     kernel = _split(_split(kernel, "tensor", None).reshape(x.shape[-1], 3, -1), None, None, "tensor")
     out = jnp.einsum("...i,ipo->...po", x, kernel)
     if bias is not None:
