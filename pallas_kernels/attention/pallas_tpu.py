@@ -55,6 +55,9 @@ def unsupported_reason(*arrays: Array, bias, mask, is_causal, return_logsumexp, 
         return reason
     if reason := unsupported_array(arrays[0], DTYPES, HEAD_DIMS):
         return reason
+    layout = Layout.of(arrays, is_causal)
+    if min(layout.n, layout.m) < SUBLANES:
+        return f"{layout.n} queries or {layout.m} keys do not fill a register's {SUBLANES} rows"
     if bias is not None:
         return "it takes no bias"
     if mask is not None and mask.shape[1:3] != (1, 1):
@@ -62,7 +65,7 @@ def unsupported_reason(*arrays: Array, bias, mask, is_causal, return_logsumexp, 
     if return_logsumexp:
         return "it does not return the logsumexp"
     usable = usable_vmem() - VMEM_MARGIN
-    if (needed := Layout.of(arrays, is_causal).vmem_bytes(3, 4)) > usable:
+    if (needed := layout.vmem_bytes(3, 4)) > usable:
         return f"the backward pass of so many tokens and heads needs {needed >> 20} MiB of VMEM, above {usable >> 20}"
     return None
 

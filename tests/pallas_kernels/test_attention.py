@@ -1,5 +1,6 @@
 """Every implementation of attention against the definition, and the definition against the paper."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -243,6 +244,7 @@ def tpu_reason(shape: Shape, **options) -> str | None:
 def test_the_tpu_kernel_takes_a_thousand_tokens_of_a_wide_model_and_says_what_it_does_not_take():
     assert tpu_reason(Shape(size=(1, 1024, 6, 64))) is None
     assert "MiB of VMEM" in (tpu_reason(Shape(size=(1, 8192, 16, 64))) or "")
+    assert tpu_reason(NASTY["one_query"]) == "1 queries or 50 keys do not fill a register's 8 rows"
     assert tpu_reason(NASTY["bias_of_heads"]) == "it takes no bias"
     assert "hides keys from all queries" in (tpu_reason(NASTY["masked_pairs"]) or "")
     assert tpu_reason(NASTY["causal"], return_logsumexp=True) == "it does not return the logsumexp"
@@ -261,7 +263,7 @@ def test_the_kernel_may_loop_over_heads_and_tiles_of_queries(monkeypatch):
 
 
 def cudnn_reason(dtype, **changes) -> str | None:
-    arrays, options = Shape(**({"size": (2, 9, 2, 64)} | changes)).arguments(dtype)
+    arrays, options = dataclasses.replace(Shape(size=(2, 9, 2, 64)), **changes).arguments(dtype)
     options = canonical(*arrays, **options)
     return gpu.unsupported_arrays(*arrays, bias=options["bias"], mask=options["mask"], return_logsumexp=False)
 
@@ -304,13 +306,13 @@ SPLIT = """
         "parts": lambda qkv, mask: pallas_tpu.attention(*(qkv[:, :, i] for i in range(3)), **canonical(qkv, mask=mask)),
     }
     for heads, share in (4, 2), (3, 3):
-        qkv, mask = jnp.ones((4, 6, 3, heads, 32)), jnp.ones((1, 6), bool)
+        qkv, mask = jnp.ones((4, 9, 3, heads, 32)), jnp.ones((1, 9), bool)
         for name, fn in fns.items():
             with jax.set_mesh(mesh):
                 grads = jax.make_jaxpr(jax.grad(lambda qkv: fn(qkv, mask).sum()))(qkv)
             width = share * 32 * (3 if name == "whole" else 1)
             text = str(grads)
-            assert "shard_map" in text and f"f32[2,6,{width}]" in text, text
+            assert "shard_map" in text and f"f32[2,9,{width}]" in text, text
             print("passed")
 """
 
