@@ -20,17 +20,29 @@ MIN_CAPABILITY = 8.0  # an A100's
 def attention(query, key, value, *, bias, mask, is_causal, scale, return_logsumexp) -> Float[Array, "b n heads head_dim"]:
     """The operator on canonical arguments."""
     del bias, mask, return_logsumexp  # the predicate has refused them
-    return by_images(lambda arrays, *_: _cudnn(*arrays, is_causal, scale), (query, key, value), None, None, heads=True)
+
+    def on_device(arrays, *_):
+        return _cudnn(arrays, is_causal, scale)
+
+    return by_images(on_device, (query, key, value), None, None, heads=True)
 
 
-def _cudnn(query, key, value, is_causal: bool, scale: float):
-    n, m = query.shape[1], key.shape[1]
+def _cudnn(arrays, is_causal: bool, scale: float) -> Array:
+    query, key, value = arrays
+    b, n, m = *query.shape[:2], key.shape[1]
     if n % 2 == m % 2 == 0:
         return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, implementation="cudnn")
-    query, key, value = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value))
-    lengths = {"query_seq_lengths": n, "key_value_seq_lengths": m}
-    lengths = {name: jnp.full(query.shape[0], length, jnp.int32) for name, length in lengths.items()}
-    out = jax.nn.dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, implementation="cudnn", **lengths)
+    query, key, value = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in arrays)
+    out = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        query_seq_lengths=jnp.full(b, n, jnp.int32),
+        key_value_seq_lengths=jnp.full(b, m, jnp.int32),
+        is_causal=is_causal,
+        scale=scale,
+        implementation="cudnn",
+    )
     return out[:, :n]
 
 

@@ -35,7 +35,7 @@ def test_a_cpu_attends_as_other_devices_do(dtype, bias_shape, scale):
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_a_tpu_s_layer_adds_the_projection_s_bias_in_the_operator_with_the_same_values_and_gradients(monkeypatch, qkv_bias):
     layer = Attention(12, num_heads=3, qkv_bias=qkv_bias, rngs=nnx.Rngs(0))
-    if qkv_bias:
+    if layer.qkv.bias is not None:
         layer.qkv.bias[...] = jax.random.normal(jax.random.key(2), (36,))
     x = jax.random.normal(jax.random.key(1), (2, 5, 12))
     graph, params = nnx.split(layer)
