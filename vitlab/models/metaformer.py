@@ -62,8 +62,9 @@ def _arguments(mixer: str, constructor: Callable[..., nnx.Module], given: Any) -
     """Further arguments of a mixer's constructor, checked by name, and those of the zoo's mixers by type and bounds too."""
     if not isinstance(given, Mapping):
         raise ValueError(f"mixer_fields: {mixer}={given!r} must be a group of arguments")
-    parameters = inspect.signature(constructor).parameters
-    known = parameters.keys() - {"dim", "num_heads", "dtype", "rngs"}
+    # The signature of an nnx class is that of its metaclass, which takes anything.
+    parameters = inspect.signature(constructor.__init__ if isinstance(constructor, type) else constructor).parameters
+    known = parameters.keys() - {"self", "dim", "num_heads", "dtype", "rngs"}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     hints, out = hints_of(constructor.__init__) if constructor in MIXERS.values() else {}, dict(given)
     for name in given:
