@@ -126,7 +126,7 @@ def without_head(trained: Trained) -> Trained:
     Raises:
       ConfigError: The features need a tensor that the run does not have.
     """
-    config = dataclasses.replace(trained.experiment.model, num_classes=0)
+    config = dataclasses.replace(trained.experiment.model, num_classes=None)
     model, _ = build(config, num_classes=0, channels=trained.channels, seed=trained.experiment.seed)
     weights = _common({group: trained.weights[group] for group in model.shapes}, model.shapes, "")
     return dataclasses.replace(trained, model=model, weights=weights)
