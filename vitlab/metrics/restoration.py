@@ -1,6 +1,8 @@
 """Peak signal-to-noise ratio and structural similarity of 8-bit images, as BasicSR computes them."""
 
+import functools
 import math
+import operator
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -64,5 +66,5 @@ def _blur(x: np.ndarray) -> np.ndarray:
     """The valid part of a convolution with an 11 x 11 Gaussian of sigma 1.5."""
     taps = np.exp(-np.square(np.arange(-5, 6)) / (2 * 1.5**2))
     taps /= taps.sum()
-    rows = sum(tap * x[i : x.shape[0] - 10 + i] for i, tap in enumerate(taps))
-    return sum(tap * rows[:, i : x.shape[1] - 10 + i] for i, tap in enumerate(taps))
+    rows = functools.reduce(operator.add, (tap * x[i : x.shape[0] - 10 + i] for i, tap in enumerate(taps)))
+    return functools.reduce(operator.add, (tap * rows[:, i : x.shape[1] - 10 + i] for i, tap in enumerate(taps)))
