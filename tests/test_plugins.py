@@ -244,7 +244,9 @@ def test_dropout_and_batch_norm_of_flax_follow_the_run_s_mode_and_step():
 def test_a_run_of_a_model_of_one_s_own_can_teach_until_its_file_has_gone(tmp_path):
     (tmp_path / "own.py").write_text(pathlib.Path(MODELS).read_text())
     info = folder.DataInfo(fingerprint="", num_examples=64, channels=1, class_names=("across", "along"))
-    folder.write(tmp_path, experiment(model=ModelConfig(name=f"{tmp_path}/own.py:small")), info)
+    taught = experiment(model=ModelConfig(name=f"{tmp_path}/own.py:small"))
+    with folder.claim(tmp_path, taught, info) as claim:
+        folder.write(claim, taught, info)
     model, own, data = model_of_run(tmp_path)
     assert model.shapes["params"]["head"]["kernel"].shape == (16, 2) and own.loss.kind == "ownlab.parts:focal" and data == info
     (tmp_path / "own.py").unlink()
