@@ -12,7 +12,7 @@ from vitlab.train.groups import groups_of
 from vitlab.train.optimizer import averaged_params, make_optimizer
 from vitlab.tree import joined, leaf_names, parted
 
-NAMES = list(typing.get_args(OptimizerConfig.__annotations__["name"]))
+NAMES = list(typing.get_args(typing.get_type_hints(OptimizerConfig)["name"]))
 PARAMS = {"blocks": {"0": {"fc": {"kernel": jnp.ones((4, 6)) + jnp.eye(4, 6), "bias": jnp.ones(6)}}}, "head": {"kernel": jnp.ones((6, 2))}}
 PLACES = {"blocks": {"0": {"fc": {"kernel": Place(), "bias": Place()}}}, "head": {"kernel": Place(roles=frozenset({"head"}))}}
 
