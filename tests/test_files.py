@@ -23,6 +23,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_sync_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    write_atomically(path, b"old")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
 def test_what_killed_writers_have_left_is_removed_and_what_others_write_is_not(tmp_path):
     path = tmp_path / "a[1].json"
     names = ("a[1].json.tmp", "a[1].json.0123abcd.tmp", "a[1].json.89abcdef.tmp", "a1.json.tmp")

@@ -16,7 +16,7 @@ from typing import IO, Any
 _LEFT_OVER_SECONDS = 600.0  # age from which a temporary file is taken for one whose writer was killed
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Replaces a file at once, so that no reader and no crash sees half of it.
 
     Of several processes that write the same file the last one wins. What a killed writer of this file has left is removed.
@@ -27,8 +27,8 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     remove_leftovers(path, older_than=_LEFT_OVER_SECONDS)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -16,7 +16,7 @@ from vitlab.models.registry import abstract_model, list_models
 from vitlab.weights.load import parameters
 from vitlab.weights.naming import foreign_names, maps_of
 from vitlab.weights.reading import read_tensors
-from vitlab.weights.save import save_weights, to_foreign, write_whole
+from vitlab.weights.save import save_weights, to_foreign
 
 FIELDS = {"depth": 1, "dim": 16, "num_heads": 2, "num_classes": 5, "image_size": 32}
 
@@ -110,12 +110,3 @@ def test_a_network_that_is_not_of_the_zoo_keeps_its_own_names(tmp_path):
     assert report.name_map == "vitlab" and not report.misfits
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
     np.testing.assert_array_equal(model(x), source(x))
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "a.bin"
-    write_whole(path, b"old")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]

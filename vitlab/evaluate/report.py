@@ -175,10 +175,10 @@ def _write_csv(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequenc
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_atomically(path, buffer.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+    write_atomically(path, buffer.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _save(image: Image.Image, path: pathlib.Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    image.save(temporary, "PNG")
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())

@@ -19,9 +19,10 @@ from vitlab.config import ConfigError, Experiment, ModelConfig
 from vitlab.export.description import as_metadata, describe
 from vitlab.export.onnx import to_onnx
 from vitlab.export.stablehlo import PLATFORMS, to_stablehlo
+from vitlab.files import write_atomically
 from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import Trained, from_run, from_weights
-from vitlab.weights.save import save_weights, write_whole
+from vitlab.weights.save import save_weights
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     trained = _open(args)
     try:
         more = _FORMATS[args.format](trained, args)
-        write_whole(_beside(args.output), (json.dumps(describe(trained, format=args.format, **more), indent=2) + "\n").encode())
+        write_atomically(_beside(args.output), json.dumps(describe(trained, format=args.format, **more), indent=2) + "\n")
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"{args.output} is not written: {error}") from error
     print(f"{args.output} and {_beside(args.output).name}: {args.format} of {', '.join(f'{k} {v}' for k, v in trained.origin.items())}")
@@ -98,13 +99,13 @@ def _to_safetensors(trained: Trained, args: argparse.Namespace) -> dict[str, str
 
 
 def _to_stablehlo(trained: Trained, args: argparse.Namespace) -> dict[str, str]:
-    write_whole(args.output, to_stablehlo(trained))
+    write_atomically(args.output, to_stablehlo(trained))
     return {**_signature("b"), "platforms": ", ".join(PLATFORMS), "run": "jax.export.deserialize(data).call(images)"}
 
 
 def _to_onnx(trained: Trained, args: argparse.Namespace) -> dict[str, str]:
     batch_size = args.batch_size or 1
-    write_whole(args.output, to_onnx(trained, batch_size))
+    write_atomically(args.output, to_onnx(trained, batch_size))
     return _signature(str(batch_size))
 
 

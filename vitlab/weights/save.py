@@ -1,12 +1,12 @@
 """Models as checkpoints in the names and layouts of timm or of the authors: the name maps read backwards."""
 
-import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 from flax import nnx
 
+from vitlab.files import write_atomically
 from vitlab.weights.fit import to_torch_layout
 from vitlab.weights.load import parameters
 from vitlab.weights.naming import foreign_names, maps_of
@@ -52,17 +52,4 @@ def save_weights(model: nnx.Module, path: pathlib.Path, metadata: Mapping[str, s
         raise ValueError(f"{len(bad)} tensors are not finite, first {bad[0]}: such weights are of no use")
     names = foreign_names(parameters(model), maps_of(model))
     grids = {names[n][0]: v.get_metadata()["grid"] for n, v in parameters(model).items() if "grid" in v.get_metadata()}
-    write_whole(path, save(tensors, {"format": "pt", **grids_metadata(grids), **(metadata or {})}))
-
-
-def write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file by way of a temporary one beside it, so that no reader and no crash sees a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, save(tensors, {"format": "pt", **grids_metadata(grids), **(metadata or {})}))
