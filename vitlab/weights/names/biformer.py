@@ -3,6 +3,12 @@
 from vitlab.weights.rules import NameMap, Rule
 
 SOURCE = "rayleizhu/BiFormer"
+SWIN_DOWNSAMPLING = (
+    Rule("^downsample_layers.0.0.", "^stages.0.downsample.conv."),
+    Rule("^downsample_layers.0.1.", "^stages.0.downsample.norm."),
+    Rule("^downsample_layers.{i+1}.0.", "^stages.{i+1}.downsample.norm."),
+    Rule("^downsample_layers.{i+1}.1.", "^stages.{i+1}.downsample.conv."),
+)
 _COMMON = (
     Rule(".pos_embed.", ".pos_embed.proj."),
     Rule("^stages.{x:0|1|2}.blocks.{j}.attn.qkv.qkv.", "^stages.{x}.blocks.{j}.attn.qkv."),  # the last stage has no routing
@@ -28,10 +34,7 @@ MAPS = (
     NameMap(
         source=f"{SOURCE}, Swin layout",
         rules=(
-            Rule("^downsample_layers.0.0.", "^stages.0.downsample.conv."),
-            Rule("^downsample_layers.0.1.", "^stages.0.downsample.norm."),
-            Rule("^downsample_layers.{i+1}.0.", "^stages.{i+1}.downsample.norm."),
-            Rule("^downsample_layers.{i+1}.1.", "^stages.{i+1}.downsample.conv."),
+            *SWIN_DOWNSAMPLING,
             *_COMMON,
         ),
     ),

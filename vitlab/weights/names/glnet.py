@@ -1,5 +1,6 @@
 """Names of rayleizhu/GLMix's checkpoints; in the Swin layout norms come before the convolutions."""
 
+from vitlab.weights.names.biformer import SWIN_DOWNSAMPLING
 from vitlab.weights.rules import NameMap, Rule, pointwise
 
 SOURCE = "rayleizhu/GLMix"
@@ -36,10 +37,7 @@ MAPS = (
     NameMap(
         source=f"{SOURCE}, Swin layout",
         rules=(
-            Rule("^downsample_layers.0.0.", "^stages.0.downsample.conv."),
-            Rule("^downsample_layers.0.1.", "^stages.0.downsample.norm."),
-            Rule("^downsample_layers.{i+1}.0.", "^stages.{i+1}.downsample.norm."),
-            Rule("^downsample_layers.{i+1}.1.", "^stages.{i+1}.downsample.conv."),
+            *SWIN_DOWNSAMPLING,
             *_COMMON,
         ),
     ),
