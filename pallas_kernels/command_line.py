@@ -1,4 +1,4 @@
-"""What the commands share: errors of one line, with the choices nearest to what was typed."""
+"""Parts that the commands share: errors of one line, with the choices nearest to what was typed."""
 
 import argparse
 import difflib

@@ -15,7 +15,7 @@ _HERE = pathlib.Path(__file__).parent
 
 
 def commands() -> dict[str, str]:
-    """What each command does, by name: every module that runs, and whose docstring begins with "...: python -m vitlab.NAME"."""
+    """Purpose of each command, by name: every module that runs, and whose docstring begins with "...: python -m vitlab.NAME"."""
     out = {}
     for path in sorted(_HERE.rglob("*.py")):
         text = path.read_text()

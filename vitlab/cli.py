@@ -23,7 +23,7 @@ from vitlab.config.values import leaf_types, plain_type
 
 __all__ = ["EXIT_BROKEN_PIPE", "EXIT_USAGE", "Parser", "begin", "literal", "load_experiment", "override", "run", "split_overrides"]
 
-EXIT_FAILED = 1  # what was asked for could not be done
+EXIT_FAILED = 1  # the command was understood, and could not be carried out
 EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; the code that a shell gives for it
 EXIT_USAGE = 2  # the command, the config or the data cannot be used; nothing was begun
 _PREFIX = "--config."

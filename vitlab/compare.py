@@ -33,13 +33,13 @@ _NARROWEST = 120  # columns of the table where the output is no terminal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run folder tells of a run."""
+    """Facts about a run that its folder holds."""
 
     name: str
     experiment: Experiment | None  # None: config.json cannot be read
-    lines: tuple[dict[str, Any], ...]  # of metrics.jsonl, whole ones, in the order of their steps
+    lines: tuple[dict[str, Any], ...]  # whole lines of metrics.jsonl, in the order of their steps
     images_per_second: float | None  # median; None where nothing was timed
-    complaints: tuple[str, ...]  # what could not be read
+    complaints: tuple[str, ...]  # files that could not be read, with the reason
 
     def curve(self, metric: str) -> tuple[list[float], list[float]]:
         """Steps and values of a metric, at the steps that have it."""

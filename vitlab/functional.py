@@ -51,7 +51,7 @@ class FunctionalModel:
     def apply_heads(
         self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], rng: Array | None = None
     ) -> tuple[tuple[Float[Array, "b classes"], ...], dict[str, Any]]:
-        """As `apply`, but with the logits of each head: two of a model with DeiT's distillation token, one of any other."""
+        """Runs the model as `apply` does, and gives the logits of each head: two with DeiT's distillation token, else one."""
         return self._run(lambda model: getattr(model, "head_logits", _whole(model)), weights, images, rng)
 
     def features(

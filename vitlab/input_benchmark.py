@@ -82,7 +82,7 @@ def measure(experiment: Experiment, *, batch_size: int, seconds: float) -> Itera
 def _measure_batches(
     source: Source, decoded: Sequence[dict[str, Any]], experiment: Experiment, layout: Layout, seconds: float
 ) -> Iterator[tuple[str, float]]:
-    """What is done to decoded images: the augmentation, for which the mere batch is taken off; the batch; its way to the devices."""
+    """Rates of the stages after decoding: the augmentation, for which the mere batch is taken off; the batch; its way to the devices."""
     in_memory = source if isinstance(source, ArraySource) else _in_memory(decoded, layout)
     augmented = TrainBatch(in_memory, experiment.augment, layout, experiment.seed, Threads(1))
     fitted = augmented(0)
@@ -144,7 +144,7 @@ def _read(source: Source, indices: list[int]) -> list[dict[str, Any]]:
 
 
 def _decode(examples: Sequence[dict[str, Any]], channels: int, decode: Decoder) -> list[dict[str, Any]]:
-    """Those that can be decoded, with their pixels."""
+    """Images that can be decoded, with their pixels."""
     decoded = []
     for example in examples:
         try:

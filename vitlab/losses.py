@@ -26,7 +26,7 @@ __all__ = [
     "soft_targets",
 ]
 
-PerImage = Callable[[Array, Array], Array]  # of logits [b, classes] and targets or labels, one value an image, [b]
+PerImage = Callable[[Array, Array], Array]  # function of logits [b, classes] and targets or labels, one value an image, [b]
 
 
 def soft_targets(labels: Int[Array, " b"], num_classes: int, *, label_smoothing: float = 0.0) -> Float[Array, "b classes"]:

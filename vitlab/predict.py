@@ -29,13 +29,13 @@ from vitlab.runs.arguments import add_model_arguments, check_model_arguments
 from vitlab.runs.loaded import LoadedRun, Prediction, chunks, one_device, softmax
 from vitlab.runs.trained import Trained, from_run, from_weights
 
-_THREADS = 8  # that read and decode images
+_THREADS = 8  # threads that read and decode images
 _SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What became of one image."""
+    """Outcome of one image."""
 
     path: str
     top: tuple[tuple[str, float], ...] = ()  # names and probabilities of the likeliest classes

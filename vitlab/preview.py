@@ -35,7 +35,7 @@ class Sample:
     """Some images of a batch as the model is given them, but for normalisation."""
 
     images: UInt8[np.ndarray, "n h w c"]  # the noise of erasing is cut off at 0 and 255
-    shares: Float[np.ndarray, "n classes"]  # of each class in each image, without label smoothing
+    shares: Float[np.ndarray, "n classes"]  # share of each class in each image, without label smoothing
     class_names: tuple[str, ...]
     batch_size: int
     bad: int  # images of the batch that could not be decoded, and were replaced
@@ -96,7 +96,7 @@ def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
 def _on_device(
     batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int
 ) -> tuple[UInt8[np.ndarray, "b h w c"], Float[np.ndarray, "b classes"]]:
-    """What the step does to the batch before the model sees it."""
+    """The batch after the step has erased and mixed it, as the model sees it."""
     plain = dataclasses.replace(experiment, loss=LossConfig())
     rng = jax.random.fold_in(jax.random.key(experiment.seed), step)
 

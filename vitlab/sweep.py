@@ -31,7 +31,7 @@ from vitlab.signals import EXIT_STOPPED, StopRequest
 from vitlab.train.watchdog import EXIT_STUCK
 
 _GRID = "--grid."
-_TRIES = 3  # of a run that is stuck
+_TRIES = 3  # starts of a run that gets stuck each time
 _DONE = "sweep.json"  # {folder: command} of the runs that are done
 _MOST_RUNS = 10_000
 _POLL_SECONDS = 0.1
@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.1
 class Job:
     """One run of the sweep."""
 
-    name: str  # of its folder
+    name: str  # name of its folder
     command: tuple[str, ...]
 
 

@@ -1,4 +1,4 @@
-"""How attention is cut into the programs of a TPU."""
+"""Division of attention into the programs of a TPU."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from vitlab.config.errors import ConfigError
 
 _UNITS = {"step": "steps", "epoch": "epochs", "example": "examples", "%": "percent"}  # short forms
 _DURATION = re.compile(r"\s*(?P<number>([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?)\s*(?P<unit>steps?|epochs?|examples?|percent|%)\s*")
-_MOST = 1e15  # of any unit: a number beyond is a slip of the pen
+_MOST = 1e15  # largest number of any unit: one beyond is a slip of the pen
 
 
 def parse_duration(text: str) -> tuple[float, str]:

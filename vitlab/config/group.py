@@ -64,7 +64,7 @@ LengthOrZero = Annotated[str, Duration(may_be_zero=True)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
-    """What is known of one key beside its value."""
+    """Type, bounds, meaning and default of one key."""
 
     plain: Any  # type, as `typed` takes it
     hint: Any  # type with its bounds, without its meaning
@@ -93,7 +93,7 @@ def keys_of(cls: type) -> dict[str, Key]:
 class Group:
     """A group of keys; every value has its type and lies in its bounds, however the group is made."""
 
-    path: ClassVar[tuple[str, ...]] = ()  # of the group in the experiment
+    path: ClassVar[tuple[str, ...]] = ()  # keys that lead to the group in the experiment
 
     def __post_init__(self) -> None:
         for name in keys_of(type(self)):

@@ -155,9 +155,9 @@ def _pillow_errors() -> Iterator[None]:
 
 
 def _header(file: Image.Image, data: bytes) -> Header:
-    """That of an image which Pillow has opened and not loaded; the larger, where a format states its size twice."""
+    """Header of an image that Pillow has opened and not loaded; the larger, where a format states its size twice."""
     (width, height), size = file.size, _BYTES.get(file.mode, 4)
-    if file.format == "JPEG2000":  # whose decoder holds an integer of 32 bits for each component
+    if file.format == "JPEG2000":  # its decoder holds an integer of 32 bits for each component
         *own, components = jpeg2000_size(data)
         width, height, size = max(width, own[0]), max(height, own[1]), 2 * components
     if isinstance(file, TiffImagePlugin.TiffImageFile):

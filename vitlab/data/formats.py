@@ -32,7 +32,7 @@ def extensions() -> frozenset[str]:
 
 
 def remedy(extension: str) -> str:
-    """What to do with files of an extension that is not read, "" where they need not be images."""
+    """Remedy for files of an extension that is not read, "" where they need not be images."""
     for name, own in _EXTENSIONS.items():
         if extension in own:
             return f'this Pillow is built without {name}: pip install -U "pillow>=11.3"'

@@ -1,4 +1,4 @@
-"""What an encoded image says of itself, read before any of it is decoded: a few microseconds for JPEG, PNG and WebP.
+"""Headers of encoded images, read before any of an image is decoded: a few microseconds for JPEG, PNG and WebP.
 
 JPEG: ITU-T T.81, annex B. PNG: W3C, third edition, section 5. WebP: RFC 9649. JPEG 2000: ITU-T T.800, annex A.
 """
@@ -11,7 +11,7 @@ _CHUNK = struct.Struct(">I4s")  # length and name of a chunk
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type; a palette becomes RGB
 _PNG_KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"))
 _MAX_INFLATION = 1032  # bytes that deflate makes of one byte, at most
-_MAX_SCANS = 100  # of one JPEG; encoders write about ten
+_MAX_SCANS = 100  # most scans of one JPEG; encoders write about ten
 _SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
@@ -75,7 +75,7 @@ def without_metadata(png: bytes, header: Header) -> bytes:
       DecodeError: The file ends before its last chunk, or has too few bytes for the pixels that its header promises.
     """
     kept, position, compressed = [], 8, 0
-    begin = 8  # of the chunks that are kept and lie side by side
+    begin = 8  # first byte of a stretch of chunks that are kept
     while True:
         if position + 12 > len(png):
             raise DecodeError("truncated")

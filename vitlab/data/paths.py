@@ -179,7 +179,7 @@ def files_below(folder: str, fence: Fence) -> Iterator[tuple[str, int]]:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """What the entry, or the file that it links to, is; None if it links to nothing."""
+    """Kind of the entry, or of the file that it links to; None if it links to nothing."""
     try:
         return entry.stat()
     except FileNotFoundError:

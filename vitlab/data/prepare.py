@@ -228,7 +228,7 @@ def _parser() -> cli.Parser:
 
 
 def _layout(args: argparse.Namespace) -> Layout | None:
-    """What the arguments say of TFRecord files; None if SRC is none of them."""
+    """Reading of TFRecord files that the arguments ask for; None if SRC is none of them."""
     given = {key: value for key in ("image_key", "label_key", "first_label") if (value := getattr(args, key)) is not None}
     if given and not args.tfrecord:
         raise ConfigError(f"--{next(iter(given))} is for TFRecord files: give --tfrecord too")

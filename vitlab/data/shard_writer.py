@@ -25,7 +25,7 @@ from vitlab.data.shards import Index, Shard, check, sha256
 from vitlab.data.splits import spread_order
 from vitlab.data.tfrecord import TfrecordSource
 
-Images = ImageFolderSource | TfrecordSource  # what can be converted: `files` name its images
+Images = ImageFolderSource | TfrecordSource  # sources that can be converted: `files` name their images
 logger = logging.getLogger(__name__)
 
 _JPEG_QUALITY = 95

@@ -1,4 +1,4 @@
-"""Which of the folders below a root are splits, and which are classes: `root/<split>/<class>/...` or `root/<class>/...`.
+"""Tells the splits from the classes among the folders below a root: `root/<split>/<class>/...` or `root/<class>/...`.
 
 A folder named as a split is one if it holds class folders. If it holds images themselves, it is a class of that name.
 """
@@ -106,7 +106,7 @@ def class_folders(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def entries(folder: epath.Path) -> Iterator[epath.Path]:
-    """What lies in a folder, but for what is hidden; some buckets list the folder too."""
+    """Entries of a folder, without hidden ones; some buckets list the folder too."""
     return (path for path in folder.iterdir() if not path.name.startswith(".") and path != folder)
 
 

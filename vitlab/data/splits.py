@@ -52,7 +52,7 @@ def split_range(text: str, num_examples: int, *, margin: int = 0) -> slice:
 
 
 def stratified(text: str, files: Sequence[str], labels: np.ndarray) -> np.ndarray:
-    """Which images a slice asks for: a stretch of `spread_order`, so that each part has its share of every class.
+    """Images that a slice asks for: a stretch of `spread_order`, so that each part has its share of every class.
 
     Parts that meet at a bound are disjoint and leave nothing out. A bound in percent has an image of each class of at least two on
     either side; a class of one image is on the larger side. A bound in images is exact.
@@ -72,7 +72,7 @@ def stratified(text: str, files: Sequence[str], labels: np.ndarray) -> np.ndarra
 
 
 def margin_of(labels: np.ndarray) -> int:
-    """How many images at either end of `spread_order` come from different classes: the number of classes of at least two images."""
+    """Number of images at either end of `spread_order` come from different classes: the number of classes of at least two images."""
     _, counts = np.unique(labels, return_counts=True)
     return int((counts > 1).sum())
 

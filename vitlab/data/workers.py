@@ -149,7 +149,7 @@ def _send(run: socket.socket, message: Any) -> None:
 
 
 def _receive(worker: socket.socket) -> Any:
-    """What `_send` sent; raises EOFError when the worker has gone."""
+    """The object that `_send` sent; raises EOFError when the worker has gone."""
     header, descriptors, _, _ = socket.recv_fds(worker, _HEADER.size, 1)
     header += _receive_bytes(worker, _HEADER.size - len(header)) if header else b""
     if not header:

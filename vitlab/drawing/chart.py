@@ -15,7 +15,7 @@ Number = float | int
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B4513")
 _TEXT = 13  # pixels
 _LEFT, _TOP, _BOTTOM = 64, 30, 44  # margins of the axes, pixels
-_MOST_CELLS = 1000  # of a matrix on a side; a larger one is summed up in blocks
+_MOST_CELLS = 1000  # most cells on a side of a matrix; a larger one is summed up in blocks
 _NAMED = 40  # largest matrix whose cells have numbers and names
 
 

@@ -68,7 +68,7 @@ class Pen:
 
 
 def font_folders() -> list[pathlib.Path]:
-    """Where fonts lie on Linux, macOS and Windows; folders that do not exist are left out."""
+    """Folders of fonts on Linux, macOS and Windows; folders that do not exist are left out."""
     home, data = pathlib.Path(os.path.expanduser("~")), os.environ.get("XDG_DATA_HOME")
     mine = [pathlib.Path(data) / "fonts"] if data else []
     mine += [home / ".local/share/fonts", home / ".fonts", home / "Library/Fonts"]

@@ -164,7 +164,7 @@ def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_s
 
 
 def _report(path: pathlib.Path, outcomes: Outcomes, source: Source, trained: Trained) -> dict[str, Any] | None:
-    """What the report adds to the result; None if it could not be written, which is said in the log."""
+    """Entries that the report adds to the result; None if it could not be written, which is said in the log."""
     try:
         path.mkdir(exist_ok=True)
         return write_report(path, outcomes, source, trained.class_names, decoder(trained.experiment.data))

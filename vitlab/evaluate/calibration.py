@@ -1,4 +1,4 @@
-"""How far confidence is from accuracy."""
+"""Distance between confidence and accuracy."""
 
 import dataclasses
 

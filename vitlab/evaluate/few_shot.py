@@ -60,7 +60,7 @@ def fit_ridge(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_cl
     targets = 2.0 * (labels[:, None] == np.arange(num_classes)) - 1
     if len(x) >= x.shape[1]:
         weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ targets)
-    else:  # the same solution from the smaller matrix
+    else:  # the smaller matrix gives an equal solution
         weights = x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), targets)
     return Ridge(mean=mean, deviation=deviation, weights=weights)
 

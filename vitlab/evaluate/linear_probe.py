@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from vitlab.evaluate.features import Features
 
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # MAE's is 6.4, in 90 epochs of ImageNet; few images have few steps, and need more
-_EPS = 1e-6  # of the batch norm
+_EPS = 1e-6  # epsilon of the batch norm
 _NORM_MOMENTUM = 0.1  # weight of a batch in the running statistics
 _HELD_OUT = 10  # one training image in so many chooses the rate
 _SEED = 0
@@ -25,7 +25,7 @@ _SEED = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long and how fast the classifier learns."""
+    """Epochs, rates and batches of the classifier's training."""
 
     epochs: int = 90
     batch_size: int = 1024  # images; all, if there are fewer. MAE's is 16384

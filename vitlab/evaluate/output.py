@@ -1,4 +1,4 @@
-"""Where an evaluation is written: a folder of its own below the run folder, or wherever it is told."""
+"""Places that evaluations are written to: a folder of its own below the run folder, or wherever it is told."""
 
 import json
 import logging

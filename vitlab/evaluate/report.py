@@ -1,4 +1,4 @@
-"""What an evaluation can show beside its sums: classes, confusions, calibration, the worst images, each prediction."""
+"""Parts of an evaluation beside its sums: classes, confusions, calibration, the worst images, each prediction."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ _PIXELS = 128  # their side on it
 
 
 class Outcomes:
-    """What became of each image of a split; to be called with each batch and its logits, in order."""
+    """Outcome of each image of a split; to be called with each batch and its logits, in order."""
 
     def __init__(self):
         """Empty."""

@@ -1,4 +1,4 @@
-"""What a user of an exported model must know beside it: input, output, and how an image becomes the input."""
+"""Description that lies beside an exported model: input, output, and how an image becomes the input."""
 
 import json
 from typing import Any

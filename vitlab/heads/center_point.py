@@ -24,7 +24,7 @@ _MAX_LOG_SIZE = 10.0  # e^10 positions are wider than any image, and finite
 
 
 class CenterMaps(NamedTuple):
-    """What the head gives at each position, float32; a unit is the stride between positions."""
+    """Outputs of the head at each position, float32; a unit is the stride between positions."""
 
     heatmap: Float[Array, "b h w k"]  # logits of the centre of an object of each class
     size: Float[Array, "b h w 2"]  # logarithms of width and height

@@ -29,7 +29,7 @@ class FPN(nnx.Module):
         self.convs = nnx.List([conv(dim, 3) for _ in dims])
 
     def __call__(self, features: Maps) -> Maps:
-        """As many maps as came, of the same sizes, each [b, h, w, dim]."""
+        """Maps of the sizes and in the number of those that came, each [b, h, w, dim]."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for i in range(len(maps) - 2, -1, -1):
             maps[i] = maps[i] + resize_nearest(maps[i + 1], map_size(maps[i]))

@@ -1,4 +1,4 @@
-"""Which maps of a trunk a head can read, as reasons: None where it can."""
+"""Reasons why a head cannot read the maps of a trunk; None where it can."""
 
 import itertools
 from collections.abc import Sequence

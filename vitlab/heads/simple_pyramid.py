@@ -14,7 +14,7 @@ from vitlab.layers.initial import lecun_normal
 from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 
-_FACTORS = (4, 2, 1, 0.5)  # of the last map's size, as the paper has them for strides of 4, 8, 16, 32
+_FACTORS = (4, 2, 1, 0.5)  # factors on the last map's size, as the paper has them for strides of 4, 8, 16, 32
 _EPS = 1e-6
 
 

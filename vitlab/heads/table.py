@@ -24,7 +24,7 @@ from vitlab.layers.norm import LayerNorm
 
 
 class Head(Protocol):
-    """What every head has: `Head(dims, strides, out_dim, **options, dtype=..., rngs=...)`, then maps -> a map or a vector."""
+    """Interface of every head: `Head(dims, strides, out_dim, **options, dtype=..., rngs=...)`, then maps -> a map or a vector."""
 
     reads_all: ClassVar[bool]  # False: the last map alone
 
@@ -118,7 +118,7 @@ class OnTrunk(nnx.Module):
         self.head = head(dims, strides, out_dim, **options, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Any:
-        """What the head gives of all the maps of a trunk."""
+        """The head's output from all the maps of a trunk."""
         read = features[self.first :]
         maps = tuple(x if norm is None else norm(x) for norm, x in zip(self.norms, read, strict=True))
         return self.head(maps if self.pyramid is None else self.pyramid(maps), train=train, rngs=rngs)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """What a parameter is, and how deep it lies."""
+    """Roles of a parameter, and its depth in the network."""
 
     roles: frozenset[str] = frozenset()  # keys of ROLES
     depth: int | None = None  # 0: embeds the image; then one a layer; after all layers: their number + 1. None: not declared

@@ -23,22 +23,22 @@ from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    ImageSize = tuple[int, int]  # what a config holds
+    ImageSize = tuple[int, int]  # form that a config holds
 else:
-    ImageSize = tuple[Count, Count] | Count  # what a config may be given
+    ImageSize = tuple[Count, Count] | Count  # forms that a config may be given
 Images = Array | np.ndarray  # [b, height, width, in_channels], floating point, normalised as `preprocessing` says
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """What the configs of all families have; each number lies in the bounds that its field's type names."""
+    """Fields that the configs of all families have; each number lies in the bounds that its field's type names."""
 
     image_size: ImageSize = (224, 224)  # pixels, height and width; an int stands for a square
     in_channels: Count = 3
     num_classes: CountOrZero = 1000  # 0: the pooled features instead of logits
-    drop_path_rate: Rate = 0.0  # of the last block, rising linearly from 0
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters, norms and softmax stay float32
-    remat: Remat = "none"  # what the backward pass recomputes of each block
+    drop_path_rate: Rate = 0.0  # probability that the last block is skipped; it rises linearly from 0
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the computation; parameters, norms and softmax stay float32
+    remat: Remat = "none"  # part of each block that the backward pass recomputes
     scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
 
@@ -113,7 +113,7 @@ class VisionModel(nnx.Module, Generic[Config]):
     @property
     @final
     def preprocessing(self) -> Preprocessing:
-        """How images are prepared for this model: its variant's recipe, at the size and number of channels of its config."""
+        """Preparation of images for this model: its variant's recipe, at the size and number of channels of its config."""
         base = self.config.preprocessing.for_channels(self.config.in_channels)
         return dataclasses.replace(base, image_size=self.config.image_size)
 
@@ -171,7 +171,7 @@ class VisionModel(nnx.Module, Generic[Config]):
 
 
 def _remedy(shape: tuple[int, ...], channels: int) -> str:
-    """What turns images of a wrong shape, or else of a wrong dtype, into those that a model takes."""
+    """Remedy for images of a wrong shape, or else of a wrong dtype."""
     if len(shape) == 3 and shape[2] == channels:
         return ": add the batch axis, images[None]"
     if len(shape) == 4 and shape[1] == channels != shape[3]:

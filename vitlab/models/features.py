@@ -1,4 +1,4 @@
-"""What a model computes before its head: one map a stage, and what is known of each."""
+"""Outputs of a model before its head: one map a stage, and facts about each."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence

@@ -266,7 +266,7 @@ class OverLoCK(VisionModel[OverLoCKConfig]):
 
 
 def _layers(model: OverLoCK) -> list[Any]:
-    """What leads to a focus stage belongs to its first block."""
+    """Layers that lead to a focus stage belong to its first block."""
     (first3, *focus3), (first4, *focus4) = model.focus
     return [
         *stage_layers(model.base),

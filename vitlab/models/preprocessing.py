@@ -1,4 +1,4 @@
-"""How images are prepared for a model."""
+"""Preparation of images for a model."""
 
 import dataclasses
 from typing import Literal
@@ -6,16 +6,16 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How the images of a variant are prepared, as in its published recipe."""
+    """Preparation of the images of a variant, as in its published recipe."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    crop_fraction: float = 0.9  # of the resized short side, kept by the evaluation's centre crop
+    crop_fraction: float = 0.9  # share of the resized short side that is kept by the evaluation's centre crop
     image_size: tuple[int, int] = (224, 224)  # pixels, height and width
 
     def for_channels(self, in_channels: int) -> "Preprocessing":
-        """The same for another number of channels: each gets the average mean and deviation."""
+        """The preparation for another number of channels: each gets the average mean and deviation."""
         if in_channels == len(self.mean):
             return self
         mean, std = (sum(v) / len(v) for v in (self.mean, self.std))

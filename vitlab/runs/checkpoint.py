@@ -225,7 +225,7 @@ class Checkpoints:
     def _probe(self) -> None:
         """Raises OSError where nothing can be written; of several processes those of Orbax would wait for the one that could not."""
         probe = self._root / f".probe-{jax.process_index()}"
-        remove(probe)  # of a process that was killed here
+        remove(probe)  # left by a process that was killed here
         probe.mkdir()
         try:
             write_atomically(probe / "probe", "")

@@ -39,7 +39,7 @@ class Claim:
         self.path = path  # as the user names it
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self._lock: int | None = None
-        self._name = b""  # of this process; the content of the lock's file
+        self._name = b""  # identity of this process; the content of the lock's file
         self._looked, self._seen_lost = time.monotonic(), False
         self.marker: str | None = None  # file whose absence shows that the folder is being deleted
         itself = pathlib.Path(f"/proc/self/fd/{self._folder}")

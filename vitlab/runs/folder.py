@@ -37,16 +37,16 @@ _FREE = tuple(f"data.{name}" for name in _FREE_DATA)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """What a run needs to know of its data when the data is not at hand."""
+    """Facts about a run's data that are needed when the data is not at hand."""
 
-    fingerprint: str  # of the training split
+    fingerprint: str  # hash of the training split
     num_examples: int  # in the training split
     channels: int
     class_names: tuple[str, ...]
 
     @classmethod
     def of(cls, source: Source) -> "DataInfo":
-        """That of an open training split."""
+        """The facts of an open training split."""
         return cls(
             fingerprint=source.fingerprint,
             num_examples=len(source),
@@ -148,7 +148,7 @@ def _damaged(path: pathlib.Path, reason: object) -> ConfigError:
 
 def _experiment(tree: Mapping[str, Any]) -> Experiment:
     experiment = from_config_dict(tree)
-    to_json(experiment)  # what is nested too deeply for that fails here
+    to_json(experiment)  # a value that is nested too deeply fails here
     return experiment
 
 
@@ -192,7 +192,7 @@ def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *
 
 
 def change_of_data(old: DataInfo, new: DataInfo, split: str) -> str:
-    """What is different, and the remedy where this version reads the same files otherwise than the one that began the run."""
+    """The difference, and the remedy where this version reads the same files otherwise than the one that began the run."""
     if old.class_names != new.class_names:
         return f"classes: {different_classes(old.class_names, new.class_names, 'the run', 'the data')}"
     text = f"images: {_text(old)} -> {_text(new)}"

@@ -63,7 +63,7 @@ class Records:
     def close(self) -> None:
         """Closes the file; lines that could not be written are lost unless `sync` was called."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what is left in its buffer cannot be written either
+            with contextlib.suppress(OSError):  # the rest of its buffer cannot be written either
                 self._file.close()
 
     def _is_in_place(self, file: IO[str]) -> bool:

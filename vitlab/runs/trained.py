@@ -121,7 +121,7 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
 
 
 def without_head(trained: Trained) -> Trained:
-    """The same run, whose model gives its pooled features [b, d] in place of logits.
+    """The run with a model that gives its pooled features [b, d] in place of logits.
 
     Raises:
       ConfigError: The features need a tensor that the run does not have.
@@ -133,7 +133,7 @@ def without_head(trained: Trained) -> Trained:
 
 
 def _common(tree: Any, wanted: Any, path: str) -> Any:
-    """What of a tree is wanted."""
+    """The parts of a tree that are wanted."""
     if isinstance(wanted, dict):
         return {key: _common(tree.get(key, {}), value, f"{path}/{key}") for key, value in wanted.items()}
     if getattr(tree, "shape", None) != wanted.shape:

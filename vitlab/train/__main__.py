@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _main(argv)
     finally:
-        settle()  # what a run says is not its result: output that cannot be written costs nothing
+        settle()  # a run's messages are not its result: output that cannot be written costs nothing
 
 
 def _main(argv: Sequence[str]) -> int:

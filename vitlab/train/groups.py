@@ -1,4 +1,4 @@
-"""How the optimizer treats each parameter: decay, rate, freezing; by its role, its depth, and the config's groups."""
+"""Treatment of each parameter by the optimizer: decay, rate, freezing; by its role, its depth, and the config's groups."""
 
 import dataclasses
 import re
@@ -69,7 +69,7 @@ def as_trained(model: FunctionalModel, config: OptimizerConfig) -> FunctionalMod
 
 
 def _layer_factors(places: list[Place], layer_decay: float) -> list[float]:
-    """What layer-wise decay multiplies each parameter's rate by."""
+    """Factor of layer-wise decay on each parameter's rate."""
     if layer_decay == 1:
         return [1.0] * len(places)
     depths = [place.depth for place in places if place.depth is not None]

@@ -38,7 +38,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule, groups: Groups) 
 
 
 def averaged_params(config: OptimizerConfig, opt_state: Any, params: Any) -> Any:
-    """What schedule-free training evaluates in place of its trained parameters."""
+    """Parameters that schedule-free training evaluates in place of the trained ones."""
     assert config.name == "schedule_free_adamw"
     return contrib.schedule_free_eval_params(opt_state, params)
 
@@ -106,7 +106,7 @@ _DIRECTIONS: dict[str, Callable[[OptimizerConfig, Groups], list[optax.GradientTr
 
 
 def _muon_dimensions(groups: Groups, params: Any) -> Any:
-    """Which dimensions of a kernel are inputs, which outputs; None where Adam takes over."""
+    """Input and output dimensions of each kernel; None where Adam takes over."""
 
     def dimensions(orthogonal: bool, leaf: Any) -> Any:  # optax masks the leaves that are Adam's
         if not orthogonal:

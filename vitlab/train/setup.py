@@ -64,7 +64,7 @@ class Setup:
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
     def listing_bad_images_in(self, folder: pathlib.Path) -> "Setup":
-        """The same, with a file in a folder that lists the images that cannot be decoded; each process has its own."""
+        """The setup with a file in a folder that lists the images that cannot be decoded; each process has its own."""
         process = jax.process_index()
         return dataclasses.replace(self, bad_images=folder / (f"bad_images.{process}.jsonl" if process else "bad_images.jsonl"))
 

@@ -12,15 +12,15 @@ class LoadReport:
 
     source: str = ""  # file name, and the entry of the file that was taken
     other_entries: tuple[str, ...] = ()  # further entries of the file that hold weights, such as those not averaged
-    name_map: str = ""  # whose names the checkpoint has
+    name_map: str = ""  # project whose names the checkpoint has
     prefixes: tuple[str, ...] = ()  # parts that wrappers had put before the checkpoint's names, removed
     loaded: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()  # position embeddings, bias tables and filters of another grid
-    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)  # how each of `resampled` was
+    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)  # rule by which each of `resampled` was resampled
     missing: tuple[str, ...] = ()  # left as initialised
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()  # "name: reason"; left as initialised
-    nonfinite: tuple[str, ...] = ()  # of the loaded and resampled, those with NaN or infinity
+    nonfinite: tuple[str, ...] = ()  # loaded or resampled tensors with NaN or infinity
     new_head: tuple[str, ...] = ()  # left as initialised, as was asked for
     ignored: tuple[str, ...] = ()  # buffers that follow from the architecture, and the tensors of a head that begins anew
 

@@ -119,7 +119,7 @@ def pointwise(*templates: str) -> tuple[Rule, ...]:
 class NameMap:
     """The names of one source's checkpoints of a family. Rules are applied in order, each to the result of the one before."""
 
-    source: str  # where these names come from, "timm" or a repository
+    source: str  # origin of these names, "timm" or a repository
     rules: tuple[Rule, ...] = ()
     ignored: tuple[str, ...] = ()  # regular expressions of foreign names without a parameter here
     suits: str = ""  # regular expression that finds a name here of each network whose checkpoints have these names

@@ -14,7 +14,7 @@ _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_d
 _FOLLOWERS = ("teacher", "target_encoder")  # averages too, by which self-supervised methods publish their network
 _RAW = ("state_dict", "model", "model_state_dict", "module", "net", "network", "params", "student", "encoder")
 _ENTRIES = (*_AVERAGES, *_FOLLOWERS, *_RAW)
-_MAX_DEPTH = 4  # of entries in entries
+_MAX_DEPTH = 4  # deepest nesting of entries in entries
 
 
 def read(path: pathlib.Path, entry: str | None = None) -> tuple[dict[str, np.ndarray], str, tuple[str, ...]]:
