@@ -60,7 +60,7 @@ TARGETS: Mapping[str, Target] = {
     "h100": Target("gpu", ("pallas_gpu", "mosaic_gpu"), "1x1x1", "jax_cuda13_plugin", 3352e9, 989e12),
 }
 
-DTYPES = ("bfloat16", "float16", "float32")  # that an operator can be compiled for here
+DTYPES = ("bfloat16", "float16", "float32")  # The compile command compiles an operator for any of these.
 
 H100 = """
 gpu_device_info {

@@ -105,7 +105,7 @@ def test_other_files_splits_and_lists_are_refused(listing, tree):
 
 @pytest.fixture
 def outside(tree):
-    """What lies beside the folder of the CSV: a file with a secret, and links to it, to its folder and to a device."""
+    """This fixture puts a secret file beside the folder of the CSV, and links to it, to its folder and to a device inside."""
     secret = tree.parent / "secret" / "key.png"
     secret.parent.mkdir()
     secret.write_text("a password")

@@ -126,7 +126,7 @@ def test_a_run_that_leaves_or_is_killed_with_its_group_leaves_nothing(tmp_path, 
 
 
 def named_memory(pids: list[int]) -> list[str]:
-    """What these processes have of /dev/shm, mapped or open: other programs of this machine have theirs."""
+    """This lists the files of /dev/shm that these processes have mapped or open; those of other programs do not count."""
     found = []
     for pid in pids:
         found += [line for line in pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/" in line]

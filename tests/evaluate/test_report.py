@@ -1,4 +1,4 @@
-"""What --report writes is what the predictions say."""
+"""These tests compare what --report writes with the predictions."""
 
 import csv
 import json

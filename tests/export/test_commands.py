@@ -1,4 +1,4 @@
-"""What is exported runs without this project, and gives what the model gives."""
+"""An exported model runs without this project, and gives what the model gives."""
 
 import json
 
@@ -24,7 +24,7 @@ from vitlab.runs.trained import Trained, from_run
 from vitlab.train.loop import train
 from vitlab.weights.save import save_weights, to_foreign
 
-TOLERANCE = {"rtol": 0, "atol": 1e-5}  # of float32 logits of size one, computed by programs that add in other orders
+TOLERANCE = {"rtol": 0, "atol": 1e-5}  # The logits are float32 of size one, and the two programs add in different orders.
 FIELDS = {"depth": 1, "dim": 16, "num_heads": 2, "num_classes": 5, "image_size": 32}
 
 

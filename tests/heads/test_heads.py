@@ -23,8 +23,8 @@ from vitlab.heads.simple_pyramid import SimplePyramid
 from vitlab.heads.upernet import UPerNet
 from vitlab.layers.resize import resize_bilinear
 
-EPS = 1e-5  # of batch norms
-ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # of sums of some hundred float32 products of order one
+EPS = 1e-5  # Every batch norm adds this to its variance.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # The results are sums of some hundred float32 products of order one.
 
 
 def rand(*shape, seed=0):

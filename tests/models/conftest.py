@@ -56,5 +56,5 @@ def representative(request):
 
 @pytest.fixture
 def unchecked_shapes(monkeypatch):
-    """What checks shapes of arguments rests: it doubles the time to trace."""
+    """Jaxtyping does not check the shapes of arguments here, since that doubles the time to trace."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

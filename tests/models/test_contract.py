@@ -1,4 +1,4 @@
-"""What `vitlab.models.contract` promises, for every family of the registry."""
+"""Every family of the registry keeps what `vitlab.models.contract` promises."""
 
 import abc
 import functools
@@ -35,7 +35,7 @@ def abstract(name, **fields):
 
 
 def shapes(name, call, *arguments, **fields):
-    """What `call(model, *arguments)` gives, arguments being arrays or their shapes; nothing is computed."""
+    """The result has the shapes of `call(model, *arguments)`; nothing is computed, so arguments may be shapes too."""
     graphdef, state = abstract(name, **fields)
     return jax.eval_shape(lambda state, arguments: call(nnx.merge(graphdef, state, copy=True), *arguments), state, arguments)
 
