@@ -60,14 +60,10 @@ EXTRAS = {
     "test": TEST,
     "dev": [
         *TEST,
-        "faster-coco-eval>=1.6",
-        "scikit-image>=0.25",
-        "scikit-learn>=1.6",
         "ruff>=0.12",
         "pyright[nodejs]>=1.1.400",
         "import-linter>=2.3",
-        "pre-commit>=4.0",
-        "nbstripout>=0.8",
+        "pre-commit>=4.0",  # .pre-commit-config.yaml
     ],
 }
 
