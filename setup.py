@@ -33,6 +33,7 @@ REQUIRES = [
 TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",  # -n 2
+    "pytest-timeout>=2.3",  # a test that hangs ends, and says where
     "beartype>=0.21",  # checks the annotated shapes in tests
     "filelock>=3.16",  # one libtpu user at a time
     "faster-coco-eval>=1.6",  # as extra `detection`
