@@ -25,7 +25,7 @@ from vitlab.data.source import open_source
 from vitlab.drawing.sheet import contact_sheet
 from vitlab.models.registry import Preprocessing, model_config
 from vitlab.printable import printable
-from vitlab.train.step import augmented
+from vitlab.tasks import setting_of, task_of
 
 _SHOWN = 0.005  # a smaller share is not worth a line
 
@@ -98,12 +98,15 @@ def _on_device(
 ) -> tuple[UInt8[np.ndarray, "b h w c"], Float[np.ndarray, "b classes"]]:
     """The batch after the step has erased and mixed it, as the model sees it."""
     plain = dataclasses.replace(experiment, loss=LossConfig())
+    task, options = task_of(plain)
+    setting = setting_of(plain, options, preprocessing, num_classes=num_classes)
     rng = jax.random.fold_in(jax.random.key(experiment.seed), step)
 
     @jax.jit
     def run(batch):
-        images, shares = augmented(batch, rng, plain, num_classes=num_classes, preprocessing=preprocessing)
-        return images if images.dtype == np.uint8 else images.clip(0, 255).round().astype(np.uint8), shares
+        prepared = task.prepare(batch, rng, setting)
+        images = prepared["image"]
+        return images if images.dtype == np.uint8 else images.clip(0, 255).round().astype(np.uint8), prepared["target"]
 
     images, shares = run({"image": batch["image"], "label": batch["label"]})
     return np.asarray(images), np.asarray(shares)

@@ -79,6 +79,27 @@ def _absolute(value: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig(Group):
+    """What the model is trained for; every further key is an option of the task's own (see docs/howto/tasks.md)."""
+
+    path: ClassVar = ("task",)
+
+    name: Annotated[
+        str,
+        Part(None),
+        "A file of vitlab/tasks, such as classification or segmentation, or one of your own: package.module:TASK or file.py:TASK of a "
+        "module that defines TASK = Task(...).",
+    ] = "classification"
+    fields: Annotated[Mapping[str, Any], "Options of the task, as keys beside the name: --config.task.head=upernet."] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "fields", {str(key): _absolute(value) for key, value in self.fields.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig(Group):
     """Further training images, of the same classes and channels as those of the first source."""
 
@@ -164,7 +185,7 @@ class AugmentConfig(Group):
     color_jitter: Annotated[
         Annotated[float, Bounds(0, 10)], "Largest relative change of brightness, contrast and saturation, after the policy; 0 changes none."
     ] = 0.0
-    erase_prob: Annotated[Share, "Probability that a rectangle of the image becomes noise; see `vitlab.train.erase`."] = 0.0
+    erase_prob: Annotated[Share, "Probability that a rectangle of the image becomes noise; see `vitlab.device.erase`."] = 0.0
     repeats: Annotated[
         Annotated[int, Bounds(1, 1000)],
         "Copies of each image that follow each other, each augmented on its own (repeated augmentation); "
@@ -222,7 +243,7 @@ class OptimizerConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixConfig(Group):
-    """Mixing of the images of a batch with each other, on the device (timm's `Mixup`); see `vitlab.train.mix`."""
+    """Mixing of the images of a batch with each other, on the device (timm's `Mixup`); see `vitlab.device.mix`."""
 
     path: ClassVar = ("mix",)
 
@@ -304,6 +325,7 @@ class Experiment(Group):
     """One run: everything that its result depends on."""
 
     model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -335,7 +357,8 @@ class Experiment(Group):
     keep_checkpoints: Annotated[Annotated[int, Bounds(1, 10**6)], "Newest checkpoints that are kept."] = 2
     keep_best: Annotated[
         Annotated[int, Bounds(0, 10**6)],
-        "Checkpoints of the highest top-1 that are kept beside the newest; an evaluation that is the best so far is always saved.",
+        "Checkpoints of the best evaluations, by the first metric of the task (in classification top-1), that are kept beside the newest; "
+        "an evaluation that is the best so far is always saved.",
     ] = 1
     stop_after: Annotated[
         Length | None, 'Duration without an evaluation better than all before, after which the run ends, such as "10 epochs"; None: never.'

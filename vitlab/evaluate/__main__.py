@@ -12,6 +12,7 @@ Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -26,19 +27,20 @@ from vitlab.config import ConfigError, Experiment, MeshConfig
 from vitlab.data import Source, open_source
 from vitlab.data.classes import different_classes
 from vitlab.data.decode import decoder
-from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
 from vitlab.evaluate.features import Features, extract
 from vitlab.evaluate.few_shot import few_shot
 from vitlab.evaluate.knn import knn
 from vitlab.evaluate.linear_probe import linear_probe
 from vitlab.evaluate.output import check_name, default_name, make_folder, write_result
 from vitlab.evaluate.report import Outcomes, write_report
+from vitlab.evaluate.split import evaluate, make_eval_step, open_batches
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import check_divides, make_mesh
 from vitlab.runs import folder
 from vitlab.runs.arguments import add_model_arguments, check_model_arguments
 from vitlab.runs.trained import Trained, from_run, from_weights, without_head
 from vitlab.signals import EXIT_STOPPED, StopRequest
+from vitlab.tasks import setting_of, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         if args.protocol in PROBES:
             found = _probe(args.protocol, trained, source, mesh, should_stop)
         else:
-            found = _classify(trained, source, mesh, should_stop, outcomes)
+            found = _measure(trained, source, mesh, should_stop, outcomes)
     if found is None:
         return EXIT_STOPPED
     if not distributed.is_first():
@@ -138,13 +140,17 @@ def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, m
     return dataclasses.replace(trained, experiment=experiment)
 
 
-def _classify(
+def _measure(
     trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool], outcomes: Outcomes | None
 ) -> dict[str, Any] | None:
     experiment, size = trained.experiment, trained.experiment.eval_batch_size or trained.experiment.batch_size
     batches = open_batches(trained.model, source, experiment, channels=trained.channels, batch_size=size, mesh=mesh)
-    step = make_eval_step(trained.model, mesh, experiment.metrics, logits=outcomes is not None)
-    return evaluate(step, trained.weights, batches, mesh=mesh, should_stop=should_stop, see=outcomes)
+    task, options = task_of(experiment)
+    setting = setting_of(experiment, options, trained.model.preprocessing, num_classes=len(trained.class_names))
+    evaluation = task.evaluation(setting)
+    prepare = functools.partial(task.prepare, rng=None, setting=setting)
+    step = make_eval_step(trained.model, mesh, evaluation, prepare, seen=outcomes is not None)
+    return evaluate(step, trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop, see=outcomes)
 
 
 def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool]) -> dict[str, Any] | None:

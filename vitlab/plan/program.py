@@ -15,10 +15,11 @@ from vitlab.config import ConfigError, Experiment
 from vitlab.data import open_source
 from vitlab.data.channels import model_channels
 from vitlab.data.splits import split_range
-from vitlab.functional import build, check_tensor
+from vitlab.functional import check_tensor
 from vitlab.parallel import mesh as meshes
 from vitlab.plan.topology import Topology
 from vitlab.plugins import raised_in_plugin
+from vitlab.tasks import build
 from vitlab.train.groups import as_trained
 from vitlab.train.periods import Periods
 from vitlab.train.setup import abstract_batch, make_step
@@ -80,7 +81,7 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     mesh = meshes.make_mesh(fsdp=experiment.mesh.fsdp, tensor=experiment.mesh.tensor, devices=topology.devices())
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     channels = model_channels(experiment.model, data.channels)
-    model, _ = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
+    model, _ = build(experiment, num_classes=data.num_classes, channels=channels)
     check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=data.examples)
     teacher = open_teacher(experiment, model, channels=channels, num_classes=data.num_classes, class_names=None)

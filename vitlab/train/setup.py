@@ -1,6 +1,7 @@
 """What a run is made of, built from its experiment; everything that can be refused is refused here, before the run folder."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Callable
@@ -19,13 +20,14 @@ from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.data.channels import model_channels
 from vitlab.data.classes import different_classes
 from vitlab.data.labels import labels_of
-from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
-from vitlab.functional import FunctionalModel, Weights, build, check_tensor, freeze, functional
+from vitlab.evaluate.split import EvalStep, evaluate, make_eval_step, open_batches
+from vitlab.functional import FunctionalModel, Weights, check_tensor, freeze, functional
 from vitlab.losses import class_weights
 from vitlab.parallel import mesh as meshes
 from vitlab.runs import folder
 from vitlab.runs.start import run_of, start_from_run
 from vitlab.runs.trained import Trained
+from vitlab.tasks import Evaluation, build, setting_of, task_of
 from vitlab.train.groups import as_trained, groups_of
 from vitlab.train.optimizer import make_optimizer
 from vitlab.train.periods import Periods
@@ -49,6 +51,7 @@ class Setup:
     model: FunctionalModel
     periods: Periods
     train_step: jax.stages.Traced  # not yet compiled
+    evaluation: Evaluation  # what is measured of the task
     eval_step: EvalStep
     create_weights: Callable[[], Weights]  # the initial ones: random, or those of a checkpoint
     create_state: Callable[[Weights], State]  # before the first step
@@ -111,7 +114,7 @@ class Setup:
         options = {"channels": self.channels, "batch_size": size, "mesh": self.mesh, "bad_images": self.bad_images}
         batches = open_batches(self.model, self.eval_source, self.experiment, **options)
         weights = {k: state[k] for k in ("params", "model_state", "average") if k in state}
-        return evaluate(self.eval_step, weights, batches, mesh=self.mesh, should_stop=should_stop)
+        return evaluate(self.eval_step, weights, batches, self.evaluation, mesh=self.mesh, should_stop=should_stop)
 
 
 def make_step(
@@ -206,6 +209,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     Raises:
       ConfigError: The experiment cannot be run here; one line.
     """
+    task, options = task_of(experiment)
     mesh = meshes.make_mesh(fsdp=experiment.mesh.fsdp, tensor=experiment.mesh.tensor)
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     meshes.check_divides("eval_batch_size", experiment.eval_batch_size or experiment.batch_size, mesh)
@@ -217,7 +221,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     _check_channels_of_run(experiment.model.weights, channels)
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # refuses a malformed one
-    model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
+    model, create_weights = build(experiment, num_classes=len(train_source.class_names), channels=channels)
     check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
     class_names = tuple(train_source.class_names)
@@ -227,6 +231,8 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh, model.tensor_split)
     with refusing(ValueError, RuntimeError, UnsupportedError, prefix=f"{experiment.model.name} cannot be trained so: "):
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh, teacher=teacher)
+    setting = setting_of(experiment, options, model.preprocessing, num_classes=len(class_names))
+    evaluation = task.evaluation(setting)
     start = load_start(model, create_weights(), experiment.model.weights) if experiment.model.weights else None
     return Setup(
         experiment=experiment,
@@ -236,7 +242,8 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         model=model,
         periods=periods,
         train_step=traced,
-        eval_step=make_eval_step(model, mesh, experiment.metrics),
+        evaluation=evaluation,
+        eval_step=make_eval_step(model, mesh, evaluation, functools.partial(task.prepare, rng=None, setting=setting)),
         create_weights=create_weights if start is None else lambda: start,
         create_state=create_state,
         abstract_state=state,

@@ -1,0 +1,6 @@
+"""What models are trained for: one task a file, and the registry that finds it by the file's name."""
+
+from vitlab.tasks.registry import build, list_tasks, setting_of, task_of
+from vitlab.tasks.task import Count, Evaluation, Setting, Task, TaskOptions
+
+__all__ = ["Count", "Evaluation", "Setting", "Task", "TaskOptions", "build", "list_tasks", "setting_of", "task_of"]
