@@ -15,7 +15,7 @@ from vitlab.data import Batches, Source, eval_batches
 from vitlab.functional import FunctionalModel, Weights
 from vitlab.parallel.mesh import part_of_process, replicated, shard_batch
 from vitlab.runs.trained import eval_crop_fraction
-from vitlab.tasks import Evaluation
+from vitlab.tasks import Evaluation, task_of
 
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 Prepare = Callable[[dict[str, Array]], dict[str, Array]]
@@ -88,7 +88,7 @@ def evaluate(
         for index, batch in enumerate(batches):
             if should_stop():
                 return None
-            measured = eval_step(weights, shard_batch(batch, mesh))
+            measured = eval_step(weights, shard_batch(_on_device(batch), mesh))
             if pending is not None:
                 totals.add(*pending, see)
             if index == 1:
@@ -98,6 +98,10 @@ def evaluate(
             totals.add(*pending, see)
     speed = (totals.images - before) / max(time.perf_counter() - begin, 1e-9)
     return totals.finished(evaluation) | {"images": totals.images, "images_per_second": speed}
+
+
+def _on_device(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return batch | {"index": batch["index"].astype(np.int32)}  # devices have no int64
 
 
 class _Totals:
@@ -159,6 +163,7 @@ def open_batches(
         batch_size=batch_size,
         interpolation=recipe.interpolation,
         crop_fraction=eval_crop_fraction(experiment, recipe),
+        fit=task_of(experiment)[0].fit,
         process_index=part,
         process_count=num_parts,
         bad_images=bad_images,

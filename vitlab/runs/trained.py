@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from vitlab.config import ConfigError, Experiment, refusing
-from vitlab.data.augment import resize_and_center_crop
+from vitlab.data.augment import evaluation_warp
 from vitlab.data.channels import model_channels
+from vitlab.data.warp import Size, Warp, size_of
 from vitlab.functional import FunctionalModel, Weights, functional
 from vitlab.functional import build as build_model
 from vitlab.layers.initial import InitRngs
@@ -19,7 +20,7 @@ from vitlab.models.registry import Preprocessing, create_model
 from vitlab.parallel.mesh import place, sharded_shapes
 from vitlab.runs import folder
 from vitlab.runs.checkpoint import CheckpointError, Checkpoints
-from vitlab.tasks import build
+from vitlab.tasks import build, task_of
 from vitlab.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,13 @@ class Trained:
     origin: dict[str, str | int]  # for the result: model, and step or weights
 
     def prepare(self, pixels: UInt8[np.ndarray, "_h _w c"]) -> UInt8[np.ndarray, "h w c"]:
-        """Resizes and crops an image to the model's size, as evaluation does."""
-        recipe = self.model.preprocessing
-        return resize_and_center_crop(pixels, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe))
+        """Brings an image to the model's size, as evaluation does."""
+        return self.warp_of(size_of(pixels)).apply(pixels)
+
+    def warp_of(self, size: Size) -> Warp:
+        """What evaluation does to an image of (height, width) pixels."""
+        recipe, fit = self.model.preprocessing, task_of(self.experiment)[0].fit
+        return evaluation_warp(size, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe), fit)
 
 
 def eval_crop_fraction(experiment: Experiment, preprocessing: Preprocessing) -> float:

@@ -1,6 +1,6 @@
 """What models are trained for: one task a file, and the registry that finds it by the file's name."""
 
-from vitlab.tasks.registry import build, list_tasks, setting_of, task_of
+from vitlab.tasks.registry import build, class_names_of, list_tasks, names_of, setting_of, task_of
 from vitlab.tasks.task import Count, Evaluation, Setting, Task, TaskOptions
 
-__all__ = ["Count", "Evaluation", "Setting", "Task", "TaskOptions", "build", "list_tasks", "setting_of", "task_of"]
+__all__ = ["Count", "Evaluation", "Setting", "Task", "TaskOptions", "build", "class_names_of", "list_tasks", "names_of", "setting_of", "task_of"]

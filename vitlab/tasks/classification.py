@@ -137,6 +137,7 @@ TASK = Task(
     counts={"correct": Count("accuracy", _correct)},
     evaluation=evaluation,
     best=("top1", "max"),
+    fit="crop",
     line=describe,
     reads=("mix", "loss", "metrics"),
 )

@@ -14,6 +14,8 @@ import vitlab.tasks
 from vitlab import functional
 from vitlab.config import ConfigError, Experiment, near_misses, refusing
 from vitlab.config.references import is_reference, load_reference
+from vitlab.data import Source
+from vitlab.data.fields import fields_of
 from vitlab.functional import FunctionalModel, Weights
 from vitlab.models.registry import FeatureInfo, Preprocessing
 from vitlab.tasks.task import Setting, Task, TaskOptions
@@ -63,6 +65,17 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
             raise ConfigError(f'{key} means nothing to task "{name}": leave {key} at its default')
     with refusing(ValueError, prefix="task."):
         return task, task.options(**given)
+
+
+def names_of(task: Task, options: Any) -> tuple[str, ...]:
+    """Names of the fields of a batch, the image first."""
+    return tuple(dict.fromkeys(("image", *task.fields(options))))
+
+
+def class_names_of(source: Source) -> tuple[str, ...]:
+    """Names of the classes that a source's fields have, in their order; those of the source where no field names any."""
+    named = (kind.class_names for kind in fields_of(source).values() if getattr(kind, "class_names", ()))
+    return tuple(next(named, source.class_names))
 
 
 @functools.cache

@@ -127,6 +127,8 @@ class Task:
     best: tuple[str, Literal["max", "min"]]
     # An evaluation as one line; None: its numbers with their names.
     line: Callable[[Mapping[str, Any]], str] | None = None
+    # How an evaluation or a prediction brings a picture to the model's size: its centre, or all of it.
+    fit: Literal["crop", "stretch", "letterbox"] = "stretch"
     # Kind of each thing that is predicted, by name; and the prediction itself, {name: [b, ...]} at the size of the images.
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     predictions: Callable[[Outputs, Setting], dict[str, Array]] | None = None
