@@ -19,7 +19,7 @@ Weight = Annotated[int, Bounds(1, 10_000)]
 LearningRate = Annotated[float, Bounds(0, 1e30)]  # beyond, float32 overflows
 Momentum = Annotated[float, Bounds(0, 1, open_most=True)]
 Positive = Annotated[float, Bounds(0, 1e6, open_least=True)]
-Source = Annotated[str, Part(("bundled", "image_folder", "tfds", "shards"))]
+Source = Annotated[str, Part(("bundled", "scenes", "image_folder", "tfds", "shards"))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,9 +160,15 @@ class AugmentConfig(Group):
     path: ClassVar = ("augment",)
 
     crop: Annotated[
-        Literal["random_resized", "pad", "center"],
-        "How an image gets its size: a random part resized, a random crop after padding, or the resized centre.",
+        Literal["random_resized", "random", "scale_jitter", "pad", "center", "stretch", "letterbox"],
+        "How an image gets its size: a random part resized (random_resized), a random part as it is (random), the whole rescaled at random "
+        "and then cropped or surrounded (scale_jitter), a random crop after padding (pad), the resized centre (center), or the whole, "
+        "without regard to its proportions (stretch) or between bars (letterbox).",
     ] = "random_resized"
+    jitter_scale: Annotated[
+        tuple[Annotated[float, Bounds(0.01, 100)], Annotated[float, Bounds(0.01, 100)]],
+        "Least and largest side of the image, for crop=scale_jitter; at 1 the whole image just fits.",
+    ] = (0.1, 2.0)
     crop_scale: Annotated[
         tuple[Annotated[float, Bounds(0, 1, open_least=True)], Annotated[float, Bounds(0, 1, open_least=True)]],
         "Least and largest fraction of the image's area that a random_resized crop takes.",
@@ -194,7 +200,7 @@ class AugmentConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("crop_scale", "crop_ratio"):
+        for name in ("crop_scale", "crop_ratio", "jitter_scale"):
             least, largest = getattr(self, name)
             if least > largest:
                 raise ConfigError(f"augment.{name}={getattr(self, name)} must have the smaller number first")
