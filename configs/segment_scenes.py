@@ -1,7 +1,7 @@
 """Semantic segmentation of the bundled scenes: eleven classes, 64 x 64 pixels, minutes on two CPU cores.
 
-Patches of 4 make 256 tokens; a plain trunk gets its pyramid for UPerNet by ViTDet's simple feature pyramid, or, as here, one map and
-a pixel shuffle, which is cheap on a CPU.
+Patches of 4 make 256 tokens. A pixel shuffle over one map of all is cheap on a CPU; task.head=upernet gives a plain trunk ViTDet's
+simple feature pyramid first.
 
 Here: see docs/howto/tasks.md.
 Run: python -m vitlab.train --config=configs/segment_scenes.py --workdir=runs/segment

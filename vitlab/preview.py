@@ -1,7 +1,8 @@
 """A contact sheet of a training batch: python -m vitlab.preview --config=configs/x.py:variant --output=sheet.png [--step=N].
 
 The images are those of the step itself, cropped, augmented, erased and mixed, each with its class below, or with two classes and
-their shares where mixup or cutmix has mixed it; other tasks show each field of the image over it. To see what the host alone does: --config.mix.prob=0 --config.augment.erase_prob=0.
+their shares where mixup or cutmix has mixed it; for other tasks each image is followed by its fields, drawn over it. To see what the
+host alone does: --config.mix.prob=0 --config.augment.erase_prob=0.
 """
 
 import dataclasses
@@ -20,8 +21,8 @@ from vitlab.data.bad_images import BadImagesError
 from vitlab.data.batches import Batch, Layout, Threads, TrainBatch
 from vitlab.data.channels import model_channels
 from vitlab.data.decode import decoder
-from vitlab.data.policies import make_policy
 from vitlab.data.fields import fields_of
+from vitlab.data.policies import make_policy
 from vitlab.data.source import Source, open_source
 from vitlab.drawing.sheet import contact_sheet
 from vitlab.models.registry import Preprocessing, model_config
@@ -126,9 +127,7 @@ def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
     return dataclasses.replace(config.preprocessing.for_channels(channels), image_size=config.image_size)
 
 
-def _prepared(
-    batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int
-) -> dict[str, np.ndarray]:
+def _prepared(batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int) -> dict[str, np.ndarray]:
     """The batch after the step has prepared it on the device, without label smoothing."""
     plain = dataclasses.replace(experiment, loss=LossConfig())
     task, options = task_of(plain)

@@ -69,7 +69,9 @@ def main(argv: Sequence[str]) -> int:
     trained = _trained(args, experiment, source, mesh)
     other_data = bool(args.config) or any(key.startswith("data.") for key in overrides)
     split = experiment.data.eval_split
-    name = args.name or default_name(args.protocol if args.protocol in PROBES else "classification", trained.origin, split, source.fingerprint if other_data else None)
+    name = args.name or default_name(
+        args.protocol if args.protocol in PROBES else "classification", trained.origin, split, source.fingerprint if other_data else None
+    )
     outcomes = Outcomes() if args.report else None
     with StopRequest() as stop:
         should_stop = distributed.Vote(lambda: stop.requested)

@@ -55,9 +55,7 @@ class Data:
             part = split_range(config.train_split, examples)
             return cls(examples=part.stop - part.start, num_classes=num_classes, channels=3)
         source = open_source(config, train=True, fields=names_of(*task_of(experiment)))
-        return cls(
-            examples=len(source), num_classes=len(class_names_of(source)), channels=source.channels, fields=dict(fields_of(source))
-        )
+        return cls(examples=len(source), num_classes=len(class_names_of(source)), channels=source.channels, fields=dict(fields_of(source)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -149,7 +149,9 @@ class LoadedRun:
         """
         if len(images) != len(self.inputs) or self._task.predictions is None:
             takes = f"takes {len(self.inputs)} pictures ({', '.join(self.inputs)}), {len(images)} were given"
-            raise ValueError(f"task {self.experiment.task.name} {takes if self._task.predictions else 'has `predict` in place of `results`'}")
+            raise ValueError(
+                f"task {self.experiment.task.name} {takes if self._task.predictions else 'has `predict` in place of `results`'}"
+            )
         pixels = [read_image(image, self.trained.channels, decoder(self.experiment.data)) for image in images]
         warp = self.trained.warp_of(size_of(pixels[0]))
         batch = {name: warp.apply(one)[None] for name, one in zip(self.inputs, pixels, strict=True)}

@@ -3,4 +3,16 @@
 from vitlab.tasks.registry import build, class_names_of, list_tasks, names_of, setting_of, task_of
 from vitlab.tasks.task import Count, Evaluation, Setting, Task, TaskOptions
 
-__all__ = ["Count", "Evaluation", "Setting", "Task", "TaskOptions", "build", "class_names_of", "list_tasks", "names_of", "setting_of", "task_of"]
+__all__ = [
+    "Count",
+    "Evaluation",
+    "Setting",
+    "Task",
+    "TaskOptions",
+    "build",
+    "class_names_of",
+    "list_tasks",
+    "names_of",
+    "setting_of",
+    "task_of",
+]

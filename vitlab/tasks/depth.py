@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx

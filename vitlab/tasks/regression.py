@@ -59,7 +59,10 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:
-    """"mae", "rmse", "mape", "r2", "plcc", "srcc", "krcc", where they are defined, and "loss"; nothing if a prediction is not finite."""
+    """Gives "mae", "rmse", "mape", "r2", "plcc", "srcc", "krcc", where they are defined, and "loss".
+
+    There is nothing if a prediction is not finite.
+    """
     known = np.isfinite(totals["truth"]) if images else np.zeros(0, bool)
     if not known.any() or not np.isfinite(totals["prediction"][known]).all():
         return {}

@@ -116,7 +116,7 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:
-    """"psnr" in dB, the mean over the pictures, and that of the degraded pictures; an equal picture counts 100 dB."""
+    """Gives "psnr" in dB, the mean over the pictures, and that of the degraded pictures; an equal picture counts 100 dB."""
     if not images or not np.isfinite(totals["error"]).all():
         return {}
     return {name: _psnr(totals[key]) for name, key in (("psnr", "error"), ("degraded_psnr", "degraded_error"))}

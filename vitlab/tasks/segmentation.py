@@ -115,7 +115,7 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, Any]:
-    """ "miou", "pixel_accuracy", "mean_accuracy", "mean_dice" (shares), "loss" (nats a pixel), and "class_iou", a list.
+    """Gives "miou", "pixel_accuracy", "mean_accuracy", "mean_dice" (shares), "loss" (nats a pixel), and "class_iou", a list.
 
     A class that is neither labelled nor predicted has the IoU None and counts in no mean.
     """
