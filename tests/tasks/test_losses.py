@@ -1,6 +1,5 @@
 """Losses against numpy: void counts nowhere, parts of a batch give what the whole gives, and no gradient is ever NaN."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +53,7 @@ CASES = {
 def total(task, options, outputs, batch, parts=1):
     """Loss and gradient as the step computes them, of outputs in place of parameters."""
     own, told = _tasks()[task], setting(task, **options)
-    batch = {"image": jnp.zeros((B, H, W, 3)), **batch}
+    batch = jax.tree.map(jnp.asarray, {"image": jnp.zeros((B, H, W, 3)), **batch})
     scales = None if own.weights is None else _scales(own.weights(batch, told), parts)
 
     def part(factor, state, batch, rng):
