@@ -84,7 +84,7 @@ def test_percent_of_the_whole_run_cannot_define_the_whole_run():
         ({"loss": {"distillation": {"tau": 1.0}}}, "unknown key loss.distillation.tau"),
         ({"warmup": "1 epochs"}, r"unknown key warmup: did you mean optimizer.warmup\?"),
         ({"optimizer": {"label_smoothing": 0.1}}, r"unknown key optimizer.label_smoothing: did you mean loss.label_smoothing\?"),
-        ({"name": "vit"}, "did you mean model.name, data.name, optimizer.name"),
+        ({"name": "vit"}, "did you mean model.name, task.name, data.name, optimizer.name"),
         ({1: 2}, "unknown key 1"),
         ({"optimizer": 3}, "optimizer=3 must be a group of keys: name, schedule"),
         ([], "the config=\\[\\] must be a group of keys"),

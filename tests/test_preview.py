@@ -29,11 +29,11 @@ def host_only(experiment):
 def test_the_images_are_those_that_the_step_gives_to_the_model(monkeypatch):
     experiment, seen = tiny_experiment(**MIXED), []
 
-    def see(self, weights, images, rng=None):
-        jax.debug.callback(lambda x: seen.append(np.asarray(x)), images)
-        return jnp.zeros((len(images), 10)), weights["model_state"]  # in place of the network, which takes long to compile
+    def see(self, weights, batch, rng=None):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), batch["image"])
+        return (jnp.zeros((len(batch["image"]), 10)),), weights["model_state"]  # in place of the network, which takes long to compile
 
-    monkeypatch.setattr(FunctionalModel, "apply", see)
+    monkeypatch.setattr(FunctionalModel, "run", see)
     setup = set_up(experiment)
     state = setup.initial_state() | {"step": jnp.asarray(3)}
     with setup.open_train_batches(3) as batches:

@@ -25,6 +25,7 @@ from vitlab.config import ConfigError, Experiment, difference
 from vitlab.drawing.chart import COLOURS, Chart
 from vitlab.printable import printable
 from vitlab.runs import folder
+from vitlab.tasks import task_of
 
 METRICS = ("eval_top1", "eval_loss", "train_loss")
 _LEGEND = 220  # pixels beside a chart
@@ -92,22 +93,36 @@ def read_run(path: pathlib.Path) -> Run:
 
 
 def summary(runs: Sequence[Run]) -> Table:
-    """One row a run: its newest and its best evaluation by top-1, of the averaged weights where there are such."""
-    table = Table("run", "model", "steps", "top-1", "best top-1", "at step", "loss", "images/s")
+    """One row a run: its newest and its best evaluation by its task's metric, of the averaged weights where there are such."""
+    heads = {_best_metric(run)[0] for run in runs}
+    title = "top-1" if heads == {"top1"} else heads.pop() if len(heads) == 1 else "metric"
+    table = Table("run", "model", "steps", title, f"best {title}", "at step", "loss", "images/s")
     for run in runs:
-        metric = "eval_average_top1" if run.curve("eval_average_top1")[0] else "eval_top1"
-        steps, top1 = run.curve(metric)
-        losses = run.curve(metric.replace("top1", "loss"))[1]
-        best = max(range(len(top1)), key=top1.__getitem__, default=None)
+        name, direction = _best_metric(run)
+        prefix = "eval_average_" if run.curve(f"eval_average_{name}")[0] else "eval_"
+        steps, values = run.curve(prefix + name)
+        losses = run.curve(f"{prefix}loss")[1]
+        best = (max if direction == "max" else min)(range(len(values)), key=values.__getitem__, default=None)
+        shown = "{:.2%}".format if name == "top1" else "{:.4g}".format if title != "metric" else f"{{:.4g}} {name}".format
         newest = max((line["step"] for line in run.lines), default=0)
         table.add_row(
             *(printable(run.name), run.experiment.model.name if run.experiment else "?", f"{newest:.0f}"),
-            f"{top1[-1]:.2%}" if top1 else "-",
-            *((f"{top1[best]:.2%}", f"{steps[best]:.0f}") if best is not None else ("-", "-")),
+            shown(values[-1]) if values else "-",
+            *((shown(values[best]), f"{steps[best]:.0f}") if best is not None else ("-", "-")),
             f"{losses[-1]:.4f}" if losses else "-",
             f"{run.images_per_second:.0f}" if run.images_per_second is not None else "-",
         )
     return table
+
+
+def _best_metric(run: Run) -> tuple[str, str]:
+    """The metric that decides which of a run's evaluations is the best, and whether the most or the least is."""
+    if run.experiment is None or run.experiment.task.name == "classification":
+        return "top1", "max"
+    try:
+        return task_of(run.experiment)[0].best
+    except ConfigError:  # a task of the user's own that has gone
+        return "loss", "min"
 
 
 def differences(runs: Sequence[Run]) -> Table:

@@ -16,18 +16,59 @@ from vitlab.config import ConfigError, ModelConfig, refusing
 from vitlab.layers.frozen import run_as_in_evaluation
 from vitlab.layers.initial import InitRngs
 from vitlab.layers.roles import Layers, places_of
-from vitlab.models.registry import Preprocessing, create_model, family_of, model_config
+from vitlab.models.registry import FeatureInfo, Features, Preprocessing, create_model, family_of, model_config
 from vitlab.parallel.mesh import named_axes
 from vitlab.tree import joined, leaf_names, parted
 
-__all__ = ["FunctionalModel", "Weights", "build", "check_tensor", "freeze", "functional"]
+__all__ = ["FunctionalModel", "Trunk", "Weights", "build", "check_tensor", "freeze", "functional"]
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
+Pixels = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]  # in [0, 255]
+HEAD = "task_head"  # first part of the names of a task's own head
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """A model of the zoo as a task sees it: it takes pixels in [0, 255] and normalises them."""
+
+    model: Any
+    preprocessing: Preprocessing
+
+    def normalised(self, images: Pixels) -> Float[Array, "b h w c"]:
+        """The images as the model wants them."""
+        mean, std = (jnp.asarray(v, jnp.float32) for v in (self.preprocessing.mean, self.preprocessing.std))
+        return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
+
+    def features(self, images: Pixels, *, train: bool, rngs: nnx.Rngs | None) -> Features:
+        """The maps of `model.features`, one a stage."""
+        return self.model.features(self.normalised(images), train=train, rngs=rngs)
+
+    def logits(self, images: Pixels, *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b classes"]:
+        """The mean of the logits of the model's own heads."""
+        return self.model(self.normalised(images), train=train, rngs=rngs)
+
+    def head_logits(self, images: Pixels, *, train: bool, rngs: nnx.Rngs | None) -> tuple[Float[Array, "b classes"], ...]:
+        """The logits of each of the model's own heads: two with DeiT's distillation token, else one."""
+        if not hasattr(self.model, "head_logits"):
+            return (self.logits(images, train=train, rngs=rngs),)
+        return self.model.head_logits(self.normalised(images), train=train, rngs=rngs)
+
+
+def _own_heads(trunk: Trunk, head: None, batch: Mapping[str, Array], *, train: bool, rngs: nnx.Rngs | None) -> tuple[Array, ...]:
+    return trunk.head_logits(batch["image"], train=train, rngs=rngs)
+
+
+def _own_logits(trunk: Trunk, head: None, batch: Mapping[str, Array], *, train: bool, rngs: nnx.Rngs | None) -> Array:
+    return trunk.logits(batch["image"], train=train, rngs=rngs)
+
+
+def _maps(trunk: Trunk, head: None, batch: Mapping[str, Array], *, train: bool, rngs: nnx.Rngs | None) -> tuple[Array, ...]:
+    return tuple(trunk.features(batch["image"], train=train, rngs=rngs))
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionalModel:
-    """`apply` of fixed structure; holds no weights."""
+    """`apply` and `run` of fixed structure; holds no weights."""
 
     graphdef: Any
     constants: Any  # variables that are neither parameters nor statistics
@@ -36,47 +77,53 @@ class FunctionalModel:
     places: Any  # the `vitlab.layers.roles.Place` of each parameter
     trained: Any = None  # whether each parameter is trained, as booleans; None: all are. See `freeze`
     tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)  # its family's
+    forward: Callable[..., Any] = _own_heads  # (Trunk, the task's head or None, batch, train=, rngs=) -> outputs, see `vitlab.tasks`
+    inputs: tuple[str, ...] = ("image",)  # entries of a batch that `forward` reads; all are images
 
-    def apply(
-        self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], rng: Array | None = None
-    ) -> tuple[Float[Array, "b classes"], dict[str, Any]]:
-        """Normalises pixels in [0, 255] and runs the model; with `rng` as in training (dropout, drop path, statistics of the batch).
+    def run(self, weights: Weights, batch: Mapping[str, Array], rng: Array | None = None) -> tuple[Any, dict[str, Any]]:
+        """Runs trunk and head on a batch; with `rng` as in training (dropout, drop path, statistics of the batch).
+
+        Returns:
+          Outputs of the task, float32, and the new model_state.
+        """
+        return self._run(self.forward, weights, batch, rng)
+
+    def apply(self, weights: Weights, images: Pixels, rng: Array | None = None) -> tuple[Float[Array, "b classes"], dict[str, Any]]:
+        """Runs the model with its own head on pixels in [0, 255], otherwise as `run` does.
 
         Returns:
           Logits, float32, and the new model_state.
         """
-        (logits,), model_state = self._run(_whole, weights, images, rng)
-        return logits, model_state
+        return self._run(_own_logits, weights, {"image": images}, rng)
 
-    def apply_heads(
-        self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], rng: Array | None = None
-    ) -> tuple[tuple[Float[Array, "b classes"], ...], dict[str, Any]]:
-        """Runs the model as `apply` does, and gives the logits of each head: two with DeiT's distillation token, else one."""
-        return self._run(lambda model: getattr(model, "head_logits", _whole(model)), weights, images, rng)
-
-    def features(
-        self, weights: Weights, images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
-    ) -> tuple[Float[Array, "b _h _w _d"], ...]:
+    def features(self, weights: Weights, images: Pixels) -> tuple[Float[Array, "b _h _w _d"], ...]:
         """Normalises pixels in [0, 255] and gives the maps of `model.features`, one a stage, float32."""
-        return self._run(lambda model: lambda pixels, **_: model.features(pixels), weights, images, None)[0]
+        return self._run(_maps, weights, {"image": images}, None)[0]
+
+    def abstract_inputs(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of what `run` reads."""
+        shape = (batch_size, *self.preprocessing.image_size, len(self.preprocessing.mean))
+        return dict.fromkeys(self.inputs, jax.ShapeDtypeStruct(shape, jnp.uint8))
 
     def count_macs(self) -> int:
         """Multiply-accumulates of the forward pass on one image."""
-        image = jax.ShapeDtypeStruct((1, *self.preprocessing.image_size, len(self.preprocessing.mean)), jnp.uint8)
-        return macs_of(lambda weights, x: self.apply(weights, x)[0], self.shapes, image)
+        return macs_of(lambda weights, x: self.run(weights, x)[0], self.shapes, self.abstract_inputs())
 
     def count_training_macs(self) -> int:
         """Multiply-accumulates of a forward and a backward pass on one image, of which those of frozen parts are left out."""
         if self.trained is None:
             return 3 * self.count_macs()
-        image = jax.ShapeDtypeStruct((1, *self.preprocessing.image_size, len(self.preprocessing.mean)), jnp.uint8)
 
-        def gradient(weights: Weights, x: Array) -> Any:
+        def gradient(weights: Weights, x: dict[str, Array]) -> Any:
             trained, frozen = self.split(weights["params"])
-            loss = lambda trained: self.apply({**weights, "params": joined(trained, frozen)}, x)[0].sum()  # noqa: E731
+
+            def loss(trained: Any) -> Array:
+                outputs, _ = self.run({**weights, "params": joined(trained, frozen)}, x)
+                return sum((x.sum() for x in jax.tree.leaves(outputs)), start=jnp.zeros(()))
+
             return jax.grad(loss)(trained)
 
-        return macs_of(gradient, self.shapes, image)
+        return macs_of(gradient, self.shapes, self.abstract_inputs())
 
     def split(self, params: Any) -> tuple[Any, Any]:
         """Parameters, or a tree like theirs, in two trees: what is trained, and what is frozen."""
@@ -90,15 +137,15 @@ class FunctionalModel:
         stats = {path: not _is_frozen(path[:-1], trained) for path in flatten_dict(self.shapes["model_state"])}
         return {"params": self.trained, "model_state": unflatten_dict(stats)}
 
-    def _run(self, forward: Callable[[Any], Callable[..., tuple[Array, ...]]], weights: Weights, images: Array, rng: Array | None) -> Any:
-        """Float32 outputs of the function that `forward` makes of the model, and the new model_state."""
+    def _run(self, forward: Callable[..., Any], weights: Weights, batch: Mapping[str, Array], rng: Array | None) -> Any:
+        """Outputs of a forward function, float32 but for integers, and the new model_state."""
         model = nnx.merge(self.graphdef, weights["params"], weights["model_state"], self.constants, copy=True)
-        mean, std = (jnp.asarray(v, jnp.float32) for v in (self.preprocessing.mean, self.preprocessing.std))
-        pixels = (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
         rngs = None if rng is None else nnx.Rngs(dropout=rng)
         _set_mode(model, rng)
-        outputs = forward(model)(pixels, train=rng is not None, rngs=rngs)
-        return tuple(x.astype(jnp.float32) for x in outputs), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        trunk, head = Trunk(model, self.preprocessing), getattr(model, HEAD, None)
+        outputs = forward(trunk, head, batch, train=rng is not None, rngs=rngs)
+        outputs = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, outputs)
+        return outputs, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def _set_mode(model: Any, rng: Array | None) -> None:
@@ -114,10 +161,6 @@ def _set_mode(model: Any, rng: Array | None) -> None:
     keys: dict[str, Any] = {tag: jax.random.fold_in(rng, i) for i, tag in enumerate(sorted(tags))}
     if keys:
         nnx.reseed(model, **keys)
-
-
-def _whole(model: Any) -> Callable[..., tuple[Array, ...]]:
-    return lambda *args, **options: (model(*args, **options),)
 
 
 def functional(model: Any, layers: Layers | None = None) -> tuple[FunctionalModel, Weights]:
@@ -168,7 +211,14 @@ def _is_frozen(path: tuple[Any, ...], trained: Mapping[tuple[Any, ...], bool]) -
     return not next(trained[path[:n]] for n in range(len(path), -1, -1) if path[:n] in trained)
 
 
-def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) -> tuple[FunctionalModel, Callable[[], Weights]]:
+def build(
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    channels: int,
+    seed: int,
+    head: Callable[[tuple[FeatureInfo, ...], Preprocessing, InitRngs], Any] | None = None,
+) -> tuple[FunctionalModel, Callable[[], Weights]]:
     """The model of an experiment, and a function for its initial weights, which are made on the default device.
 
     Args:
@@ -176,17 +226,19 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
       num_classes: Of the data, where the config leaves it open.
       channels: Of the images, where the config leaves it open.
       seed: Of the initial weights.
+      head: Makes the head of a task from what the trunk's maps are; the model's own is then left out.
 
     Raises:
-      ConfigError: There is no such model, or its fields cannot work together.
+      ConfigError: There is no such model, its fields cannot work together, or the head cannot stand on its maps.
     """
     if config.num_classes is not None and config.num_classes < num_classes:
         raise ConfigError(f"model.num_classes={config.num_classes} is fewer than the {num_classes} classes of the data")
 
     def create(rngs: InitRngs) -> nnx.Module:
-        return create_model(
+        own = num_classes if config.num_classes is None else config.num_classes
+        model = create_model(
             config.name,
-            num_classes=num_classes if config.num_classes is None else config.num_classes,
+            num_classes=own if head is None else 0,
             image_size=config.image_size,
             in_channels=channels if config.in_channels is None else config.in_channels,
             drop_path_rate=config.drop_path_rate,
@@ -194,6 +246,9 @@ def build(config: ModelConfig, *, num_classes: int, channels: int, seed: int) ->
             rngs=rngs,
             **config.fields,
         )
+        if head is not None:
+            setattr(model, HEAD, head(model.feature_info, model.preprocessing, rngs))
+        return model
 
     with refusing(ValueError, TypeError):
         abstract, _ = functional(nnx.eval_shape(lambda: create(InitRngs(None))), family_of(config.name).layers)

@@ -1,4 +1,7 @@
-"""The likeliest classes of images: python -m vitlab.predict --workdir=DIR IMAGE...
+"""What a model says of images: python -m vitlab.predict --workdir=DIR IMAGE...
+
+For classification the likeliest classes; for other tasks a line for each result and, with --output=FOLDER, a file at the picture's own
+size and the picture with the result drawn over it. A task of two pictures, such as stereo, takes them in turn: LEFT RIGHT LEFT RIGHT.
 
 IMAGE is a file, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or @list.txt, a file with one of these on each
 line. The model is that of a run folder, or of the zoo with a checkpoint of others (--model=NAME --weights=FILE).
@@ -21,8 +24,10 @@ import numpy as np
 
 from vitlab import cli
 from vitlab.config import ConfigError, Experiment, ModelConfig
-from vitlab.data.decode import DecodeError
+from vitlab.data.decode import DecodeError, decoder
 from vitlab.data.image_list import find_images
+from vitlab.data.map_files import write_picture
+from vitlab.data.read_image import read_image
 from vitlab.files import write_atomically
 from vitlab.printable import printable
 from vitlab.runs.arguments import add_model_arguments, check_model_arguments
@@ -48,6 +53,10 @@ def main(argv: Sequence[str]) -> int:
     paths = find_images(args.images, args.list)
     cli.begin()
     run = LoadedRun(_trained(args, overrides))
+    if run.kinds:
+        return _main_of_task(run, paths, args)
+    if args.output and args.output.is_dir():
+        raise ConfigError(f"--output={args.output} must be a file *.csv or *.jsonl for classes")
     answers = predict(run, paths, top=args.top, batch_size=args.batch_size)
     failed = _write(answers, args.output) if args.output else _print(answers)
     if args.output:
@@ -77,6 +86,48 @@ def predict(run: LoadedRun, paths: Iterable[str], *, top: int = 5, batch_size: i
                 else:
                     prediction = Prediction(probabilities=next(probabilities), class_names=run.class_names)
                     yield Answer(path=path, top=prediction.top(top))
+
+
+def _main_of_task(run: LoadedRun, paths: Sequence[str], args: argparse.Namespace) -> int:
+    """Predicts pictures one by one, or two by two where the task takes two, and writes what was found into a folder."""
+    if args.output and not args.output.is_dir():
+        raise ConfigError(
+            f"--output={args.output} must be a folder that exists: task={run.experiment.task.name} writes files for each picture"
+        )
+    count = len(run.inputs)
+    if len(paths) % count:
+        raise ConfigError(
+            f"task={run.experiment.task.name} takes {count} pictures each time ({', '.join(run.inputs)}); {len(paths)} were given"
+        )
+    failed = 0
+    for group in chunks(paths, count):
+        try:
+            found = run.results(*group)
+        except (DecodeError, OSError, ValueError) as error:
+            failed += _complain(Answer(path=group[0], error=f"cannot be used: {getattr(error, 'strerror', None) or error}"))
+            continue
+        picture = read_image(group[0], 3, decoder(run.experiment.data))
+        print(
+            "\n".join(
+                (printable(group[0]), *(f"  {line}" for line in _tell(run, pathlib.Path(group[0]).stem, picture, found, args.output)))
+            )
+        )
+    if failed:
+        print(f"{failed} of {len(paths) // count} could not be used", file=sys.stderr)
+    return cli.EXIT_USAGE if failed else 0
+
+
+def _tell(run: LoadedRun, stem: str, picture: np.ndarray, found: dict[str, np.ndarray], folder: pathlib.Path | None) -> Iterator[str]:
+    """A line for each result; with a folder its file and, where that is no picture itself, the picture with it drawn over."""
+    for name, kind in run.kinds.items():
+        drawn, caption = kind.draw(picture, found[name])
+        files, is_new = [], drawn is not picture and drawn is not found[name]
+        if folder is not None:
+            files = [folder / f"{stem}_{name}{kind.suffix}", *[folder / f"{stem}_{name}_overlay.png"] * is_new]
+            kind.write(files[0], found[name])
+            if is_new:
+                write_picture(files[1], drawn)
+        yield printable("  ".join(filter(None, (f"{name}: {caption}" if caption else name, *map(str, files)))))
 
 
 def _read(run: LoadedRun, path: str) -> np.ndarray | str:
@@ -150,7 +201,9 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     parser.add_argument("--classes", type=pathlib.Path, metavar="FILE", help="with --model: class names, one a line, in the model's order")
     parser.add_argument("--top", type=int, default=5, help="classes per image, at least 1; 5 by default")
     parser.add_argument("--batch_size", type=int, default=64, help="images that go through the model at once; 64 by default")
-    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="*.csv or *.jsonl in place of text; appears once complete")
+    parser.add_argument(
+        "--output", type=pathlib.Path, metavar="FILE", help="*.csv or *.jsonl of classes in place of text; a folder for others"
+    )
     parser.add_argument("--list", type=pathlib.Path, action="append", default=[], metavar="FILE", help="paths, one a line, as @FILE")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, pattern or @list.txt")
     rest, overrides = cli.split_overrides(argv)
@@ -161,8 +214,11 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
             raise ConfigError(f"--{name}={getattr(args, name)} must be at least 1")
     if args.workdir and (args.classes or overrides):
         raise ConfigError("--classes and --config.model.* describe a checkpoint of others (--model); a run folder has its own")
-    if args.output and (args.output.suffix not in _SUFFIXES or not args.output.parent.is_dir() or args.output.is_dir()):
-        raise ConfigError(f"--output={args.output} must be a file *.csv or *.jsonl in a folder that exists")
+    if args.output and not args.output.is_dir() and (args.output.suffix not in _SUFFIXES or not args.output.parent.is_dir()):
+        raise ConfigError(
+            f"--output={args.output} must be a file *.csv or *.jsonl in a folder that exists, or for tasks with other results than "
+            "classes a folder that exists"
+        )
     return args, overrides
 
 

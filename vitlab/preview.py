@@ -1,7 +1,8 @@
 """A contact sheet of a training batch: python -m vitlab.preview --config=configs/x.py:variant --output=sheet.png [--step=N].
 
 The images are those of the step itself, cropped, augmented, erased and mixed, each with its class below, or with two classes and
-their shares where mixup or cutmix has mixed it. To see what the host alone does: --config.mix.prob=0 --config.augment.erase_prob=0.
+their shares where mixup or cutmix has mixed it; for other tasks each image is followed by its fields, drawn over it. To see what the
+host alone does: --config.mix.prob=0 --config.augment.erase_prob=0.
 """
 
 import dataclasses
@@ -20,12 +21,13 @@ from vitlab.data.bad_images import BadImagesError
 from vitlab.data.batches import Batch, Layout, Threads, TrainBatch
 from vitlab.data.channels import model_channels
 from vitlab.data.decode import decoder
+from vitlab.data.fields import fields_of
 from vitlab.data.policies import make_policy
-from vitlab.data.source import open_source
+from vitlab.data.source import Source, open_source
 from vitlab.drawing.sheet import contact_sheet
 from vitlab.models.registry import Preprocessing, model_config
 from vitlab.printable import printable
-from vitlab.train.step import augmented
+from vitlab.tasks import class_names_of, names_of, setting_of, task_of
 
 _SHOWN = 0.005  # a smaller share is not worth a line
 
@@ -54,9 +56,47 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
     Raises:
       ConfigError: There is no such data, policy or model, a number is out of range, or no image can be decoded.
     """
+    batch, source, preprocessing = _host_batch(experiment, step, count)
+    prepared = _prepared(batch, step, experiment, preprocessing, len(source.class_names))
+    return Sample(
+        images=_pixels(prepared["image"])[:count],
+        shares=prepared["target"][:count],
+        class_names=source.class_names,
+        batch_size=experiment.batch_size,
+        bad=int((batch["bad"] >= 0).sum()),
+    )
+
+
+def field_sheet(experiment: Experiment, *, step: int = 0, count: int = 64) -> tuple[Image.Image, int]:
+    """The first images of a training batch of any task, each followed by its fields drawn over it, and the number of images.
+
+    Arguments and errors are those of `sample`.
+    """
+    batch, source, preprocessing = _host_batch(experiment, step, count)
+    prepared = _prepared(batch, step, experiment, preprocessing, len(class_names_of(source)))
+    images, kinds = _pixels(prepared["image"])[:count], fields_of(source)
+    cells, captions = [], []
+    for row, pixels in enumerate(images):
+        picture = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+        cells.append(picture)
+        captions.append([])
+        for name, kind in kinds.items():
+            if name == "image":
+                continue
+            drawn, caption = kind.draw(picture, batch[name][row])
+            if drawn is picture:
+                captions[-1].append((f"{name}: {caption}", ""))
+            else:
+                cells.append(drawn)
+                captions.append([(name, f" {caption}" if caption else "")])
+    return contact_sheet(np.stack(cells), captions), len(images)
+
+
+def _host_batch(experiment: Experiment, step: int, count: int) -> tuple[Batch, Source, Preprocessing]:
+    """The batch of a step as the host makes it, its source and the model's images."""
     if step < 0 or count < 1:
         raise ConfigError(f"--step={step} must be at least 0, --images={count} at least 1")
-    source = open_source(experiment.data, train=True)
+    source = open_source(experiment.data, train=True, fields=names_of(*task_of(experiment)))
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # refuses a malformed one
     preprocessing = _preprocessing(experiment, model_channels(experiment.model, source.channels))
@@ -66,6 +106,7 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
         batch_size=experiment.batch_size,
         process_index=0,
         process_count=1,
+        fields=fields_of(source),
     )
     threads = Threads(experiment.data.num_threads or usable_cores())
     try:
@@ -75,14 +116,7 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
         raise ConfigError(str(error)) from error
     finally:
         threads.close()
-    images, shares = _on_device(batch, step, experiment, preprocessing, len(source.class_names))
-    return Sample(
-        images=images[:count],
-        shares=shares[:count],
-        class_names=source.class_names,
-        batch_size=experiment.batch_size,
-        bad=int((batch["bad"] >= 0).sum()),
-    )
+    return batch, source, preprocessing
 
 
 def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
@@ -93,20 +127,19 @@ def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
     return dataclasses.replace(config.preprocessing.for_channels(channels), image_size=config.image_size)
 
 
-def _on_device(
-    batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int
-) -> tuple[UInt8[np.ndarray, "b h w c"], Float[np.ndarray, "b classes"]]:
-    """The batch after the step has erased and mixed it, as the model sees it."""
+def _prepared(batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int) -> dict[str, np.ndarray]:
+    """The batch after the step has prepared it on the device, without label smoothing."""
     plain = dataclasses.replace(experiment, loss=LossConfig())
+    task, options = task_of(plain)
+    setting = setting_of(plain, options, preprocessing, num_classes=num_classes)
     rng = jax.random.fold_in(jax.random.key(experiment.seed), step)
+    prepared = jax.jit(lambda batch: task.prepare(batch, rng, setting))({k: v for k, v in batch.items() if k != "bad"})
+    return jax.tree.map(np.asarray, prepared)
 
-    @jax.jit
-    def run(batch):
-        images, shares = augmented(batch, rng, plain, num_classes=num_classes, preprocessing=preprocessing)
-        return images if images.dtype == np.uint8 else images.clip(0, 255).round().astype(np.uint8), shares
 
-    images, shares = run({"image": batch["image"], "label": batch["label"]})
-    return np.asarray(images), np.asarray(shares)
+def _pixels(images: np.ndarray) -> UInt8[np.ndarray, "b h w c"]:
+    """Images as pictures: the noise of erasing is cut off at 0 and 255."""
+    return images if images.dtype == np.uint8 else images.clip(0, 255).round().astype(np.uint8)
 
 
 def draw(sample: Sample) -> Image.Image:
@@ -139,15 +172,19 @@ def main(argv: Sequence[str]) -> int:
     if args.output.suffix.lower() != ".png" or not args.output.parent.is_dir():
         raise ConfigError(f"--output={args.output} must be a file *.png in a folder that exists")
     cli.begin()
-    shown = sample(experiment, step=args.step, count=args.images)
+    if experiment.task.name == "classification":
+        shown = sample(experiment, step=args.step, count=args.images)
+        sheet, count, bad = draw(shown), len(shown.images), shown.bad
+    else:
+        (sheet, count), bad = field_sheet(experiment, step=args.step, count=args.images), 0
     try:
-        draw(shown).save(args.output, "PNG")
+        sheet.save(args.output, "PNG")
     except OSError as error:
         raise ConfigError(f"--output={args.output} cannot be written: {error.strerror or error}") from error
-    height, width = shown.images.shape[1:3]
-    bad = f"; {shown.bad} of the batch could not be decoded and were replaced" if shown.bad else ""
-    what = f"{len(shown.images)} of the {shown.batch_size} images of step {args.step}, {width} x {height} pixels"
-    print(f"{printable(args.output)}: {what}{bad}")
+    height, width = _preprocessing(experiment, 3).image_size
+    replaced = f"; {bad} of the batch could not be decoded and were replaced" if bad else ""
+    what = f"{count} of the {experiment.batch_size} images of step {args.step}, {width} x {height} pixels"
+    print(f"{printable(args.output)}: {what}{replaced}")
     return 0
 
 

@@ -54,10 +54,11 @@ def test_an_image_too_thin_for_any_box_gives_the_largest_central_one():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (500, 333)])
-@pytest.mark.parametrize("crop", ["random_resized", "pad", "center"])
+@pytest.mark.parametrize("crop", ["random_resized", "random", "pad", "center", "stretch", "letterbox", "scale_jitter"])
 def test_an_image_of_any_size_fits(size, crop):
     image = smooth(RNG(0), *size)
-    assert augment.fit(image, RNG(0), AugmentConfig(crop=crop), (16, 24), "bicubic").shape == (16, 24, 3)
+    move = augment.fit(size, RNG(0), AugmentConfig(crop=crop), (16, 24), "bicubic")
+    assert move.pixels(image).shape == (16, 24, 3)
 
 
 @pytest.mark.parametrize(("source", "fraction"), [((50, 70), 0.875), ((70, 50), 0.9), ((20, 20), 1.0), ((300, 200), 0.95)])

@@ -85,8 +85,8 @@ def test_colour_jitter_of_no_strength_changes_nothing():
 
 def test_policy_and_jitter_join_the_augmentation():
     config = AugmentConfig(crop="center", policy="rand-m9-inc1", color_jitter=0.3)
-    plain = augment(IMAGE, RNG(3), AugmentConfig(crop="center"), (32, 40), None)
-    out = augment(IMAGE, RNG(3), config, (32, 40), make_policy("rand-m9-inc1"))
+    plain, _ = augment(IMAGE, RNG(3), AugmentConfig(crop="center"), (32, 40), None)
+    out, _ = augment(IMAGE, RNG(3), config, (32, 40), make_policy("rand-m9-inc1"))
     np.testing.assert_array_equal(plain, IMAGE)
     assert out.shape == IMAGE.shape and (out != IMAGE).any()
 

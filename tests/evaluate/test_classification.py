@@ -6,10 +6,12 @@ from flax import nnx
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment
 from vitlab.data import open_source
-from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
+from vitlab.evaluate.split import evaluate, make_eval_step, open_batches
 from vitlab.functional import functional
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import make_mesh
+from vitlab.tasks import setting_of
+from vitlab.tasks.classification import TASK
 
 
 class Linear(nnx.Module):
@@ -28,7 +30,8 @@ def run(batch_size, model=None, **kwargs):
     fn, weights = functional(model or Linear())
     mesh, source = make_mesh(), open_source(EXPERIMENT.data, train=False)
     batches = open_batches(fn, source, EXPERIMENT, channels=1, batch_size=batch_size, mesh=mesh)
-    return evaluate(make_eval_step(fn, mesh), weights, batches, mesh=mesh, **kwargs)
+    evaluation = TASK.evaluation(setting_of(EXPERIMENT, TASK.options(), fn.preprocessing, num_classes=10))
+    return evaluate(make_eval_step(fn, mesh, evaluation), weights, batches, evaluation, mesh=mesh, **kwargs)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 53, 64])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from vitlab.runs.checkpoint import NonFiniteError
+from vitlab.tasks.classification import TASK
 from vitlab.train.clock import Clock
 from vitlab.train.periods import Periods
 from vitlab.train.report import Report
@@ -14,7 +15,7 @@ from vitlab.train.report import Report
 def report(tmp_path):
     periods = Periods(total=9, warmup=0, log=1, evaluate=9, save=9, examples_per_epoch=8)
     clock = Clock(step=0, total_steps=9, batch_size=4)
-    with Report(tmp_path, step=0, periods=periods, clock=clock, leaves=["a", "b"], max_skips=2) as report:
+    with Report(tmp_path, step=0, periods=periods, clock=clock, leaves=["a", "b"], max_skips=2, task=TASK) as report:
         yield report
 
 

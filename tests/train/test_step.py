@@ -5,12 +5,13 @@ import optax
 from flax import nnx
 
 from vitlab.config import DistillationConfig, Experiment, LossConfig, MixConfig
+from vitlab.device.mix import mix
 from vitlab.functional import functional
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import make_mesh, replicated, shard_batch
-from vitlab.train.mix import mix
+from vitlab.tasks.classification import MIX
 from vitlab.train.state import make_state
-from vitlab.train.step import _MIX, compile_step, make_train_step, trace_step
+from vitlab.train.step import compile_step, make_train_step, trace_step
 
 
 class NormedModel(nnx.Module):
@@ -188,7 +189,7 @@ def loss_config(**options):
 def test_the_teacher_runs_as_in_evaluation_on_the_students_mixed_pixels_normalised_as_its_own():
     config = MixConfig(mixup_alpha=0.8)
     _, _, history, batch = run(1, kind=PlainModel, taught=True, loss=loss_config(alpha=1.0, temperature=2.0), mix=config)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), _MIX)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), MIX)
     mixed, _ = mix(jnp.asarray(batch["image"]), jnp.zeros((4, 3)), key, config)
     pixels = np.asarray(mixed) / 255
     assert np.abs(pixels - batch["image"] / 255).max() > 0.1

@@ -10,6 +10,7 @@ from tests.train.conftest import tiny_experiment
 from tests.train.test_loop import records
 from vitlab.config import ConfigError
 from vitlab.signals import Stopped
+from vitlab.tasks.classification import TASK
 from vitlab.train.loop import train
 from vitlab.train.periods import Periods
 from vitlab.train.report import Report
@@ -54,7 +55,7 @@ def test_an_interrupted_run_ends_at_the_same_step(tmp_path, monkeypatch, step):
 
 def test_the_first_of_equal_evaluations_is_the_best():
     report = Report.__new__(Report)
-    report._patience = 10
+    report._patience, report._task = 10, TASK
     for scores, step, ends in (
         ({5: 0.5}, 5, False),
         ({5: 0.5, 10: 0.5}, 10, False),

@@ -14,6 +14,7 @@ from vitlab.config.experiment import (
     ModelConfig,
     OptimizerConfig,
     SourceConfig,
+    TaskConfig,
 )
 from vitlab.config.smoke import smoke
 from vitlab.config.trees import difference, from_config_dict, to_config_dict, to_dict, to_json
@@ -31,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "SourceConfig",
+    "TaskConfig",
     "difference",
     "duration_in_steps",
     "from_config_dict",

@@ -19,7 +19,7 @@ Weight = Annotated[int, Bounds(1, 10_000)]
 LearningRate = Annotated[float, Bounds(0, 1e30)]  # beyond, float32 overflows
 Momentum = Annotated[float, Bounds(0, 1, open_most=True)]
 Positive = Annotated[float, Bounds(0, 1e6, open_least=True)]
-Source = Annotated[str, Part(("bundled", "image_folder", "tfds", "shards"))]
+Source = Annotated[str, Part(("bundled", "scenes", "image_folder", "tfds", "shards"))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,27 @@ def _absolute(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _absolute(entry) for key, entry in value.items()}
     return tuple(map(_absolute, value)) if isinstance(value, (list, tuple)) else value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig(Group):
+    """What the model is trained for; every further key is an option of the task's own (see docs/howto/tasks.md)."""
+
+    path: ClassVar = ("task",)
+
+    name: Annotated[
+        str,
+        Part(None),
+        "A file of vitlab/tasks, such as classification or segmentation, or one of your own: package.module:TASK or file.py:TASK of a "
+        "module that defines TASK = Task(...).",
+    ] = "classification"
+    fields: Annotated[Mapping[str, Any], "Options of the task, as keys beside the name: --config.task.head=upernet."] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "fields", {str(key): _absolute(value) for key, value in self.fields.items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,9 +160,15 @@ class AugmentConfig(Group):
     path: ClassVar = ("augment",)
 
     crop: Annotated[
-        Literal["random_resized", "pad", "center"],
-        "How an image gets its size: a random part resized, a random crop after padding, or the resized centre.",
+        Literal["random_resized", "random", "scale_jitter", "pad", "center", "stretch", "letterbox"],
+        "How an image gets its size: a random part resized (random_resized), a random part as it is (random), the whole rescaled at random "
+        "and then cropped or surrounded (scale_jitter), a random crop after padding (pad), the resized centre (center), or the whole, "
+        "without regard to its proportions (stretch) or between bars (letterbox).",
     ] = "random_resized"
+    jitter_scale: Annotated[
+        tuple[Annotated[float, Bounds(0.01, 100)], Annotated[float, Bounds(0.01, 100)]],
+        "Least and largest side of the image, for crop=scale_jitter; at 1 the whole image just fits.",
+    ] = (0.1, 2.0)
     crop_scale: Annotated[
         tuple[Annotated[float, Bounds(0, 1, open_least=True)], Annotated[float, Bounds(0, 1, open_least=True)]],
         "Least and largest fraction of the image's area that a random_resized crop takes.",
@@ -164,7 +191,7 @@ class AugmentConfig(Group):
     color_jitter: Annotated[
         Annotated[float, Bounds(0, 10)], "Largest relative change of brightness, contrast and saturation, after the policy; 0 changes none."
     ] = 0.0
-    erase_prob: Annotated[Share, "Probability that a rectangle of the image becomes noise; see `vitlab.train.erase`."] = 0.0
+    erase_prob: Annotated[Share, "Probability that a rectangle of the image becomes noise; see `vitlab.device.erase`."] = 0.0
     repeats: Annotated[
         Annotated[int, Bounds(1, 1000)],
         "Copies of each image that follow each other, each augmented on its own (repeated augmentation); "
@@ -173,7 +200,7 @@ class AugmentConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("crop_scale", "crop_ratio"):
+        for name in ("crop_scale", "crop_ratio", "jitter_scale"):
             least, largest = getattr(self, name)
             if least > largest:
                 raise ConfigError(f"augment.{name}={getattr(self, name)} must have the smaller number first")
@@ -222,7 +249,7 @@ class OptimizerConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixConfig(Group):
-    """Mixing of the images of a batch with each other, on the device (timm's `Mixup`); see `vitlab.train.mix`."""
+    """Mixing of the images of a batch with each other, on the device (timm's `Mixup`); see `vitlab.device.mix`."""
 
     path: ClassVar = ("mix",)
 
@@ -304,6 +331,7 @@ class Experiment(Group):
     """One run: everything that its result depends on."""
 
     model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -335,7 +363,8 @@ class Experiment(Group):
     keep_checkpoints: Annotated[Annotated[int, Bounds(1, 10**6)], "Newest checkpoints that are kept."] = 2
     keep_best: Annotated[
         Annotated[int, Bounds(0, 10**6)],
-        "Checkpoints of the highest top-1 that are kept beside the newest; an evaluation that is the best so far is always saved.",
+        "Checkpoints of the best evaluations, by the first metric of the task (in classification top-1), that are kept beside the newest; "
+        "an evaluation that is the best so far is always saved.",
     ] = 1
     stop_after: Annotated[
         Length | None, 'Duration without an evaluation better than all before, after which the run ends, such as "10 epochs"; None: never.'

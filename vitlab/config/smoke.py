@@ -8,10 +8,11 @@ _SIDE = 48  # pixels at most
 
 
 def smoke(experiment: Experiment) -> Experiment:
-    """The experiment shrunk to seconds: 2 steps of 4 images of at most 48 pixels, float32, on the bundled data, without a teacher."""
+    """The experiment shrunk to seconds: 2 steps of 4 images of at most 48 pixels, float32, on bundled data, without a teacher."""
     replace, size = dataclasses.replace, experiment.model.image_size or _SIDE
     size = min(size, _SIDE) if isinstance(size, int) else (min(size[0], _SIDE), min(size[1], _SIDE))
-    data = replace(experiment.data, source="bundled", data_dir=None, name=None, train_split="train", eval_split="test[:8]", more_sources=())
+    source = "bundled" if experiment.task.name == "classification" else "scenes"
+    data = replace(experiment.data, source=source, data_dir=None, name=None, train_split="train", eval_split="test[:8]", more_sources=())
     return replace(
         experiment,
         model=replace(experiment.model, dtype="float32", image_size=size),

@@ -20,9 +20,10 @@ from vitlab.config.values import frozen, is_optional, leaf_types, plain_type, sh
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """Nested plain dict, JSON-serialisable but for tuples; the family's fields stand beside the model's own."""
+    """Nested plain dict, JSON-serialisable but for tuples; fields of the family and of the task stand beside those of all."""
     out = dataclasses.asdict(experiment)
-    out["model"] |= out["model"].pop("fields")
+    for group in ("model", "task"):
+        out[group] |= out[group].pop("fields")
     return out
 
 
@@ -96,7 +97,7 @@ def _entry(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
 def _unknown(key: str, path: tuple[str, ...], fields: set[str]) -> str:
     """The error about an unknown key; it names the group of a key that another group has."""
     text = f"unknown key {shown('.'.join((*path, key)))[1:-1]}: "
-    elsewhere = [".".join(leaf) for leaf in leaf_types(Experiment) if leaf[-1] == key and leaf != ("model", "fields")]
+    elsewhere = [".".join(leaf) for leaf in leaf_types(Experiment) if leaf[-1] == key and leaf[-1] != "fields"]
     return text + (f"did you mean {', '.join(elsewhere)}?" if elsewhere else near_misses(key, fields))
 
 

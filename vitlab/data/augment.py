@@ -3,8 +3,9 @@
 What is done image by image takes (image, numpy Generator); what is done to a batch at once takes its drawn numbers.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -12,37 +13,143 @@ from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
 from vitlab.config import AugmentConfig
+from vitlab.data.image_ops import fill_of
 from vitlab.data.policies import Policy, color_jitter
+from vitlab.data.warp import Box, Move, Size, Warp, box_matrix, flip_matrix, size_of
 
 Pixels = UInt8[np.ndarray, "_h _w c"]  # a function may change the size
 Batch = UInt8[np.ndarray, "b h w c"]
-Size = tuple[int, int]  # height, width
 
 _CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 INTERPOLATIONS = ("bilinear", "bicubic")
+FITS = ("crop", "stretch", "letterbox")  # how evaluation brings an image to its size
 _MOST_SMOOTHED = 2.0  # source pixels per pixel of the result; above, three taps are too few
 _LEAST_TAP = 1 / 512  # less is nothing in the eight bits of OpenCV's kernels
 _ATTEMPTS = 10  # to place a random box, as in torchvision and timm
 
 
-def augment(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size, policy: Policy | None) -> Pixels:
-    """What is done to a training image by itself: brings it to `size`, then the policy (that of `config`) and colour jitter."""
+def augment(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size, policy: Policy | None) -> tuple[Pixels, Warp]:
+    """What is done to a training image by itself: brings it to `size`, then the policy (that of `config`) and colour jitter.
+
+    Returns:
+      The image, and the moves of its pixels, for the other fields of the example.
+    """
     interpolation = INTERPOLATIONS[rng.integers(2)] if config.interpolation == "random" else config.interpolation
-    image = fit(image, rng, config, size, interpolation)
+    source = size_of(image)
+    moves = [fit(source, rng, config, size, interpolation)]
+    image = moves[0].pixels(image)
     if policy is not None:
-        image = policy(image, rng, interpolation)
-    return color_jitter(image, rng, config.color_jitter) if config.color_jitter else image
+        image = policy(image, rng, interpolation, moves)
+    image = color_jitter(image, rng, config.color_jitter) if config.color_jitter else image
+    return image, Warp(source, tuple(moves))
 
 
-def fit(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size, interpolation: str) -> Pixels:
-    """Brings a training image to `size`."""
+def fit(source: Size, rng: np.random.Generator, config: AugmentConfig, size: Size, interpolation: str) -> Move:
+    """Draws how a training image of size `source` is brought to `size`."""
     if config.crop == "random_resized":
-        box = random_resized_box((image.shape[0], image.shape[1]), rng, config.crop_scale, config.crop_ratio)
-        return resize(crop(image, box), size, interpolation)
-    if config.crop == "pad":
-        return resize(image, size, interpolation)
-    return resize_and_center_crop(image, size, interpolation, 1.0)
+        top, left, height, width = box = random_resized_box(source, rng, config.crop_scale, config.crop_ratio)
+        matrix = box_matrix((left, top, left + width, top + height), size)
+        return Move(matrix=matrix, size=size, pixels=functools.partial(_crop_and_resize, box=box, size=size, interpolation=interpolation))
+    if config.crop in ("pad", "stretch"):
+        return stretched(source, size, interpolation, smooth=False)
+    if config.crop == "center":
+        return centred(source, size, interpolation, 1.0)
+    if config.crop == "letterbox":
+        return letterboxed(source, size, interpolation, smooth=False)
+    scale = _least_covering(source, size) if config.crop == "random" else _fitting(source, size) * rng.uniform(*config.jitter_scale)
+    inner = _scaled(source, scale)
+    spare = [side - own for side, own in zip(size, inner, strict=True)]  # negative where a part of the image is cut off
+    top, left = (int(rng.integers(min(room, 0), max(room, 0) + 1)) for room in spare)
+    return _placed(source, inner, (top, left), size, functools.partial(resize, interpolation=interpolation))
+
+
+def stretched(source: Size, size: Size, interpolation: str, *, smooth: bool) -> Move:
+    """The whole image, whatever its proportions; `smooth` resizes as Pillow does, else as in training."""
+    pixels = functools.partial(_resize_with_pillow if smooth else resize, size=size, interpolation=interpolation)
+    return Move(matrix=box_matrix((0, 0, source[1], source[0]), size), size=size, pixels=pixels)
+
+
+def letterboxed(source: Size, size: Size, interpolation: str, *, smooth: bool) -> Move:
+    """The whole image in its proportions, in the middle, between bars of a mean colour; `smooth` as in `stretched`."""
+    inner = _scaled(source, _fitting(source, size))
+    corner = ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
+    shrink = functools.partial(_resize_with_pillow if smooth else resize, interpolation=interpolation)
+    return _placed(source, inner, corner, size, shrink)
+
+
+def centred(source: Size, size: Size, interpolation: str, crop_fraction: float) -> Move:
+    """The evaluation transform: see `resize_and_center_crop`."""
+    height, width = source
+    covered = [math.floor(side / crop_fraction) for side in size]
+    if covered[0] * width >= covered[1] * height:  # the height decides
+        resized = (covered[0], max(size[1], int(covered[0] * width / height)))
+    else:
+        resized = (max(size[0], int(covered[1] * height / width)), covered[1])
+    top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
+    if resized == (height, width):
+        box = (left, top, left + size[1], top + size[0])
+        return Move(matrix=box_matrix(box, size), size=size, pixels=functools.partial(crop, box=(top, left, *size)))
+    y, x = height / resized[0], width / resized[1]  # source pixels per resized pixel
+    box = (left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height))
+    pixels = functools.partial(_resize_with_pillow, size=size, interpolation=interpolation, box=box)
+    return Move(matrix=box_matrix(box, size), size=size, pixels=pixels)
+
+
+def evaluation_warp(source: Size, size: Size, interpolation: str, crop_fraction: float, fit: str = "crop") -> Warp:
+    """What evaluation does to an image of size `source`: one of `FITS`."""
+    if fit == "crop":
+        return Warp(source, (centred(source, size, interpolation, crop_fraction),))
+    move = stretched if fit == "stretch" else letterboxed
+    return Warp(source, (move(source, size, interpolation, smooth=True),))
+
+
+def padded(size: Size, corner: Sequence[int], pad: int) -> Move:
+    """The window of `pad_crop` at a corner (top, left)."""
+    left, top = int(corner[1]) - pad, int(corner[0]) - pad
+    pixels = lambda image: pad_crop(image[None], np.array([corner]), pad)[0]  # noqa: E731
+    return Move(matrix=box_matrix((left, top, left + size[1], top + size[0]), size), size=size, pixels=pixels)
+
+
+def flipped_left_to_right(size: Size) -> Move:
+    """Left to right."""
+    return Move(matrix=flip_matrix(size[1]), size=size, pixels=flip_rows)
+
+
+def _fitting(source: Size, size: Size) -> float:
+    """Scale at which the whole image just fits into `size`."""
+    return min(size[0] / source[0], size[1] / source[1])
+
+
+def _least_covering(source: Size, size: Size) -> float:
+    """Least scale of at least 1 at which an image covers `size`."""
+    return max(1.0, size[0] / source[0], size[1] / source[1])
+
+
+def _scaled(size: Size, scale: float) -> Size:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _placed(source: Size, inner: Size, corner: tuple[int, int], size: Size, shrink: Callable[..., Pixels]) -> Move:
+    """The image resized to `inner`, with its upper left corner at `corner` (top, left) of the result, and a mean colour around it."""
+    top, left = corner
+    y, x = source[0] / inner[0], source[1] / inner[1]  # source pixels per pixel of the result
+    matrix = box_matrix((-left * x, -top * y, (size[1] - left) * x, (size[0] - top) * y), size)
+    pixels = functools.partial(_place, inner=inner, corner=corner, size=size, shrink=shrink)
+    return Move(matrix=matrix, size=size, pixels=pixels)
+
+
+def _place(image: Pixels, *, inner: Size, corner: tuple[int, int], size: Size, shrink: Callable[..., Pixels]) -> Pixels:
+    out = np.empty((*size, image.shape[2]), image.dtype)
+    out[...] = fill_of(image)
+    top, left = corner
+    part = shrink(image, size=inner)[max(-top, 0) : size[0] - top, max(-left, 0) : size[1] - left]
+    out[max(top, 0) :, max(left, 0) :][: part.shape[0], : part.shape[1]] = part
+    return out
+
+
+def _crop_and_resize(image: Pixels, *, box: tuple[int, int, int, int], size: Size, interpolation: str) -> Pixels:
+    return resize(crop(image, box), size, interpolation)
 
 
 def random_resized_box(
@@ -167,16 +274,10 @@ def resize_and_center_crop(image: Pixels, size: Size, interpolation: str, crop_f
       interpolation: "bilinear" or "bicubic".
       crop_fraction: Side of the result over side of the resized image, in (0, 1].
     """
-    height, width = image.shape[:2]
-    covered = [math.floor(side / crop_fraction) for side in size]
-    if covered[0] * width >= covered[1] * height:  # the height decides
-        resized = (covered[0], max(size[1], int(covered[0] * width / height)))
-    else:
-        resized = (max(size[0], int(covered[1] * height / width)), covered[1])
-    top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
-    if resized == (height, width):
-        return crop(image, (top, left, *size))
-    y, x = height / resized[0], width / resized[1]  # source pixels per resized pixel
-    box = (left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height))
+    return centred(size_of(image), size, interpolation, crop_fraction).pixels(image)
+
+
+def _resize_with_pillow(image: Pixels, *, size: Size, interpolation: str, box: Box | None = None) -> Pixels:
+    """Resizes the part (left, top, right, bottom) of an image; None: all of it."""
     source = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     return np.array(source.resize((size[1], size[0]), _PILLOW[interpolation], box=box)).reshape(*size, image.shape[2])

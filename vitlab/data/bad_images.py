@@ -4,8 +4,10 @@ import json
 import logging
 import pathlib
 from collections import Counter
+from collections.abc import Mapping
 
-from vitlab.data.decode import DecodeError, Decoder, decode
+from vitlab.data.fields import CLASSIFICATION, Kind, decode_example
+from vitlab.data.headers import DecodeError
 from vitlab.data.source import Source
 from vitlab.files import open_to_append, parse_json, whole_lines
 
@@ -24,9 +26,17 @@ class BadImages:
     One bad image is always allowed, unless `max_fraction` is 0.
     """
 
-    def __init__(self, source: Source, max_fraction: float, *, split: str, path: pathlib.Path | None = None, decode: Decoder = decode):
-        """`max_fraction` of the source's images may be bad; `path` of the file, JSON lines; `decode` says why an image is bad."""
-        self.source, self.split, self._decode = source, split, decode
+    def __init__(
+        self,
+        source: Source,
+        max_fraction: float,
+        *,
+        split: str,
+        path: pathlib.Path | None = None,
+        fields: Mapping[str, Kind] = CLASSIFICATION,
+    ):
+        """`max_fraction` of the source's images may be bad; `path` of the file, JSON lines; `fields` say why an image is bad."""
+        self.source, self.split, self._fields = source, split, fields
         self._listing = _Listing(path) if path else None
         self.allowed = max(1, int(max_fraction * len(source))) if max_fraction > 0 else 0
         self.reasons: dict[int, str] = {}  # index -> why it cannot be decoded
@@ -47,7 +57,7 @@ class BadImages:
         """
         if index in self.reasons:
             return
-        self.reasons[index] = why = reason(self.source, index, self._decode)
+        self.reasons[index] = why = reason(self.source, index, self._fields)
         name = self.source.name_of(index)
         logger.warning("%s cannot be decoded (%s); it is left out", name, why)
         if self._listing:
@@ -66,10 +76,10 @@ class BadImages:
         return f"{len(self.reasons)} image{'' if one else 's'} of {self.split} {'was' if one else 'were'} left out: {kinds}{where}"
 
 
-def reason(source: Source, index: int, decode: Decoder = decode) -> str:
-    """Why an image cannot be read or decoded, in a few words."""
+def reason(source: Source, index: int, fields: Mapping[str, Kind] = CLASSIFICATION) -> str:
+    """Why an image, or something said of it, cannot be read or decoded, in a few words."""
     try:
-        decode(source[index]["image"], 3)
+        decode_example(source[index], fields)
     except DecodeError as error:
         return str(error)
     except OSError as error:

@@ -7,21 +7,34 @@ reported in "bad": the image's index, or -1.
 import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vitlab.config import AugmentConfig
+from vitlab.config import AugmentConfig, ConfigError
 from vitlab.data.arrays import ArraySource
-from vitlab.data.augment import Size, augment, draw_corners, draw_flips, flip, flip_rows, pad_crop, resize_and_center_crop
+from vitlab.data.augment import (
+    FITS,
+    augment,
+    draw_corners,
+    draw_flips,
+    evaluation_warp,
+    flip,
+    flip_rows,
+    flipped_left_to_right,
+    pad_crop,
+    padded,
+)
 from vitlab.data.bad_images import BadImagesError, reason
 from vitlab.data.decode import DecodeError, Decoder, decode
+from vitlab.data.fields import CLASSIFICATION, Kind, decode_example, mirrored, with_images
 from vitlab.data.labels import labels_of
 from vitlab.data.mixture import MixedSource
 from vitlab.data.order import BalancedOrder, MixedOrder, ShuffledOrder, stream
 from vitlab.data.policies import make_policy
 from vitlab.data.source import Source
+from vitlab.data.warp import Size, Warp, size_of
 
 Batch = dict[str, np.ndarray]
 _CHUNKS_PER_THREAD = 4  # so that a slow image does not hold up the batch, at little overhead
@@ -36,6 +49,7 @@ class Layout:
     batch_size: int  # over all processes
     process_index: int
     process_count: int
+    fields: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: CLASSIFICATION)
 
     def __post_init__(self):
         if self.batch_size < 1 or self.batch_size % self.process_count:
@@ -56,13 +70,10 @@ class Layout:
         return step * self.batch_size + np.arange(self.rows.start, self.rows.stop)
 
     def empty(self) -> Batch:
-        """A batch of black images."""
+        """A batch of black images, about which nothing is known."""
         b = self.rows.stop - self.rows.start
-        return {
-            "image": np.zeros((b, *self.size, self.channels), np.uint8),
-            "label": np.zeros(b, np.int32),
-            "bad": np.full(b, -1, np.int64),
-        }
+        arrays = {name: kind.empty(b, self.size) for name, kind in with_images(self.fields, self.channels, decode).items()}
+        return {**arrays, "bad": np.full(b, -1, np.int64)}
 
 
 class Threads:
@@ -113,15 +124,18 @@ class TrainBatch:
 
         `decode` makes pixels of encoded images; `balanced` draws each class as often as any other.
         """
-        self.source, self.config, self.layout, self.seed, self.threads, self.decode = source, config, layout, seed, threads, decode
+        self.source, self.config, self.layout, self.seed, self.threads = source, config, layout, seed, threads
+        self.fields = with_images(layout.fields, layout.channels, decode)
+        self.others = _others(self.fields)
+        _refuse_unsupported(self.fields, config)
         self.order = training_order(source, seed, repeats=config.repeats, balanced=balanced)
         self.policy = make_policy(config.policy) if config.policy else None
         # Whether something is done to each image by itself, even if it has the right size.
-        self.alone = bool(config.crop == "random_resized" or config.policy or config.color_jitter)
+        self.alone = bool(config.crop in ("random_resized", "scale_jitter") or config.policy or config.color_jitter)
         self.vectorised = not self.alone and _fits(source, layout)
 
     def __call__(self, step: int) -> Batch:
-        """{"image": uint8 [b, h, w, c], "label": int32 [b], "bad": int64 [b]}."""
+        """{"bad": int64 [b]} and an array [b, ...] for each field: of classification "image", uint8, and "label", int32."""
         batch, positions = self.layout.empty(), self.layout.positions(step)
         indices = self.order(positions)
         corners, flipped = self._draw(step)
@@ -131,7 +145,8 @@ class TrainBatch:
             if self.config.flip:
                 batch["image"] = flip(batch["image"], flipped)
         else:
-            self.threads.for_chunks(lambda rows: self._fill(batch, rows, positions, indices, flipped), len(positions))
+            drawn = _Drawn(positions=positions, indices=indices, corners=corners, flipped=flipped)
+            self.threads.for_chunks(lambda rows: self._fill(batch, rows, drawn), len(positions))
         if self.config.crop == "pad":
             batch["image"] = pad_crop(batch["image"], corners, self.config.pad)
         return batch
@@ -142,49 +157,86 @@ class TrainBatch:
         flipped = draw_flips(rng, count) & self.config.flip
         return draw_corners(rng, count, self.config.pad)[rows], flipped[rows]
 
-    def _fill(self, batch: Batch, rows: range, positions: np.ndarray, indices: np.ndarray, flipped: np.ndarray) -> None:
-        for row, example in zip(rows, _read(self.source, indices[rows.start : rows.stop].tolist()), strict=True):
-            decoded = _decoded(example, self.layout.channels, self.decode)
+    def _fill(self, batch: Batch, rows: range, drawn: "_Drawn") -> None:
+        for row, example in zip(rows, _read(self.source, drawn.indices[rows.start : rows.stop].tolist()), strict=True):
+            decoded = _decoded(example, self.fields)
             if decoded is None:
-                batch["bad"][row] = indices[row]
-                decoded = self._next_decodable(int(indices[row]))
+                batch["bad"][row] = drawn.indices[row]
+                decoded = self._next_decodable(int(drawn.indices[row]))
+            if drawn.flipped[row] and self.others:
+                decoded = mirrored(decoded, self.fields)
             pixels = decoded["image"]
-            if self.alone or pixels.shape[:2] != self.layout.size:
-                rng = stream("image", self.seed, int(positions[row]))
-                pixels = augment(pixels, rng, self.config, self.layout.size, self.policy)
-            batch["image"][row] = flip_rows(pixels) if flipped[row] else pixels
-            batch["label"][row] = decoded["label"]
+            warp = Warp(size_of(pixels))
+            if self.alone or warp.source != self.layout.size:
+                rng = stream("image", self.seed, int(drawn.positions[row]))
+                pixels, warp = augment(pixels, rng, self.config, self.layout.size, self.policy)
+            batch["image"][row] = flip_rows(pixels) if drawn.flipped[row] else pixels
+            if self.others:
+                if drawn.flipped[row]:
+                    warp = warp.then(flipped_left_to_right(self.layout.size))
+                if self.config.crop == "pad":  # of the image later, for the whole batch
+                    warp = warp.then(padded(self.layout.size, drawn.corners[row].tolist(), self.config.pad))
+                for name, kind in self.others.items():
+                    batch[name][row] = kind.warp(decoded[name], warp)
 
-    def _next_decodable(self, index: int) -> dict[str, Any]:
+    def _next_decodable(self, index: int) -> dict[str, np.ndarray]:
         """The first example after `index` that can be decoded."""
         for other in (*range(index + 1, len(self.source)), *range(index)):
-            decoded = _decoded(_read_one(self.source, other), self.layout.channels, self.decode)
+            decoded = _decoded(_read_one(self.source, other), self.fields)
             if decoded is not None:
                 return decoded
-        name, why = self.source.name_of(index), reason(self.source, index, self.decode)
+        name, why = self.source.name_of(index), reason(self.source, index, self.fields)
         raise BadImagesError(f"none of the {len(self.source)} images can be decoded; one is {name} ({why})")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """What is drawn for the rows of a batch, each [b]."""
+
+    positions: np.ndarray
+    indices: np.ndarray
+    corners: np.ndarray  # [b, 2]
+    flipped: np.ndarray
 
 
 class EvalBatch:
     """Step -> batch of the images in their order; "mask" is False where there is none, or it cannot be decoded."""
 
     def __init__(
-        self, source: Source, layout: Layout, interpolation: str, crop_fraction: float, threads: Threads, *, decode: Decoder = decode
+        self,
+        source: Source,
+        layout: Layout,
+        interpolation: str,
+        crop_fraction: float,
+        threads: Threads,
+        *,
+        decode: Decoder = decode,
+        fit: str = "crop",
     ):
-        """See `resize_and_center_crop` for interpolation and crop; `decode` makes pixels of encoded images."""
+        """See `resize_and_center_crop` for interpolation and crop, which only `fit="crop"` makes; `decode` makes pixels of encoded images.
+
+        With `fit="stretch"` or "letterbox" the whole image is seen.
+        """
         if not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction={crop_fraction} must be in (0, 1]")
-        self.source, self.layout, self.threads, self.decode = source, layout, threads, decode
-        self.interpolation, self.crop_fraction = interpolation, crop_fraction
-        self.vectorised = crop_fraction == 1 and _fits(source, layout)
+        if fit not in FITS:
+            raise ValueError(f"{fit=} must be one of {', '.join(FITS)}")
+        self.source, self.layout, self.threads = source, layout, threads
+        self.fields = with_images(layout.fields, layout.channels, decode)
+        self.others = _others(self.fields)
+        self.interpolation, self.crop_fraction, self.fit = interpolation, crop_fraction, fit
+        self.vectorised = (crop_fraction == 1 or fit != "crop") and _fits(source, layout)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.layout.batch_size)
 
     def __call__(self, step: int) -> Batch:
-        """{"image": uint8 [b, h, w, c], "label": int32 [b], "mask": bool [b], "bad": int64 [b]}."""
+        """{"mask": bool [b], "index": int64 [b], "bad": int64 [b]}, and the fields as in training.
+
+        "index" is the image's in the source, and of rows that are none, where "mask" is False, beyond it.
+        """
         batch, positions = self.layout.empty(), self.layout.positions(step)
-        batch["mask"] = positions < len(self.source)
+        batch["mask"], batch["index"] = positions < len(self.source), positions
         count = int(batch["mask"].sum())
         if self.vectorised and isinstance(self.source, ArraySource):
             batch["image"][:count] = self.source.images[positions[:count]]
@@ -196,12 +248,24 @@ class EvalBatch:
 
     def _fill(self, batch: Batch, rows: range, positions: np.ndarray) -> None:
         for row, example in zip(rows, _read(self.source, positions[rows.start : rows.stop].tolist()), strict=True):
-            decoded = _decoded(example, self.layout.channels, self.decode)
+            decoded = _decoded(example, self.fields)
             if decoded is None:
                 batch["mask"][row], batch["bad"][row] = False, positions[row]
                 continue
-            batch["image"][row] = resize_and_center_crop(decoded["image"], self.layout.size, self.interpolation, self.crop_fraction)
-            batch["label"][row] = decoded["label"]
+            warp = evaluation_warp(size_of(decoded["image"]), self.layout.size, self.interpolation, self.crop_fraction, self.fit)
+            batch["image"][row] = warp.apply(decoded["image"])
+            for name, kind in self.others.items():
+                batch[name][row] = kind.warp(decoded[name], warp)
+
+
+def _others(fields: Mapping[str, Kind]) -> dict[str, Kind]:
+    return {name: kind for name, kind in fields.items() if name != "image"}
+
+
+def _refuse_unsupported(fields: Mapping[str, Kind], config: AugmentConfig) -> None:
+    for name, kind in fields.items():
+        if reason := kind.unsupported_reason(config):
+            raise ConfigError(f"{name} cannot be augmented so: {reason}")
 
 
 def training_order(source: Source, seed: int, *, repeats: int = 1, balanced: bool = False) -> ShuffledOrder | MixedOrder | BalancedOrder:
@@ -233,17 +297,19 @@ def _read_one(source: Source, index: int) -> dict[str, Any] | None:
         return None
 
 
-def _decoded(example: dict[str, Any] | None, channels: int, decode: Decoder) -> dict[str, Any] | None:
+def _decoded(example: dict[str, Any] | None, fields: Mapping[str, Kind]) -> dict[str, np.ndarray] | None:
     """The example with its pixels, or None if there are none."""
     try:
-        return None if example is None else example | {"image": decode(example["image"], channels)}
+        return None if example is None else decode_example(example, fields)
     except DecodeError:
         return None
 
 
 def _fits(source: Source, layout: Layout) -> bool:
     """Whether whole batches can be taken from memory as they are; grey repeats into RGB by broadcasting."""
-    return isinstance(source, ArraySource) and source.images.shape[1:3] == layout.size and source.channels <= layout.channels
+    if not isinstance(source, ArraySource) or layout.fields.keys() != CLASSIFICATION.keys():
+        return False
+    return source.images.shape[1:3] == layout.size and source.channels <= layout.channels
 
 
 def _repeat_grey(images: np.ndarray, channels: int) -> np.ndarray:

@@ -111,17 +111,30 @@ def affine(image: Pixels, matrix: tuple[float | int, ...], interpolation: str) -
     a, b, c, d, e, f = map(float, matrix)
     inverse = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])  # counted from the centres of pixels
     size = image.shape[1], image.shape[0]
-    fill = _MEAN if image.shape[2] == 3 else (128,)
     flags = _CV2[interpolation] | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, inverse, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=fill).reshape(image.shape)
+    return cv2.warpAffine(image, inverse, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=fill_of(image)).reshape(
+        image.shape
+    )
+
+
+def fill_of(image: np.ndarray) -> tuple[int, ...]:
+    """The colour where an image has moved away: a mean one; black if its values have other ranges than bytes."""
+    if image.dtype != np.uint8:
+        return (0,)
+    return _MEAN if image.shape[2] == 3 else (128,)
 
 
 def rotate(image: Pixels, degrees: float, interpolation: str) -> Pixels:
     """Anticlockwise about the centre."""
-    h, w = image.shape[:2]
+    return affine(image, rotation((image.shape[0], image.shape[1]), degrees), interpolation)
+
+
+def rotation(size: tuple[int, int], degrees: float) -> tuple[float | int, ...]:
+    """The matrix of `rotate` for an image of (height, width)."""
+    h, w = size
     sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     # Seen from the centre, output (x, y) shows (cos x - sin y, sin x + cos y), with y downwards.
-    return affine(image, (cos, -sin, w / 2 * (1 - cos) + h / 2 * sin, sin, cos, h / 2 * (1 - cos) - w / 2 * sin), interpolation)
+    return cos, -sin, w / 2 * (1 - cos) + h / 2 * sin, sin, cos, h / 2 * (1 - cos) - w / 2 * sin
 
 
 def _away_from(other: Float32[np.ndarray, "h w c"], image: Pixels, factor: float) -> Pixels:

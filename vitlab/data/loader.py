@@ -12,6 +12,7 @@ from vitlab.cores import usable_cores
 from vitlab.data.bad_images import BadImages
 from vitlab.data.batches import Batch, EvalBatch, Layout, Threads, TrainBatch
 from vitlab.data.decode import decoder
+from vitlab.data.fields import fields_of
 from vitlab.data.source import Source
 from vitlab.data.workers import Workers
 
@@ -90,20 +91,20 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
       bad_images: File that lists the images left out, see `BadImages`.
 
     Returns:
-      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b]}, with `close()` and `bad`. An undecodable image is
-      replaced by the next decodable one of the source.
+      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b]}, or with the fields of the source in place of the label, with
+      `close()` and `bad`. An image that cannot be decoded, or about which something wrong is said, is replaced by the next of the source.
 
     Raises:
       ValueError: batch_size is no multiple of process_count, another number is out of range, or balanced sampling is asked of a
         source that does not know its labels.
     """
-    layout = _layout(image_size, channels, batch_size, process_index, process_count)
+    layout = _layout(source, image_size, channels, batch_size, process_index, process_count)
     threads = Threads(_threads_per_worker(data.num_threads, data.num_workers))
     decode = decoder(data)
     make = TrainBatch(source, augment, layout, seed, threads, decode=decode, balanced=data.sampling == "balanced")
     steps = _Steps(make, start_step)
     batches = Workers(steps, data.num_workers) if data.num_workers > 0 else steps(0, 1)
-    bad = BadImages(source, data.max_bad_fraction, split=data.train_split, path=bad_images, decode=decode)
+    bad = BadImages(source, data.max_bad_fraction, split=data.train_split, path=bad_images, fields=make.fields)
     return Batches(batches, bad, threads)
 
 
@@ -116,6 +117,7 @@ def eval_batches(  # noqa: PLR0913  as above
     batch_size: int,
     interpolation: str = "bicubic",
     crop_fraction: float = 1.0,
+    fit: str = "crop",
     process_index: int = 0,
     process_count: int = 1,
     bad_images: pathlib.Path | None = None,
@@ -132,24 +134,25 @@ def eval_batches(  # noqa: PLR0913  as above
       batch_size: Images per batch, over all processes; all processes get the same number of batches.
       interpolation: "bicubic" or "bilinear", antialiased as Pillow does.
       crop_fraction: Side of the central crop over side of the resized image, in (0, 1].
+      fit: "crop", which the two above describe; or the whole image, "stretch" without regard to its proportions, "letterbox" between bars.
       process_index: This process.
       process_count: Processes of the run.
       bad_images: File that lists the images left out.
 
     Returns:
-      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": bool [b]}, with `close()` and `bad`. The mask is
-      False where a row is padding or its image cannot be decoded.
+      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": bool [b], "index": int64 [b]}, or with the fields of the
+      source in place of the label, with `close()` and `bad`. The mask is False where a row is padding or its image cannot be decoded.
 
     Raises:
       ValueError: A number is out of range, or batch_size is no multiple of process_count.
     """
-    layout = _layout(image_size, channels, batch_size, process_index, process_count)
+    layout = _layout(source, image_size, channels, batch_size, process_index, process_count)
     threads = Threads(_threads_per_worker(data.num_threads, 0))
     decode = decoder(data)
-    make = EvalBatch(source, layout, interpolation, crop_fraction, threads, decode=decode)
+    make = EvalBatch(source, layout, interpolation, crop_fraction, threads, decode=decode, fit=fit)
     steps = grain.MapDataset.range(len(make)).map(make)
     batches = iter(steps.to_iter_dataset(_read_options(make, threads)))
-    bad = BadImages(source, data.max_bad_fraction, split=data.eval_split, path=bad_images, decode=decode)
+    bad = BadImages(source, data.max_bad_fraction, split=data.eval_split, path=bad_images, fields=make.fields)
     return Batches(batches, bad, threads)
 
 
@@ -165,9 +168,18 @@ class _Steps:
         return iter(steps.to_iter_dataset(_read_options(self.make, self.make.threads)))
 
 
-def _layout(image_size: tuple[int, int] | int, channels: int, batch_size: int, process_index: int, process_count: int) -> Layout:
+def _layout(
+    source: Source, image_size: tuple[int, int] | int, channels: int, batch_size: int, process_index: int, process_count: int
+) -> Layout:
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return Layout(size=size, channels=channels, batch_size=batch_size, process_index=process_index, process_count=process_count)
+    return Layout(
+        size=size,
+        channels=channels,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        fields=fields_of(source),
+    )
 
 
 def _threads_per_worker(num_threads: int, num_workers: int) -> int:

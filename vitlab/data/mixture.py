@@ -5,11 +5,12 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitlab.config import ConfigError
 from vitlab.data.classes import different_classes
+from vitlab.data.fields import Kind, fields_of
 from vitlab.data.order import MixedOrder
 
 
@@ -26,6 +27,11 @@ class MixedSource:
     weights: tuple[int, ...]  # of each, at least 1
     class_names: tuple[str, ...]
     channels: int
+
+    @property
+    def fields(self) -> Mapping[str, Kind]:
+        """Those of all its parts."""
+        return fields_of(self.parts[0])
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +87,8 @@ def mixture(parts: Sequence[Any], weights: Sequence[int], names: Sequence[str]) 
       names: What an error calls each.
 
     Raises:
-      ConfigError: Two have different classes (or the same in another order), or one is grey and one RGB.
+      ConfigError: Two have different classes (or the same in another order), one is grey and one RGB, or they
+        have different fields.
     """
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
@@ -93,4 +100,6 @@ def mixture(parts: Sequence[Any], weights: Sequence[int], names: Sequence[str]) 
             raise ConfigError(
                 f"sources to mix need the same channels: {names[0]} has {first.channels}, {name} has {part.channels} (1 is grey, 3 RGB)"
             )
+        if fields_of(part) != fields_of(first):
+            raise ConfigError(f"sources to mix need the same fields of the same kinds: {names[0]} and {name} have others")
     return MixedSource(parts=tuple(parts), weights=tuple(weights), class_names=first.class_names, channels=first.channels)

@@ -1,7 +1,8 @@
 """Augmentation policies by the names that timm and the papers give them: RandAugment, AutoAugment, AugMix, 3-Augment.
 
 "rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "augmix-m3-w3", "3a". A policy is a function of (image, generator,
-interpolation). Operators, levels and defaults are timm's, whose strings the recipes name; "v0" is the policy of the TPU code.
+interpolation, moves=None); to the list `moves` it adds how it has moved the pixels, for the other fields of the example.
+Operators, levels and defaults are timm's, whose strings the recipes name; "v0" is the policy of the TPU code.
 """
 
 import dataclasses
@@ -15,9 +16,10 @@ import numpy as np
 from vitlab.config import ConfigError
 from vitlab.data import image_ops as ops
 from vitlab.data.image_ops import Pixels
+from vitlab.data.warp import Matrix, Move, Size, size_of
 
 Rng = np.random.Generator
-Policy = Callable[[Pixels, Rng, str], Pixels]
+Policy = Callable[..., Pixels]  # of (image, generator, interpolation, moves)
 LEVELS = 10  # a magnitude of 10 is the full range of an operator
 
 
@@ -32,14 +34,40 @@ def _enhance(fn: Callable[[Pixels, float], Pixels]) -> tuple[Callable[..., Pixel
     return plain, increasing
 
 
-def _shear(image: Pixels, level: float, rng: Rng, interpolation: str, *, along: str) -> Pixels:
+def _rotation(size: Size, level: float, rng: Rng) -> Matrix:
+    a, b, c, d, e, f = ops.rotation(size, _sign(rng, level * 30))
+    return a, b, c, d, e, f
+
+
+def _shear(size: Size, level: float, rng: Rng, *, along: str) -> Matrix:
+    del size
     amount = _sign(rng, level * 0.3)
-    return ops.affine(image, (1, amount, 0, 0, 1, 0) if along == "x" else (1, 0, 0, amount, 1, 0), interpolation)
+    return (1, amount, 0, 0, 1, 0) if along == "x" else (1, 0, 0, amount, 1, 0)
 
 
-def _translate(image: Pixels, level: float, rng: Rng, interpolation: str, *, along: str, share: float = 0.45) -> Pixels:
-    amount = _sign(rng, level * share) * image.shape[1 if along == "x" else 0]
-    return ops.affine(image, (1, 0, amount, 0, 1, 0) if along == "x" else (1, 0, 0, 0, 1, amount), interpolation)
+def _translation(size: Size, level: float, rng: Rng, *, along: str, share: float = 0.45) -> Matrix:
+    amount = _sign(rng, level * share) * size[1 if along == "x" else 0]
+    return (1, 0, amount, 0, 1, 0) if along == "x" else (1, 0, 0, 0, 1, amount)
+
+
+# Operators that move pixels: name -> function of (size of the image, level, generator) that gives the matrix of `image_ops.affine`.
+MOVING: dict[str, Callable[[Size, float, Rng], Matrix]] = {
+    "Rotate": _rotation,
+    "ShearX": functools.partial(_shear, along="x"),
+    "ShearY": functools.partial(_shear, along="y"),
+    "TranslateXRel": functools.partial(_translation, along="x"),
+    "TranslateYRel": functools.partial(_translation, along="y"),
+}
+
+
+def _moving(name: str, size: Size, level: float, rng: Rng, interpolation: str) -> Move:
+    """Draws the move of one of `MOVING`."""
+    matrix = MOVING[name](size, level, rng)
+    return Move(matrix=matrix, size=size, pixels=functools.partial(ops.affine, matrix=matrix, interpolation=interpolation))
+
+
+def _moved(image: Pixels, level: float, rng: Rng, interpolation: str, *, name: str) -> Pixels:
+    return _moving(name, size_of(image), level, rng, interpolation).pixels(image)
 
 
 _ENHANCERS = {"Color": ops.color, "Contrast": ops.contrast, "Brightness": ops.brightness, "Sharpness": ops.sharpness}
@@ -48,7 +76,6 @@ OPERATORS: dict[str, Callable[[Pixels, float, Rng, str], Pixels]] = {
     "AutoContrast": lambda image, level, rng, _: ops.auto_contrast(image),
     "Equalize": lambda image, level, rng, _: ops.equalize(image),
     "Invert": lambda image, level, rng, _: ops.invert(image),
-    "Rotate": lambda image, level, rng, interpolation: ops.rotate(image, _sign(rng, level * 30), interpolation),
     "Posterize": lambda image, level, rng, _: ops.posterize(image, int(level * 4)),
     "PosterizeIncreasing": lambda image, level, rng, _: ops.posterize(image, 4 - int(level * 4)),
     "PosterizeOriginal": lambda image, level, rng, _: ops.posterize(image, int(level * 4) + 4),
@@ -57,16 +84,12 @@ OPERATORS: dict[str, Callable[[Pixels, float, Rng, str], Pixels]] = {
     "SolarizeAdd": lambda image, level, rng, _: ops.solarize_add(image, int(level * 110)),
     **{name: _enhance(fn)[0] for name, fn in _ENHANCERS.items()},
     **{f"{name}Increasing": _enhance(fn)[1] for name, fn in _ENHANCERS.items()},
-    "ShearX": functools.partial(_shear, along="x"),
-    "ShearY": functools.partial(_shear, along="y"),
-    "TranslateXRel": functools.partial(_translate, along="x"),
-    "TranslateYRel": functools.partial(_translate, along="y"),
+    **{name: functools.partial(_moved, name=name) for name in MOVING},
 }
-_MOVING = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-_PLAIN = ("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", *_ENHANCERS, *_MOVING)
+_PLAIN = ("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", *_ENHANCERS, *MOVING)
 _INCREASING = (
     "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",
-    *(f"{name}Increasing" for name in _ENHANCERS), *_MOVING,
+    *(f"{name}Increasing" for name in _ENHANCERS), *MOVING,
 )  # fmt: skip
 _AUGMIX = tuple(name for name in _INCREASING if name not in ("Invert", "SolarizeAdd"))  # with timm's four enhancers, not in the paper
 
@@ -109,14 +132,20 @@ class Settings:
     d: int = -1  # augmix: operators a chain; -1: 1 to 3
     a: float = 1.0  # augmix: of the Dirichlet and Beta distributions
 
-    def apply(self, name: str, image: Pixels, rng: Rng, interpolation: str, magnitude: float | None = None) -> Pixels:
+    def apply(
+        self, name: str, image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, magnitude: float | None = None
+    ) -> Pixels:
         """One operator at a drawn level."""
         magnitude = self.m if magnitude is None else magnitude
         if self.mstd > 100:
             magnitude = rng.uniform(0, magnitude)
         elif self.mstd > 0:
             magnitude = rng.normal(magnitude, self.mstd)
-        return OPERATORS[name](image, min(max(magnitude, 0.0), self.mmax) / LEVELS, rng, interpolation)
+        level = min(max(magnitude, 0.0), self.mmax) / LEVELS
+        if moves is None or name not in MOVING:
+            return OPERATORS[name](image, level, rng, interpolation)
+        moves.append(_moving(name, size_of(image), level, rng, interpolation))
+        return moves[-1].pixels(image)
 
 
 def make_policy(text: str) -> Policy:
@@ -141,28 +170,28 @@ def make_policy(text: str) -> Policy:
     return functools.partial(make, settings=Settings(**values), kind=kind)
 
 
-def _rand_augment(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings, kind: str) -> Pixels:
+def _rand_augment(image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, settings: Settings, kind: str) -> Pixels:
     """RandAugment (arXiv:1909.13719); as in timm, each chosen operator is applied with probability 1/2."""
     del kind
     names = _INCREASING if settings.inc else _PLAIN
     for i in rng.integers(len(names), size=settings.n):
         if rng.random() <= 0.5:
-            image = settings.apply(names[i], image, rng, interpolation)
+            image = settings.apply(names[i], image, rng, interpolation, moves)
     return image
 
 
-def _auto_augment(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings, kind: str) -> Pixels:
+def _auto_augment(image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, settings: Settings, kind: str) -> Pixels:
     """AutoAugment (arXiv:1805.09501)."""
     table = AUTO_AUGMENT[kind]
     for name, prob, magnitude in table[rng.integers(len(table))]:
         if rng.random() <= prob:
-            image = settings.apply(name, image, rng, interpolation, magnitude)
+            image = settings.apply(name, image, rng, interpolation, moves, magnitude=magnitude)
     return image
 
 
-def _aug_mix(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings, kind: str) -> Pixels:
-    """AugMix (arXiv:1912.02781), without its consistency loss."""
-    del kind
+def _aug_mix(image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, settings: Settings, kind: str) -> Pixels:
+    """AugMix (arXiv:1912.02781), without its consistency loss; it mixes copies that have moved differently, and so reports no move."""
+    del kind, moves
     mixed = np.zeros(image.shape, np.float32)
     shares, share = rng.dirichlet([settings.a] * settings.w), np.float32(rng.beta(settings.a, settings.a))
     for weight in shares:
@@ -173,9 +202,11 @@ def _aug_mix(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings,
     return (image + share * (np.trunc(mixed) - image)).astype(np.uint8)
 
 
-def _three_augment(image: Pixels, rng: Rng, interpolation: str, *, settings: Settings, kind: str) -> Pixels:
+def _three_augment(
+    image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, settings: Settings, kind: str
+) -> Pixels:
     """3-Augment (DeiT III, arXiv:2204.07118, 3.2): grey, solarised or blurred; its colour jitter is `augment.color_jitter`."""
-    del settings, interpolation, kind
+    del settings, interpolation, kind, moves
     choice = rng.integers(3)
     if choice == 2:
         return ops.blur(image, rng.uniform(0.1, 2.0))

@@ -1,14 +1,18 @@
 """Where the images come from: random access by index, one interface for all kinds."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from vitlab.config import ConfigError, DataConfig, SourceConfig
 from vitlab.config.references import is_reference, load_reference
 from vitlab.data.bundled import open_bundled
+from vitlab.data.fields import CLASSIFICATION, Kind, fields_of
 from vitlab.data.image_csv import open_images
 from vitlab.data.labels import labels_of
 from vitlab.data.mixture import mixture
 from vitlab.data.paths import refuse_unreadable
+from vitlab.data.scenes import FIELDS, open_scenes
+from vitlab.data.selection import selected
 from vitlab.data.shards import open_shards
 from vitlab.data.tfds import open_tfds
 
@@ -17,7 +21,8 @@ from vitlab.data.tfds import open_tfds
 class Source(Protocol):
     """Labelled images by index. Reading is thread-safe, and the source pickles, so that worker processes can read it.
 
-    A source that reads many images faster than one by one also has `__getitems__(indices) -> list of examples`.
+    A source that reads many images faster than one by one also has `__getitems__(indices) -> list of examples`. One whose examples have
+    other fields than an image and its label has `fields`, a mapping from their names to kinds (see `vitlab.data.fields`).
     """
 
     @property
@@ -38,7 +43,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": encoded bytes or uint8 [h, w, c], "label": int}."""
+        """{"image": encoded bytes or uint8 [h, w, c], "label": int}, or a value for each of its `fields`."""
         ...
 
     def name_of(self, index: int) -> str:
@@ -49,27 +54,46 @@ class Source(Protocol):
 _INTERFACE = ("class_names", "channels", "fingerprint", "__len__", "__getitem__", "name_of")
 
 
-def open_source(config: DataConfig, *, train: bool) -> Source:
+def open_source(config: DataConfig, *, train: bool, fields: Sequence[str] = tuple(CLASSIFICATION)) -> Source:
     """Opens the training or the evaluation split; for training with `more_sources`, a mixture.
 
+    Args:
+      config: The data.
+      train: Which of its splits.
+      fields: Names of the fields that each example must have; others are not read.
+
     Raises:
-      ConfigError: There is no such data, it cannot be sampled as asked, or the sources to mix have different classes or channels; the
-        message is one line that names the remedy.
+      ConfigError: There is no such data, it cannot be sampled as asked, it lacks a field, or the sources to mix have different classes or
+        channels; the message is one line that names the remedy.
     """
     if not train:
-        return _open(config, config.eval_split)
+        return _open(config, config.eval_split, fields)
     configs = (config, *config.more_sources)
-    sources = [_open(part, part.train_split) for part in configs]
+    sources = [_open(part, part.train_split, fields) for part in configs]
     if config.sampling == "balanced":
         labels_of(sources[0], 'data.sampling="balanced"')  # refuses a source that does not know them
     return mixture(sources, [part.weight for part in configs], [_name(part) for part in configs]) if config.more_sources else sources[0]
 
 
-def _open(config: DataConfig | SourceConfig, split: str) -> Source:
+def _open(config: DataConfig | SourceConfig, split: str, fields: Sequence[str]) -> Source:
     if is_reference(config.source):
-        return _open_own(config, split)
-    with refuse_unreadable(config.data_dir):
-        return _open_kind(config, split)
+        source = _open_own(config, split)
+    elif config.source == "scenes":
+        _refuse_missing(config, FIELDS, fields)
+        source = open_scenes(split, fields)
+    else:
+        with refuse_unreadable(config.data_dir):
+            source = _open_kind(config, split)
+    _refuse_missing(config, fields_of(source), fields)
+    return selected(source, fields)
+
+
+def _refuse_missing(config: DataConfig | SourceConfig, there: Mapping[str, Kind], wanted: Sequence[str]) -> None:
+    if missing := [name for name in wanted if name not in there]:
+        raise ConfigError(
+            f'data.source={_name(config)} has no field "{missing[0]}", which the task needs; it has {", ".join(there)}: '
+            "take other data, or another task"
+        )
 
 
 def _open_kind(config: DataConfig | SourceConfig, split: str) -> Source:

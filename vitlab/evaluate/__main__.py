@@ -4,14 +4,15 @@ Or a checkpoint of others: --model=NAME --weights=FILE --config=configs/x.py. Pr
 folder: to evaluations/NAME/evaluation.json and, as the newest of its kind, to evaluation.json. --report adds accuracy by class,
 confusions, calibration, the worst images and all predictions to evaluations/NAME.
 
-Protocols: classification (the model's own head); knn, linear and few_shot learn from features of the training split, and the head is
-not used, so the classes may be others than the model's.
+Protocols: task (the metrics that the run was trained for; classification is its name where that is the task); knn, linear and few_shot
+learn from features of the training split, and the head is not used, so the classes may be others than the model's.
 
 Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder or data cannot be used; 42 stopped by a signal.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -26,19 +27,20 @@ from vitlab.config import ConfigError, Experiment, MeshConfig
 from vitlab.data import Source, open_source
 from vitlab.data.classes import different_classes
 from vitlab.data.decode import decoder
-from vitlab.evaluate.classification import evaluate, make_eval_step, open_batches
 from vitlab.evaluate.features import Features, extract
 from vitlab.evaluate.few_shot import few_shot
 from vitlab.evaluate.knn import knn
 from vitlab.evaluate.linear_probe import linear_probe
 from vitlab.evaluate.output import check_name, default_name, make_folder, write_result
 from vitlab.evaluate.report import Outcomes, write_report
+from vitlab.evaluate.split import evaluate, make_eval_step, open_batches
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import check_divides, make_mesh
 from vitlab.runs import folder
 from vitlab.runs.arguments import add_model_arguments, check_model_arguments
 from vitlab.runs.trained import Trained, from_run, from_weights, without_head
 from vitlab.signals import EXIT_STOPPED, StopRequest
+from vitlab.tasks import class_names_of, names_of, setting_of, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +53,32 @@ def main(argv: Sequence[str]) -> int:
     cli.begin()
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     if jax.process_count() > 1 and (args.report or args.protocol in PROBES):
-        raise ConfigError("--report and --protocol other than classification run in one process, which may have several devices")
+        raise ConfigError("--report, knn, linear and few_shot run in one process, which may have several devices")
     experiment = _experiment(args, overrides)
+    task, options = task_of(experiment)
+    if args.report and experiment.task.name != "classification":
+        raise ConfigError(f"--report describes classes of images; task={experiment.task.name} has none: vitlab.predict draws its results")
+    if args.protocol == "classification" and experiment.task.name != "classification":
+        raise ConfigError(f"the run was trained for task={experiment.task.name}: leave --protocol out, or name one of {', '.join(PROBES)}")
     if args.report:
         make_folder(parent)
     mesh = _make_mesh(experiment.mesh)
     check_divides("eval_batch_size", experiment.eval_batch_size or experiment.batch_size, mesh)
-    source = open_source(experiment.data, train=False)
+    fields = ("image", "label") if args.protocol in PROBES else names_of(task, options)
+    source = open_source(experiment.data, train=False, fields=fields)
     trained = _trained(args, experiment, source, mesh)
     other_data = bool(args.config) or any(key.startswith("data.") for key in overrides)
     split = experiment.data.eval_split
-    name = args.name or default_name(args.protocol, trained.origin, split, source.fingerprint if other_data else None)
+    name = args.name or default_name(
+        args.protocol if args.protocol in PROBES else "classification", trained.origin, split, source.fingerprint if other_data else None
+    )
     outcomes = Outcomes() if args.report else None
     with StopRequest() as stop:
         should_stop = distributed.Vote(lambda: stop.requested)
         if args.protocol in PROBES:
             found = _probe(args.protocol, trained, source, mesh, should_stop)
         else:
-            found = _classify(trained, source, mesh, should_stop, outcomes)
+            found = _measure(trained, source, mesh, should_stop, outcomes)
     if found is None:
         return EXIT_STOPPED
     if not distributed.is_first():
@@ -92,8 +102,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     )
     add_model_arguments(parser)
     parser.add_argument("--config", help="config file that names the data; with --workdir the run's own if not given")
-    choices = ("classification", *PROBES)
-    parser.add_argument("--protocol", choices=choices, default="classification", help="what is measured; classification by default")
+    choices = ("task", "classification", *PROBES)
+    parser.add_argument("--protocol", choices=choices, default="task", help="what is measured; the metrics of the run's task by default")
     parser.add_argument("--report", action="store_true", help="also write tables, pictures and all predictions")
     parser.add_argument("--name", help="of this evaluation; made of step and split if not given")
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder for evaluations, in place of the run folder's")
@@ -120,13 +130,15 @@ def _experiment(args: argparse.Namespace, overrides: Mapping[str, str]) -> Exper
     if not args.config:
         return cli.override(own, overrides)
     experiment = cli.load_experiment(args.config, overrides)
+    if experiment.task != own.task:
+        raise ConfigError(f"{args.config} is for task={experiment.task.name} and its options, the run for task={own.task.name} and its own")
     if "data.background" in overrides:
         return experiment
     return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, background=own.data.background))
 
 
 def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, mesh: Mesh) -> Trained:
-    probe, names = args.protocol in PROBES, tuple(source.class_names)
+    probe, names = args.protocol in PROBES, class_names_of(source)
     if args.model:
         return from_weights(args.model, args.weights, experiment, names, mesh, head=not probe)
     trained = from_run(args.workdir, mesh, raw=args.raw, step=args.step)
@@ -138,13 +150,17 @@ def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, m
     return dataclasses.replace(trained, experiment=experiment)
 
 
-def _classify(
+def _measure(
     trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool], outcomes: Outcomes | None
 ) -> dict[str, Any] | None:
     experiment, size = trained.experiment, trained.experiment.eval_batch_size or trained.experiment.batch_size
     batches = open_batches(trained.model, source, experiment, channels=trained.channels, batch_size=size, mesh=mesh)
-    step = make_eval_step(trained.model, mesh, experiment.metrics, logits=outcomes is not None)
-    return evaluate(step, trained.weights, batches, mesh=mesh, should_stop=should_stop, see=outcomes)
+    task, options = task_of(experiment)
+    setting = setting_of(experiment, options, trained.model.preprocessing, num_classes=len(trained.class_names))
+    evaluation = task.evaluation(setting)
+    prepare = functools.partial(task.prepare, rng=None, setting=setting)
+    step = make_eval_step(trained.model, mesh, evaluation, prepare, seen=outcomes is not None)
+    return evaluate(step, trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop, see=outcomes)
 
 
 def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool]) -> dict[str, Any] | None:

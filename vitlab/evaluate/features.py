@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from vitlab.data import Source
-from vitlab.evaluate.classification import open_batches
+from vitlab.evaluate.split import open_batches
 from vitlab.functional import Weights
 from vitlab.parallel.mesh import replicated, shard_batch
 from vitlab.runs.trained import Trained

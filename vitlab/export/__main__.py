@@ -22,6 +22,7 @@ from vitlab.export.stablehlo import PLATFORMS, to_stablehlo
 from vitlab.files import write_atomically
 from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import Trained, from_run, from_weights
+from vitlab.tasks import task_of
 from vitlab.weights.save import save_weights
 
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
     _check(args)
     cli.begin()
     trained = _open(args)
+    if task_of(trained.experiment)[0].head is not None:
+        raise ConfigError(f"{args.workdir} was trained for task={trained.experiment.task.name}: only models of classes can be exported")
     try:
         more = _FORMATS[args.format](trained, args)
         write_atomically(_beside(args.output), json.dumps(describe(trained, format=args.format, **more), indent=2) + "\n")

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,13 @@ from vitlab.analysis.counts import macs_in
 from vitlab.config import ConfigError, Experiment
 from vitlab.data import open_source
 from vitlab.data.channels import model_channels
+from vitlab.data.fields import CLASSIFICATION, Kind, fields_of
 from vitlab.data.splits import split_range
-from vitlab.functional import build, check_tensor
+from vitlab.functional import check_tensor
 from vitlab.parallel import mesh as meshes
 from vitlab.plan.topology import Topology
 from vitlab.plugins import raised_in_plugin
+from vitlab.tasks import build, class_names_of, names_of, task_of
 from vitlab.train.groups import as_trained
 from vitlab.train.periods import Periods
 from vitlab.train.setup import abstract_batch, make_step
@@ -37,6 +39,7 @@ class Data:
     examples: int
     num_classes: int
     channels: int
+    fields: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: CLASSIFICATION)
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Data":
@@ -47,12 +50,12 @@ class Data:
         """
         config = experiment.data
         name = (config.name or "").split(":")[0]
-        if config.source == "tfds" and name in KNOWN and not config.more_sources:
+        if config.source == "tfds" and name in KNOWN and not config.more_sources and experiment.task.name == "classification":
             examples, num_classes = KNOWN[name]
             part = split_range(config.train_split, examples)
             return cls(examples=part.stop - part.start, num_classes=num_classes, channels=3)
-        source = open_source(config, train=True)
-        return cls(examples=len(source), num_classes=len(source.class_names), channels=source.channels)
+        source = open_source(config, train=True, fields=names_of(*task_of(experiment)))
+        return cls(examples=len(source), num_classes=len(class_names_of(source)), channels=source.channels, fields=dict(fields_of(source)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,13 +83,13 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
     mesh = meshes.make_mesh(fsdp=experiment.mesh.fsdp, tensor=experiment.mesh.tensor, devices=topology.devices())
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     channels = model_channels(experiment.model, data.channels)
-    model, _ = build(experiment.model, num_classes=data.num_classes, channels=channels, seed=experiment.seed)
+    model, _ = build(experiment, num_classes=data.num_classes, channels=channels)
     check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=data.examples)
     teacher = open_teacher(experiment, model, channels=channels, num_classes=data.num_classes, class_names=None)
     train_step, create_state = make_step(experiment, model, periods, num_classes=data.num_classes, teacher=teacher)
     state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh, model.tensor_split)
-    batch = abstract_batch(experiment, model, channels)
+    batch = abstract_batch(experiment, model, channels, data.fields)
     parts = {
         "state": state,
         "batch": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)), batch),

@@ -24,6 +24,7 @@ from vitlab.plugins import raised_in_plugin
 from vitlab.printable import printable
 from vitlab.runs.claim import Claim
 from vitlab.runs.records import read_records
+from vitlab.tasks import class_names_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,12 @@ class DataInfo:
 
     @classmethod
     def of(cls, source: Source) -> "DataInfo":
-        """The facts of an open training split."""
+        """The facts of an open training split; the classes are those that its fields name, see `vitlab.tasks.class_names_of`."""
         return cls(
             fingerprint=source.fingerprint,
             num_examples=len(source),
             channels=source.channels,
-            class_names=tuple(source.class_names),
+            class_names=class_names_of(source),
         )
 
 

@@ -14,10 +14,13 @@ from jaxtyping import Float, UInt8
 
 from vitlab.config import Experiment
 from vitlab.data.decode import decoder
+from vitlab.data.fields import Kind
 from vitlab.data.read_image import is_single, read_image
+from vitlab.data.warp import size_of
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import Trained, from_run
+from vitlab.tasks import setting_of, task_of
 
 _BATCH_SIZE = 64  # images that go through the model at once, unless the caller says otherwise
 
@@ -58,6 +61,9 @@ class LoadedRun:
         self.trained = trained
         self._logits = jax.jit(lambda weights, images: trained.model.apply(weights, images)[0])
         self._features = jax.jit(trained.model.features)
+        self._task, options = task_of(trained.experiment)
+        self._setting = setting_of(trained.experiment, options, trained.model.preprocessing, num_classes=len(trained.class_names))
+        self._predictions = jax.jit(self._predicted)
 
     def __repr__(self) -> str:
         origin = ", ".join(f"{name}={value!r}" for name, value in self.trained.origin.items())
@@ -117,6 +123,45 @@ class LoadedRun:
         """Logits of images that `preprocess` has made, in one batch, float32."""
         return np.asarray(self._logits(self.trained.weights, _filled(pixels)))[: len(pixels)]
 
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """Kind of each thing that the run's task predicts beside classes, by name; kinds of classes have their names."""
+        kinds = self._task.results
+        return {name: _with_names(kind, self.class_names) for name, kind in kinds.items()}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What each picture that `results` takes is."""
+        return self.trained.model.inputs
+
+    def results(self, *images: Any) -> dict[str, np.ndarray]:
+        """What the run's task predicts of one picture, at the picture's own size: a class map, boxes, a number.
+
+        Args:
+          *images: As many pictures of one size as the task takes, see `inputs`, each in any of the forms of `__call__`.
+
+        Returns:
+          A value of each of `kinds`, by name.
+
+        Raises:
+          OSError, DecodeError: As `preprocess`.
+          ValueError: The task takes another number of pictures, or predicts classes alone, for which there is `predict`.
+        """
+        if len(images) != len(self.inputs) or self._task.predictions is None:
+            takes = f"takes {len(self.inputs)} pictures ({', '.join(self.inputs)}), {len(images)} were given"
+            raise ValueError(
+                f"task {self.experiment.task.name} {takes if self._task.predictions else 'has `predict` in place of `results`'}"
+            )
+        pixels = [read_image(image, self.trained.channels, decoder(self.experiment.data)) for image in images]
+        warp = self.trained.warp_of(size_of(pixels[0]))
+        batch = {name: warp.apply(one)[None] for name, one in zip(self.inputs, pixels, strict=True)}
+        found = jax.device_get(self._predictions(self.trained.weights, batch))
+        return {name: kind.warp(np.asarray(found[name])[0], warp.inverse) for name, kind in self.kinds.items()}
+
+    def _predicted(self, weights: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        assert self._task.predictions is not None
+        return self._task.predictions(self.trained.model.run(weights, batch)[0], self._setting)
+
     def features(self, images: Any, *, batch_size: int = _BATCH_SIZE) -> tuple[Float[np.ndarray, "b _h _w _d"], ...]:
         """Feature maps of one image or several, float32, one map a stage; `model.feature_info` has their strides and widths.
 
@@ -146,6 +191,10 @@ class LoadedRun:
             raise ValueError(f"{batch_size=} must be at least 1")
         for chunk in chunks([images] if is_single(images) else images, batch_size):
             yield np.stack([self.preprocess(image) for image in chunk])
+
+
+def _with_names(kind: Kind, class_names: tuple[str, ...]) -> Kind:
+    return dataclasses.replace(kind, class_names=class_names) if hasattr(kind, "class_names") else kind  # type: ignore[type-var]
 
 
 def load_run(path: str | os.PathLike[str], step: int | None = None, averaged: bool = True) -> LoadedRun:

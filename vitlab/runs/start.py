@@ -18,7 +18,7 @@ from vitlab.weights.load import parameters
 
 logger = logging.getLogger(__name__)
 
-_HEADS = ("head", "aux_head")  # first parts of the names of all that depends on the classes
+_HEADS = ("head", "aux_head", "task_head")  # first parts of the names of all that depends on the classes or the task
 
 
 def run_of(source: str) -> tuple[pathlib.Path, int | None] | None:

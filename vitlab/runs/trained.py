@@ -10,14 +10,17 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from vitlab.config import ConfigError, Experiment, refusing
-from vitlab.data.augment import resize_and_center_crop
+from vitlab.data.augment import evaluation_warp
 from vitlab.data.channels import model_channels
-from vitlab.functional import FunctionalModel, Weights, build, functional
+from vitlab.data.warp import Size, Warp, size_of
+from vitlab.functional import FunctionalModel, Weights, functional
+from vitlab.functional import build as build_model
 from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import Preprocessing, create_model
 from vitlab.parallel.mesh import place, sharded_shapes
 from vitlab.runs import folder
 from vitlab.runs.checkpoint import CheckpointError, Checkpoints
+from vitlab.tasks import build, task_of
 from vitlab.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
@@ -35,9 +38,13 @@ class Trained:
     origin: dict[str, str | int]  # for the result: model, and step or weights
 
     def prepare(self, pixels: UInt8[np.ndarray, "_h _w c"]) -> UInt8[np.ndarray, "h w c"]:
-        """Resizes and crops an image to the model's size, as evaluation does."""
-        recipe = self.model.preprocessing
-        return resize_and_center_crop(pixels, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe))
+        """Brings an image to the model's size, as evaluation does."""
+        return self.warp_of(size_of(pixels)).apply(pixels)
+
+    def warp_of(self, size: Size) -> Warp:
+        """What evaluation does to an image of (height, width) pixels."""
+        recipe, fit = self.model.preprocessing, task_of(self.experiment)[0].fit
+        return evaluation_warp(size, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe), fit)
 
 
 def eval_crop_fraction(experiment: Experiment, preprocessing: Preprocessing) -> float:
@@ -53,7 +60,7 @@ def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, fo
     """
     own, data = folder.read(workdir)
     channels = model_channels(own.model, data.channels)
-    return build(own.model, num_classes=len(data.class_names), channels=channels, seed=own.seed)[0], own, data
+    return build(own, num_classes=len(data.class_names), channels=channels)[0], own, data
 
 
 def from_run(workdir: pathlib.Path, mesh: Mesh, *, raw: bool = False, step: int | None = None) -> Trained:
@@ -127,7 +134,7 @@ def without_head(trained: Trained) -> Trained:
       ConfigError: The features need a tensor that the run does not have.
     """
     config = dataclasses.replace(trained.experiment.model, num_classes=None)
-    model, _ = build(config, num_classes=0, channels=trained.channels, seed=trained.experiment.seed)
+    model, _ = build_model(config, num_classes=0, channels=trained.channels, seed=trained.experiment.seed)
     weights = _common({group: trained.weights[group] for group in model.shapes}, model.shapes, "")
     return dataclasses.replace(trained, model=model, weights=weights)
 

@@ -13,9 +13,11 @@ from vitlab.parallel import distributed
 from vitlab.runs.checkpoint import CheckpointError, NonFiniteError, SaveError
 from vitlab.runs.claim import FolderLostError
 from vitlab.signals import EXIT_STOPPED, Stopped
+from vitlab.tasks import task_of
 from vitlab.terminal import say, settle
 from vitlab.train.loop import train
 from vitlab.train.profile import window_of
+from vitlab.train.report import describe
 from vitlab.train.weights_and_biases import load_wandb
 
 
@@ -70,8 +72,9 @@ def _main(argv: Sequence[str]) -> int:
         return cli.EXIT_FAILED
     if not distributed.is_first():
         return 0
+    found = {name.removeprefix("eval_"): value for name, value in result.items() if name.startswith("eval_")}
     say(
-        f"done: top-1 {result['eval_top1']:.2%} on {result['eval_images']:.0f} images after {result['step']} steps\n"
+        f"done: {describe(found, task_of(experiment)[0])} after {result['step']} steps\n"
         f"run folder: {args.workdir}\n"
         f"next: python -m vitlab.evaluate --workdir={args.workdir}\n"
         f"      python -m vitlab.predict --workdir={args.workdir} IMAGE..."

@@ -17,6 +17,7 @@ from vitlab.runs.claim import Claim
 from vitlab.runs.retention import Retention
 from vitlab.runs.trained import Trained
 from vitlab.signals import Stopped, StopRequest
+from vitlab.tasks import task_of
 from vitlab.train.clock import Clock
 from vitlab.train.groups import as_trained
 from vitlab.train.profile import Profile
@@ -52,7 +53,7 @@ def train(
       wandb: Project at Weights & Biases that is also given the curves, by the first process; None for none.
 
     Returns:
-      The record of the last evaluation: {"step", "eval_top1", "eval_top5", "eval_loss", "eval_images"}.
+      The record of the last evaluation: {"step", "eval_images"} and the metrics of the task, such as "eval_top1".
 
     Raises:
       ConfigError: The experiment cannot be run here, or not in this folder.
@@ -134,6 +135,7 @@ def _report(setup: Setup, own: Claim, state: State, *, step: int, clock: Clock, 
         periods=setup.periods,
         clock=clock,
         leaves=leaf_names(trained),
+        task=task_of(setup.experiment)[0],
         max_skips=setup.experiment.max_skips,
         tracker=tracker,
     )

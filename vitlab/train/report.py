@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
-from vitlab.evaluate.classification import RESULT_NAMES
 from vitlab.parallel import distributed
 from vitlab.runs.checkpoint import NonFiniteError
 from vitlab.runs.claim import FolderLostError
 from vitlab.runs.records import Records
+from vitlab.tasks import Task
 from vitlab.train.clock import Clock, duration_text
 from vitlab.train.console import Console
 from vitlab.train.periods import Periods
@@ -25,6 +25,7 @@ from vitlab.train.weights_and_biases import Tracker
 
 logger = logging.getLogger(__name__)
 
+_OF_STEP = ("lr", "grad_norm", "skipped")  # metrics of a step that belong to no task
 _REMEDY = "a lower optimizer.peak_lr, a longer optimizer.warmup or a smaller optimizer.clip_norm may help"
 
 
@@ -39,6 +40,7 @@ class Report:
         periods: Periods,
         clock: Clock,
         leaves: list[str],
+        task: Task,
         max_skips: int,
         tracker: Tracker | None = None,
     ):
@@ -50,6 +52,7 @@ class Report:
           periods: Of the run.
           clock: Of the run.
           leaves: Names of the gradients.
+          task: What the run is trained for: the names of its metrics, and the one that decides which evaluation is the best.
           max_skips: Dropped updates in a row that are no reason to end the run.
           tracker: Given what metrics.jsonl and timing.jsonl have; closed by its owner.
 
@@ -60,7 +63,7 @@ class Report:
         self.console = Console(total_steps=periods.total, quiet=not distributed.is_first())
         self._side_logs = SideLogs(workdir, step=step) if distributed.is_first() else None
         self._total, self._log_every, self._clock, self._leaves = periods.total, periods.log, clock, leaves
-        self._max_skips, self._tracker = max_skips, tracker
+        self._max_skips, self._tracker, self._task = max_skips, tracker, task
         self._patience, self._examples_per_epoch = periods.patience, periods.examples_per_epoch
         self._pending: tuple[int, Metrics] | None = None
 
@@ -98,7 +101,7 @@ class Report:
         (step, device), self._pending = self._pending, None
         metrics = jax.device_get(device)
         finite, in_a_row = metrics.pop("finite"), int(metrics.pop("skipped_in_a_row", 0))
-        values = {f"train_{k}" if k in ("loss", "accuracy") else k: float(v) for k, v in metrics.items()}
+        values = {f"train_{k}" if k not in _OF_STEP else k: float(v) for k, v in metrics.items()}
         if not finite.all():
             self._dropped(_not_finite(step, values, finite, self._leaves), in_a_row)
         elif in_a_row:
@@ -113,18 +116,20 @@ class Report:
 
     def evaluation_at(self, step: int) -> dict[str, Any]:
         """The record of the evaluation after a step; empty if there is none."""
-        return self.records.at(step, "eval_top1") or {}
+        return self.records.at(step, "eval_images") or {}
 
     def evaluation(self, step: int, result: Mapping[str, float | int]) -> None:
-        """Records and shows an evaluation; its speed goes with the timing."""
-        values = {f"eval_{k}": v for k, v in result.items() if k != "images_per_second"}
+        """Records and shows an evaluation; its speed goes with the timing, and what is no number with the evaluate command."""
+        values = {f"eval_{k}": v for k, v in result.items() if k != "images_per_second" and isinstance(v, (int, float))}
         self._write(step, values)
-        self.console.line(f"step {step} evaluation: {describe(result)}")
+        self.console.line(f"step {step} evaluation: {describe(result, self._task)}")
 
     @property
     def scores(self) -> dict[int, float]:
-        """Step -> top-1 of all evaluations so far."""
-        return {line["step"]: line["eval_top1"] for line in self.records.lines if "eval_top1" in line}
+        """Step -> score of all evaluations so far, the higher the better: the task's best metric, or its negative."""
+        (metric, direction), sign = self._task.best, {"max": 1, "min": -1}
+        name = f"eval_{metric}"
+        return {line["step"]: sign[direction] * line[name] for line in self.records.lines if name in line}
 
     def is_best(self, step: int) -> bool:
         """Whether this step was evaluated, and no earlier one was as good."""
@@ -165,9 +170,16 @@ class Report:
             self._side_logs.timing(step, lap)
         if self._tracker is not None:
             self._tracker.log(step, {f"time_{name}": value for name, value in lap.items()})
+        key = "train_{}".format
+        counted = "".join(f"{count.metric} {values[key(count.metric)]:.1%}  " for count in self._task.counts.values())
+        told = {key("loss"), *(key(count.metric) for count in self._task.counts.values())}
+        terms = [
+            f"{name.removeprefix(key(''))} {value:.4f}" for name, value in values.items() if name.startswith(key("")) and name not in told
+        ]
+        parts = f" ({', '.join(terms)})" if terms else ""
         used = f"MFU {lap['mfu']:.0%}  " if "mfu" in lap else ""
         self.console.line(
-            f"step {step}/{self._total}  loss {values['train_loss']:.4f}  accuracy {values['train_accuracy']:.1%}  lr {values['lr']:.2e}  "
+            f"step {step}/{self._total}  loss {values['train_loss']:.4f}{parts}  {counted}lr {values['lr']:.2e}  "
             f"{lap['images_per_second']:.0f} images/s  {used}"
             f"data wait {lap['data_wait']:.0%}  ETA {duration_text(lap['eta'])}"
         )
@@ -190,13 +202,12 @@ def _not_finite(step: int, values: Mapping[str, float], finite: Bool[np.ndarray,
     return f"step {step}: not finite: {' and '.join(what)}; learning rate {values['lr']:.3g}, gradient norm {values['grad_norm']:.3g}"
 
 
-def describe(result: Mapping[str, float | int]) -> str:
+def describe(result: Mapping[str, Any], task: Task) -> str:
     """An evaluation as text."""
-    top5 = f"  top-5 {result['top5']:.2%}" if "top5" in result else ""
-    text = f"top-1 {result['top1']:.2%}{top5}  loss {result['loss']:.4f}  on {result['images']:.0f} images"
-    text += "".join(
-        f"  {name} {value:.4g}" for name, value in result.items() if name not in RESULT_NAMES and not name.startswith("average_")
-    )
-    if "average_top1" in result:
-        text += f"  averaged: top-1 {result['average_top1']:.2%}  loss {result['average_loss']:.4f}"
+    text = task.line(result) if task.line is not None else _line(result)
     return text + (f"  {result['images_per_second']:.0f} images/s" if "images_per_second" in result else "")
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    numbers = {name: value for name, value in result.items() if isinstance(value, (int, float)) and not name.startswith("images")}
+    return "  ".join([*(f"{name} {value:.4g}" for name, value in numbers.items()), f"on {result['images']:.0f} images"])

@@ -1,9 +1,10 @@
 """What a run is made of, built from its experiment; everything that can be refused is refused here, before the run folder."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,14 +19,17 @@ from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.data.channels import model_channels
 from vitlab.data.classes import different_classes
+from vitlab.data.decode import decode
+from vitlab.data.fields import Kind, fields_of, with_images
 from vitlab.data.labels import labels_of
-from vitlab.evaluate.classification import EvalStep, evaluate, make_eval_step, open_batches
-from vitlab.functional import FunctionalModel, Weights, build, check_tensor, freeze, functional
+from vitlab.evaluate.split import EvalStep, evaluate, make_eval_step, open_batches
+from vitlab.functional import FunctionalModel, Weights, check_tensor, freeze, functional
 from vitlab.losses import class_weights
 from vitlab.parallel import mesh as meshes
 from vitlab.runs import folder
 from vitlab.runs.start import run_of, start_from_run
 from vitlab.runs.trained import Trained
+from vitlab.tasks import Evaluation, build, class_names_of, names_of, setting_of, task_of
 from vitlab.train.groups import as_trained, groups_of
 from vitlab.train.optimizer import make_optimizer
 from vitlab.train.periods import Periods
@@ -49,6 +53,7 @@ class Setup:
     model: FunctionalModel
     periods: Periods
     train_step: jax.stages.Traced  # not yet compiled
+    evaluation: Evaluation  # what is measured of the task
     eval_step: EvalStep
     create_weights: Callable[[], Weights]  # the initial ones: random, or those of a checkpoint
     create_state: Callable[[Weights], State]  # before the first step
@@ -111,7 +116,7 @@ class Setup:
         options = {"channels": self.channels, "batch_size": size, "mesh": self.mesh, "bad_images": self.bad_images}
         batches = open_batches(self.model, self.eval_source, self.experiment, **options)
         weights = {k: state[k] for k in ("params", "model_state", "average") if k in state}
-        return evaluate(self.eval_step, weights, batches, mesh=self.mesh, should_stop=should_stop)
+        return evaluate(self.eval_step, weights, batches, self.evaluation, mesh=self.mesh, should_stop=should_stop)
 
 
 def make_step(
@@ -190,10 +195,13 @@ def _check_channels_of_run(weights: str | None, channels: int) -> None:
             raise ConfigError(f"model.weights={weights} takes {theirs} channels, the model {channels}: set model.in_channels={theirs}")
 
 
-def abstract_batch(experiment: Experiment, model: FunctionalModel, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a training batch."""
-    image = jax.ShapeDtypeStruct((experiment.batch_size, *model.preprocessing.image_size, channels), np.uint8)
-    return {"image": image, "label": jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)}
+def abstract_batch(
+    experiment: Experiment, model: FunctionalModel, channels: int, fields: Mapping[str, Kind]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a training batch with these fields."""
+    kinds, size = with_images(fields, channels, decode), model.preprocessing.image_size
+    rows = {name: kind.empty(1, size) for name, kind in kinds.items()}
+    return {name: jax.ShapeDtypeStruct((experiment.batch_size, *row.shape[1:]), row.dtype) for name, row in rows.items()}
 
 
 def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Setup:
@@ -206,27 +214,30 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
     Raises:
       ConfigError: The experiment cannot be run here; one line.
     """
+    task, options = task_of(experiment)
     mesh = meshes.make_mesh(fsdp=experiment.mesh.fsdp, tensor=experiment.mesh.tensor)
     meshes.check_divides("batch_size", experiment.batch_size // experiment.accumulation, mesh)
     meshes.check_divides("eval_batch_size", experiment.eval_batch_size or experiment.batch_size, mesh)
-    train_source, eval_source = (open_source(experiment.data, train=train) for train in (True, False))
-    if train_source.class_names != eval_source.class_names:
-        difference = different_classes(train_source.class_names, eval_source.class_names, "the training split", "the evaluation split")
+    train_source, eval_source = (open_source(experiment.data, train=train, fields=names_of(task, options)) for train in (True, False))
+    class_names, eval_names = (class_names_of(source) for source in (train_source, eval_source))
+    if class_names != eval_names:
+        difference = different_classes(class_names, eval_names, "the training split", "the evaluation split")
         raise ConfigError(f"the training and the evaluation split have different classes: {difference}")
     channels = model_channels(experiment.model, train_source.channels)
     _check_channels_of_run(experiment.model.weights, channels)
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # refuses a malformed one
-    model, create_weights = build(experiment.model, num_classes=len(train_source.class_names), channels=channels, seed=experiment.seed)
+    model, create_weights = build(experiment, num_classes=len(class_names), channels=channels)
     check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
-    class_names = tuple(train_source.class_names)
     teacher = open_teacher(experiment, model, channels=channels, num_classes=len(class_names), class_names=class_names)
     counts = _class_counts(experiment, train_source)
     train_step, create_state = make_step(experiment, model, periods, num_classes=len(class_names), teacher=teacher, counts=counts)
     state = meshes.sharded_shapes(jax.eval_shape(create_state, model.shapes), mesh, model.tensor_split)
     with refusing(ValueError, RuntimeError, UnsupportedError, prefix=f"{experiment.model.name} cannot be trained so: "):
-        traced = trace_step(train_step, state, abstract_batch(experiment, model, channels), mesh, teacher=teacher)
+        traced = trace_step(train_step, state, abstract_batch(experiment, model, channels, fields_of(train_source)), mesh, teacher=teacher)
+    setting = setting_of(experiment, options, model.preprocessing, num_classes=len(class_names))
+    evaluation = task.evaluation(setting)
     start = load_start(model, create_weights(), experiment.model.weights) if experiment.model.weights else None
     return Setup(
         experiment=experiment,
@@ -236,7 +247,8 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         model=model,
         periods=periods,
         train_step=traced,
-        eval_step=make_eval_step(model, mesh, experiment.metrics),
+        evaluation=evaluation,
+        eval_step=make_eval_step(model, mesh, evaluation, functools.partial(task.prepare, rng=None, setting=setting)),
         create_weights=create_weights if start is None else lambda: start,
         create_state=create_state,
         abstract_state=state,

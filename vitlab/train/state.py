@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from vitlab.config import Experiment
 from vitlab.functional import FunctionalModel, Weights
+from vitlab.tasks import Task, task_of
 from vitlab.train.optimizer import averaged_params
 from vitlab.tree import joined
 
@@ -19,7 +20,9 @@ State = dict[str, Any]
 
 def make_state(model: FunctionalModel, weights: Weights, optimizer: optax.GradientTransformation, experiment: Experiment) -> State:
     """The state before the first step; the optimizer has one of the trained parameters only."""
-    interval = {"loss": jnp.zeros((), jnp.float32), "correct": jnp.zeros((), jnp.int32), "images": jnp.zeros((), jnp.int32)}
+    task, options = task_of(experiment)
+    interval = {name: jnp.zeros((), jnp.float32) for name in ("loss", *logged_terms(task, options))}
+    interval |= {name: jnp.zeros((), jnp.int32) for name in (*task.counts, "images")}
     skips = {"total": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)}
     if experiment.spike_factor is not None:
         skips |= {"usual_norm": jnp.zeros((), jnp.float32), "kept": jnp.zeros((), jnp.int32)}
@@ -28,6 +31,12 @@ def make_state(model: FunctionalModel, weights: Weights, optimizer: optax.Gradie
     if experiment.averages:
         state["average"] = jax.tree.map(jnp.copy, weights)
     return state
+
+
+def logged_terms(task: Task, options: Any) -> tuple[str, ...]:
+    """Terms of the loss that are logged beside it: all, where there are several."""
+    terms = task.terms(options)
+    return terms if len(terms) > 1 else ()
 
 
 def average(model: FunctionalModel, experiment: Experiment, old: State, new: State) -> Weights:

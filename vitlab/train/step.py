@@ -1,6 +1,7 @@
 """One step of training as a pure function of (state, batch), and of the weights of a teacher where there is one."""
 
 import functools
+import operator
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,20 +15,16 @@ from jaxtyping import Array, Float
 
 from vitlab.config import Experiment
 from vitlab.functional import FunctionalModel
-from vitlab.losses import distilled_loss, label_loss, soft_targets
-from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import batch_sharding, replicated, sharded_shapes
-from vitlab.train.erase import erase
-from vitlab.train.mix import mix
+from vitlab.tasks import setting_of, task_of
 from vitlab.train.schedule import Schedule
-from vitlab.train.state import State, average
+from vitlab.train.state import State, average, logged_terms
 from vitlab.tree import joined
 
-Batch = dict[str, Array]  # image: uint8 [b, h, w, c], label: int32 [b]
+Batch = dict[str, Array]  # image: uint8 [b, h, w, c], and the fields of the task
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple[State, Metrics]]  # of state and batch and, where there is a teacher, its weights
 STEADY_STEPS = 100  # gradients to know what is usual
-_MIX, _ERASE = 2**31 - 1, 2**31 - 2  # what is folded into the step's key; accumulation folds small numbers
 
 
 def make_train_step(
@@ -41,12 +38,13 @@ def make_train_step(
     teacher: FunctionalModel | None = None,
     class_weights: Float[np.ndarray, " classes"] | None = None,
 ) -> TrainStep:
-    """Builds the step.
+    """Builds the step of the experiment's task.
 
-    Randomness is a function of (seed, step). The metrics `loss` and `accuracy` (of the label with the larger share, where images
-    are mixed) are means since the last multiple of `log_every`: their sums live in the state, so that a resumed run reports what
-    an uninterrupted one does. `finite` is [the loss, then the gradient of each trained parameter in the order of the leaves];
-    `grad_norm` is before clipping. Frozen parameters (see `vitlab.functional.freeze`) have no gradient.
+    Randomness is a function of (seed, step). The metrics `loss`, its terms where there are several, and what the task counts (for
+    classification `accuracy`, of the label with the larger share, where images are mixed) are means since the last multiple of
+    `log_every`: their sums live in the state, so that a resumed run reports what an uninterrupted one does. `finite` is [the loss,
+    then the gradient of each trained parameter in the order of the leaves]; `grad_norm` is before clipping. Frozen parameters (see
+    `vitlab.functional.freeze`) have no gradient.
 
     Under `nonfinite="skip"` a step whose flags are not all True leaves weights and optimizer as they were and is in no mean; the
     metrics `skipped` and `skipped_in_a_row` count such steps. Under "stop" it is the report that ends the run. With a
@@ -58,25 +56,29 @@ def make_train_step(
     """
     skip, spike_factor = experiment.nonfinite == "skip", experiment.spike_factor
 
+    task, options = task_of(experiment)
+    setting = setting_of(experiment, options, model.preprocessing, num_classes=num_classes, class_weights=class_weights)
+    terms = logged_terms(task, options)
+
     def part(
-        teacher_weights: Any, frozen: Any, trained: Any, model_state: Any, images: Array, targets: Array, rng: Array
-    ) -> tuple[Array, tuple[Array, Any]]:
+        teacher_weights: Any, frozen: Any, scales: Any, trained: Any, model_state: Any, batch: Batch, rng: Array
+    ) -> tuple[Array, tuple[dict[str, Array], Any]]:
         weights = {"params": joined(trained, frozen), "model_state": model_state}
-        if teacher is None:
-            logits, model_state = model.apply(weights, images, rng)
-            losses = label_loss(logits, targets, experiment.loss.kind, class_weights)
-        else:
-            heads, model_state = model.apply_heads(weights, images, rng)
-            logits = jnp.stack(heads).mean(0)
-            losses = distilled_loss(heads, targets, teacher.apply(teacher_weights, images)[0], experiment.loss, class_weights)
-        return losses.mean(), ((logits.argmax(-1) == targets.argmax(-1)).sum(), model_state)
+        outputs, model_state = model.run(weights, batch, rng)
+        if teacher is not None:
+            batch = {**batch, "teacher": teacher.apply(teacher_weights, batch["image"])[0]}
+        values = {name: x.mean() if scales is None else x.sum() * scales[name] for name, x in task.loss(outputs, batch, setting).items()}
+        sums = {name: values[name] / experiment.accumulation for name in terms}
+        sums |= {name: count.of(outputs, batch, setting) for name, count in task.counts.items()}
+        return functools.reduce(operator.add, values.values()), (sums, model_state)
 
     def train_step(state: State, batch: Batch, teacher_weights: Any = None) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(experiment.seed), state["step"])
-        images, targets = augmented(batch, rng, experiment, num_classes=num_classes, preprocessing=model.preprocessing)
+        images, batch = len(batch["image"]), task.prepare(batch, rng, setting)
         trained, frozen = model.split(state["params"])
-        own_part, begin = functools.partial(part, teacher_weights, frozen), (trained, state["model_state"])
-        value, correct, model_state, grads = _accumulate(own_part, *begin, images, targets, rng, parts=experiment.accumulation)
+        scales = None if task.weights is None else _scales(task.weights(batch, setting), experiment.accumulation)
+        own_part, begin = functools.partial(part, teacher_weights, frozen, scales), (trained, state["model_state"])
+        value, sums, model_state, grads = _accumulate(own_part, *begin, batch, rng, parts=experiment.accumulation)
         updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
         squares = jnp.stack([jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(grads)])
         finite = jnp.isfinite(jnp.concatenate([value[None], squares]))
@@ -84,10 +86,11 @@ def make_train_step(
         keep = finite.all() | (not skip)
         if spike_factor is not None:
             keep &= (skips["kept"] < STEADY_STEPS) | (grad_norm <= spike_factor * skips["usual_norm"])
-        interval = _add(state, value, correct, len(images), log_every, keep)
+        means = {"loss": value, **{name: sums.pop(name) for name in terms}}
+        interval = _add(state, means, sums, images, log_every, keep)
+        names = dict.fromkeys(("loss", *terms)) | task.counts
         metrics = {
-            "loss": interval["loss"] / interval["images"],
-            "accuracy": interval["correct"] / interval["images"],
+            **{count.metric if count else name: interval[name] / interval["images"] for name, count in names.items()},
             "lr": schedule(state["step"]),
             "grad_norm": grad_norm,
             "finite": finite,
@@ -109,50 +112,35 @@ def make_train_step(
     return train_step
 
 
-def augmented(
-    batch: Batch, rng: Array, experiment: Experiment, *, num_classes: int, preprocessing: Preprocessing
-) -> tuple[Array, Float[Array, "b classes"]]:
-    """What the model is trained on: images erased and mixed, targets smoothed and mixed.
-
-    Args:
-      batch: From the host.
-      rng: Key of the step, fold_in(key(seed), step).
-      experiment: Its erasing, mixing and label smoothing count.
-      num_classes: Width of the targets.
-      preprocessing: The model's; the noise of erasing has its mean and deviation.
-
-    Returns:
-      Images [b, h, w, c] in [0, 255], uint8 or float32, the noise unbounded; and targets.
-    """
-    targets = soft_targets(batch["label"], num_classes, label_smoothing=experiment.loss.label_smoothing)
-    images = erase(batch["image"], jax.random.fold_in(rng, _ERASE), experiment.augment.erase_prob, preprocessing)
-    return mix(images, targets, jax.random.fold_in(rng, _MIX), experiment.mix)
+def _scales(weights: dict[str, Array], parts: int) -> dict[str, Array]:
+    """Factor of each term's sum over a part of the batch, such that the mean over the parts is that of the whole batch."""
+    return {name: parts / jnp.maximum(x.sum(), 1) for name, x in weights.items()}
 
 
-def _accumulate(
-    part: Callable[..., Any], trained: Any, model_state: Any, images: Array, targets: Array, rng: Array, *, parts: int
-) -> tuple[Any, ...]:
-    """Mean loss and gradient of the trained parameters, and sum of hits, over parts of the batch; statistics go from part to part.
+def _accumulate(part: Callable[..., Any], trained: Any, model_state: Any, batch: Batch, rng: Array, *, parts: int) -> tuple[Any, ...]:
+    """Mean loss and gradient of the trained parameters, and the task's sums, over parts of the batch; statistics go from part to part.
 
     A part takes every `parts`-th image, so that it lies on all devices as the batch does.
     """
     grad_fn = jax.value_and_grad(part, has_aux=True)
     if parts == 1:
-        (value, (correct, model_state)), grads = grad_fn(trained, model_state, images, targets, rng)
-        return value, correct, model_state, grads
+        (value, (sums, model_state)), grads = grad_fn(trained, model_state, batch, rng)
+        return value, sums, model_state, grads
 
     def split(x: Array) -> Array:
         return x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def add(carry: tuple[Any, ...], x: tuple[Array, ...]) -> tuple[tuple[Any, ...], None]:
-        value, correct, model_state, grads = carry
-        index, images, targets = x
-        (v, (c, model_state)), g = grad_fn(trained, model_state, images, targets, jax.random.fold_in(rng, index))
-        return (value + v / parts, correct + c, model_state, jax.tree.map(lambda a, b: a + b / parts, grads, g)), None
+    def add(carry: tuple[Any, ...], x: tuple[Any, ...]) -> tuple[tuple[Any, ...], None]:
+        value, sums, model_state, grads = carry
+        index, batch = x
+        (v, (s, model_state)), g = grad_fn(trained, model_state, batch, jax.random.fold_in(rng, index))
+        sums = jax.tree.map(jnp.add, sums, s)
+        return (value + v / parts, sums, model_state, jax.tree.map(lambda a, b: a + b / parts, grads, g)), None
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    begin = (jnp.zeros(()), jnp.zeros((), jnp.int32), model_state, zeros)
-    return jax.lax.scan(add, begin, (jnp.arange(parts), split(images), split(targets)))[0]
+    shapes = jax.eval_shape(lambda batch: part(trained, model_state, jax.tree.map(lambda x: split(x)[0], batch), rng)[1][0], batch)
+    begin = (jnp.zeros(()), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), model_state, zeros)
+    return jax.lax.scan(add, begin, (jnp.arange(parts), jax.tree.map(split, batch)))[0]
 
 
 def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh, *, teacher: FunctionalModel | None = None) -> jax.stages.Traced:
@@ -180,7 +168,7 @@ def compile_step(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, float]
     return traced.lower().compile(), time.perf_counter() - begin
 
 
-def _add(state: State, loss: Array, correct: Array, images: int, log_every: int, keep: Array) -> Any:
+def _add(state: State, means: dict[str, Array], counts: dict[str, Array], images: int, log_every: int, keep: Array) -> Any:
     begins = state["step"] % log_every == 0
-    new = {"loss": loss * images, "correct": correct, "images": images}
+    new = {**{name: x * images for name, x in means.items()}, **counts, "images": images}
     return jax.tree.map(lambda old, x: jnp.where(begins, 0, old) + jnp.where(keep, jnp.asarray(x, old.dtype), 0), state["interval"], new)

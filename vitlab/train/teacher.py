@@ -33,6 +33,8 @@ def open_teacher(
         teacher, own, data = model_of_run(pathlib.Path(workdir))
     except ConfigError as error:
         raise ConfigError(f"loss.distillation.teacher: {error}") from error
+    if own.task != experiment.task:
+        raise ConfigError(f"loss.distillation.teacher={workdir} was trained for task={own.task.name}, the student {experiment.task.name}")
     logits = own.model.num_classes or len(data.class_names), experiment.model.num_classes or num_classes
     for what, (theirs, ours) in {
         "classes": logits,

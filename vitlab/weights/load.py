@@ -20,7 +20,7 @@ __all__ = ["Head", "LoadReport", "WeightsMismatchError", "load_weights", "parame
 
 Head = Literal["load", "fit", "new"]
 Placed = dict[str, list[tuple[str, tuple[Layout, ...]]]]  # foreign names, and changes of layout, by the name here
-_HEADS = ("head", "aux_head")  # first parts of the names of all that depends on the classes
+_HEADS = ("head", "aux_head", "task_head")  # first parts of the names of all that depends on the classes or the task
 _COUNTERS = (r"(^|\.)num_batches_tracked$", r"^n_averaged$")  # counters of torch's BatchNorm and AveragedModel
 
 

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitlab.device.erase import AREA, erase
 from vitlab.models.registry import Preprocessing
-from vitlab.train.erase import AREA, erase
 
 PREPROCESSING = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), image_size=(24, 32))
 IMAGES = jnp.full((600, 24, 32, 3), 7, jnp.uint8)

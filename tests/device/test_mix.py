@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vitlab.config import MixConfig
+from vitlab.device.mix import mix
 from vitlab.losses import soft_targets
-from vitlab.train.mix import mix
 
 B, SIDE = 8, 16
 # Each image has one value, so that a mixture tells its share.

@@ -1,0 +1,405 @@
+"""Fields of an example, by kind: the image, maps of indices or values, boxes, labels and numbers.
+
+An example is a mapping from names to values, a batch one from names to arrays; the kind of a field says how its values lie in a batch,
+are decoded, moved with the image, drawn and written. "Void" is what a field holds where nothing is known, and the one rule for losses,
+metrics, borders and padding: 255 in index maps, NaN among values, -1 in boxes and labels. A kind of your own has the methods of `Kind`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from vitlab.config import AugmentConfig
+from vitlab.data.decode import Decoder, decode
+from vitlab.data.headers import DecodeError
+from vitlab.data.map_files import index_map_of, value_map_of, write_index_map, write_json, write_picture, write_value_map
+from vitlab.data.warp import Size, Warp, resample, size_of
+from vitlab.drawing.overlay import colour_map, draw_boxes, overlay
+
+Row = Any  # one row of a field's array: an array, or a number where the field has one per image
+VOID_INDEX = 255
+BOX_COLUMNS = ("left", "top", "right", "bottom", "label", "crowd", "area")  # pixels from the corner; class; 0 or 1; pixels
+_VISIBLE = 0.1  # least share of a box that a crop must leave, or the box is dropped
+_LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
+
+
+@runtime_checkable
+class Kind(Protocol):
+    """What a field is. A kind is frozen and pickles, so that worker processes know it."""
+
+    suffix: str  # of the files that `write` makes, ".png"
+
+    def empty(self, count: int, size: Size) -> np.ndarray:
+        """The field of `count` images of (height, width), with nothing in it."""
+        ...
+
+    def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        """A value as its source gives it (encoded, a list, an array) -> one row of the field, at the size of the picture.
+
+        Raises:
+          DecodeError: It is damaged, out of range, or does not belong to a picture of `size`.
+        """
+        ...
+
+    def warp(self, value: Row, warp: Warp) -> Row:
+        """The value after the picture has moved."""
+        ...
+
+    def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        """Why images with this field cannot be augmented so; None: they can."""
+        ...
+
+    def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
+        """The picture uint8 [h, w, 3] with the value drawn over it, and a caption, which may be empty."""
+        ...
+
+    def write(self, path: str | os.PathLike[str], value: Row) -> None:
+        """Writes one value to a file whose name ends in `suffix`, or in another suffix that the kind knows."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Image:
+    """Pictures, [b, h, w, c]: the image itself, a second view, a target to be restored."""
+
+    channels: int | None = None  # None: those of the model's images
+    scale: int = 1  # pixels on a side per pixel of the image; a target of super-resolution has 2 to 8
+    mirror: str | None = None  # the field that this one is exchanged with when the example is flipped: the other eye
+    decoder: Decoder = decode
+    suffix: str = ".png"
+
+    def empty(self, count: int, size: Size) -> np.ndarray:
+        return np.zeros((count, size[0] * self.scale, size[1] * self.scale, self.channels or 3), np.uint8)
+
+    def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        pixels = self.decoder(value, self.channels or 3)
+        if size is not None:
+            _check_size(pixels, (size[0] * self.scale, size[1] * self.scale))
+        return pixels
+
+    def warp(self, value: Row, warp: Warp) -> Row:
+        if self.scale == 1:
+            return warp.apply(value)
+        size = (warp.size[0] * self.scale, warp.size[1] * self.scale)
+        (a, b, c), (d, e, f) = warp.matrix[:2].tolist()
+        matrix = (a, b, c * self.scale, d, e, f * self.scale)
+        if (abs(a), b, d, abs(e)) == (1, 0, 0, 1) and c == int(c) and f == int(f):
+            return warp.nearest(value, 0)
+        return resample(value, matrix=matrix, size=size)
+
+    def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        return None
+
+    def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
+        return np.repeat(value, 3, axis=-1) if value.shape[-1] == 1 else value, ""
+
+    def write(self, path: str | os.PathLike[str], value: Row) -> None:
+        write_picture(path, value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexMap:
+    """The class of each pixel, uint8 [b, h, w], 255 where it is void."""
+
+    class_names: tuple[str, ...] = ()  # in the order of the indices; (): of the source
+    label_map: tuple[int, ...] = ()  # index in the file -> index here, for the first of them; (): as they are
+    suffix: str = ".png"
+    void = VOID_INDEX
+
+    def empty(self, count: int, size: Size) -> np.ndarray:
+        return np.full((count, *size), self.void, np.uint8)
+
+    def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        indices = index_map_of(value)
+        if self.label_map:
+            table = np.concatenate((self.label_map, np.arange(len(self.label_map), 256))).astype(np.uint8)
+            indices = table[indices]
+        _check_size(indices, size)
+        if self.class_names:
+            outside = (indices >= len(self.class_names)) & (indices != self.void)
+            if outside.any():
+                raise DecodeError(f"a class outside: {indices[outside][0]} is not in 0..{len(self.class_names) - 1} and not {self.void}")
+        return indices
+
+    def warp(self, value: Row, warp: Warp) -> Row:
+        return warp.nearest(value, self.void)
+
+    def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        return _dense_reason(augment)
+
+    def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
+        return overlay(picture, value, void=self.void), ""
+
+    def write(self, path: str | os.PathLike[str], value: Row) -> None:
+        write_index_map(path, value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValueMap:
+    """A number at each pixel, float32 [b, h, w], NaN where it is void."""
+
+    scaling: Literal["none", "width", "area"] = "none"  # what values follow when the picture is resized: disparity width, density area
+    unit: float = 256.0  # counts of a 16-bit PNG per unit, in which 0 is void; KITTI has 256, depth in millimetres 1000
+    mirror: str | None = None  # as in `Image`; a disparity without one cannot be flipped
+    suffix: str = ".png"
+    void = float("nan")
+
+    def empty(self, count: int, size: Size) -> np.ndarray:
+        return np.full((count, *size), self.void, np.float32)
+
+    def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        values = value_map_of(value, self.unit)
+        _check_size(values, size)
+        return values
+
+    def warp(self, value: Row, warp: Warp) -> Row:
+        moved = warp.nearest(value, self.void)
+        if self.scaling == "none":
+            return moved
+        return moved * np.float32(warp.width_scale if self.scaling == "width" else 1 / warp.area_scale)
+
+    def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        if self.scaling == "width" and augment.flip and self.mirror is None:
+            return "augment.flip=true exchanges left and right, and there is no view of the other eye; set augment.flip=false"
+        if self.scaling == "width" and augment.policy is not None and augment.policy != "3a":
+            return f'augment.policy="{augment.policy}" rotates images, which have their disparity along the rows'
+        return _dense_reason(augment)
+
+    def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
+        known = value[np.isfinite(value)]
+        caption = f"{known.min():.3g} to {known.max():.3g}" if known.size else "void"
+        return colour_map(value), caption
+
+    def write(self, path: str | os.PathLike[str], value: Row) -> None:
+        write_value_map(path, value, self.unit)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """Boxes with their classes, float32 [b, count, 7], of which the columns are `BOX_COLUMNS`; a row of -1 is no box.
+
+    A crowd is a region of many objects, in which detections count neither as right nor as wrong. A source gives a list of rows of four
+    to seven numbers: without a class it is 0, without the others it is no crowd and the area that of the box.
+    """
+
+    count: int = 100  # most boxes in an image; one with more cannot be decoded
+    class_names: tuple[str, ...] = ()  # in the order of the labels; (): of the source
+    suffix: str = ".json"
+    void = -1
+
+    def empty(self, count: int, size: Size) -> np.ndarray:
+        return np.full((count, self.count, len(BOX_COLUMNS)), self.void, np.float32)
+
+    def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        rows = np.asarray(value, np.float32)
+        rows = rows.reshape(len(rows), -1) if rows.size else np.zeros((0, len(BOX_COLUMNS)), np.float32)
+        if not 4 <= rows.shape[1] <= len(BOX_COLUMNS):
+            raise DecodeError(f"boxes of {rows.shape[1]} numbers; each must have 4 to {len(BOX_COLUMNS)}: {', '.join(BOX_COLUMNS)}")
+        if len(rows) > self.count:
+            raise DecodeError(f"too many boxes: {len(rows)}, more than {self.count}")
+        out = self.empty(1, (0, 0))[0]
+        out[: len(rows), 4:6] = 0
+        out[: len(rows), : rows.shape[1]] = rows
+        if rows.shape[1] < 7:
+            out[: len(rows), 6] = _areas(rows)
+        self._check(out[: len(rows)], size)
+        return out
+
+    def _check(self, rows: np.ndarray, size: Size | None) -> None:
+        if not np.isfinite(rows).all() or (rows[:, 2:4] <= rows[:, :2]).any():
+            raise DecodeError("an empty box: each must have left < right and top < bottom")
+        if size is not None and ((rows[:, 2:4] <= 0).any() or (rows[:, 0] >= size[1]).any() or (rows[:, 1] >= size[0]).any()):
+            raise DecodeError(f"a box outside of the image of {size[0]} x {size[1]} pixels")
+        if self.class_names and ((rows[:, 4] < 0) | (rows[:, 4] >= len(self.class_names))).any():
+            raise DecodeError(f"a class outside: boxes have labels in 0..{len(self.class_names) - 1}")
+
+    def warp(self, value: Row, warp: Warp) -> Row:
+        """Moves the corners and cuts off what is outside; a box of which less than a tenth is left is dropped, as is a tiny one."""
+        rows = value[value[:, 4] != self.void]
+        corners = warp.points(rows[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2).astype(np.float64))
+        least, most = corners.min(1), corners.max(1)
+        height, width = warp.size
+        inside = np.concatenate((np.clip(least, 0, (width, height)), np.clip(most, 0, (width, height))), 1)
+        whole, left = _areas(np.concatenate((least, most), 1)), _areas(inside)
+        share = left / np.maximum(whole, 1e-9)
+        kept = (share >= _VISIBLE) & (inside[:, 2:] - inside[:, :2] >= _LEAST_SIDE).all(1)
+        out = self.empty(1, warp.size)[0]
+        count = int(kept.sum())
+        out[:count, :4], out[:count, 4:6] = inside[kept], rows[kept, 4:6]
+        out[:count, 6] = (rows[:, 6] * warp.area_scale * share)[kept]
+        return out
+
+    def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        return _dense_reason(augment)
+
+    def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
+        rows = value[value[:, 4] != self.void]
+        labels = rows[:, 4].astype(int).tolist()
+        names = [self.class_names[label] if label < len(self.class_names) else str(label) for label in labels]
+        return draw_boxes(picture, rows[:, :4], labels), ", ".join(names) or "no object"
+
+    def write(self, path: str | os.PathLike[str], value: Row) -> None:
+        """JSON: a list of {"left": ..., "label": ...}."""
+        rows = value[value[:, 4] != self.void].tolist()
+        write_json(path, [dict(zip(BOX_COLUMNS, row, strict=True)) for row in rows])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """One class, int32 [b]."""
+
+    class_names: tuple[str, ...] = ()  # in the order of the labels; (): of the source
+    suffix: str = ".json"
+    void = -1
+
+    def empty(self, count: int, size: Size) -> np.ndarray:
+        """Zeros and not void: evaluation's "mask" says which rows are none."""
+        return np.zeros(count, np.int32)
+
+    def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        return np.asarray(value, np.int32)
+
+    def warp(self, value: Row, warp: Warp) -> Row:
+        return value
+
+    def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        return None
+
+    def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
+        return picture, "void" if value == self.void else _name(self.class_names, int(value))
+
+    def write(self, path: str | os.PathLike[str], value: Row) -> None:
+        write_json(path, int(value))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Any number of classes, int8 [b, classes]: 1 where the image has the class, 0 where not, -1 where that is unknown."""
+
+    class_names: tuple[str, ...]  # in the order of the columns
+    suffix: str = ".json"
+    void = -1
+
+    def empty(self, count: int, size: Size) -> np.ndarray:
+        return np.full((count, len(self.class_names)), self.void, np.int8)
+
+    def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        """A value is one number per class."""
+        labels = np.asarray(value)
+        if labels.shape != (len(self.class_names),) or not np.isin(labels, (-1, 0, 1)).all():
+            raise DecodeError(f"labels of shape {labels.shape}; there must be {len(self.class_names)}, each 1, 0 or -1")
+        return labels.astype(np.int8)
+
+    def warp(self, value: Row, warp: Warp) -> Row:
+        return value
+
+    def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        return None
+
+    def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
+        return picture, ", ".join(self._present(value)) or "none"
+
+    def write(self, path: str | os.PathLike[str], value: Row) -> None:
+        write_json(path, self._present(value))
+
+    def _present(self, value: np.ndarray) -> list[str]:
+        return [name for name, has in zip(self.class_names, value.tolist(), strict=True) if has == 1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Value:
+    """A number of the whole image, float32 [b], or several, [b, names]; NaN where it is void."""
+
+    names: tuple[str, ...] = ()  # of several numbers; (): there is one
+    counts: bool = False  # whether it is a number of things in the whole image, so that no crop may leave a part out
+    suffix: str = ".json"
+    void = float("nan")
+
+    def empty(self, count: int, size: Size) -> np.ndarray:
+        return np.full((count, *self._shape), self.void, np.float32)
+
+    def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        values = np.asarray(value, np.float32)
+        if values.shape != self._shape:
+            raise DecodeError(f"values of shape {values.shape}; it must be {self._shape}")
+        return values
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (len(self.names),) if self.names else ()
+
+    def warp(self, value: Row, warp: Warp) -> Row:
+        return value
+
+    def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        if self.counts and augment.crop not in ("center", "stretch", "letterbox"):
+            return f'augment.crop="{augment.crop}" leaves parts of the image out, and with them what is counted; set augment.crop=stretch'
+        return None
+
+    def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
+        if not self.names:
+            return picture, f"{value:.4g}"
+        return picture, ", ".join(f"{name} {number:.4g}" for name, number in zip(self.names, value.tolist(), strict=True))
+
+    def write(self, path: str | os.PathLike[str], value: Row) -> None:
+        write_json(path, dict(zip(self.names, value.tolist(), strict=True)) if self.names else float(value))
+
+
+CLASSIFICATION: Mapping[str, Kind] = {"image": Image(), "label": Label()}  # fields of a source that names none
+
+
+def fields_of(source: Any) -> Mapping[str, Kind]:
+    """The fields of a source's examples."""
+    return getattr(source, "fields", CLASSIFICATION)
+
+
+def with_images(fields: Mapping[str, Kind], channels: int, decoder: Decoder) -> dict[str, Kind]:
+    """The fields, of which the images that name no channels have those of the model, and all the loader's way of decoding."""
+    return {
+        name: dataclasses.replace(kind, channels=kind.channels or channels, decoder=decoder) if isinstance(kind, Image) else kind
+        for name, kind in fields.items()
+    }
+
+
+def decode_example(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str, np.ndarray]:
+    """All fields of an example, the image first.
+
+    Raises:
+      DecodeError: One cannot be decoded, or is of another size than the image; names the field, unless it is the image.
+    """
+    out = {"image": fields["image"].decode(example["image"])}
+    size = size_of(out["image"])
+    for name, kind in fields.items():
+        if name != "image":
+            try:
+                out[name] = kind.decode(example[name], size)
+            except DecodeError as error:
+                raise DecodeError(f"{name}: {error}") from error
+    return out
+
+
+def mirrored(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str, Any]:
+    """An example whose fields of the two eyes are exchanged, which makes one of it that can be flipped."""
+    return {name: example[getattr(kind, "mirror", None) or name] for name, kind in fields.items()}
+
+
+def _dense_reason(augment: AugmentConfig) -> str | None:
+    if augment.policy is not None and augment.policy.startswith("augmix"):
+        return f'augment.policy="{augment.policy}" mixes copies of an image that have moved differently'
+    return None
+
+
+def _check_size(array: np.ndarray, size: Size | None) -> None:
+    if size is not None and size_of(array) != size:
+        raise DecodeError(f"another size: {array.shape[0]} x {array.shape[1]} pixels beside an image of {size[0]} x {size[1]}")
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _name(class_names: Sequence[str], label: int) -> str:
+    return class_names[label] if 0 <= label < len(class_names) else str(label)

@@ -1,0 +1,56 @@
+"""Some of the fields of a source."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitlab.data.fields import Kind, fields_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SelectedSource:
+    """A source of which only some fields are decoded."""
+
+    source: Any
+    names: tuple[str, ...]
+
+    @property
+    def fields(self) -> dict[str, Kind]:
+        """Those of `names`, in their order."""
+        return {name: fields_of(self.source)[name] for name in self.names}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the source."""
+        return self.source.class_names
+
+    @property
+    def channels(self) -> int:
+        """Those of the source."""
+        return self.source.channels
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the source."""
+        return self.source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The examples at `indices`, read at once if the source can."""
+        read = getattr(self.source, "__getitems__", None) or (lambda indices: [self.source[index] for index in indices])
+        return read(indices)
+
+    def name_of(self, index: int) -> str:
+        """What the source calls it."""
+        return self.source.name_of(index)
+
+
+def selected(source: Any, names: Sequence[str]) -> Any:
+    """The source with the fields of these names, all of which it has; itself, if it has no others."""
+    there: Mapping[str, Kind] = fields_of(source)
+    return source if there.keys() == set(names) else SelectedSource(source=source, names=tuple(names))

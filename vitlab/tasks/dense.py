@@ -1,0 +1,66 @@
+"""What tasks over maps share: a head of the table on a trunk, and means over the pixels that are known."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from vitlab.heads import HEADS, OnTrunk
+from vitlab.heads.attention_pool import AttentionPool
+from vitlab.heads.center_point import CenterPoint
+from vitlab.heads.density import Density
+from vitlab.models.registry import FeatureInfo
+from vitlab.tasks.task import Setting
+
+MAP_HEADS = tuple(name for name, head in HEADS.items() if head not in (AttentionPool, CenterPoint, Density))  # they give a plain map
+
+
+def on_trunk(
+    name: str, out_dim: int, setting: Setting, feature_info: Sequence[FeatureInfo], rngs: nnx.Rngs, options: Mapping[str, Any] | None = None
+) -> OnTrunk:
+    """A head of `vitlab.heads.HEADS` on a trunk's maps, or on the first of them.
+
+    Args:
+      name: Its key.
+      out_dim: Channels of the result.
+      setting: Gives the dtype.
+      feature_info: Of the maps that the head may read.
+      rngs: Random numbers for the initial values.
+      options: Further arguments of the head.
+
+    Raises:
+      ValueError: There is no such head or option, or it cannot stand on these maps.
+    """
+    return OnTrunk(
+        name,
+        out_dim,
+        dims=[info.dim for info in feature_info],
+        strides=[info.stride for info in feature_info],
+        normalised=[info.normalised for info in feature_info],
+        options=options,
+        dtype=setting.experiment.model.dtype,
+        rngs=rngs,
+    )
+
+
+def check_head(name: str, choices: Sequence[str]) -> None:
+    """Refuses a head that does not give what a task wants.
+
+    Raises:
+      ValueError: It is none of the choices.
+    """
+    if name not in choices:
+        raise ValueError(f'head="{name}" must be one of {", ".join(choices)}')
+
+
+def exact_sum(values: np.ndarray) -> float:
+    """The sum of one number an image, rounded once, so that neither batches nor devices change it."""
+    return math.fsum(np.asarray(values).tolist())
+
+
+def exact_mean(sums: np.ndarray, counts: np.ndarray) -> float | None:
+    """The sum of one number an image over the sum of another; None where there is nothing."""
+    total = exact_sum(counts)
+    return exact_sum(sums) / total if total else None

@@ -1,0 +1,136 @@
+"""The interface of a task: a record of plain functions, which hold no weights and know neither devices nor files.
+
+A batch is a dict of arrays [b, ...]: "image", uint8 pixels, and one entry for each of the task's fields; in an evaluation also
+"mask", bool [b], False where a row is padding, and "index", int32 [b], the position of each image in its split.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, final
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitlab.bounds import check_bounds, hints_of
+from vitlab.config import Experiment, typed
+from vitlab.device.erase import erase
+from vitlab.functional import Trunk
+from vitlab.models.registry import FeatureInfo, Preprocessing
+
+Batch = dict[str, Array]
+Outputs = Any  # what `forward` returns: a tree of arrays [b, ...]
+ERASE = 2**31 - 2  # folded into a step's key for erasing; accumulation folds small numbers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Base of a task's options: each number lies in the bounds that its field's type names, as in the config of a model."""
+
+    def __post_init__(self) -> None:
+        for name in hints_of(type(self)):
+            object.__setattr__(self, name, self.checked_field(name, getattr(self, name)))
+
+    @final
+    @classmethod
+    def checked_field(cls, name: str, value: Any) -> Any:
+        """The value of an option in the form that the options have it: tuples for lists.
+
+        Raises:
+          ValueError: The value is of another type than the option's, or out of its bounds.
+        """
+        plain, bounded = hints_of(cls)[name]
+        value = typed(value, plain, (name,))
+        check_bounds(name, value, bounded)
+        return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the functions of a task are told."""
+
+    options: Any  # the task's own, of its class `options`
+    num_classes: int  # of the data, or as many as the model is told to have
+    channels: int  # of the images
+    preprocessing: Preprocessing
+    experiment: Experiment
+    class_weights: Float[np.ndarray, " classes"] | None = None  # see `vitlab.losses.label_loss`; classification only
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Something that is counted over the images of training batches, and logged as a share of them."""
+
+    metric: str  # name in the log
+    of: Callable[[Outputs, Batch, Setting], Array]  # an integer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured of a batch on the device, and what is made of it on the host.
+
+    `measure` gives a dict of arrays. Those named in `rows` are [b, ...], one entry an image; padding is dropped and they come to
+    `finish` in the order of the split, [n, ...]. All others are sums over the images whose mask is True: integers are added up
+    exactly, and nothing depends on the size of a batch, on devices or on processes.
+    """
+
+    measure: Callable[[Outputs, Batch], dict[str, Array]]
+    finish: Callable[[Mapping[str, Any], int], dict[str, Any]]  # sums and rows, and the number of images -> metrics; none is NaN
+    rows: tuple[str, ...] = ()
+    seen: Callable[[Outputs], Array] | None = None  # what a report is given of each image; None: there is no report
+
+
+Head = Callable[[Setting, tuple[FeatureInfo, ...], nnx.Rngs], nnx.Module]
+
+
+def default_forward(trunk: Trunk, head: Any, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> Outputs:
+    """The head on the maps of the image."""
+    return head(trunk.features(batch["image"], train=train, rngs=rngs), train=train, rngs=rngs)
+
+
+def default_prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
+    """Erases rectangles of training images; an evaluation's images are left alone."""
+    if rng is None:
+        return batch
+    prob = setting.experiment.augment.erase_prob
+    return batch | {"image": erase(batch["image"], jax.random.fold_in(rng, ERASE), prob, setting.preprocessing)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing that a model can be trained for."""
+
+    # Class of the options, a `TaskOptions`.
+    options: type[TaskOptions] = TaskOptions
+    # Fields of a batch beside the image, by the names that `vitlab.data.fields` has for them.
+    fields: Callable[[Any], Sequence[str]]
+    # The head over the trunk's maps, whose parameters lie below `task_head`; None: the model's own head.
+    head: Head | None = None
+    # The outputs of trunk and head for a batch.
+    forward: Callable[..., Outputs] = default_forward
+    # Entries of a batch that `forward` reads, of which the first is the image; others are images too.
+    inputs: tuple[str, ...] = ("image",)
+    # What the device does to a batch before the model; the key is None in an evaluation. A prediction goes without it.
+    prepare: Callable[[Batch, Array | None, Setting], Batch] = default_prepare
+    # Terms of the loss, each [b]. They add up to the loss.
+    loss: Callable[[Outputs, Batch, Setting], dict[str, Array]]
+    # What each term of an image is counted with, [b], such as its valid pixels: the loss is the sum over terms of
+    # sum(term) / max(sum(weight), 1) over the whole batch. None: the mean over its images.
+    weights: Callable[[Batch, Setting], dict[str, Array]] | None = None
+    # Names of the terms, of the options; they are logged one by one if there are several.
+    terms: Callable[[Any], tuple[str, ...]] = lambda options: ("loss",)
+    # Counts of training, by their names in the state.
+    counts: Mapping[str, Count] = dataclasses.field(default_factory=dict)
+    evaluation: Callable[[Setting], Evaluation]
+    # The metric that decides which checkpoint is the best.
+    best: tuple[str, Literal["max", "min"]]
+    # An evaluation as one line; None: its numbers with their names.
+    line: Callable[[Mapping[str, Any]], str] | None = None
+    # How an evaluation or a prediction brings a picture to the model's size: its centre, or all of it.
+    fit: Literal["crop", "stretch", "letterbox"] = "stretch"
+    # Kind of each thing that is predicted, by name; and the prediction itself, {name: [b, ...]} at the size of the images.
+    results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    predictions: Callable[[Outputs, Setting], dict[str, Array]] | None = None
+    # Groups of the config, and its key `metrics`, that mean something to this task; others must be left at their defaults.
+    reads: tuple[str, ...] = ()
