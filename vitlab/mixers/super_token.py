@@ -15,9 +15,7 @@ _NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
 
 class _HeadMajorAttention(nnx.Module):
-    """Global self-attention with the authors' layout of the fused projection: [heads, 3,
-    head_dim].
-    """
+    """Global self-attention whose fused projection is [heads, 3, head_dim], as the authors'."""
 
     def __init__(self, dim: int, *, num_heads: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
