@@ -1,11 +1,11 @@
-"""Writes a trained model for other programs.
+"""Writes a trained model for other programs: python -m vitlab.export --workdir=DIR --format=FORMAT
+--output=FILE.
 
-python -m vitlab.export --workdir=DIR --format=FORMAT --output=FILE exports a run; --model=NAME
---weights=FILE instead of --workdir exports somebody else's checkpoint. Formats: safetensors, in the
-names and layouts of timm or of the authors; stablehlo, one program for any number of images, with
-the weights and the normalisation of pixels inside; onnx, such a program for --batch_size images
-(extra `onnx`). A file of the same name with .json says what a user must know: sizes, normalisation,
-resizing, classes. Averaged weights are exported if the run has them.
+With --model=NAME --weights=FILE instead of --workdir it exports somebody else's checkpoint.
+Formats: safetensors, in the names and layouts of timm or of the authors; stablehlo, one program for
+any number of images, with the weights and the normalisation of pixels inside; onnx, such a program
+for --batch_size images (extra `onnx`). A file of the same name with .json says what a user must
+know: sizes, normalisation, resizing, classes. Averaged weights are exported if the run has them.
 """
 
 import argparse
