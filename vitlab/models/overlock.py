@@ -162,14 +162,7 @@ class FocusBlock(nnx.Module):
     def __call__(
         self, joint: Float[Array, "b h w joint"], *, overview: Float[Array, "b h w c"], train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "b h w joint"]:
-        """Returns the next joint map.
-
-        Args:
-          joint: Channels of the stage, then of the context.
-          overview: The overview's context, at the size of the stage's map.
-          train: Whether batch norms use the statistics of the batch and paths are dropped.
-          rngs: Random numbers of drop path.
-        """
+        """Returns the next joint map; `overview` is at the size of the stage's map."""
         if self.x_scale is not None and self.h_scale is not None:
             x, context = joint[..., : self.dim], joint[..., self.dim :]
             joint = jnp.concatenate((x, self.x_scale(context) + self.h_scale(overview)), -1)
@@ -197,10 +190,7 @@ class FocusBlock(nnx.Module):
 
 
 class BaseStage(nnx.Module):
-    """The stem (four convolutions) or one strided convolution, then the blocks.
-
-    GELU stands between the stem's convolutions.
-    """
+    """The stem (four convolutions, GELU between) or one strided convolution, then the blocks."""
 
     def __init__(self, config: OverLoCKConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
