@@ -7,14 +7,8 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-NAMES = (
-    "astronaut",
-    "chelsea",
-    "coffee",
-    "rocket",
-    "hubble_deep_field",
-    "retina",
-)  # photographs in the package itself: nothing is downloaded
+# Photographs in the package itself: nothing is downloaded.
+NAMES = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 COUNT, WIDTH, HEIGHT, QUALITY = 256, 500, 375, 90
 NOISE = 2.0  # standard deviation of a camera's noise, of 255; enlarging had removed the original noise
 

@@ -57,9 +57,8 @@ def test_the_header_of_every_format_tells(kind, tmp_path):
     rng = np.random.default_rng(0)
     for name in "ab":
         (tmp_path / name).mkdir()
-        grey = Image.fromarray(
-            rng.integers(0, 256, (80, 90), dtype=np.uint8)
-        )  # files exceed 4 kB, the part that is read first: in some formats it has no header
+        # Files exceed 4 kB, the part that is read first: in some formats it has no header.
+        grey = Image.fromarray(rng.integers(0, 256, (80, 90), dtype=np.uint8))
         (tmp_path / name / "x.png").write_bytes(encoded(grey, kind))
     assert open_image_folder(str(tmp_path), "train").channels == 1
     (tmp_path / "b" / "y.png").write_bytes(encoded(Image.fromarray(smooth(rng, 80, 90)), kind))

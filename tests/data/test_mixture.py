@@ -47,9 +47,8 @@ def test_every_source_is_gone_through_before_an_image_comes_again():
         epochs = own[: len(own) // length * length].reshape(-1, length)
         assert (np.sort(epochs, 1) == np.arange(length)).all() and len({tuple(epoch) for epoch in epochs}) > 1
     first = indices[indices < 7]
-    np.testing.assert_array_equal(
-        first, ShuffledOrder(7, seed=1)(np.arange(len(first)))
-    )  # the first source has its order without a mixture
+    # The first source has its order without a mixture.
+    np.testing.assert_array_equal(first, ShuffledOrder(7, seed=1)(np.arange(len(first))))
     assert not np.array_equal(*(MixedOrder((9, 9), (1, 1), s)(np.arange(99)) for s in (0, 1)))
 
 

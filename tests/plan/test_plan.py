@@ -217,9 +217,8 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert repeated_bytes(program) == 7 * ((8 + 8 + 4) + (8 + 8))  # one of eight rows per trip, the index, the results
     said = LOOP.replace("body=%body", """body=%body, backend_config={"known_trip_count":{"n":"5"}}""")
     assert collectives(instructions(said), 4)[0].count == 6
-    assert (
-        collectives(instructions(LOOP.replace("constant(8)", "parameter(0)")), 4)[0].count == 2
-    )  # an unknown number of trips counts as one
+    # An unknown number of trips counts as one.
+    assert collectives(instructions(LOOP.replace("constant(8)", "parameter(0)")), 4)[0].count == 2
 
 
 def test_a_plan_of_blocks_in_a_loop_is_that_of_blocks_in_turn():

@@ -68,9 +68,8 @@ def test_a_variant_with_other_names_has_its_own(name, here, foreign):
 
 
 def test_saved_weights_are_read_again_with_their_grid(tmp_path):
-    source = create_model(
-        "vit_tiny_patch16", rngs=nnx.Rngs(3), **(FIELDS | {"image_size": (32, 128)})
-    )  # a grid of 2 x 8, which has as many patches as 4 x 4
+    # A grid of 2 x 8, which has as many patches as 4 x 4.
+    source = create_model("vit_tiny_patch16", rngs=nnx.Rngs(3), **(FIELDS | {"image_size": (32, 128)}))
     save_weights(source, tmp_path / "a.safetensors", {"model": "vit_tiny_patch16"})
     model = create_model("vit_tiny_patch16", **(FIELDS | {"image_size": (32, 128)}))
     report = load_weights(model, tmp_path / "a.safetensors")

@@ -79,9 +79,8 @@ def _macs_by_definition(eqn: core.JaxprEqn) -> int | None:
         weights, value = shapes
         return math.prod(weights) * value[-1]
     match = re.fullmatch(r"neighborhood_attention_([\dx]+)", name)
-    if (
-        match and shapes[0] and [shape[:-2] for shape in shapes].count(shapes[0][:-2]) == 3
-    ):  # query, key and value; a backward pass has one more array of this shape
+    # The shapes of query, key and value agree; a backward pass has one more such array.
+    if match and shapes[0] and [shape[:-2] for shape in shapes].count(shapes[0][:-2]) == 3:
         query, _, value, *_ = shapes
         return neighborhood_macs(query, tuple(map(int, match[1].split("x"))), value[-1])
     return None

@@ -111,9 +111,8 @@ def matrix(values: Int[np.ndarray, "rows columns"], names: Sequence[str], *, row
     image = Image.new("RGB", (max(left + cell * count + 16, 420), 44 + cell * count + (170 if named else 12)), "white")
     pen.draw(image, (12, 8), f"rows: {rows}; columns: {columns}; colour: share of the row")
     shares = values / np.maximum(values.sum(1, keepdims=True), 1)
-    pixels = (
-        (255 - np.multiply.outer(shares**0.5, (255, 141, 77))).round().astype(np.uint8)
-    )  # white to blue; the root keeps small shares visible
+    # White to blue; the root keeps small shares visible.
+    pixels = (255 - np.multiply.outer(shares**0.5, (255, 141, 77))).round().astype(np.uint8)
     image.paste(Image.fromarray(pixels).resize((cell * count, cell * count), Image.Resampling.NEAREST), (left, 36))
     if named:
         _write_names(image, values, shares, names, left, cell)

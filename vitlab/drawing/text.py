@@ -16,19 +16,8 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _EXTENSIONS = (".ttf", ".otf", ".ttc")
 _NO_CHARACTER = "\U0010ffff"  # a character without a glyph in any font: it shows a font's replacement for missing glyphs
 _FIRST = ("DejaVuSans", "NotoSans-Regular", "LiberationSans-Regular", "Arial Unicode", "NotoSansCJK-Regular")  # fonts to try first
-_STYLES = (
-    "bold",
-    "italic",
-    "oblique",
-    "mono",
-    "serif",
-    "condensed",
-    "light",
-    "thin",
-    "black",
-    "math",
-    "emoji",
-)  # styles of fonts to try last
+# Styles of fonts to try last.
+_STYLES = ("bold", "italic", "oblique", "mono", "serif", "condensed", "light", "thin", "black", "math", "emoji")
 
 
 class Pen:

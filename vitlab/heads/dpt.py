@@ -48,12 +48,7 @@ class DPT(nnx.Module):
         out_dim: int,
         *,
         dim: int = 256,
-        reassemble_dims: Sequence[int] = (
-            96,
-            192,
-            384,
-            768,
-        ),  # width of each reassembled map: DPT-Base's; DPT-Large has 256, 512, 1024, 1024
+        reassemble_dims: Sequence[int] = (96, 192, 384, 768),  # widths: DPT-Base's; DPT-Large has 256, 512, 1024, 1024
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

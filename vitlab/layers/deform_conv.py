@@ -21,9 +21,8 @@ class DeformConv(nnx.Module):
 
     def __init__(self, in_dim: int, out_dim: int, *, kernel_size: int, stride: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.kernel_size, self.stride, self.dtype = kernel_size, stride, dtype
-        self.conv = Conv(
-            in_dim, out_dim, kernel_size=kernel_size, stride=stride, padding=0, dtype=dtype, rngs=rngs
-        )  # holds the parameters; it is not called
+        # Holds the parameters; it is not called.
+        self.conv = Conv(in_dim, out_dim, kernel_size=kernel_size, stride=stride, padding=0, dtype=dtype, rngs=rngs)
         self.conv_offset = Conv(
             in_dim,
             2 * kernel_size**2,

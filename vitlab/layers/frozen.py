@@ -1,4 +1,4 @@
-"""Modules that run as in evaluation, whatever they are told."""
+"""Modules that always run as in evaluation."""
 
 import functools
 from typing import Any

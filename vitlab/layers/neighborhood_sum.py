@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 
-_SHORT = 16  # least tokens of an axis in one tile, whatever the window: fewer and larger products
+_SHORT = 16  # an axis of at most this many tokens is one tile, whatever the window: fewer and larger products
 
 
 @functools.partial(jax.jit, static_argnames="kernel_size")  # `vitlab.analysis.counts` finds the call by this name

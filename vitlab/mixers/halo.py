@@ -46,9 +46,8 @@ class HaloAttention(nnx.Module):
         self.q = Linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.kv = Linear(dim, dim + self.value_dim, use_bias=False, dtype=dtype, rngs=rngs)  # per head: key, then value
         init, shape = normal(self.head_dim**-0.5), (2 * self.window_size - 1, self.head_dim)
-        self.height_rel = declare(
-            nnx.Param(init(rngs.params(), shape)), "position"
-        )  # row i is position key - query = i - (window_size - 1)
+        # Row i is position key - query = i - (window_size - 1).
+        self.height_rel = declare(nnx.Param(init(rngs.params(), shape)), "position")
         self.width_rel = declare(nnx.Param(init(rngs.params(), shape)), "position")
 
     @property

@@ -34,9 +34,8 @@ class PartitionAttention(nnx.Module):
         self.window_size, self.grid, self.implementation = window_size, grid, implementation
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         side = 2 * window_size - 1
-        self.rel_pos_bias = declare(
-            nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position"
-        )  # indexed [head, query - key]
+        # Indexed [head, query - key].
+        self.rel_pos_bias = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position")
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

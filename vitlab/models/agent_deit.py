@@ -31,7 +31,7 @@ class AgentDeiTConfig(VisionConfig):
     num_heads: Count
     depth: Depth = 12  # number of blocks
     agent_depth: CountOrZero = 12  # the first `agent_depth` blocks have agent attention, the others ordinary attention
-    num_agents: Count = 49
+    num_agents: Count = 49  # a square number
     patch_size: Side = 16  # pixels per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     drop_path_rate: Rate = 0.1

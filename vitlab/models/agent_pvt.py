@@ -29,7 +29,7 @@ PATCH = 4  # pixels between the tokens of the first stage
 class AgentPVTConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage
     dims: tuple[Count, ...] = (64, 128, 320, 512)  # width of each stage
-    num_heads: tuple[Count, ...] = (1, 2, 5, 8)
+    num_heads: tuple[Count, ...] = (1, 2, 5, 8)  # heads of each stage
     num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # agents of each stage, square numbers
     mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim of each stage
     drop_path_rate: Rate = 0.1

@@ -29,7 +29,7 @@ EPS = 1e-5  # epsilon of every LayerNorm
 class AgentSwinConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     agent_depths: tuple[CountOrZero, ...]  # the first so many blocks of each stage have agent attention, the others windows
     num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # agents of each stage, square numbers
     patch_size: Side = 4  # pixels per side

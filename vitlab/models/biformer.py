@@ -31,7 +31,7 @@ class BiFormerConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage
     topks: tuple[Count | None, ...] = (1, 4, 16, None)  # number of regions attended to, per stage; None: global attention
     num_regions: Side = 7  # regions per side of the map
-    head_dim: Count = 32
+    head_dim: Count = 32  # width of a head
     mlp_ratio: Ratio = 3.0  # MLP hidden width / dim
     swin_layout: bool = False  # True: patches and merging as in Swin, and no position convolution at a block's start
     drop_path_rate: Rate = 0.1

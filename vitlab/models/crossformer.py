@@ -30,7 +30,7 @@ PATCH = 4  # pixels between the tokens of the first stage
 class CrossFormerConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     group_sizes: tuple[Side, ...] = (7, 7, 7, 7)  # tokens per side of a group, per stage
     intervals: tuple[Side, ...] = (8, 4, 2, 1)  # distance in tokens between members of a long distance group, per stage
     cooling: bool = False  # CrossFormer++: every third block but the last ends in a normalised depthwise convolution

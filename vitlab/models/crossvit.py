@@ -36,7 +36,7 @@ ENCODERS = 3  # encoders per network; each ends in a fusion
 class CrossViTConfig(VisionConfig):
     dims: tuple[Count, Count]  # width of the branch of small patches, and of large patches
     depths: tuple[Depth, Depth]  # blocks per encoder, for each branch
-    num_heads: Count
+    num_heads: Count  # heads of both branches
     mlp_ratio: Ratio  # MLP hidden width / dim
     patch_sizes: tuple[Side, Side] = (12, 16)  # pixels per side of a small patch, and of a large one
     scale: Ratio = 224 / 240  # side of the second branch's image / side of the first's

@@ -26,7 +26,7 @@ from vitlab.models.registry import Family, Published
 class EfficientViTConfig(VisionConfig):
     dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     kernel_sizes: tuple[Side, ...]  # sides of the depthwise kernels on the heads' queries; the last one repeats
     window_size: Side = 7  # tokens per side, at most
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)

@@ -32,11 +32,11 @@ HEAD_DIM = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FMViTConfig(VisionConfig):
-    stem_dims: tuple[Count, Count, Count]
+    stem_dims: tuple[Count, Count, Count]  # widths of the stem's convolutions; the fourth repeats the last
     depths: tuple[Depth, ...]  # blocks per stage; `mixes` says which are frequency blocks
     conv_dims: tuple[Count, ...]  # width of the fusion blocks, per stage
     mix_dims: tuple[Count, ...]  # width of the frequency blocks, per stage
-    period: Depth
+    period: Depth  # every `period`-th block of stage 3 is a frequency block; 1: all are
     mlp_ratio: Side  # MLP hidden width / dim of the fusion blocks; frequency blocks have 2
     pool_rates: tuple[Side, ...] = (8, 4, 2, 1)  # sides of the cells over which keys and values are averaged, per stage, in tokens
     low_ratio: Share = 0.75  # share of the channels that attend, the low frequencies

@@ -42,7 +42,7 @@ class GLNetConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage
     mixers: tuple[Literal["glmix", "alternating", "global"], ...] = ("glmix", "glmix", "alternating", "global")  # mixers of each stage
     learned_slots: bool = False  # True: slots are parameters; False: they are means of the map
-    head_dim: Count = 32
+    head_dim: Count = 32  # width of a head
     mlp_ratio: Ratio = 3.0  # MLP hidden width / dim
     layer_scale_init: float | None = None  # initial factor on the residual branches; None: no factor
     swin_layout: bool = False  # True: patches and merging as in Swin; no convolution at a block's start and in the MLP

@@ -39,7 +39,7 @@ class HaloNetConfig(VisionConfig):
     num_heads: tuple[Count, ...] = (4, 8, 8, 8)  # one entry per stage
     block_size: Side = 8  # tokens per side
     halo_size: SideOrZero = 3  # width of the halo around a block, in tokens
-    stem_dim: Count = 64
+    stem_dim: Count = 64  # width of the stem
     image_size: ImageSize = (256, 256)
     preprocessing: Preprocessing = _CROP
 
@@ -158,9 +158,8 @@ class HaloNet(VisionModel[HaloNetConfig]):
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """Returns the map at the end of each stage."""
         x = jax.nn.relu(self.stem(self.checked(images), train=train))
-        x = nnx.max_pool(
-            jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2)
-        )  # padding by zeros is safe: after ReLU no value is below 0
+        # Padding by zeros is safe: after ReLU no value is below 0.
+        x = nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:

@@ -29,7 +29,7 @@ PATCH = 4  # pixels between the tokens of the first stage
 class InLinePVTConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage
     dims: tuple[Count, ...] = (64, 128, 320, 512)  # width of each stage
-    num_heads: tuple[Count, ...] = (2, 4, 10, 16)
+    num_heads: tuple[Count, ...] = (2, 4, 10, 16)  # heads of each stage
     mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim of each stage
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)

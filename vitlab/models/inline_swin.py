@@ -29,7 +29,7 @@ EPS = 1e-5  # epsilon of every LayerNorm
 class InLineSwinConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     inline_depths: tuple[CountOrZero, ...]  # the first so many blocks of each stage have linear attention, the others windows
     patch_size: Side = 4  # pixels per side
     window_size: Side = 7  # tokens per side

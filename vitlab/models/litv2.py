@@ -31,7 +31,7 @@ EPS = 1e-5  # epsilon of every LayerNorm
 class LITv2Config(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     window_sizes: tuple[SideOrZero, ...] = (0, 0, 2, 1)  # tokens per side of HiLo's windows, per stage; 0: the stage has no attention
     alpha: Share = 0.9  # share of the heads for low frequencies; 0: none, 1: all
     patch_size: Side = 4  # pixels per side

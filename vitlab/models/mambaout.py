@@ -28,7 +28,7 @@ class MambaOutConfig(VisionConfig):
     dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
     expansion_ratio: Ratio = 8 / 3  # width of the gate / dim, see `GatedConv`; at least 1
-    kernel_size: Side = 7
+    kernel_size: Side = 7  # side of the depthwise convolution's kernel, in tokens
     head_ratio: Side = 4  # hidden width of the head / dim of the last stage
     drop_path_rate: Rate = 0.2
     preprocessing: Preprocessing = Preprocessing(crop_fraction=1.0)

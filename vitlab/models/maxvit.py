@@ -33,10 +33,10 @@ gelu_tanh = partial(jax.nn.gelu, approximate=True)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaxViTConfig(VisionConfig):
-    stem_dim: Count
+    stem_dim: Count  # width of the stem
     dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    head_dim: Count = 32
+    head_dim: Count = 32  # width of a head; every dim is a multiple
     window_size: Side = 7  # tokens per side of a window and of the grid
     expansion_ratio: Side = 4  # hidden width of MBConv / width of its output
     se_ratio: Ratio = 0.25  # hidden width of squeeze-and-excitation / width of MBConv's output

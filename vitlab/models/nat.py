@@ -43,7 +43,7 @@ EPS = 1e-5  # epsilon of every LayerNorm
 class NATConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     mlp_ratio: Ratio = 3.0  # MLP hidden width / dim
     kernel_size: Side = 7  # side of the attention window, in tokens
     dilations: tuple[Side, ...] = (1, 1, 1, 1)  # dilation of every second block, per stage; the other blocks are not dilated

@@ -30,11 +30,11 @@ _GROUP = 5  # every fifth block of the third stage is a transformer block
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextViTConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage; `has_attention` says which are transformer blocks
-    stem_dims: tuple[Count, Count, Count] = (64, 32, 64)
+    stem_dims: tuple[Count, Count, Count] = (64, 32, 64)  # widths of the stem's convolutions; the fourth repeats the last
     conv_dims: tuple[Count, ...] = (96, 192, 384, 768)  # width of the convolution blocks, per stage
     attn_dims: tuple[Count, ...] = (96, 256, 512, 1024)  # width of the transformer blocks, per stage
     sr_ratios: tuple[Side, ...] = (8, 4, 2, 1)  # a key is a mean of sr_ratio**2 tokens, per stage; 1: every token is a key
-    head_dim: Count = 32
+    head_dim: Count = 32  # width of a head; every dim is a multiple
     mix_ratio: Share = 0.75  # share of a transformer block's channels that attend; the others are convolved
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)

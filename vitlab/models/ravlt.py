@@ -23,7 +23,7 @@ EPS = 1e-6  # epsilon of every LayerNorm
 class RAVLTConfig(VisionConfig):
     dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     softmax: tuple[bool, ...] = (False, False, True, True)  # per stage; True: softmax attention, False: linear attention
     layer_scale_init: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # initial factor on the residual branches, per stage
     mlp_ratio: Ratio = 3.5  # MLP hidden width / dim

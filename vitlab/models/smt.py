@@ -29,9 +29,9 @@ class SMTConfig(VisionConfig):
     dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage; the third stage alternates, the fourth attends, the others modulate
     mlp_ratios: tuple[Ratio, ...] = (4.0, 4.0, 4.0, 2.0)  # MLP hidden width / dim of each stage
-    modulation_heads: Count = 4
+    modulation_heads: Count = 4  # heads of blocks that modulate
     attention_heads: tuple[CountOrZero, ...] = (0, 0, 8, 16)  # heads per stage, for blocks that attend
-    stem_kernel: Side = 3
+    stem_kernel: Side = 3  # side of the stem's first kernel, in pixels; odd
     layer_scale_init: float | None = None  # initial factor on the residual branches; None: no factor
     drop_path_rate: Rate = 0.1
 

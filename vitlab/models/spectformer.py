@@ -26,7 +26,7 @@ EPS = 1e-6  # epsilon of every LayerNorm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpectFormerConfig(VisionConfig):
-    dim: Count
+    dim: Count  # width of the residual stream
     depth: Depth  # number of blocks
     num_spectral: CountOrZero = 4  # the first so many blocks are spectral, the others attend
     num_heads: Count = 1  # heads of the blocks that attend

@@ -31,7 +31,7 @@ class SpectFormerHConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage
     num_heads: tuple[CountOrZero, ...]  # heads per stage; 0: spectral gating instead of attention
     mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim of each stage
-    stem_dim: Count = 64
+    stem_dim: Count = 64  # width of the stem
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):

@@ -28,14 +28,9 @@ EPS = 1e-6  # epsilon of every LayerNorm
 class SViTConfig(VisionConfig):
     dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     cell_sizes: tuple[Side, ...] = (8, 4, 1, 1)  # tokens per side of a super token's cell, per stage; 1: global attention
-    layer_scale_init: tuple[float | None, ...] = (
-        None,
-        None,
-        None,
-        None,
-    )  # initial factor on the residual branches, per stage; None: no factor
+    layer_scale_init: tuple[float | None, ...] = (None, None, None, None)  # initial factor on branches, per stage; None: no factor
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     head_dim: Count = 1024  # width of the projection before pooling
     drop_path_rate: Rate = 0.1

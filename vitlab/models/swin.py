@@ -27,7 +27,7 @@ EPS = 1e-5  # epsilon of every LayerNorm
 class SwinConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     patch_size: Side = 4  # pixels per side
     window_size: Side = 7  # tokens per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim

@@ -28,12 +28,10 @@ EPS = 1e-5  # epsilon of every LayerNorm
 class SwinV2Config(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     patch_size: Side = 4  # pixels per side
     window_size: Side = 8  # tokens per side
-    pretrained_window_sizes: tuple[SideOrZero, ...] | None = (
-        None  # window sides of the checkpoint to fine-tune, per stage; None or 0: this network's
-    )
+    pretrained_window_sizes: tuple[SideOrZero, ...] | None = None  # window sides of a fine-tuned checkpoint, per stage; None: this one's
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     implementation: str | None = None  # a key of window_attention.IMPLEMENTATIONS; None: the first that can run
     image_size: ImageSize = (256, 256)

@@ -26,7 +26,7 @@ class VANConfig(VisionConfig):
     dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
     mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim of each stage
-    layer_scale_init: float = 1e-2
+    layer_scale_init: float = 1e-2  # initial factor on the residual branches
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
