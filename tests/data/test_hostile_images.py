@@ -1,7 +1,7 @@
 """Thousands of damaged and hostile images: each is decoded or refused in bounded memory and time.
 
-The figures are in docs/reliability.md; `python -m pytest -m slow tests/data/test_hostile_images.py
--s` prints them.
+The figures are in docs/reliability.md; this command prints them:
+python -m pytest -m slow -s tests/data/test_hostile_images.py
 """
 
 import json

@@ -28,8 +28,8 @@ MOSAIC = {
 }
 MOSAIC_DTYPES = ("bfloat16", "float16", "float16", "bfloat16")
 
-# Each takes seconds in the interpreter. Together these have every feature; the others run with `-m
-# slow`.
+# Each takes seconds in the interpreter. Together these have every feature; the others run with
+# `-m slow`.
 QUICK = {
     "does_not_divide_the_tile",
     "unequal_classes",

@@ -59,7 +59,7 @@ def affine_of(norm: BatchNorm) -> tuple[Float[Array, " dim"], Float[Array, " dim
 
 
 def fold_into_previous(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
-    """Changes `linear`, in place, to compute norm(linear(x)) of evaluation alone."""
+    """Changes `linear`, in place, so that linear(x) is the former norm(linear(x)) in evaluation."""
     factor, offset = affine_of(norm)
     bias = 0 if linear.bias is None else linear.bias[...] * factor
     linear.kernel[...] = linear.kernel[...] * factor.reshape((1,) * (linear.kernel[...].ndim - 1) + (-1,))
@@ -67,7 +67,7 @@ def fold_into_previous(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
 
 
 def fold_into_next(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
-    """Changes `linear`, in place, to compute linear(norm(x)) of evaluation alone.
+    """Changes `linear`, in place, so that linear(x) is the former linear(norm(x)) in evaluation.
 
     Raises:
       ValueError: `linear` is a convolution that is not pointwise, or grouped.

@@ -4,8 +4,8 @@ Each device has some of the heads and some of the MLP's hidden units, and all to
 Contributions to the residual stream are summed over devices once after attention and once after the
 MLP, in the backward pass likewise.
 
-Departs from the paper: the fused projection is stored in parts along its rows. Its columns are [3,
-heads, head_dim], as in timm, and an even cut of the columns would not fall between heads.
+Departs from the paper: the fused projection is stored in parts along its rows. Its columns are
+[3, heads, head_dim], as in timm, and an even cut of the columns would not fall between heads.
 """
 
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ def project_qkv(qkv: Linear, x: Float[Array, "*b dim"], *, num_heads: int, add_b
     """Computes the fused projection, laid out [3, heads, head_dim].
 
     Under a mesh with an axis `tensor` that divides the heads, each device computes its own heads.
-    Devices then exchange rows of the kernel for columns (one all-to-all of a device's share of the
-    kernel, and one of its gradient), and no activations.
+    To do so, devices exchange rows of the kernel for columns (one all-to-all of a device's share of
+    the kernel, and one of its gradient), and no activations.
 
     Args:
       qkv: The linear layer, [dim, 3 * heads * head_dim].

@@ -54,8 +54,8 @@ class AgentAttention(nnx.Module):
         def table(*shape: int) -> nnx.Param:
             return declare(nnx.Param(normal_init(rngs.params(), (num_heads, num_agents, *shape))), "position")
 
-        # First letter pair of a bias's name: agents are queries (an, ah, aw, ac) or keys (na, ha,
-        # wa, ca). The four biases are the coarse map, rows, columns and class tokens.
+        # Agents are queries for the biases an, ah, aw, ac and keys for na, ha, wa, ca. In each list
+        # the biases are the coarse map, rows, columns and class tokens.
         self.an_bias, self.na_bias = table(_COARSE, _COARSE), table(_COARSE, _COARSE)
         self.ah_bias, self.ha_bias = table(grid[0]), table(grid[0])
         self.aw_bias, self.wa_bias = table(grid[1]), table(grid[1])

@@ -41,7 +41,7 @@ class CascadedGroupAttention(nnx.Module):
         self.qkvs = nnx.List([ConvNorm(head_dim, 2 * key_dim + head_dim, dtype=dtype, rngs=rngs) for _ in kernels])
         self.dws = nnx.List([ConvNorm(key_dim, key_dim, kernel_size=k, groups=key_dim, dtype=dtype, rngs=rngs) for k in kernels])
         self.proj = ConvNorm(dim, dim, zero_init=True, dtype=dtype, rngs=rngs)
-        # Indexed [head, |dy|, |dx|].
+        # The table is indexed [head, |dy|, |dx|].
         self.attention_biases = declare(nnx.Param(full((num_heads, window_size, window_size), 0.0)), "position")
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:

@@ -27,7 +27,7 @@ class ChannelAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1), 2, 0)
-        # B, groups, key channels, value channels.
+        # [b, groups, key channels, value channels]
         logits = jnp.einsum("bngk,bngv->bgkv", k * self.scale, v, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits).astype(q.dtype)
         return self.proj(jnp.einsum("bgkv,bngv->bngk", weights, q).reshape(b, h, w, c))

@@ -90,9 +90,7 @@ class ContextMixing(nnx.Module):
         return [jax.nn.softmax(y + bias[None]).astype(x.dtype) for y, bias in zip(logits, biases, strict=True)]
 
 
-@functools.partial(
-    jax.jit, static_argnames="grid"
-)  # a lookup, written as a product with one-hot rows and columns: its gradient has no scatter
+@functools.partial(jax.jit, static_argnames="grid")  # a lookup, written as a product: its gradient has no scatter
 def expand_bias(table: Float[Array, "heads rows cols"], grid: tuple[int, int]) -> Float[Array, "h w heads taps"]:
     """Returns the bias of each tap of each token.
 

@@ -34,7 +34,7 @@ class PartitionAttention(nnx.Module):
         self.window_size, self.grid, self.implementation = window_size, grid, implementation
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         side = 2 * window_size - 1
-        # Indexed [head, query - key].
+        # The table is indexed [head, query - key].
         self.rel_pos_bias = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position")
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 

@@ -177,8 +177,8 @@ def create_model(
       **family_fields: Fields of the family's config, checked one by one.
 
     Returns:
-      A model: `model(images [b, height, width, channels], train=False, rngs=None) -> logits [b,
-      num_classes]`.
+      A model; `model(images, train=False, rngs=None)` maps [b, height, width, channels] to logits
+      [b, num_classes].
 
     Raises:
       ValueError: Unknown name or field (similar names are listed), a value out of bounds, or fields
