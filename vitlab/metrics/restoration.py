@@ -1,4 +1,4 @@
-"""Signal-to-noise ratio and structural similarity of 8-bit images, as in BasicSR."""
+"""Peak signal-to-noise ratio and structural similarity of 8-bit images, as in BasicSR."""
 
 import functools
 import math
