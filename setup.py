@@ -33,6 +33,7 @@ REQUIRES = [
 TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",  # -n 2
+    "pytest-timeout>=2.3",  # a test that hangs ends, and says where
     "beartype>=0.21",  # checks the annotated shapes in tests
     "filelock>=3.16",  # one libtpu user at a time
     "faster-coco-eval>=1.6",  # as extra `detection`
@@ -60,14 +61,10 @@ EXTRAS = {
     "test": TEST,
     "dev": [
         *TEST,
-        "faster-coco-eval>=1.6",
-        "scikit-image>=0.25",
-        "scikit-learn>=1.6",
         "ruff>=0.12",
         "pyright[nodejs]>=1.1.400",
         "import-linter>=2.3",
-        "pre-commit>=4.0",
-        "nbstripout>=0.8",
+        "pre-commit>=4.0",  # .pre-commit-config.yaml
     ],
 }
 

@@ -6,6 +6,7 @@ Subprocesses of tests inherit the settings.
 import gc
 import os
 import pathlib
+import resource
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
@@ -36,7 +37,20 @@ if jax.__version_info__ < (0, 11):
 # takes a fifth of the time.
 gc.set_threshold(50_000, 10, 10)
 
+MOST_MEMORY = 2.5e9  # bytes of a worker above which its compiled programs are dropped
+
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_do_not_pile_up():
+    """Drops what was compiled between two modules: a worker that keeps the programs of all tests grows to 6 GB."""
+    yield
+    statm = pathlib.Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    if pages * resource.getpagesize() > MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser):

@@ -1,22 +1,27 @@
 """A lab bench for vision transformers in JAX."""
 
+import importlib
 import typing
 
-from vitlab.models.registry import create_model, list_models
-from vitlab.weights.load import load_weights
-
 if typing.TYPE_CHECKING:
+    from vitlab.models.registry import create_model, list_models
     from vitlab.runs.loaded import load_run
+    from vitlab.weights.load import load_weights
 
 __all__ = ["__version__", "create_model", "list_models", "load_run", "load_weights"]
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "create_model": "vitlab.models.registry",
+    "list_models": "vitlab.models.registry",
+    "load_run": "vitlab.runs.loaded",
+    "load_weights": "vitlab.weights.load",
+}
+
 
 def __getattr__(name: str) -> typing.Any:
-    """`load_run` on first use: reading checkpoints takes a second to import, which a model alone does not need."""
-    if name == "load_run":
-        from vitlab.runs.loaded import load_run
-
-        return load_run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imports a public function on first use: every command begins with this package, and few need all of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
