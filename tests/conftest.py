@@ -44,7 +44,10 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_do_not_pile_up():
-    """Drops what was compiled between two modules: a worker that keeps the programs of all tests grows to 6 GB."""
+    """Drops compiled programs between two modules.
+
+    A worker that keeps the programs of all tests grows to 6 GB.
+    """
     yield
     statm = pathlib.Path("/proc/self/statm")
     pages = int(statm.read_text().split()[1]) if statm.exists() else 0
