@@ -44,7 +44,7 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_do_not_pile_up():
-    """Drops compiled programs between two modules.
+    """Drops compiled programs after a module if the worker takes more than MOST_MEMORY.
 
     A worker that keeps the programs of all tests grows to 6 GB.
     """
