@@ -1,9 +1,9 @@
 """BiFormer on ImageNet-1k for 300 epochs, after the authors' code (arXiv:2303.08810, section 4.1).
 
 Published: tiny 81.4, small 83.8, base 84.3, stl 82.7 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/biformer_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+Augmentation and mixing are DeiT's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/biformer_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

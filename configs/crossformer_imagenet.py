@@ -1,10 +1,10 @@
-"""CrossFormer on ImageNet-1k for 300 epochs, after the authors' configs (arXiv:2108.00154, section 4.1).
+"""CrossFormer on ImageNet-1k for 300 epochs, after the authors' configs (arXiv:2108.00154).
 
-Published: tiny 81.5, small 82.5, base 83.4, large 84.0, pp_small 83.2, pp_base 84.2, pp_large 84.7, pp_huge 84.9 % top-1.
-Here: not yet run.
-Augmentation and mixing are Swin's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/crossformer_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+Published: tiny 81.5, small 82.5, base 83.4, large 84.0, pp_small 83.2, pp_base 84.2, pp_large 84.7,
+pp_huge 84.9 % top-1. Here: not yet run.
+Augmentation and mixing are Swin's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/crossformer_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,9 @@
 """CrossViT on ImageNet-1k for 300 epochs, after the authors' code (arXiv:2103.14899, section 4.1).
 
 Published: tiny 73.4, small 81.0, base 82.2, 9 73.9, 15 81.5, 18 82.5 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/crossvit_imagenet.py:small --workdir=... --config.data.data_dir=...
+Augmentation and mixing are DeiT's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/crossvit_imagenet.py:small --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,9 @@
 """DaViT on ImageNet-1k for 300 epochs (arXiv:2204.03645, section 4.1).
 
 Published: tiny 82.8, small 84.2, base 84.6 % top-1. Here: not yet run.
-Augmentation and mixing are Swin's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/davit_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+Augmentation and mixing are Swin's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/davit_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

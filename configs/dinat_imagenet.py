@@ -1,9 +1,9 @@
 """DiNAT on ImageNet-1k for 300 epochs, after the authors' configs (arXiv:2209.15001, section 4.1).
 
 Published: mini 81.8, tiny 82.7, small 83.8, base 84.4 % top-1. Here: not yet run.
-Augmentation and mixing are Swin's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/dinat_imagenet.py:mini --workdir=... --config.data.data_dir=...
+Augmentation and mixing are Swin's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/dinat_imagenet.py:mini --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,10 @@
-"""EfficientViT (MSRA) on ImageNet-1k for 300 epochs, after the authors' code (arXiv:2305.07027, section 4.1).
+"""EfficientViT (MSRA) on ImageNet-1k for 300 epochs, after the authors' code (arXiv:2305.07027).
 
 Published: m0 63.2, m1 68.4, m2 70.8, m3 73.4, m4 74.3, m5 77.1 % top-1. Here: not yet run.
-Augmentation, mixing and EMA are DeiT's; the paper also clips gradients adaptively (0.02), which this recipe leaves out.
-There is no drop path.
-Run: python -m vitlab.train --config=configs/efficientvit_imagenet.py:m0 --workdir=... --config.data.data_dir=...
+Augmentation, mixing and weight averaging are DeiT's. The paper also clips gradients adaptively
+(0.02), which this recipe leaves out. The family has no drop path.
+Run: python -m vitlab.train --config=configs/efficientvit_imagenet.py:m0 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,10 @@
-"""FMViT, reconstructed, on ImageNet-1k for 300 epochs; the recipe is Next-ViT's (arXiv:2207.05501): the authors' is not known.
+"""FMViT, reconstructed (arXiv:2311.05707), on ImageNet-1k for 300 epochs.
 
 Published: tiny 72.9, small 78.5, medium 80.3, base 82.4, large 83.3 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/fmvit_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+The recipe is Next-ViT's (arXiv:2207.05501), since the authors' is unknown. Augmentation and mixing
+are DeiT's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/fmvit_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,10 @@
 """FocalNet on ImageNet-1k for 300 epochs (arXiv:2203.11926, section 4.1).
 
-Published: tiny_srf 82.1, tiny_lrf 82.3, small_srf 83.4, small_lrf 83.5, base_srf 83.7, base_lrf 83.9 % top-1. Here: not yet run.
-Augmentation and mixing are Swin's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/focalnet_imagenet.py:tiny_srf --workdir=... --config.data.data_dir=...
+Published: tiny_srf 82.1, tiny_lrf 82.3, small_srf 83.4, small_lrf 83.5, base_srf 83.7, base_lrf
+83.9 % top-1. Here: not yet run.
+Augmentation and mixing are Swin's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/focalnet_imagenet.py:tiny_srf --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,9 @@
 """GLNet on ImageNet-1k for 300 epochs, after the authors' configs (arXiv:2411.11288, section 4.1).
 
 Published: 4g 83.7, 9g 84.5, 16g 85.0, stl 82.5 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/glnet_imagenet.py:4g --workdir=... --config.data.data_dir=...
+Augmentation and mixing are DeiT's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/glnet_imagenet.py:4g --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,10 +1,13 @@
-"""HaloNet on ImageNet-1k for 350 epochs, after EfficientNet's recipe, which the paper follows (arXiv:2103.12731).
+"""HaloNet on ImageNet-1k for 350 epochs (arXiv:2103.12731).
 
-Published: H0 77.9, H1 79.9, H2 80.4, H3 81.9, H4 83.3, H5 84.0, H6 84.4, H7 84.9 % top-1. Here: not yet run.
-The authors published no code. Their optimizer is stochastic gradient descent with momentum at a rate that is not known:
-optimizer, learning rate and decay here are AdamW's usual ones. RandAugment is timm's form; stochastic depth in the larger
-variants, of a rate that is not known, is left out.
-Run: python -m vitlab.train --config=configs/halonet_imagenet.py:h1 --workdir=... --config.data.data_dir=...
+Published: H0 77.9, H1 79.9, H2 80.4, H3 81.9, H4 83.3, H5 84.0, H6 84.4, H7 84.9 % top-1.
+Here: not yet run.
+The authors published no code. The recipe is EfficientNet's, which the paper follows. The authors'
+optimizer is stochastic gradient descent with momentum at an unknown rate; here optimizer, learning
+rate and decay are AdamW with its usual values. RandAugment is timm's version. Stochastic depth in
+the larger variants, of an unknown rate, is left out.
+Run: python -m vitlab.train --config=configs/halonet_imagenet.py:h1 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict

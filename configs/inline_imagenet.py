@@ -1,10 +1,13 @@
-"""InLine attention in DeiT, Swin and PVT on ImageNet-1k for 300 epochs, after the authors' configs (arXiv:2412.06590, section 5.1).
+"""InLine attention in DeiT, Swin and PVT on ImageNet-1k for 300 epochs (arXiv:2412.06590).
 
-Published: deit_tiny 74.5, deit_small 80.2, deit_base 82.3, pvt_tiny 78.2, pvt_small 82.0, pvt_medium 83.2, pvt_large 83.6,
-swin_tiny 82.4, swin_small 83.6, swin_base 84.1 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is the
-variant's own; for PVT the authors warm up for 5 epochs and clip at 1 (medium, large) or not at all.
-Run: python -m vitlab.train --config=configs/inline_imagenet.py:swin_tiny --workdir=... --config.data.data_dir=...
+Published: deit_tiny 74.5, deit_small 80.2, deit_base 82.3, pvt_tiny 78.2, pvt_small 82.0,
+pvt_medium 83.2, pvt_large 83.6, swin_tiny 82.4, swin_small 83.6, swin_base 84.1 % top-1.
+Here: not yet run.
+Settings follow the authors' configs (section 5.1). Augmentation and mixing are DeiT's. The drop
+path rate is the variant's own; for PVT the authors warm up for 5 epochs and clip at 1 (medium,
+large) or not at all.
+Run: python -m vitlab.train --config=configs/inline_imagenet.py:swin_tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

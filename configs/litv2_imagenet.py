@@ -1,9 +1,9 @@
 """LITv2 on ImageNet-1k for 300 epochs (arXiv:2205.13213, section 5.1).
 
 Published: small 82.0, medium 83.3, base 83.6 % top-1. Here: not yet run.
-Augmentation and mixing are Swin's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/litv2_imagenet.py:small --workdir=... --config.data.data_dir=...
+Augmentation and mixing are Swin's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/litv2_imagenet.py:small --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

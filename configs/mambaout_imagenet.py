@@ -1,9 +1,9 @@
-"""MambaOut on ImageNet-1k for 300 epochs, after the authors' scripts (arXiv:2405.07992, section 4.1).
+"""MambaOut on ImageNet-1k for 300 epochs, after the authors' scripts (arXiv:2405.07992).
 
 Published: femto 78.9, kobe 80.0, tiny 82.7, small 84.1, base 84.2 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/mambaout_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+Augmentation and mixing are DeiT's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/mambaout_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

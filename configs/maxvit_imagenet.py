@@ -1,9 +1,10 @@
-"""MaxViT on ImageNet-1k for 300 epochs, after the authors' hp/vision_i1k.py (arXiv:2204.01697, section A).
+"""MaxViT on ImageNet-1k for 300 epochs, after the authors' hp/vision_i1k.py (arXiv:2204.01697).
 
 Published: tiny 83.62, small 84.45, base 84.95, large 85.17 % top-1. Here: not yet run.
-RandAugment is timm's form of the paper's (2, 15), without Cutout. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/maxvit_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+RandAugment is timm's version of the paper's (2 operations, magnitude 15), without Cutout. The drop
+path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/maxvit_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,7 +1,8 @@
-"""Any token mixer in one small trunk, on the bundled Fashion-MNIST subset: mechanisms with everything else equal.
+"""Any token mixer in one small trunk, on the bundled Fashion-MNIST subset.
 
-Here: not yet compared.
-Run: python -m vitlab.train --config=configs/metaformer_bundled.py --workdir=... --config.model.mixers=hilo,hilo,global,global
+Mechanisms can be compared with everything else equal. Here: not yet compared.
+Run: python -m vitlab.train --config=configs/metaformer_bundled.py --workdir=...
+  --config.model.mixers=hilo,hilo,global,global
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,9 @@
 """Next-ViT on ImageNet-1k for 300 epochs (arXiv:2207.05501, section 4.1).
 
 Published: small 82.5, base 83.2, large 83.6 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/nextvit_imagenet.py:small --workdir=... --config.data.data_dir=...
+Augmentation and mixing are DeiT's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/nextvit_imagenet.py:small --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,8 +1,10 @@
-"""OverLoCK on ImageNet-1k for 300 epochs, after the authors' scripts (arXiv:2502.20087, section 4.1).
+"""OverLoCK on ImageNet-1k for 300 epochs, after the authors' scripts (arXiv:2502.20087).
 
 Published: xt 82.7, t 84.2, s 84.8, b 85.1 % top-1. Here: not yet run.
-The paper also has a second loss on the overview, which this recipe leaves out. Drop path is the variant's own.
-Run: python -m vitlab.train --config=configs/overlock_imagenet.py:xt --workdir=... --config.data.data_dir=...
+The paper also has a second loss on the overview, which this recipe leaves out. The drop path rate
+is the variant's own.
+Run: python -m vitlab.train --config=configs/overlock_imagenet.py:xt --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,6 +1,7 @@
 """A small ViT on the bundled Fashion-MNIST subset: minutes on two CPU cores.
 
-Patches of 7 make 16 tokens, so that steps are cheap and many: on a CPU and on 10,000 images the number of steps decides.
+Patches of 7 pixels make 16 tokens, so that steps are cheap: on a CPU and on 10,000 images the
+accuracy depends on the number of steps.
 
 Here: see the README for the accuracy over three seeds.
 Run: python -m vitlab.train --config=configs/quickstart.py --workdir=runs/quickstart

@@ -1,9 +1,10 @@
 """RAVLT on ImageNet-1k for 300 epochs (arXiv:2411.07635, section 4.1).
 
 Published: small 84.4 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own. Whether it repeats augmentations is not known: here it does not.
-Run: python -m vitlab.train --config=configs/ravlt_imagenet.py:small --workdir=... --config.data.data_dir=...
+Augmentation and mixing are DeiT's. The drop path rate is the variant's own. It is unknown whether
+the authors repeat augmentations; this recipe does not.
+Run: python -m vitlab.train --config=configs/ravlt_imagenet.py:small --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,11 @@
 """SHViT on ImageNet-1k for 300 epochs, after the authors' code (arXiv:2401.16456, section 4.1).
 
 Published: s1 72.8, s2 75.2, s3 77.4, s4 79.4 % top-1. Here: not yet run.
-Augmentation, mixing and EMA are DeiT's; the paper also clips gradients adaptively (0.02), which this recipe leaves out.
-There is no drop path; weight decay is s1's (s2 0.032, s3 0.035, s4 0.03).
-Run: python -m vitlab.train --config=configs/shvit_imagenet.py:s1 --workdir=... --config.data.data_dir=...
+Augmentation, mixing and weight averaging are DeiT's. The paper also clips gradients adaptively
+(0.02), which this recipe leaves out. The family has no drop path. The weight decay is that of s1;
+s2 has 0.032, s3 0.035, s4 0.03.
+Run: python -m vitlab.train --config=configs/shvit_imagenet.py:s1 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,9 @@
 """SMT on ImageNet-1k for 300 epochs, after the authors' configs (arXiv:2307.08579, section 4.1).
 
 Published: tiny 82.2, small 83.7, base 84.3 % top-1. Here: not yet run.
-Augmentation and mixing are Swin's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/smt_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+Augmentation and mixing are Swin's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/smt_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

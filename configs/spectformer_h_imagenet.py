@@ -1,9 +1,10 @@
-"""Hierarchical SpectFormer on ImageNet-1k for 310 epochs, after the authors' scripts (arXiv:2304.06446, section 4.1).
+"""Hierarchical SpectFormer on ImageNet-1k for 310 epochs (arXiv:2304.06446, section 4.1).
 
 Published: small 84.3, base 85.0, large 85.7 (with token labels) % top-1. Here: not yet run.
-The paper also has token labels, which this recipe leaves out. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/spectformer_h_imagenet.py:small --workdir=... --config.data.data_dir=...
+Settings follow the authors' scripts. The paper also trains with token labels, which this recipe
+leaves out. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/spectformer_h_imagenet.py:small --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict

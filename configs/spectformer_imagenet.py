@@ -1,9 +1,9 @@
-"""SpectFormer on ImageNet-1k for 300 epochs, after the authors' scripts (arXiv:2304.06446, section 4.1).
+"""SpectFormer on ImageNet-1k for 300 epochs, after the authors' scripts (arXiv:2304.06446).
 
 Published: tiny 76.9, xs 80.2, small 81.7, base 82.1 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/spectformer_imagenet.py:xs --workdir=... --config.data.data_dir=...
+Augmentation and mixing are DeiT's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/spectformer_imagenet.py:xs --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

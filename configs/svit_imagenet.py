@@ -1,9 +1,9 @@
 """SViT on ImageNet-1k for 300 epochs, after the authors' run.sh (arXiv:2211.11167, section 4.1).
 
 Published: small 83.6, base 84.8, large 85.3 % top-1. Here: not yet run.
-Augmentation and mixing are DeiT's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/svit_imagenet.py:small --workdir=... --config.data.data_dir=...
+Augmentation and mixing are DeiT's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/svit_imagenet.py:small --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,8 +1,9 @@
-"""Swin on ImageNet-1k for 300 epochs, after the authors' configs/swin (arXiv:2103.14030, section A2.1).
+"""Swin on ImageNet-1k for 300 epochs, after the authors' configs/swin (arXiv:2103.14030).
 
 Published: tiny 81.2, small 83.2, base 83.5 % top-1 (the authors' README). Here: not yet run.
-Drop path is the variant's own.
-Run: python -m vitlab.train --config=configs/swin_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/swin_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,8 +1,10 @@
-"""Swin v2 on ImageNet-1k for 300 epochs, after the authors' configs/swinv2 (arXiv:2111.09883, section A1).
+"""Swin v2 on ImageNet-1k for 300 epochs, after the authors' configs/swinv2 (arXiv:2111.09883).
 
-Published: tiny_window8_256 81.8, small_window8_256 83.7, base_window8_256 84.2 % top-1 (the authors' README). Here: not yet run.
-Drop path is the variant's own.
-Run: python -m vitlab.train --config=configs/swinv2_imagenet.py:tiny_window8_256 --workdir=... --config.data.data_dir=...
+Published: tiny_window8_256 81.8, small_window8_256 83.7, base_window8_256 84.2 % top-1 (the
+authors' README). Here: not yet run.
+The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/swinv2_imagenet.py:tiny_window8_256 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

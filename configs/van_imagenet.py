@@ -1,9 +1,9 @@
 """VAN on ImageNet-1k for 300 epochs, after the authors' train.sh (arXiv:2202.09741, section 4.1).
 
 Published: b0 75.4, b1 81.1, b2 82.8, b3 83.9 % top-1. Here: not yet run.
-Augmentation and mixing are Swin's. Drop path is
-the variant's own.
-Run: python -m vitlab.train --config=configs/van_imagenet.py:b0 --workdir=... --config.data.data_dir=...
+Augmentation and mixing are Swin's. The drop path rate is the variant's own.
+Run: python -m vitlab.train --config=configs/van_imagenet.py:b0 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

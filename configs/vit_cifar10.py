@@ -1,7 +1,9 @@
-"""A small ViT on CIFAR-10, read through TFDS from array_record files: a second real run for a machine of two cores.
+"""A small ViT on CIFAR-10, read through TFDS from array_record files.
 
-Here: see the README. Needs a dataset prepared by `tensorflow_datasets` with `file_format="array_record"`.
-Run: python -m vitlab.train --config=configs/vit_cifar10.py --workdir=... --config.data.data_dir=... [--config.data.name=cifar10]
+The recipe is a second real run for a machine of two cores. Here: see the README. The data set must
+be prepared by `tensorflow_datasets` with `file_format="array_record"`.
+Run: python -m vitlab.train --config=configs/vit_cifar10.py --workdir=...
+  --config.data.data_dir=... [--config.data.name=cifar10]
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict

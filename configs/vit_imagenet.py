@@ -1,8 +1,9 @@
-"""ViT on ImageNet-1k for 90 epochs, after "Better plain ViT baselines for ImageNet-1k" (arXiv:2205.01580).
+"""ViT on ImageNet-1k for 90 epochs, after "Better plain ViT baselines" (arXiv:2205.01580).
 
 Published: small_patch16 76.5 % top-1 in 90 epochs, 6 to 7 h on TPU v3-8. Here: not yet run.
-RandAugment is timm's form of the paper's (2, 10), without Cutout.
-Run: python -m vitlab.train --config=configs/vit_imagenet.py:small_patch16 --workdir=... --config.data.data_dir=...
+RandAugment is timm's version of the paper's (2 operations, magnitude 10), without Cutout.
+Run: python -m vitlab.train --config=configs/vit_imagenet.py:small_patch16 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

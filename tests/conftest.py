@@ -1,4 +1,7 @@
-"""What every test runs under: the CPU, quick compilation, a compilation cache in the checkout. Subprocesses that tests start inherit it."""
+"""Settings of every test: the CPU, quick compilation, a compilation cache in the checkout.
+
+Subprocesses of tests inherit the settings.
+"""
 
 import gc
 import os
@@ -9,9 +12,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "allow")
-# What is computed is small, and compiling it takes the time: twice as long with the optimizations that users get ("false").
+# Tests compute little, so that compilation dominates: it takes twice as long with the optimizations
+# that users get ("false").
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-# Triton kernels, where Triton is installed, run on the host; it wants to be told before it is imported.
+# Triton kernels, where Triton is installed, run on the host; Triton reads this when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
@@ -22,13 +26,15 @@ import pytest
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
-# Compiling a network for the CPU takes three times as long with XLA's fusion emitters. Newer versions are quicker, and refuse the flag.
-# A program is not split into parts to be compiled side by side: the workers have the cores, and splitting takes a twentieth of the time.
+# XLA's fusion emitters triple the time to compile a network for the CPU; newer versions of jax are
+# quicker and refuse the flag. Splitting a program to compile its parts side by side costs 5 %,
+# since the test workers occupy the cores.
 if jax.__version_info__ < (0, 11):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
-# Tracing makes objects by the million, few of them garbage: looking for it every 700 objects takes a fifth of the time.
+# Tracing creates millions of objects, few of them garbage; searching for garbage every 700 objects
+# takes a fifth of the time.
 gc.set_threshold(50_000, 10, 10)
 
 MOST_MEMORY = 2.5e9  # bytes of a worker above which its compiled programs are dropped
@@ -38,7 +44,10 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_do_not_pile_up():
-    """Drops what was compiled between two modules: a worker that keeps the programs of all tests grows to 6 GB."""
+    """Drops compiled programs after a module if the worker takes more than MOST_MEMORY.
+
+    A worker that keeps the programs of all tests grows to 6 GB.
+    """
     yield
     statm = pathlib.Path("/proc/self/statm")
     pages = int(statm.read_text().split()[1]) if statm.exists() else 0
@@ -52,14 +61,17 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    """`@pytest.mark.goldens("name", ...)` runs a test on each recording whose file name begins with a name, as `golden_file`."""
+    """Runs tests marked `goldens("name", ...)` once per recording, as `golden_file`.
+
+    A test gets the recordings whose file names begin with one of the names.
+    """
     if marker := metafunc.definition.get_closest_marker("goldens"):
         files = [path for path in golden_files(metafunc.config) if path.stem.startswith(marker.args)]
         metafunc.parametrize("golden_file", files, ids=[path.stem for path in files])
 
 
 def pytest_collection_modifyitems(config, items):
-    """With --goldens other tests are left out; a folder without recordings is an error."""
+    """Leaves other tests out under --goldens; a folder without recordings is an error."""
     if not config.getoption("goldens"):
         return
     chosen = [item for item in items if isinstance(_golden_file(item), pathlib.Path)]

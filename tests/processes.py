@@ -1,4 +1,4 @@
-"""Scripts in processes of their own, which have what must be said before JAX starts."""
+"""Scripts in processes of their own, whose environment is set before JAX starts."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ import textwrap
 
 
 def run_script(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What the script printed; fails with the end of its errors if it does."""
+    """Returns the script's output; fails with the end of its errors if the script fails."""
     env = os.environ | environment | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), *arguments], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -16,5 +16,5 @@ def run_script(script: str, *arguments: str, **environment: str) -> subprocess.C
 
 
 def run_on_four_devices(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The same with four devices; this process has one."""
+    """Returns the output of a script on four devices, where this process has one."""
     return run_script(script, *arguments, JAX_NUM_CPU_DEVICES="4")

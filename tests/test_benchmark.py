@@ -1,4 +1,4 @@
-"""One line of figures for a model, and the same as a row of a CSV file."""
+"""One line of figures for a model, and equal figures as a row of a CSV file."""
 
 import csv
 

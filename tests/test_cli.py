@@ -1,4 +1,4 @@
-"""What a user gets wrong: one line on stderr, exit code 2, nothing left behind."""
+"""A user's mistakes: one line on stderr, exit code 2, nothing left behind."""
 
 import dataclasses
 import os

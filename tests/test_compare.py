@@ -12,7 +12,7 @@ from vitlab.config import ConfigError, OptimizerConfig, to_json
 
 @pytest.fixture
 def two_runs(uninterrupted, tmp_path):  # noqa: F811
-    """A whole run, and the same with another rate, half as far and with other numbers."""
+    """Returns a whole run, and a copy with another rate, half as long and with other numbers."""
     shutil.copytree(uninterrupted, tmp_path / "a", ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     experiment = tiny_experiment(optimizer=OptimizerConfig(peak_lr=1e-4, warmup="2 steps"), seed=7)

@@ -1,4 +1,4 @@
-"""The experiment: typed, round-tripping, and refused where it makes no sense."""
+"""The experiment: its types, its JSON form, and refusals of senseless values."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_the_config_dict_is_locked_and_typed():
         config.optimizer.peak_rl = 1.0
     with pytest.raises(TypeError):
         config.batch_size = "many"
-    config.optimizer.clip_norm = 2.0  # was None: typed all the same
+    config.optimizer.clip_norm = 2.0  # a value that was None has a type too
     assert from_config_dict(config).optimizer.clip_norm == 2.0
 
 

@@ -1,8 +1,9 @@
 """Each code block of the documentation runs, and the site builds with every link checked.
 
-Blocks marked `python` run in one process a page, blocks marked `bash` in a shell, both in an empty
-folder whose configs are those of the repository shrunk to two steps. Blocks marked `console` name
-machines or packages that are not here: they are only parsed; `sh` blocks are the tour's, see test_tour.py.
+Blocks marked `python` run in one process per page, blocks marked `bash` in a shell, both in an
+empty folder whose configs are the repository's, shrunk to two steps. Blocks marked `console` name
+machines or packages that are absent: they are only parsed. Blocks marked `sh` are the tour's, see
+test_tour.py.
 """
 
 import importlib.util
@@ -32,13 +33,13 @@ def blocks(page: pathlib.Path, *languages: str) -> list[tuple[str, str]]:
 
 
 def of(*languages: str) -> list:
-    others = [page for page in PAGES if page.name not in ("README.md", "tour.md")]  # their lines: test_tour.py
+    others = [page for page in PAGES if page.name not in ("README.md", "tour.md")]  # the lines of these two run in test_tour.py
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in others if blocks(page, *languages)]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> pathlib.Path:
-    """An empty folder with small configs, in which `python` is this interpreter."""
+    """Returns an empty folder with small configs, in which `python` is this interpreter."""
     (tmp_path / "configs").mkdir()
     for path in (ROOT / "configs").glob("*.py"):
         (tmp_path / "configs" / path.name).write_text(SHRUNK.format(path=str(path)))

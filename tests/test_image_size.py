@@ -1,4 +1,4 @@
-"""Images that are wider than high go through every command as squares do."""
+"""Images that are wider than high pass every command as squares do."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The input's benchmark: every stage gets a line, and the verdict names the slowest."""
+"""The benchmark of the input: every stage gets a line, and the verdict names the slowest."""
 
 import pytest
 

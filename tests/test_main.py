@@ -1,4 +1,4 @@
-"""The list of commands, and what all of them have in common."""
+"""The list of commands, and common behaviour of all commands."""
 
 import importlib
 import os
@@ -23,7 +23,7 @@ KERNELS = [f"pallas_kernels.{name}" for name in ("benchmark", "compile", "suppor
 
 
 def help_of(command: str, capsys) -> str:
-    """The text of --help."""
+    """Returns the text of --help."""
     home = {"vitlab.config": "vitlab.config_keys"}.get(command, command)
     module = importlib.import_module(f"{home}.__main__" if hasattr(importlib.import_module(home), "__path__") else home)
     with pytest.raises(SystemExit) as exit_:

@@ -1,4 +1,4 @@
-"""Notebooks run from the first cell to the last, and are kept without results."""
+"""Notebooks run from the first cell to the last, and are stored without results."""
 
 import json
 import pathlib

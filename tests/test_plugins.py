@@ -1,4 +1,4 @@
-"""Parts of a user's own, from a package and from a file, through every command and every process."""
+"""Parts of a user's own, from a package and from a file, in every command and process."""
 
 import dataclasses
 import json
@@ -142,7 +142,7 @@ def test_a_part_that_is_not_there_or_does_not_fit_is_said(change, words, monkeyp
     )
     with pytest.raises((ConfigError, TypeError), match=words.replace("(", r"\(")) as caught:
         set_up(cli.override(own, change))
-    if isinstance(caught.value, TypeError):  # it is what their function raises, with its traceback
+    if isinstance(caught.value, TypeError):  # the user's function raises it, with a traceback
         assert words in str(caught.value)
 
 
@@ -210,7 +210,7 @@ def test_plain_flax_layers_have_values_that_follow_from_the_seed():
     kernels = [one[0]["kernel"][...], one[5]["query"]["kernel"][...].reshape(4, 4)]
     assert not np.array_equal(*kernels)  # each draw is new
     wide = nnx.Linear(256, 256, rngs=InitRngs(3)).kernel[...]
-    assert float(wide.std()) == pytest.approx(1 / 16, rel=0.03)  # LeCun's spread, of 65536 draws
+    assert float(wide.std()) == pytest.approx(1 / 16, rel=0.03)  # LeCun's deviation, estimated from 65536 draws
 
 
 def test_plain_flax_layers_can_be_made_of_shapes_alone():

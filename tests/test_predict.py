@@ -19,7 +19,7 @@ from vitlab.printable import printable
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Seven images in two folders, one of them broken, beside files that are no images."""
+    """Returns a folder of seven images, one of them broken, beside files that are no images."""
     root = tmp_path_factory.mktemp("photos")
     for i, name in enumerate(("b/2.png", "b/10.png", "a/x.png", "a/deep/y.PNG", "c.png", "d.png")):
         path = root / name

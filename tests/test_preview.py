@@ -1,4 +1,4 @@
-"""The contact sheet shows what the step gives to the model."""
+"""The contact sheet shows the images that the step gives to the model."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def test_the_images_are_those_that_the_step_gives_to_the_model(monkeypatch):
     shown = preview.sample(experiment, step=3, count=10)
     assert shown.images.shape == (10, 28, 28, 1)
     off = np.abs(shown.images.astype(int) - seen[0][:10].clip(0, 255))
-    assert off.max() <= 0.51  # rounded to whole pixels; programs compiled apart may round a product otherwise
+    assert off.max() <= 0.51  # rounded to whole pixels; separately compiled programs may round a product differently
 
 
 def test_an_image_has_pixels_and_shares_of_itself_and_its_partner_without_smoothing():
@@ -70,7 +70,7 @@ def test_the_sheet_has_each_image_with_its_names_below(tmp_path, capsys):
         np.testing.assert_array_equal(sheet[top : top + 112, left : left + 112, 0], shown.images[i, ..., 0].repeat(4, 0).repeat(4, 1))
         names = sheet[top + 112 : top + 144, left : left + 112]
         assert (names < 100).sum() > 100 and (names == 255).mean() > 0.5  # dark letters on white
-    assert (sheet[8 + 152 :, 8 + 240 :] == 255).all()  # no sixth
+    assert (sheet[8 + 152 :, 8 + 240 :] == 255).all()  # there is no sixth image
 
 
 def test_captions_name_two_classes_with_their_shares_and_one_without():

@@ -18,7 +18,7 @@ HOSTILE = "cat\x1b[31m\x07\r\n\x85\u2028\u202eexe.png\u2066\ufeff\x00\x7f\udcff"
     [
         ("a\nb\tc\rd", r"a\nb\tc\rd"),
         ("\x1b[2Jcat", r"\x1b[2Jcat"),
-        ("\x9b31mcat", r"\x9b31mcat"),  # the control sequence introducer of one character
+        ("\x9b31mcat", r"\x9b31mcat"),  # the control sequence introducer as one character
         ("\u202egnp.exe", r"\u202egnp.exe"),
         ("a\u2028b\u200b", r"a\u2028b\u200b"),
         ("\udcff", r"\udcff"),  # a byte of a file name that is no text

@@ -25,7 +25,7 @@ MADE = ["batch.png", "predictions.csv", "curves.png", "runs/quickstart/evaluatio
 
 
 def shortened(module, arguments):
-    """The arguments, with a shorter run for the commands that train."""
+    """Returns the arguments, with a shorter run for commands that train."""
     if module not in ("vitlab.train", "vitlab.sweep"):
         return arguments
     return [*arguments, *SHORT, *([] if any("data_dir" in argument for argument in arguments) else SMALL)]
@@ -45,7 +45,7 @@ def is_there(module):
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A folder with the configs and twenty photographs."""
+    """Returns a folder with the configs and twenty photographs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the sweep starts processes
     (tmp_path / "configs").symlink_to(ROOT / "configs")

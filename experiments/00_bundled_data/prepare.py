@@ -1,10 +1,11 @@
-"""Makes and verifies the data that ships inside the package: a class-balanced subset of Fashion-MNIST.
+"""Makes and verifies the data that ships inside the package: a subset of Fashion-MNIST.
 
-The full data set comes from Debian: `apt-get install dataset-fashion-mnist`. The subset is, for each class, its first
-1,000 training and its first 200 test images in the official order; the images keep that order among each other.
+The full data set comes from Debian: `apt-get install dataset-fashion-mnist`. The class-balanced
+subset has, for each class, the first 1,000 training and the first 200 test images in the official
+order; the subset keeps that order.
 
 Run: python experiments/00_bundled_data/prepare.py            # writes the file, then verifies it
-     python experiments/00_bundled_data/prepare.py --verify   # only compares the file with Debian's
+     python experiments/00_bundled_data/prepare.py --verify   # only compares with Debian's data
 """
 
 import argparse
@@ -22,20 +23,20 @@ SPLITS = {"train": ("train", 1000), "test": ("t10k", 200)}  # name -> (official 
 
 
 def read_official(folder: pathlib.Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images, uint8 [n, 28, 28], and labels, uint8 [n], of one official split (IDX format, gzipped)."""
+    """Returns an official split (gzipped IDX): images, uint8 [n, 28, 28], labels, uint8 [n]."""
     images = np.frombuffer(gzip.decompress((folder / f"{prefix}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
     labels = np.frombuffer(gzip.decompress((folder / f"{prefix}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
     return images.reshape(-1, 28, 28), labels
 
 
 def subset(images: np.ndarray, labels: np.ndarray, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `per_class` images of each class, in the order of the input."""
+    """Returns the first `per_class` images of each class, in the order of the input."""
     chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in range(NUM_CLASSES)]))
     return images[chosen], labels[chosen]
 
 
 def expected(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """What the bundled file must hold, made from the official files."""
+    """Returns the contents of the bundled file, made from the official files."""
     arrays = {}
     for split, (prefix, per_class) in SPLITS.items():
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = subset(*read_official(folder, prefix), per_class)
@@ -43,7 +44,10 @@ def expected(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    """An .npz that `np.load` reads; LZMA saves 14 % over deflate, fixed dates make it reproducible."""
+    """Writes an .npz file that `np.load` reads.
+
+    LZMA saves 14 % over deflate; fixed dates make the file reproducible.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in arrays.items():
@@ -57,7 +61,7 @@ def verify(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
     """Compares every image and label with the official ones, and counts the classes.
 
     Raises:
-      SystemExit: Something differs.
+      SystemExit: The file differs from the official data.
     """
     with np.load(path, allow_pickle=False) as file:
         if set(file.files) != set(arrays) or any(not np.array_equal(file[k], v) for k, v in arrays.items()):

@@ -1,6 +1,7 @@
-"""Draws results.csv: the fraction of the roofline of each kernel, and the CPU's times as ratios to the fastest.
+"""Draws results.csv: each kernel's fraction of the roofline, and the CPU's ratios of times.
 
-Run: python experiments/01_kernel_roofline/plot.py   # needs matplotlib (extra `notebooks`); writes roofline.png and cpu.png
+Run: python experiments/01_kernel_roofline/plot.py
+It needs matplotlib (extra `notebooks`) and writes roofline.png and cpu.png.
 """
 
 import csv
@@ -15,7 +16,7 @@ FOLDER = pathlib.Path(__file__).parent
 
 
 def draw(lines: list[dict[str, str]], column: str, title: str, output: str, scale: str = "linear") -> None:
-    """One group of bars a shape and pass, one bar an implementation or dtype."""
+    """Draws a group of bars per shape and pass, with one bar per implementation and dtype."""
     groups = list(dict.fromkeys((line["op"], line["shape"], line["pass"]) for line in lines))
     series = list(dict.fromkeys((line["implementation"], line["dtype"]) for line in lines))
     values = {((x["op"], x["shape"], x["pass"]), (x["implementation"], x["dtype"])): float(x[column]) for x in lines}

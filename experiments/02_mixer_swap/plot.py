@@ -1,7 +1,8 @@
-"""The table of README.md and a figure, from results.csv and costs.csv.
+"""Writes the table of README.md and draws a figure, from results.csv and costs.csv.
 
 Run: python experiments/02_mixer_swap/plot.py            # writes the table into README.md
-     python experiments/02_mixer_swap/plot.py --figure mixers.png    # needs matplotlib: pip install "vitlab[notebooks]"
+     python experiments/02_mixer_swap/plot.py --figure mixers.png
+The figure needs matplotlib: pip install "vitlab[notebooks]".
 """
 
 import argparse
@@ -20,12 +21,12 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def costs() -> dict[str, dict[str, str]]:
-    """mixer -> what a step costs."""
+    """Returns mixer -> its row of costs of a step."""
     return {dict(re.findall(r"(\w+)=(\S+)", row["fields"]))["mixers"]: row for row in rows("costs.csv")}
 
 
 def accuracies() -> dict[str, list[float]]:
-    """mixer -> top-1 in percent, a value a seed."""
+    """Returns mixer -> top-1 in percent, one value per seed."""
     out: dict[str, list[float]] = {}
     for row in rows("results.csv"):
         out.setdefault(row["mixer"], []).append(float(row["top1"]))
@@ -33,7 +34,7 @@ def accuracies() -> dict[str, list[float]]:
 
 
 def table() -> str:
-    """Markdown, the most accurate first; mixers that were not trained last."""
+    """Returns a Markdown table, the most accurate mixer first; untrained mixers come last."""
     known, top1 = costs(), accuracies()
     lines = ["| mixer | parameters | MMACs | images/s | MiB | top-1, % (mean) | of each seed |", "|---|---|---|---|---|---|---|"]
     for mixer in sorted(known, key=lambda m: -statistics.mean(top1.get(m, [0]))):
@@ -47,7 +48,7 @@ def table() -> str:
 
 
 def figure(path: pathlib.Path) -> None:
-    """Top-1 of every seed over the multiply-accumulates."""
+    """Draws top-1 of every seed over the multiply-accumulates."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
-"""Every mixer of the zoo in all stages of one small trunk, on the bundled images, with three seeds; see README.md.
+"""Trains every mixer of the zoo in all stages of one small trunk, with three seeds; see README.md.
 
-Run: python experiments/02_mixer_swap/run.py            # goes on where it was stopped: rows that exist are not run again
-     python experiments/02_mixer_swap/run.py --costs    # only what a step costs; on an idle machine
+Run: python experiments/02_mixer_swap/run.py            # resumes: existing rows are not run again
+     python experiments/02_mixer_swap/run.py --costs    # only costs of a step; on an idle machine
 """
 
 import argparse
@@ -25,10 +25,11 @@ HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parents[1] / "configs/metaformer_bundled.py"
 RESULTS, COSTS = HERE / "results.csv", HERE / "costs.csv"
 SEEDS = (0, 1, 2)
-# Maps of 14, 7 and 4 tokens a side: small enough for a CPU, large enough that a window of 7 is not the whole first map.
+# Maps have sides of 14, 7 and 4 tokens: small enough for a CPU, and large enough that a window of 7
+# does not cover the whole first map.
 TRUNK = {"model.depths": "(1, 1, 1)", "model.dims": "(16, 32, 64)", "model.num_heads": "(1, 2, 4)", "model.drop_path_rate": "0.0"}
 RECIPE = {"batch_size": "32", "duration": "1 epochs", "optimizer.warmup": "30 steps", "eval_every": "1 epochs"}
-COST_BATCH = 64  # images
+COST_BATCH = 64  # images per step when costs are measured
 
 
 def experiment(mixer: str, seed: int) -> Experiment:
@@ -44,15 +45,18 @@ def mixer_of(cost_row: Mapping[str, str]) -> str:
 
 
 def cost(mixer: str) -> None:
-    """One step of training: parameters, GMACs, speed and memory, as `python -m vitlab.benchmark` gives them."""
-    of = cli.override(experiment(mixer, 0), {"model.num_classes": "10", "model.in_channels": "1"})  # the data's
+    """Measures one step of training: parameters, GMACs, speed and memory.
+
+    `python -m vitlab.benchmark` prints the same figures.
+    """
+    of = cli.override(experiment(mixer, 0), {"model.num_classes": "10", "model.in_channels": "1"})  # classes and channels of the data
     measurement = measure(of.model, batch_size=COST_BATCH, train=True)
     append(COSTS, dataclasses.asdict(measurement))
     print(measurement.line(), flush=True)
 
 
 def accuracy(mixer: str, seed: int) -> None:
-    """Trains and evaluates once."""
+    """Trains and evaluates one mixer with one seed."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as workdir:
         result = train(experiment(mixer, seed), workdir)

@@ -1,7 +1,9 @@
-"""The speed-ups on CPUs that papers of efficient networks claim, set against those seen here; see README.md.
+"""Compares CPU speed-ups that papers of efficient networks claim with those measured here.
+
+See README.md. Existing rows in the results.csv of run.py are not measured again; the table goes
+into README.md.
 
 Run: pip install -e ".[parity]" && python experiments/03_against_timm/claims.py
-Goes on where it was stopped, in the results.csv of run.py; writes the table into README.md.
 """
 
 import dataclasses
@@ -13,15 +15,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import run
 
 MARKS = re.compile(r"(<!-- python experiments/03_against_timm/claims.py -->\n).*?(<!-- end -->)", re.DOTALL)
-LARGE = 512  # pixels per side, besides each model's own
+LARGE = 512  # pixels per side, measured besides each model's own size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A model is so many times as fast as a baseline, which timm has, on a CPU."""
+    """A claim that a model is `speedup` times as fast as a baseline of timm's on a CPU."""
 
     model: str
-    baseline: str  # timm's name
+    baseline: str  # timm's name of the baseline
     speedup: float
     source: str
 
@@ -34,7 +36,7 @@ CLAIMS = (
 
 
 def measurements(claim: Claim, size: int) -> list[tuple[str, str, str, int]]:
-    """Ours, timm's and timm's baseline."""
+    """Returns the keys of three measurements: ours, timm's and timm's baseline."""
     return [(model, "eval", size, system) for model, system in ((claim.model, "vitlab"), (claim.model, "timm"), (claim.baseline, "timm"))]
 
 

@@ -1,8 +1,10 @@
-"""Images a second on this CPU, ours against timm's, eager and compiled; see README.md.
+"""Measures images per second on this CPU, ours against timm's, eager and compiled; see README.md.
 
-Run: pip install -e ".[parity]" && python experiments/03_against_timm/run.py [--image-size=512] [--modes eval] [MODEL ...]
+Existing rows are not measured again.
+
+Run: pip install -e ".[parity]"
+     python experiments/03_against_timm/run.py [--image-size=512] [--modes eval] [MODEL ...]
      python experiments/03_against_timm/run.py --table      # writes the table into README.md
-Goes on where it was stopped: rows that exist are not measured again.
 """
 
 import argparse
@@ -20,7 +22,7 @@ HERE = pathlib.Path(__file__).parent
 RESULTS, README = HERE / "results.csv", HERE / "README.md"
 MARKS = re.compile(r"(<!-- python experiments/03_against_timm/run.py --table -->\n).*?(<!-- end -->)", re.DOTALL)
 SYSTEMS, MODES = ("vitlab", "timm", "timm compiled"), ("eval", "train")
-BATCH_SIZE, LIMIT = 8, 600  # images; seconds of one measurement at the most
+BATCH_SIZE, LIMIT = 8, 600  # images; longest time of one measurement, in seconds
 TIMM = {  # our name -> timm's
     "vit_tiny_patch16": "vit_tiny_patch16_224",
     "swin_tiny": "swin_tiny_patch4_window7_224",
@@ -39,21 +41,21 @@ TIMM = {  # our name -> timm's
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model in one mode by one system."""
+    """One measurement: a model in one mode by one system."""
 
     model: str
     system: str
     mode: str
     image_size: int  # pixels per side
     batch_size: int
-    compile_seconds: float | None  # until the first result; None where it failed
-    images_per_second: float | None  # by the median time of several runs
-    note: str  # why there is no figure
+    compile_seconds: float | None  # time until the first result; None if the measurement failed
+    images_per_second: float | None  # from the median time of several runs; None if the measurement failed
+    note: str  # reason for a missing figure
     versions: str
 
 
 def measure_vitlab(model: str, mode: str, image_size: int) -> tuple[float, float, str]:
-    """Seconds to compile, images a second, versions."""
+    """Returns seconds to compile, images per second and versions."""
     from vitlab import cli
     from vitlab.benchmark import measure
     from vitlab.config import ModelConfig
@@ -64,7 +66,10 @@ def measure_vitlab(model: str, mode: str, image_size: int) -> tuple[float, float
 
 
 def measure_timm(model: str, mode: str, image_size: int, *, compiled: bool) -> tuple[float, float, str]:
-    """The same of timm's network: logits without gradients, or a step of AdamW on the cross entropy."""
+    """Returns seconds to compile, images per second and versions of timm's network.
+
+    A run is logits without gradients, or a step of AdamW on the cross entropy.
+    """
     import torch
 
     _tolerate_torchvision(torch)
@@ -96,13 +101,17 @@ def measure_timm(model: str, mode: str, image_size: int, *, compiled: bool) -> t
 
 def _at_size(timm, name: str, image_size: int):
     if timm.get_pretrained_cfg(name).input_size[-1] != image_size:
-        with contextlib.suppress(TypeError):  # raised by those that take any size unasked
+        with contextlib.suppress(TypeError):  # networks that accept any size refuse the argument
             return timm.create_model(name, img_size=image_size)
     return timm.create_model(name)
 
 
 def _tolerate_torchvision(torch) -> None:
-    """Some torchvision wheels register operators that a CPU build of torch lacks; timm needs none of them."""
+    """Ignores operators that torchvision cannot register.
+
+    Some torchvision wheels register operators that a CPU build of torch lacks; timm needs none of
+    them.
+    """
     register = torch.library.register_fake
 
     def tolerant(*args, **kwargs):
@@ -117,7 +126,7 @@ def _tolerate_torchvision(torch) -> None:
 
 
 def one(model: str, system: str, mode: str, image_size: int) -> None:
-    """Prints one measurement as JSON; a process of its own."""
+    """Prints one measurement as JSON; it runs in a process of its own."""
     if system == "vitlab":
         got = measure_vitlab(model, mode, image_size)
     else:
@@ -126,7 +135,7 @@ def one(model: str, system: str, mode: str, image_size: int) -> None:
 
 
 def in_a_process(model: str, system: str, mode: str, image_size: int) -> Row:
-    """A row; what fails or takes too long says so in its note."""
+    """Returns a row; the note says if a measurement failed or took too long."""
     command = [sys.executable, __file__, model, "--image-size", str(image_size), "--one", system, mode]
     seconds, speed, note, versions = None, None, "", ""
     try:
@@ -151,18 +160,18 @@ def in_a_process(model: str, system: str, mode: str, image_size: int) -> Row:
 
 
 def rows() -> dict[tuple[str, str, int, str], dict[str, str]]:
-    """(model, mode, image size, system) -> what was measured."""
+    """Returns (model, mode, image size, system) -> the row of results.csv."""
     found = csv.DictReader(RESULTS.open(newline="")) if RESULTS.exists() else []
     return {(r["model"], r["mode"], int(r["image_size"]), r["system"]): r for r in found}
 
 
 def speed(row: dict[str, str] | None) -> float | None:
-    """Images a second, where there are any."""
+    """Returns images per second, or None if the row has no figure."""
     return float(row["images_per_second"]) if row and row["images_per_second"] else None
 
 
 def write_table(marks: re.Pattern[str], table: str) -> None:
-    """Between its marks in README.md."""
+    """Writes a table between its marks in README.md."""
     README.write_text(marks.sub(lambda match: f"{match[1]}{table}\n{match[2]}", README.read_text()))
 
 
@@ -184,7 +193,7 @@ def table() -> str:
 
 
 def measure_missing(wanted: list[tuple[str, str, int, str]]) -> None:
-    """Of (model, mode, image size, system), those without a row: measures and writes them."""
+    """Measures and writes those (model, mode, image size, system) that have no row."""
     from vitlab.benchmark import append
 
     done = rows()

@@ -1,4 +1,4 @@
-"""Makes JPEGs of 500 x 375 from the photographs that scikit-image ships: python photographs.py FOLDER."""
+"""Makes JPEGs of 500 x 375 from photographs of scikit-image: python photographs.py FOLDER."""
 
 import pathlib
 import sys
@@ -7,13 +7,14 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-NAMES = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")  # in the package itself: nothing is fetched
+# Photographs in the package itself: nothing is downloaded.
+NAMES = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 COUNT, WIDTH, HEIGHT, QUALITY = 256, 500, 375, 90
-NOISE = 2.0  # standard deviation, of 255: a camera's, which enlarging takes away
+NOISE = 2.0  # standard deviation of a camera's noise, of 255; enlarging had removed the original noise
 
 
 def photograph(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random part of 4 to 3, flipped or not, brighter or darker."""
+    """Returns a random part with sides 4 to 3, flipped at random, of random brightness."""
     scale = rng.uniform(0.6, 1.0) * min(image.width / WIDTH, image.height / HEIGHT)
     width, height = int(WIDTH * scale), int(HEIGHT * scale)
     left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)

@@ -1,9 +1,11 @@
-"""What is compared in run.py; each pipeline is a process of its own, so that the packages of others need not be installed beside ours.
+"""Pipelines that run.py compares, each in a process of its own.
 
-A pipeline takes the folder of photographs (or a prepared data set) and gives a function that makes so many images, on one thread
-where nothing else is said. It is imported and warmed up before the clock starts.
+So the packages of other pipelines need not be installed beside ours. A pipeline takes the folder of
+photographs (or a prepared data set) and returns a function that makes a number of images, on one
+thread unless its name says otherwise. It is imported and warmed up before the clock starts.
 
-Run by run.py: python pipelines.py NAME FOLDER, which then answers each line COUNT of its input with a line of JSON.
+run.py calls: python pipelines.py NAME FOLDER. It answers each line COUNT of its input with a line
+of JSON.
 """
 
 import concurrent.futures
@@ -22,7 +24,7 @@ SMALL_BATCH = 256
 SEED = 0
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 Make = Callable[[int], None]
-OPEN = contextlib.ExitStack()  # the loaders, to be closed when the process ends
+OPEN = contextlib.ExitStack()  # the loaders, closed when the process ends
 
 
 def encoded(folder: str) -> list[bytes]:
@@ -30,7 +32,10 @@ def encoded(folder: str) -> list[bytes]:
 
 
 def ours(folder: str, policy: str | None = None) -> Make:
-    """Whole batches of `vitlab.data`: order, random numbers, decoding, crop, flip; uint8, to be normalised on the device."""
+    """Whole batches of `vitlab.data`: order, random numbers, decoding, crop, flip.
+
+    Images are uint8, to be normalised on the device.
+    """
     from vitlab.config import AugmentConfig
     from vitlab.data.batches import Layout, Threads, TrainBatch
     from vitlab.input_benchmark import Decoded
@@ -42,7 +47,7 @@ def ours(folder: str, policy: str | None = None) -> Make:
 
 
 def decoding(folder: str) -> Make:
-    """The part of it that is libjpeg-turbo in OpenCV: a bound on what can be won around it."""
+    """Decoding by OpenCV's libjpeg-turbo alone, which bounds the gain from anything around it."""
     from vitlab.data.decode import decode
 
     return one_by_one(encoded(folder), lambda data: decode(data, 3))
@@ -59,7 +64,10 @@ def stepwise(batch: Callable[[int], Any], size: int = BATCH) -> Make:
 
 
 def pillow(folder: str, policy: str | None = None, *, floats: bool = False) -> Make:
-    """`timm.data.create_transform` with its defaults: uint8 for its prefetcher, or normalised float32 tensors without it."""
+    """timm's `create_transform` with its defaults.
+
+    Images are uint8, for timm's prefetcher, or normalised float32 tensors without it.
+    """
     import io
 
     without_missing_operators()
@@ -73,7 +81,7 @@ def pillow(folder: str, policy: str | None = None, *, floats: bool = False) -> M
 
 
 def torchvision(folder: str, *, floats: bool = False) -> Make:
-    """`decode_jpeg`, then the transforms on tensors: uint8, or normalised float32."""
+    """torchvision's `decode_jpeg`, then its transforms on tensors: uint8, or normalised float32."""
     without_missing_operators()
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -89,7 +97,7 @@ def torchvision(folder: str, *, floats: bool = False) -> Make:
 
 
 def tensorflow(folder: str, *, floats: bool = False) -> Make:
-    """`decode_and_crop_jpeg` of tf.data, as the TPU codes have it: bilinear, not antialiased."""
+    """`decode_and_crop_jpeg` of tf.data, as in codes for TPUs: bilinear, not antialiased."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
@@ -124,7 +132,10 @@ def one_by_one(images: list[Any], transform: Callable[[Any], Any]) -> Make:
 
 
 def plain(folder: str, threads: int = 1) -> Make:
-    """What the loader is measured against: a loop that opens, decodes, crops and flips one file after the other, and no more."""
+    """A loop that opens, decodes, crops and flips one file after the other, and no more.
+
+    The loader is measured against it.
+    """
     import numpy as np
 
     from vitlab.data.augment import crop, flip_rows, random_resized_box, resize
@@ -175,7 +186,7 @@ def through_the_loader(data: Any, augment: Any, size: int, batch_size: int) -> M
 
 
 def first(folder: str) -> Make:
-    """Opens the folder and makes a loader each time; what it takes is the first batch."""
+    """Opens the folder and makes a loader each time, so that the first batch is measured."""
     from vitlab.config import AugmentConfig, DataConfig
     from vitlab.data import open_source, train_batches
 
@@ -190,14 +201,14 @@ def first(folder: str) -> Make:
 
 
 def bundled(folder: str) -> Make:
-    """The images that ship with vitlab, 28 x 28, padded, cropped and flipped as in `configs/quickstart.py`."""
+    """The 28 x 28 images that ship with vitlab, augmented as in `configs/quickstart.py`."""
     from vitlab.config import AugmentConfig, DataConfig
 
     return through_the_loader(DataConfig(source="bundled", num_threads=1), AugmentConfig(crop="pad"), 28, SMALL_BATCH)
 
 
 def cifar10(folder: str) -> Make:
-    """CIFAR-10 as JPEG in array_record files of TFDS, with the augmentation of `configs/vit_cifar10.py`."""
+    """CIFAR-10 as JPEG in array_record files of TFDS, augmented as in `configs/vit_cifar10.py`."""
     from vitlab.config import AugmentConfig, DataConfig
 
     data = DataConfig(source="tfds", name="cifar10_jpeg", data_dir=folder, num_threads=1)
@@ -205,7 +216,10 @@ def cifar10(folder: str) -> Make:
 
 
 def without_missing_operators() -> None:
-    """torchvision that was built for another torch cannot register its operators, of which only detection needs some."""
+    """Ignores operators that torchvision cannot register.
+
+    A torchvision that was built for another torch lacks some operators; only detection needs them.
+    """
     import torch
 
     register = torch.library.register_fake
@@ -243,15 +257,19 @@ PIPELINES: dict[str, Callable[[str], Make]] = {
 }
 
 
-# Images that may be ready before the clock starts, and are taken first.
+# Number of images that may be ready before the clock starts; they are taken first.
 READY = {"loader, 2 threads": 8 * BATCH, "loader, 2 workers": 16 * BATCH, "bundled": 8 * SMALL_BATCH, "CIFAR-10": 8 * SMALL_BATCH}
 
 
 def cpu_seconds(pid: int | None = None) -> float:
-    """Of this process and of its children that live."""
+    """Returns the CPU time of a process and of its living children.
+
+    Args:
+      pid: The process; None: this one.
+    """
     children: list[int] = []
     for task in pathlib.Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
             children += map(int, (task / "children").read_text().split())
     if pid is None:
         own = time.process_time()

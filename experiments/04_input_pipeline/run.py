@@ -1,9 +1,10 @@
-"""How fast images reach a training step, beside the pipelines of others; see README.md.
+"""Measures how fast images reach a training step, beside other pipelines; see README.md.
 
-Run: python experiments/04_input_pipeline/run.py --others=PYTHON [--cifar10=FOLDER]    # comparisons that are there are not run again
-     python experiments/04_input_pipeline/run.py --table                               # writes the tables into README.md
+Run: python experiments/04_input_pipeline/run.py --others=PYTHON [--cifar10=FOLDER]
+     python experiments/04_input_pipeline/run.py --table    # writes the tables into README.md
 
-PYTHON is an interpreter that has timm, torchvision, tensorflow and scikit-image; what it lacks is left out, with the reason.
+Existing comparisons are not run again. PYTHON is an interpreter that has timm, torchvision,
+tensorflow and scikit-image; pipelines of missing packages are left out, with the reason.
 """
 
 import argparse
@@ -24,16 +25,16 @@ HERE = pathlib.Path(__file__).parent
 RESULTS, README = HERE / "results.csv", HERE / "README.md"
 MARKS = re.compile(r"(<!-- python experiments/04_input_pipeline/run.py --table -->\n).*(<!-- end -->)", re.DOTALL)
 OURS = "vitlab"
-OTHERS = ("timm", "torchvision", "tf.data")  # how the names of pipelines that run under PYTHON begin
-WARM_UP = 256  # images before the clock starts
+OTHERS = ("timm", "torchvision", "tf.data")  # names of pipelines that run under PYTHON begin with these
+WARM_UP = 256  # images made before the clock starts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Pipelines that take turns, so that what else the machine does falls on all of them alike."""
+    """Pipelines that take turns, so that other load of the machine slows all of them alike."""
 
     pipelines: tuple[str, ...]
-    images: int  # in a turn
+    images: int  # images per turn
     rounds: int = 7
     warm_up: int = WARM_UP
 
@@ -55,13 +56,13 @@ COMPARISONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the CPU time of a pipeline is to be beside another's."""
+    """A bound on the ratio of two pipelines' CPU times."""
 
     text: str
     pipeline: str
     against: str
-    at_least: float | None = None  # of CPU time of the other over ours
-    at_most: float | None = None  # of CPU time of ours over the other's
+    at_least: float | None = None  # lower bound of the other pipeline's CPU time / ours
+    at_most: float | None = None  # upper bound of our CPU time / the other pipeline's
 
 
 TARGETS = (
@@ -85,7 +86,7 @@ TARGETS = (
 
 
 class Process:
-    """A pipeline in its own interpreter; `reason` says why there is none."""
+    """A pipeline in its own interpreter; `reason` says why it cannot run, or is empty."""
 
     def __init__(self, name: str, python: str, folder: str):
         environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -130,7 +131,7 @@ def measure(name: str, folders: dict[str, str], others: str) -> list[dict[str, A
 
 
 def row(comparison: str, pipeline: str, process: Process, turns: list[dict[str, float]]) -> dict[str, Any]:
-    """Median CPU and wall time of an image, in ms, and the extremes of the first."""
+    """Returns the median CPU and wall time per image, in ms, and the extremes of the CPU time."""
     images = COMPARISONS[comparison].images
     cpu, wall = ([1000 * turn[key] / images for turn in turns] for key in ("cpu", "wall"))
     return {
@@ -154,7 +155,7 @@ def processor() -> str:
 
 
 def rows() -> list[dict[str, str]]:
-    """Those of results.csv, in the order of the comparisons."""
+    """Returns the rows of results.csv, in the order of the comparisons."""
     found = list(csv.DictReader(RESULTS.open(newline=""))) if RESULTS.exists() else []
     return sorted(found, key=lambda r: list(COMPARISONS).index(r["comparison"]))
 

@@ -1,7 +1,9 @@
-"""A plan of every ImageNet recipe for one slice of a TPU pod; see README.md. Nothing runs on a TPU: its compiler is asked.
+"""Plans every ImageNet recipe for one slice of a TPU pod; see README.md.
 
-Run: python experiments/05_pod_plans/run.py [RECIPE ...]    # goes on where it was stopped: rows that exist are not planned again
-     python experiments/05_pod_plans/run.py --table         # writes the table into README.md
+Nothing runs on a TPU: the TPU's compiler is asked.
+
+Run: python experiments/05_pod_plans/run.py [RECIPE ...]   # existing rows are not planned again
+     python experiments/05_pod_plans/run.py --table        # writes the table into README.md
 """
 
 import argparse
@@ -28,7 +30,7 @@ MARKS = re.compile(r"(<!-- python experiments/05_pod_plans/run.py --table -->\n)
 
 
 def recipes() -> list[str]:
-    """Every ImageNet recipe; each file's default is its representative variant."""
+    """Returns every ImageNet recipe; a file's default is its representative variant."""
     return sorted(path.stem for path in CONFIGS.glob("*_imagenet.py"))
 
 
@@ -56,7 +58,7 @@ def row(recipe: str, plan: Plan, remedy: str) -> dict[str, Any]:
 
 
 def plan_recipe(recipe: str) -> dict[str, Any]:
-    """The recipe's plan; if it does not fit, with the first setting that does."""
+    """Returns the recipe's plan, with the first setting that makes it fit if it does not."""
     experiment = cli.load_experiment(str(CONFIGS / f"{recipe}.py"), {})
     data = Data.of(experiment)
     plan, remedy = make_plan(experiment, Topology.of(TOPOLOGY), data), ""

@@ -30,7 +30,7 @@ def test_neighborhoods_count_by_definition_and_their_gradients_what_they_compute
     forward = macs_of(fn, *args)
     assert forward == macs_of(jax.vmap(fn), *[jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in args]) == products * ONE_PRODUCT
     gradient = macs_of(jax.grad(fn, tuple(range(len(args)))), *args)
-    assert gradient >= 3 * forward  # two products for each of its own, and masked ones
+    assert gradient >= 3 * forward  # two products for each product of the forward pass, and the masked ones
     assert macs_of(jax.grad(jax.checkpoint(fn), tuple(range(len(args)))), *args) == gradient + forward
 
 

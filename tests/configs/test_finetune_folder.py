@@ -1,4 +1,4 @@
-"""Folders and weights whose names have commas in them."""
+"""Folders and weights whose names contain commas."""
 
 import pathlib
 

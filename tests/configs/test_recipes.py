@@ -1,4 +1,4 @@
-"""Every config file loads, says what it costs and reaches, and runs two steps under smoke, or is set up for them."""
+"""Every config file loads, documents itself, and runs two smoke steps or is set up for them."""
 
 import dataclasses
 import json
@@ -15,14 +15,15 @@ from vitlab.train.loop import train
 from vitlab.train.setup import set_up
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
-# Compiling a network takes seconds, tracing it one; what the settings of the others name has tests of its own.
+# Networks that run: compiling one takes seconds, tracing one a single second. The parts that the
+# settings of other networks name have tests of their own.
 RUN = {"quickstart", "finetune_folder", "metaformer_bundled", "vit_cifar10", "vit_imagenet", "swin_imagenet", "nextvit_imagenet"}
 QUICK = [path for path in CONFIGS if path.stem in RUN]
 SLOW = [path for path in CONFIGS if path not in QUICK]
 
 
 def shallow(experiment: Experiment) -> Experiment:
-    """With a smaller network: the recipe is what is tried, the networks have their own tests."""
+    """Shrinks the experiment's network: here the recipe is under test."""
     model = experiment.model
     fewer = fewer_parts(model_config(model.name, **model.fields), in_the_middle=1)
     return dataclasses.replace(experiment, model=dataclasses.replace(model, fields={**model.fields, **fewer}))
@@ -48,7 +49,7 @@ def test_runs_two_steps(path, tmp_path):
 
 @pytest.mark.parametrize("path", of(SLOW))
 def test_is_set_up_traces_its_step_and_has_batches_for_it(path, tmp_path):
-    """All that running two steps does but compile and run."""
+    """Checks all that running two steps would check, except compiling and running."""
     setup = set_up(shallow(smoke(load_experiment(str(path), {}))), tmp_path / "bad_images.jsonl")
     shapes = [x.shape for x in jax.tree.leaves(setup.train_step.in_avals)]
     with setup.open_train_batches(0) as batches:

@@ -1,4 +1,4 @@
-"""Small images to read: a class-per-folder tree of photographs-like noise."""
+"""Small images to read: class-per-folder trees of smooth noise."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def smooth(rng: np.random.Generator, height: int, width: int, channels: int = 3) -> np.ndarray:
-    """A random image without sharp edges, so that JPEG and resizing keep it recognisable."""
+    """Returns a random image without sharp edges, which JPEG and resizing keep recognisable."""
     coarse = rng.integers(0, 256, (4, 4, channels), dtype=np.uint8)
     image = Image.fromarray(coarse if channels == 3 else coarse[..., 0]).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(height, width, channels)

@@ -19,7 +19,15 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(pixels: np.ndarray, colour_type: int, *, bits: int = 8, before: bytes = b"", size: tuple[int, int] | None = None) -> bytes:
-    """A PNG of pixels [h, w] or [h, w, samples]; `before` are chunks ahead of its IDAT, `size` is what the header says instead."""
+    """Returns a PNG of pixels [h, w] or [h, w, samples].
+
+    Args:
+      pixels: Values of the samples.
+      colour_type: The number in the header.
+      bits: Bits per sample.
+      before: Chunks ahead of the IDAT.
+      size: Size in the header, if it is to differ from the pixels'.
+    """
     rows = pixels.astype(">u2" if bits == 16 else "u1")
     width, height = size or (pixels.shape[1], pixels.shape[0])
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
@@ -29,14 +37,20 @@ def png(pixels: np.ndarray, colour_type: int, *, bits: int = 8, before: bytes = 
 
 
 def bomb(side: int = 17000) -> bytes:
-    """A PNG of a few kilobytes and side**2 white pixels of one bit."""
+    """Returns a PNG of a few kilobytes with side**2 white pixels of one bit."""
     body = zlib.compress(bytes((side // 8 + 2) * side))
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
 
 
 def tiff(pixels: np.ndarray, photometric: int, **tags: tuple[int, ...]) -> bytes:
-    """An uncompressed TIFF of pixels [h, w] or [h, w, samples] in their own dtype; `tags` are named t338=(1,) and so on, of shorts."""
+    """Returns an uncompressed TIFF of pixels [h, w] or [h, w, samples] in their own dtype.
+
+    Args:
+      pixels: Values of the samples.
+      photometric: The photometric interpretation.
+      **tags: Further tags of shorts, named t338=(1,) and so on.
+    """
     height, width, *rest = pixels.shape
     samples, body = rest[0] if rest else 1, pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
     entries = {256: (width,), 257: (height,), 258: (8 * pixels.dtype.itemsize,) * samples, 259: (1,), 262: (photometric,), 273: (8,)}

@@ -9,9 +9,11 @@ from vitlab.config import AugmentConfig
 from vitlab.data import augment
 
 RNG = np.random.default_rng
-# Evaluation resizes with Pillow itself; only the subpixel position of the crop box differs from resize-then-crop.
+# Evaluation resizes with Pillow; only the subpixel position of the crop box differs from
+# resize-then-crop.
 PILLOW_MEAN = 1.0
-# Training resizes with OpenCV; on smooth images with noise of 8 it deviates from Pillow by 0.5 to 0.9, without smoothing by up to 3.
+# Training resizes with OpenCV. On smooth images with noise of 8 OpenCV deviates from Pillow by 0.5
+# to 0.9, without antialiasing by up to 3.
 TRAINING_MEAN = 1.0
 
 
@@ -43,7 +45,7 @@ def test_random_boxes_keep_to_the_image_its_areas_and_ratios():
     boxes = [augment.random_resized_box((60, 80), RNG(seed), (0.2, 0.9), (3 / 4, 4 / 3)) for seed in range(500)]
     for top, left, height, width in boxes:
         assert 0 <= top <= 60 - height and 0 <= left <= 80 - width
-        assert 0.19 < height * width / 4800 < 0.91  # a pixel of rounding
+        assert 0.19 < height * width / 4800 < 0.91  # one pixel of rounding on each bound
         assert 0.7 < width / height < 1.4
     assert len(set(boxes)) > 490
 
@@ -98,7 +100,7 @@ def test_stripes_too_fine_for_the_result_do_not_become_coarse_ones(scale):
     side = round(32 * scale)
     image = np.zeros((side, side, 3), np.uint8)
     image[::2] = 255
-    assert augment.resize(image, (32, 32), "bicubic").std() < 0.36 * image.std()  # 0.69 of it without smoothing
+    assert augment.resize(image, (32, 32), "bicubic").std() < 0.36 * image.std()  # the ratio is 0.69 without antialiasing
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -20,7 +20,10 @@ REASONS = {"empty.png": "empty", "text.jpg": "not an image", "bomb.png": "too la
 
 @pytest.fixture
 def spoilt(tmp_path):
-    """Twelve good images, four bad ones, one of a single pixel and one with another's extension."""
+    """Returns a folder of twelve good images and four bad ones.
+
+    Two more are a single pixel and an image with another format's extension.
+    """
     root = tmp_path / "images"
     write_tree(root, size=(20, 26))
     image = Image.open(root / "bee" / "0.png")
@@ -78,7 +81,7 @@ def test_a_run_lists_the_bad_images_of_both_splits_in_its_folder(tmp_path, monke
 
     listing = Setup.listing_bad_images_in
 
-    def read_only(setup, folder):  # all of a run that has to do with bad images
+    def read_only(setup, folder):  # runs only the parts of a run that handle bad images
         setup = listing(setup, folder)
         take(setup.open_train_batches(0), 1)
         setup.evaluate({}, lambda: False)
@@ -98,7 +101,7 @@ def test_a_listing_that_cannot_be_written_is_made_up_for_later_and_damaged_lines
     path = tmp_path / "bad_images.jsonl"
     source = ArraySource(images=np.zeros((9, 4, 4, 3), np.uint8), labels=np.zeros(9, np.int32), class_names=("ant", "bee"))
     bad = BadImages(source, 1.0, split="train", path=path)
-    path.mkdir()  # as full or as forbidden as can be, for root too
+    path.mkdir()  # a folder cannot be written as a file, not even by root
     bad.add(0)
     bad.add(1)
     path.rmdir()

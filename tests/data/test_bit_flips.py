@@ -1,4 +1,7 @@
-"""Bits flipped at random places of data files: what is damaged is counted and replaced, or refused, and no label is wrong in silence."""
+"""Random bit flips in data files never give a wrong label in silence.
+
+Damage is counted and replaced, or refused.
+"""
 
 import pathlib
 import random
@@ -16,13 +19,13 @@ from vitlab.data.shards import open_shards
 from vitlab.data.tfds import open_tfds
 from vitlab.data.tfrecord import Layout, open_tfrecords
 
-READS, EPOCHS, RECORDS, DESCRIPTIONS = 1500, 100, 1500, 300  # files damaged for each kind
+READS, EPOCHS, RECORDS, DESCRIPTIONS = 1500, 100, 1500, 300  # damaged files of each kind
 
 pytestmark = pytest.mark.slow
 
 
 def flips(path: pathlib.Path, times: int, seed: int) -> Iterator[int]:
-    """Damages the file, one bit at a time; every other bit lies where the file is not padding."""
+    """Damages the file, one bit at a time; every second bit lies outside of padding."""
     whole, rng = path.read_bytes(), random.Random(seed)
     content = [place for place, byte in enumerate(whole) if byte]
     for i in range(times):
@@ -33,7 +36,7 @@ def flips(path: pathlib.Path, times: int, seed: int) -> Iterator[int]:
 
 
 def reads(source: Source, expected: list[dict], outcomes: Counter) -> None:
-    """Every record is read as it was written, or is an OSError."""
+    """Checks that every record is read as it was written, or raises OSError."""
     assert len(source) == len(expected)
     damaged = []
     for i, example_ in enumerate(expected):
@@ -49,7 +52,10 @@ def reads(source: Source, expected: list[dict], outcomes: Counter) -> None:
 
 
 def trains(source: Source, outcomes: Counter) -> None:
-    """An epoch has as many images as ever, each with its own label; see `records_of` for the grey values."""
+    """Checks that an epoch has all its images, each with its own label.
+
+    `records_of` says which grey value belongs to which image.
+    """
     data, augment = DataConfig(num_threads=1, max_bad_fraction=1.0), AugmentConfig(crop="center", flip=False)
     with train_batches(source, augment=augment, data=data, image_size=8, channels=3, batch_size=8, seed=0) as batches:
         try:

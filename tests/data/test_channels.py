@@ -1,4 +1,4 @@
-"""Grey or colour: one image in colour decides, and a model with weights gets RGB."""
+"""Grey or colour: one colour image makes a data set RGB, and models with weights get RGB."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,8 @@ def test_the_header_of_every_format_tells(kind, tmp_path):
     rng = np.random.default_rng(0)
     for name in "ab":
         (tmp_path / name).mkdir()
-        grey = Image.fromarray(rng.integers(0, 256, (80, 90), dtype=np.uint8))  # no file of 4 kB: its head alone says nothing in some
+        # Files exceed 4 kB, the part that is read first: in some formats it has no header.
+        grey = Image.fromarray(rng.integers(0, 256, (80, 90), dtype=np.uint8))
         (tmp_path / name / "x.png").write_bytes(encoded(grey, kind))
     assert open_image_folder(str(tmp_path), "train").channels == 1
     (tmp_path / "b" / "y.png").write_bytes(encoded(Image.fromarray(smooth(rng, 80, 90)), kind))
@@ -83,6 +84,6 @@ def test_weights_get_rgb_unless_the_model_says_otherwise():
     assert model_channels(ModelConfig(), 3) == 3
     for weights in ("x.safetensors", "a/b.pth.tar", "c.pth#model", "hf://owner/name"):
         assert model_channels(ModelConfig(weights=weights), 1) == 3
-    for run in ("runs/a", "runs/a@3000"):  # has the channels of its own images
+    for run in ("runs/a", "runs/a@3000"):  # a run's weights have the channels of the run's own images
         assert model_channels(ModelConfig(weights=run), 1) == 1
     assert model_channels(ModelConfig(weights="x.safetensors", in_channels=1), 3) == 1

@@ -24,11 +24,11 @@ PIXELS = smooth(np.random.default_rng(1), 30, 41)
 JPEG_MEAN = 1.5
 COLOUR = np.full((3, 5, 3), (200, 100, 50), np.uint8)
 GREY = np.full((3, 5), 100, np.uint8)
-ALPHA = 51  # a fifth of 255
+ALPHA = 51  # opacity of a fifth, of 255
 RGBA = np.dstack([COLOUR, np.full((3, 5), ALPHA, np.uint8)])
 LA = np.dstack([GREY, np.full((3, 5), ALPHA, np.uint8)])
 PREMULTIPLIED = np.dstack([COLOUR // 5, RGBA[..., 3:]])
-ON_WHITE = (244, 224, 214)  # 255 + (x - 255) / 5 of the colour
+ON_WHITE = (244, 224, 214)  # 255 + (x - 255) / 5 for each channel x of the colour
 GREY_ON_WHITE = (224, 224, 224)
 HALF = np.full((3, 5), 0.5)
 
@@ -68,7 +68,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
 
 def test_exif_rotation_is_applied():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned right by 90 degrees
+    exif[0x0112] = 6  # orientation: rotate right by 90 degrees
     data = encoded(Image.fromarray(PIXELS), "JPEG", exif=exif, quality=95)
     assert decode(data, 3).shape == (41, 30, 3)
 
@@ -168,7 +168,7 @@ RIGHT_VALUES = {
 def test_every_kind_of_sample_has_its_right_value(name):
     data, colour = RIGHT_VALUES[name]
     got = decode(data, 3)[0, 0].astype(int)
-    assert np.abs(got - colour).max() <= 1, got  # half-transparent values are rounded in more than one place
+    assert np.abs(got - colour).max() <= 1, got  # half-transparent values are rounded in several places
     luma = round(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2])
     assert abs(int(decode(data, 1)[0, 0, 0]) - luma) <= 1
 
@@ -212,7 +212,7 @@ def test_transparent_pixels_lie_on_the_background_of_the_config():
 )
 def test_exif_rotation_is_applied_in_every_format(kind, alpha):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned right by 90 degrees
+    exif[0x0112] = 6  # orientation: rotate right by 90 degrees
     image = np.full((20, 30, 4), 255, np.uint8)
     image[:8, :8, :3] = 0
     data = encoded(Image.fromarray(image[..., : 3 + alpha]), kind, exif=exif)

@@ -1,6 +1,7 @@
-"""A trial by fault: thousands of damaged and hostile images, each decoded or refused, within bounds of memory and time.
+"""Thousands of damaged and hostile images: each is decoded or refused in bounded memory and time.
 
-The figures stand in docs/reliability.md; `python -m pytest -m slow tests/data/test_hostile_images.py -s` prints them.
+The figures are in docs/reliability.md; this command prints them:
+python -m pytest -m slow -s tests/data/test_hostile_images.py
 """
 
 import json
@@ -13,8 +14,8 @@ import pytest
 import vitlab
 
 CASES = 6000
-MEMORY = 800e6  # bytes beside the interpreter: three times the limit of 2**28 bytes for one image
-SECONDS = 20  # for one image, on a busy machine
+MEMORY = 800e6  # bytes beside the interpreter's: three times the limit of 2**28 bytes per image
+SECONDS = 20  # longest time for one image, on a busy machine
 
 TRIAL = """
 import collections, io, json, resource, sys, time

@@ -105,7 +105,10 @@ def test_other_files_splits_and_lists_are_refused(listing, tree):
 
 @pytest.fixture
 def outside(tree):
-    """This fixture puts a secret file beside the folder of the CSV, and links to it, to its folder and to a device inside."""
+    """Puts a secret file beside the CSV's folder, and links to outside and to a device inside.
+
+    The links lead to the secret file and to its folder.
+    """
     secret = tree.parent / "secret" / "key.png"
     secret.parent.mkdir()
     secret.write_text("a password")
@@ -146,14 +149,14 @@ def test_only_regular_files_below_the_folder_of_a_csv_are_read_or_copied(tree, o
 
 
 def test_files_outside_are_read_when_that_is_meant(tree, outside, tmp_path, capsys):
-    (tree / "images.csv").write_text("deep/0.png,ant\nant/../bee/1.png,bee\n")  # both below, by a link and by ".."
+    (tree / "images.csv").write_text("deep/0.png,ant\nant/../bee/1.png,bee\n")  # both files are inside, by a link and by ".."
     assert open_csv(tree / "images.csv")[0]["image"] == (tree / "ant" / "0.png").read_bytes()
     (tree / "images.csv").write_text(f"ant/0.png,ant\n../secret/key.png,bee\n{outside},bee\nlink.png,bee\n")
     data = DataConfig(source="image_folder", data_dir=str(tree / "images.csv"), follow_outside=True)
     assert [open_source(data, train=True)[i]["image"] for i in (1, 2, 3)] == [b"a password"] * 3
     assert main([str(tree / "images.csv"), str(tmp_path / "shards"), "--follow_outside"]) == 0
     (tree / "images.csv").write_text("ant/0.png,ant\nfifo.png,bee\n")
-    with pytest.raises(ConfigError, match="line 2.*no regular file"):  # whatever is meant
+    with pytest.raises(ConfigError, match="line 2.*no regular file"):  # a FIFO is refused in any case
         open_source(data, train=True)
 
 

@@ -1,4 +1,4 @@
-"""Class-per-folder trees: what is found, and what is refused."""
+"""Class-per-folder trees: files that are found, and trees that are refused."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def test_classes_are_the_sorted_folders_and_files_are_found_at_any_depth(tree):
 def test_split_folders_share_the_classes_of_training(tmp_path):
     write_tree(tmp_path / "train", ("ant", "bee", "cat"), 2)
     write_tree(tmp_path / "val", ("cat",), 2)
-    source = open_image_folder(str(tmp_path), "test")  # "val" serves
+    source = open_image_folder(str(tmp_path), "test")  # "val" is a synonym of "test"
     assert source.class_names == ("ant", "bee", "cat") and set(source.labels) == {2}
 
 
@@ -88,7 +88,7 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path, path):
 
 def test_links_lead_out_of_the_root_only_when_that_is_meant(tree, tmp_path):
     write_tree(tmp_path / "elsewhere", ("bee",), 2)
-    (tmp_path / "root").symlink_to(tree)  # the root itself may be a link
+    (tmp_path / "root").symlink_to(tree)  # the root may be a link
     (tree / "bee" / "one.png").symlink_to("../ant/0.png")
     assert len(open_image_folder(str(tmp_path / "root"), "train")) == 13
     for name, target in {"bee/deep": "bee", "cat": ""}.items():
@@ -113,7 +113,7 @@ def test_links_lead_out_of_the_root_only_when_that_is_meant(tree, tmp_path):
         ({"train": "."}, "once more"),
         ({"ant/x": "../bee", "bee/y": "../ant"}, "once more"),
         ({"ant/loop.png": "loop.png"}, "loop.png cannot be read: Too many levels of symbolic links"),
-        ({f"ant/{i}/{j}": f"../{i + 1}" for i in range(40) for j in "ab"}, "once more"),  # 2**40 paths
+        ({f"ant/{i}/{j}": f"../{i + 1}" for i in range(40) for j in "ab"}, "once more"),  # 2**40 paths to the files
     ],
 )
 def test_links_that_loop_or_repeat_are_refused_in_one_line(tree, links, words):
@@ -127,7 +127,7 @@ def test_links_that_loop_or_repeat_are_refused_in_one_line(tree, links, words):
 
 def test_links_to_nothing_and_files_that_are_none_are_passed_over(tree):
     (tree / "ant" / "none.png").symlink_to("nothing")
-    (tree / "loop").symlink_to("loop")  # no folder, so no class
+    (tree / "loop").symlink_to("loop")  # a link to itself is no folder, so no class
     os.mkfifo(tree / "ant" / "fifo.png")
     source = open_image_folder(str(tree), "train")
     assert len(source) == 12 and source.class_names == ("ant", "bee")
@@ -156,7 +156,7 @@ def test_places_that_cannot_be_used_are_refused_in_one_line(tree, tmp_path, monk
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", forbidden)  # root, as which tests may run, is never refused
+    monkeypatch.setattr(os, "scandir", forbidden)  # root, who may run the tests, is never refused
     with pytest.raises(ConfigError, match="ant cannot be read: Permission denied"):
         open_image_folder(str(undecodable), "train")
 
@@ -180,7 +180,7 @@ def test_a_class_named_as_a_split_among_others_needs_no_slice(tmp_path):
 def test_split_folders_are_found_in_any_case_and_can_be_sliced(tmp_path, train, evaluation):
     write_tree(tmp_path / train, ("ant", "bee"), 4)
     write_tree(tmp_path / evaluation, ("ant", "bee"), 2)
-    (tmp_path / train / "preview.png").write_bytes((tmp_path / train / "ant" / "0.png").read_bytes())  # lies beside the classes
+    (tmp_path / train / "preview.png").write_bytes((tmp_path / train / "ant" / "0.png").read_bytes())  # a file beside the class folders
     assert len(open_image_folder(str(tmp_path), "train")) == 8
     assert len(open_image_folder(str(tmp_path), "train[:75%]")) == 6
     assert len(open_image_folder(str(tmp_path), "test")) == 4
@@ -245,4 +245,4 @@ def test_avif_and_jpeg_2000_are_read(tree):
     assert len(source) == 14
     for name in ("ant/a.avif", "ant/b.JP2"):
         pixels = decode(source[source.files.index(name)]["image"], 3)
-        assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 12  # both are lossy
+        assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 12  # both encodings are lossy

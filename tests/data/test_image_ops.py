@@ -42,7 +42,7 @@ EXACT = {
 def test_values_are_pillow_s(name, image):
     ours, theirs = EXACT[name]
     off = np.abs(ours(image).astype(int) - pillow(theirs, image).astype(int))
-    assert off.max() <= 1 and (off > 0).mean() < 0.005  # a float32 that falls on the other side of a whole number
+    assert off.max() <= 1 and (off > 0).mean() < 0.005  # a float32 may fall on the other side of a whole number
 
 
 MATRICES = {
@@ -50,8 +50,8 @@ MATRICES = {
     "shear_y": (1, 0, 0, -0.3, 1, 0),
     "translate": (1, 0, 7.4, 0, 1, -3.6),
 }
-# Pillow fills whole pixels at the border where OpenCV blends, hence the mean; inside, Pillow cuts where
-# OpenCV rounds (0.5 on average), weights have 5 bits, and the cubic kernels differ.
+# Pillow fills whole pixels at the border where OpenCV blends, hence the mean. Inside, Pillow
+# truncates where OpenCV rounds (0.5 on average), weights have 5 bits, and the cubic kernels differ.
 INSIDE = {"bilinear": 0.75, "bicubic": 1.5}
 
 

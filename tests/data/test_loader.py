@@ -1,4 +1,4 @@
-"""Batches are functions of (seed, step), whoever computes them."""
+"""Batches are functions of (seed, step), whichever thread or process computes them."""
 
 import dataclasses
 import traceback
@@ -98,7 +98,7 @@ def test_evaluation_over_processes_is_the_same_images(tree):
     options = {"data": config, "image_size": 12, "channels": 3, "batch_size": 8}
     whole = np.concatenate([batch["image"][batch["mask"]] for batch in eval_batches(source, **options)])
     parts = [list(eval_batches(source, process_index=i, process_count=2, **options)) for i in range(2)]
-    assert len(parts[0]) == len(parts[1])  # or a collective of the last step would hang
+    assert len(parts[0]) == len(parts[1])  # with fewer batches on one process, a collective of the last step would hang
     joined = np.concatenate([part[step]["image"][part[step]["mask"]] for step in range(2) for part in parts])
     np.testing.assert_array_equal(joined, whole)
 
@@ -141,7 +141,7 @@ def test_impossible_layouts_are_refused(tree, options, words):
 
 
 class BrokenSource:
-    """A source with a fault of its own, not of an image."""
+    """A source with a fault of its own, not an image's."""
 
     channels, class_names, fingerprint = 3, ("a",), "none"
 
@@ -174,4 +174,4 @@ def test_one_thread_is_one_thread(monkeypatch, tree, num_threads):
         ),
         1,
     )
-    assert read_ahead == [num_threads, num_threads]  # each computes a batch, alone or with the pool
+    assert read_ahead == [num_threads, num_threads]  # for training, then for evaluation

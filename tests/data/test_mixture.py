@@ -1,4 +1,4 @@
-"""Sources mixed by weight: exact shares, every image in its turn, and batches that are functions of (seed, step)."""
+"""Sources mixed by weight: exact shares, every image in turn, batches that follow from the step."""
 
 import dataclasses
 import json
@@ -47,7 +47,8 @@ def test_every_source_is_gone_through_before_an_image_comes_again():
         epochs = own[: len(own) // length * length].reshape(-1, length)
         assert (np.sort(epochs, 1) == np.arange(length)).all() and len({tuple(epoch) for epoch in epochs}) > 1
     first = indices[indices < 7]
-    np.testing.assert_array_equal(first, ShuffledOrder(7, seed=1)(np.arange(len(first))))  # the first source as without a mixture
+    # The first source has its order without a mixture.
+    np.testing.assert_array_equal(first, ShuffledOrder(7, seed=1)(np.arange(len(first))))
     assert not np.array_equal(*(MixedOrder((9, 9), (1, 1), s)(np.arange(99)) for s in (0, 1)))
 
 
@@ -62,15 +63,15 @@ def test_any_cut_gives_the_same_order_and_copies_lie_side_by_side():
     whole = order(np.arange(900))
     again = [pickle.loads(pickle.dumps(order))(part) for part in np.split(np.arange(900), [5, 6, 400, 401, 777])]
     np.testing.assert_array_equal(np.concatenate(again), whole)
-    np.testing.assert_array_equal(order(np.arange(600, 700)), whole[600:700])  # backwards
+    np.testing.assert_array_equal(order(np.arange(600, 700)), whole[600:700])  # also backwards
     runs = whole.reshape(-1, 3)
     large = runs[runs[:, 0] >= 6]
-    assert (large[:13] == large[:13, :1]).all()  # 40 is no multiple of 3: an epoch's last run is of two images
+    assert (large[:13] == large[:13, :1]).all()  # 40 is no multiple of 3: the last run of an epoch has two images
 
 
 @pytest.fixture
 def two(tmp_path) -> DataConfig:
-    """A folder of 12 images, 3 parts, and shards of 20 others, 1 part."""
+    """Returns a config of two sources: 12 images, 3 parts, and shards of 20 others, 1 part."""
     write_tree(tmp_path / "folder")
     write_tree(tmp_path / "others", per_class=10, size=(24, 18))
     prepare(str(tmp_path / "others"), tmp_path / "shards", shard_size=7)
@@ -92,7 +93,7 @@ def test_a_mixture_is_a_source_of_all_images(two):
         mixed[32]
     other = dataclasses.replace(two, weight=2)
     assert len({mixed.fingerprint, open_source(other, train=True).fingerprint, *(part.fingerprint for part in parts)}) == 4
-    assert open_source(two, train=False).fingerprint == parts[0].fingerprint  # evaluation is of the first alone
+    assert open_source(two, train=False).fingerprint == parts[0].fingerprint  # evaluation uses the first source only
 
 
 def dict_of(config: DataConfig) -> dict:

@@ -47,7 +47,7 @@ LABELS = np.array([0] * 50 + [1] * 3 + [3] * 7)  # class 2 has no image
 def test_a_balanced_order_draws_every_class_alike_and_goes_through_each():
     order = BalancedOrder(LABELS, seed=4)
     indices = order(np.arange(3000))
-    assert np.bincount(LABELS[indices[:2580]]).tolist() == [860, 860, 0, 860]  # ten rounds of 258
+    assert np.bincount(LABELS[indices[:2580]]).tolist() == [860, 860, 0, 860]  # ten rounds of 258 indices
     for label, count in ((0, 50), (1, 3), (3, 7)):
         own = indices[LABELS[indices] == label]
         epochs = own[: len(own) // count * count].reshape(-1, count)
@@ -63,5 +63,5 @@ def test_any_cut_of_a_balanced_order_is_the_same_and_seeds_differ():
     again = [pickle.loads(pickle.dumps(order))(part) for part in np.split(np.arange(1000), [7, 300, 777])]
     np.testing.assert_array_equal(np.concatenate(again), whole)
     pairs = whole.reshape(-1, 2)
-    np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])  # copies side by side
+    np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])  # copies are neighbours
     assert not np.array_equal(BalancedOrder(LABELS, seed=5, repeats=2)(np.arange(1000)), whole)

@@ -1,4 +1,4 @@
-"""Data in a bucket: the file system that `epath` asks for is one in memory, reached by the same code as Google's."""
+"""Data in a bucket: `epath` is given a file system in memory, reached by Google's code path."""
 
 import io
 import pathlib
@@ -23,7 +23,7 @@ from vitlab.data.tfds import open_tfds
 
 
 class Bucket(MemoryFileSystem):
-    """What lies at gs://."""
+    """The files at gs://."""
 
     protocol = ("gs", "gcs")
 
@@ -34,7 +34,7 @@ class Bucket(MemoryFileSystem):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """Copies a folder to gs://bucket/..."""
+    """Returns a function that copies a folder to gs://bucket/..."""
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
     filesystem = fsspec.filesystem
@@ -54,7 +54,10 @@ def bucket(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trees(tmp_path, bucket) -> tuple[str, str]:
-    """The same images here and in the bucket: two splits, one file deep in a class, some that are not meant."""
+    """Returns equal trees on the disk and in the bucket.
+
+    They have two splits, one file deep in a class, and files that are no images.
+    """
     root = tmp_path / "here"
     write_tree(root / "train", ("ant", "bee"), 3)
     write_tree(root / "val", ("bee",), 2)

@@ -35,7 +35,7 @@ def test_every_operator_takes_every_level(name, level):
 
 @pytest.mark.parametrize("name", [n for n in policies._INCREASING if n not in ("AutoContrast", "Equalize", "Invert", "SolarizeAdd")])
 def test_increasing_operators_leave_the_image_at_level_zero_and_change_more_above(name):
-    bits = {"PosterizeIncreasing": 16}.get(name, 1)  # which keeps four bits at level 0
+    bits = {"PosterizeIncreasing": 16}.get(name, 1)  # PosterizeIncreasing keeps four bits at level 0, so that values change by less than 16
     changes = [np.abs(OPERATORS[name](IMAGE, level, RNG(0), "bilinear").astype(int) - IMAGE).mean() for level in (0.0, 0.4, 0.9)]
     assert changes[0] < bits and changes[0] <= changes[1] <= changes[2] and changes[2] > changes[0]
 
@@ -43,7 +43,7 @@ def test_increasing_operators_leave_the_image_at_level_zero_and_change_more_abov
 def test_rand_augment_applies_half_of_two_operators():
     policy = make_policy("rand-m9")
     same = np.mean([np.array_equal(policy(IMAGE, RNG(seed), "bilinear"), IMAGE) for seed in range(400)])
-    assert 0.18 < same < 0.4  # a quarter draws nothing, and some operators do nothing
+    assert 0.18 < same < 0.4  # a quarter of the images draws no operator, and some operators do nothing
 
 
 def test_uniform_and_normal_noise_keep_to_the_range(monkeypatch):

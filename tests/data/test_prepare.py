@@ -1,4 +1,4 @@
-"""The command that writes shards: one at a time in a folder, killed at any moment, and its mistakes in one line."""
+"""The command that writes shards: one process per folder, kills at any moment, mistakes."""
 
 import contextlib
 import errno
@@ -177,7 +177,7 @@ def test_places_that_cannot_be_used_are_one_line(images, tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_shard(images, tmp_path):
     sizes = {path.name: path.stat().st_size for path in (images / "ant").iterdir()}
-    limit = 70_000  # bytes of a file, above one shard's and below that of all images in a thousand copies
+    limit = 70_000  # bytes per file, above one shard's size and below that of a thousand copies of all images
     for i in range(120):
         for name in sizes:
             os.link(images / "ant" / name, images / "ant" / f"{i}_{name}")
@@ -250,7 +250,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_in_the_same_bytes(images, 
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         kills += process.returncode == -signal.SIGKILL
-        if rng.random() < 0.25:  # and begins anew
+        if rng.random() < 0.25:  # start again from nothing
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()

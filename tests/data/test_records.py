@@ -1,4 +1,7 @@
-"""Records that are damaged, or whose label is none of the classes, are counted and replaced: from shards and TFDS data sets alike."""
+"""Damaged records, and labels outside of the classes, are counted and replaced.
+
+Shards and TFDS data sets behave alike.
+"""
 
 import io
 import pathlib
@@ -21,7 +24,7 @@ COUNT = 24
 
 
 def records_of(labels: list[int]) -> list[bytes]:
-    """One PNG for each label; image i has the grey value 10 * i."""
+    """Returns one PNG per label; image i has the grey value 10 * i."""
     records = []
     for i, label in enumerate(labels):
         buffer = io.BytesIO()
@@ -82,7 +85,7 @@ def test_a_flipped_bit_is_a_bad_image_and_its_neighbour_takes_its_place(tmp_path
     data = bytearray(path.read_bytes())
     data[data.find(records[5]) + 20] ^= 4
     path.write_bytes(data)
-    source = pickle.loads(pickle.dumps(source))  # with files opened anew
+    source = pickle.loads(pickle.dumps(source))  # pickling opens the files anew
     with pytest.raises(OSError, match="damaged record"):
         source[5]
     batches, bad = train(source, COUNT // 8)

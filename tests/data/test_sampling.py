@@ -1,4 +1,4 @@
-"""Class-balanced batches of a folder, and what cannot be sampled so."""
+"""Class-balanced batches of a folder, and sources that cannot be sampled so."""
 
 import numpy as np
 import pytest

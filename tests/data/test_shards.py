@@ -1,4 +1,4 @@
-"""Shards written from an image folder give what the folder gives; what is damaged is refused by name."""
+"""Shards written from an image folder give the folder's images; damage is refused by name."""
 
 import pathlib
 import pickle
@@ -19,7 +19,7 @@ from vitlab.data.shards import open_shards
 
 @pytest.fixture
 def images(tmp_path) -> pathlib.Path:
-    """Two splits, PNG and JPEG."""
+    """Returns a folder of two splits, PNG and JPEG."""
     root = tmp_path / "images"
     write_tree(root / "train", ("ant", "bee", "cat"), 4)
     write_tree(root / "val", ("bee",), 3)
@@ -92,7 +92,7 @@ def test_the_short_side_only_shrinks(images, tmp_path):
     large = decode(got.pop("bee/large.jpg"), 3)
     assert large.shape == (30, 45, 3)
     expected = Image.open(images / "train" / "bee" / "large.jpg").resize((45, 30), Image.Resampling.BICUBIC)
-    assert np.abs(large.astype(int) - np.asarray(expected).astype(int)).mean() < 2  # of two JPEG codings
+    assert np.abs(large.astype(int) - np.asarray(expected).astype(int)).mean() < 2  # the images were coded as JPEG twice
     assert got == {name: folder[i]["image"] for i, name in enumerate(folder.files) if name != "bee/large.jpg"}
 
 
@@ -136,7 +136,7 @@ def test_changed_bytes_are_found_by_verify_and_are_bad_images_in_training(images
     with train_batches(damaged, data=config, **options) as batches:
         labels = next(batches)["label"]
         assert batches.bad.counts == {"damaged record": 1}
-    expected = sorted([*(source[i]["label"] for i in range(13) if i != 5), source[6]["label"]])  # its neighbour takes its place
+    expected = sorted([*(source[i]["label"] for i in range(13) if i != 5), source[6]["label"]])  # its neighbour replaces the damaged record
     assert sorted(labels) == expected
 
 

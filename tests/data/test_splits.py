@@ -25,7 +25,7 @@ def test_a_bound_in_percent_has_every_class_of_two_images_on_both_sides(counts, 
     several = np.array(counts) > 1
     assert (first[several] > 0).all() and (second[several] > 0).all()
     wanted = np.clip(np.array(counts) * percent / 100, 1, np.array(counts) - 1)
-    assert (np.abs(first - wanted)[several] <= len(counts)).all()  # what small classes have too much, large ones have too little
+    assert (np.abs(first - wanted)[several] <= len(counts)).all()  # the surplus of small classes is taken from large ones
     if len(set(counts)) == 1:
         assert np.ptp(first) <= 1
 

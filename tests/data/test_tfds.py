@@ -88,7 +88,11 @@ def test_whatever_the_bytes_a_record_is_an_example_or_a_value_error():
 
 
 def write_tfds(root: pathlib.Path, records: dict[str, list[bytes]]) -> pathlib.Path:
-    """The data set "dots" of three classes as `tfds build --file_format=array_record` leaves it; returns its folder."""
+    """Writes the data set "dots" of three classes, as `tfds build --file_format=array_record` does.
+
+    Returns:
+      The data set's folder.
+    """
     folder = root / "dots" / "1.0.0"
     folder.mkdir(parents=True)
     splits = []

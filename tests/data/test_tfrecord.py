@@ -1,4 +1,7 @@
-"""TFRecord files, written here by hand, become the shards of their images; what is damaged is named by file and offset."""
+"""TFRecord files, written here by hand, become shards of their images.
+
+Damage is reported by file and offset.
+"""
 
 import pathlib
 import struct
@@ -66,7 +69,7 @@ def example(image: bytes, label: int, image_key: str = "image/encoded", label_ke
     features = {
         "image/class/text": feature(1, field(1, b"an ant")),
         image_key: feature(1, field(1, image)),
-        "image/object/bbox/xmin": feature(2, b""),  # empty, as in ImageNet
+        "image/object/bbox/xmin": feature(2, b""),  # empty lists, as in ImageNet
         label_key: feature(3, field(1, varint(label))),
     }
     return field(1, b"".join(field(1, field(1, key.encode()) + field(2, value)) for key, value in features.items()))
@@ -80,7 +83,7 @@ def encoded(seed: int, folder: pathlib.Path) -> bytes:
 
 @pytest.fixture
 def records(tmp_path) -> pathlib.Path:
-    """13 training images in two files, 4 for validation; labels 1 to 3."""
+    """Returns 13 training images in two files, 4 for validation; labels are 1 to 3."""
     root = tmp_path / "records"
     root.mkdir()
     for split, sizes in (("train", (7, 6)), ("validation", (4,))):
@@ -125,9 +128,9 @@ def test_a_class_list_names_the_classes_from_the_first_label_on(records, tmp_pat
     ("number", "at", "words"),
     [
         (2, 3, "its length has another checksum"),
-        (2, 200, "its bytes have another checksum"),  # in the image: found when some images are looked at for their channels
-        (2, -1, "its bytes have another checksum"),  # the checksum itself
-        (2, 13, "its bytes have another checksum"),  # a length inside the message: found before anything is written
+        (2, 200, "its bytes have another checksum"),  # damage in an image: found when some images are read for their channels
+        (2, -1, "its bytes have another checksum"),  # damage of the checksum itself
+        (2, 13, "its bytes have another checksum"),  # damage of a length inside the message: found before anything is written
         (6, "cut", "the file ends within its"),
         (6, "header", "the file ends within its header"),
     ],
@@ -151,7 +154,7 @@ def test_damage_is_named_by_file_and_offset_and_leaves_no_half_shard(records, tm
 def test_damage_that_is_met_in_writing_leaves_no_half_shard_and_the_whole_file_goes_on(records, tmp_path, monkeypatch):
     monkeypatch.setattr("vitlab.data.tfrecord.channels_of", lambda *_, **__: 3)
     source = open_tfrecords(str(records), ("train",), LAYOUT)["train"]
-    damaged = order_of(source)[6]  # in the second shard, behind others
+    damaged = order_of(source)[6]  # the third record of the second shard
     path, begin = records / source.files[damaged].split("@")[0], int(source.files[damaged].split("@")[1])
     whole = path.read_bytes()
     path.write_bytes(whole[: begin + 200] + bytes([whole[begin + 200] ^ 1]) + whole[begin + 201 :])

@@ -16,7 +16,7 @@ from vitlab.data.workers import Workers
 
 
 def numbered(index: int, count: int):
-    """Batches that tell who made them."""
+    """Yields batches that record who made them."""
     number = index
     while True:
         yield {"number": np.array([number]), "image": np.full((2, 50, 3), number % 256, np.uint8), "none": np.zeros((0, 4), np.float32)}
@@ -36,7 +36,7 @@ def test_batches_come_in_turn_and_outlive_their_workers():
     for i, batch in enumerate(batches):
         assert batch["number"] == i and batch["none"].shape == (0, 4) and batch["none"].dtype == np.float32
         assert batch["image"].shape == (2, 50, 3) and (batch["image"] == i).all()
-        batch["image"] += 1  # may be written to
+        batch["image"] += 1  # the array is writable
     with pytest.raises(ValueError, match="closed"):
         next(workers)
 
@@ -126,7 +126,10 @@ def test_a_run_that_leaves_or_is_killed_with_its_group_leaves_nothing(tmp_path, 
 
 
 def named_memory(pids: list[int]) -> list[str]:
-    """This lists the files of /dev/shm that these processes have mapped or open; those of other programs do not count."""
+    """Lists the files of /dev/shm that these processes have mapped or open.
+
+    Files of other programs do not count.
+    """
     found = []
     for pid in pids:
         found += [line for line in pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/" in line]

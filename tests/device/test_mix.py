@@ -10,7 +10,7 @@ from vitlab.device.mix import mix
 from vitlab.losses import soft_targets
 
 B, SIDE = 8, 16
-# Each image has one value, so that a mixture tells its share.
+# Each image has one value, so that a mixture reveals its share.
 IMAGES = jnp.broadcast_to((jnp.arange(B, dtype=jnp.uint8) * 30)[:, None, None, None], (B, SIDE, SIDE, 3))
 TARGETS = soft_targets(jnp.arange(B), B)
 
@@ -21,13 +21,13 @@ def compiled(config):
 
 
 def runs(count, **fields):
-    """Images and targets of so many draws."""
+    """Returns images and targets of several draws."""
     images, targets = compiled(MixConfig(**fields))(jax.random.split(jax.random.key(0), count))
     return np.asarray(images), np.asarray(targets)
 
 
 def share(targets):
-    """What each image keeps of itself."""
+    """Returns the share that each image keeps of itself."""
     return targets[..., np.arange(B), np.arange(B)]
 
 
@@ -52,7 +52,7 @@ def test_cutmix_puts_one_box_of_whole_pixels_and_keeps_uint8():
     for i in range(B):
         changed = images[i, :, :, 0] != IMAGES[i, 0, 0, 0]
         rows, cols = changed.any(1), changed.any(0)
-        np.testing.assert_array_equal(changed, rows[:, None] & cols[None])  # a rectangle
+        np.testing.assert_array_equal(changed, rows[:, None] & cols[None])  # the changed pixels are a rectangle
         np.testing.assert_allclose(1 - changed.mean(), share(targets)[i], rtol=1e-5)
         if changed.any():
             assert np.ptp(np.flatnonzero(rows)) + 1 == rows.sum() and np.ptp(np.flatnonzero(cols)) + 1 == cols.sum()
@@ -62,7 +62,7 @@ def test_shares_have_the_beta_distribution_and_prob_its_frequency():
     kept = share(runs(250, mixup_alpha=0.4, mode="elem", prob=0.75)[1]).ravel()
     mixed = kept[kept < 1]
     assert abs(len(mixed) / len(kept) - 0.75) < 0.04  # 2000 draws: 4 standard deviations
-    assert abs(mixed.mean() - 0.5) < 0.04 and abs(mixed.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.02  # of Beta(a, a)
+    assert abs(mixed.mean() - 0.5) < 0.04 and abs(mixed.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.02  # mean and variance of Beta(a, a)
 
 
 def test_switching_chooses_cutmix_as_often_as_asked():

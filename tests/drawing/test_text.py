@@ -1,4 +1,4 @@
-"""Text in pictures: letters that the fonts have, escapes for what they lack, never a crash."""
+"""Text in pictures: letters that the fonts have, escapes for missing letters, never a crash."""
 
 import pathlib
 
@@ -21,7 +21,7 @@ def no_fonts_are_remembered():
 
 @pytest.fixture
 def only_pillow(monkeypatch):
-    """A machine without fonts."""
+    """Simulates a machine without fonts."""
     monkeypatch.setattr(text, "font_folders", lambda: [])
     text._paths.cache_clear()
     text._font_with.cache_clear()

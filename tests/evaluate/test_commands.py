@@ -77,7 +77,7 @@ def test_parameters_are_split_as_in_training_where_the_devices_allow_it(uninterr
 
 
 def timm_tensors(params):
-    """The tree under timm's names and in torch's layout."""
+    """Returns the tree of parameters under timm's names and in torch's layout."""
     import jax
 
     out = {}

@@ -1,4 +1,4 @@
-"""Probes of frozen features against recordings of their authors' code, and on features whose answer is known."""
+"""Probes of frozen features against recordings of their authors' code and on known answers."""
 
 import json
 
@@ -24,7 +24,7 @@ from vitlab.runs.trained import from_run, without_head
 
 
 def close(ours, recorded, tolerance=1e-4):
-    """The gate of the recordings: in standard deviations of what was recorded."""
+    """Checks the deviation in standard deviations of the recorded values."""
     assert np.abs(np.asarray(ours) - recorded).max() <= tolerance * max(recorded.std(), 1e-12)
 
 
@@ -107,7 +107,7 @@ def test_fewer_images_than_neighbours_all_vote():
 def test_the_linear_probe_finds_separable_classes_at_one_of_its_rates():
     training = Training(epochs=20, batch_size=64, rates=(1e-6, 10.0))
     results = [linear_probe(clusters(400), clusters(100, seed=1), num_classes=7, training=training) for _ in range(2)]
-    assert results[0] == results[1]  # deterministic
+    assert results[0] == results[1]  # the probe is deterministic
     assert results[0]["rate"] == 10.0 and results[0]["top1"] > 0.95 and set(results[0]["held_out_top1"]) == {"1e-06", "10"}
 
 
@@ -133,7 +133,7 @@ def test_a_run_is_probed(uninterrupted, protocol, capsys):
         assert evaluate.main([f"--workdir={uninterrupted}", f"--protocol={protocol}", "--config.eval_batch_size=16"]) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert results[0] == results[1] and (results[0]["protocol"], results[0]["images"], results[0]["step"]) == (protocol, 50, 60)
-    assert results[0]["top1"] > 0.15  # Chance is 0.1: there are ten classes.
+    assert results[0]["top1"] > 0.15  # chance is 0.1: there are ten classes
     assert json.loads((uninterrupted / "evaluations" / f"{protocol}-step60-test_50" / "evaluation.json").read_text()) == results[0]
 
 

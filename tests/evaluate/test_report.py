@@ -1,4 +1,4 @@
-"""These tests compare what --report writes with the predictions."""
+"""The files of --report agree with the predictions."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""An exported model runs without this project, and gives what the model gives."""
+"""An exported model runs without this project, and gives the model's outputs."""
 
 import json
 
@@ -24,13 +24,13 @@ from vitlab.runs.trained import Trained, from_run
 from vitlab.train.loop import train
 from vitlab.weights.save import save_weights, to_foreign
 
-TOLERANCE = {"rtol": 0, "atol": 1e-5}  # The logits are float32 of size one, and the two programs add in different orders.
+TOLERANCE = {"rtol": 0, "atol": 1e-5}  # logits are float32 of size one, and the two programs add in different orders
 FIELDS = {"depth": 1, "dim": 16, "num_heads": 2, "num_classes": 5, "image_size": 32}
 
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """The checkpoint of a small network under the name of a variant of the zoo."""
+    """Returns a small network's checkpoint under the name of a variant of the zoo."""
     from vitlab.models import vit
     from vitlab.models.registry import Family, _families
 

@@ -1,4 +1,4 @@
-"""No recording is left out: each is compared by a test, or named here as unknown."""
+"""No recording is left out: each is compared by a test, or listed here as unknown."""
 
 import pytest
 

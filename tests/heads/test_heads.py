@@ -1,4 +1,4 @@
-"""Each head against a few lines of numpy, and at its known limits."""
+"""Each head against a few lines of numpy, and in its known limits."""
 
 import math
 
@@ -23,8 +23,8 @@ from vitlab.heads.simple_pyramid import SimplePyramid
 from vitlab.heads.upernet import UPerNet
 from vitlab.layers.resize import resize_bilinear
 
-EPS = 1e-5  # Every batch norm adds this to its variance.
-ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # The results are sums of some hundred float32 products of order one.
+EPS = 1e-5  # epsilon of every batch norm
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # results are sums of some hundred float32 products of order one
 
 
 def rand(*shape, seed=0):
@@ -89,7 +89,7 @@ def test_fcn_reads_the_last_map_and_sees_its_input_again():
 
 def test_fpn_adds_the_nearest_pixels_of_the_coarser_map():
     part = FPN((3, 4), (4, 8), dim=2, rngs=nnx.Rngs(0))
-    fine, coarse = maps((3, 4), (5, 6), (3, 3))  # the rows are no multiple
+    fine, coarse = maps((3, 4), (5, 6), (3, 3))  # the rows are no multiples
     lateral = [np.asarray(x @ part.laterals[i].kernel[...][0, 0]) for i, x in enumerate((fine, coarse))]
     above = lateral[1][:, [0, 0, 1, 1, 2]][:, :, [0, 0, 1, 1, 2, 2]]
     out = part((fine, coarse))
@@ -104,7 +104,7 @@ def test_semantic_fpn_never_doubles_the_finest_level():
     moved = (features[0].at[:, 5, 5].add(10), *features[1:])
     changed = np.array((head(moved, train=False) != head(features, train=False)).any((0, 3)))
     assert changed[4:7, 4:7].any()
-    changed[4:7, 4:7] = False  # one convolution 3x3, and nothing that spreads it
+    changed[4:7, 4:7] = False  # the positions that one 3x3 convolution reaches
     assert not changed.any()
 
 
@@ -152,7 +152,7 @@ def test_dpt_reads_each_of_its_maps():
 
 def test_dpt_adds_the_coarser_map_and_resizes_with_aligned_corners():
     part = Fusion(3, sums=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    for unit in (part.unit1, part.unit2):  # residual units that pass on what they get
+    for unit in (part.unit1, part.unit2):  # makes the residual units identities
         unit.conv2.kernel[...] = jnp.zeros_like(unit.conv2.kernel[...])
     part.project.kernel[...] = jnp.eye(3)[None, None]
     x, above = maps((3, 3), (2, 3), (2, 3))
@@ -168,7 +168,7 @@ def test_simple_pyramid_makes_maps_of_four_strides_from_the_last():
     out = pyramid((first, last))
     assert [x.shape for x in out] == [(2, 20, 16, 6), (2, 10, 8, 6), (2, 5, 4, 6), (2, 3, 2, 6)]
     assert all(jnp.array_equal(a, b) for a, b in zip(out, pyramid((first + 1, last)), strict=True))
-    half = pyramid((first, last.at[:, 4].add(5)))[3]  # the fifth row is alone in its window
+    half = pyramid((first, last.at[:, 4].add(5)))[3]  # the fifth row is alone in its pooling window
     assert not jnp.array_equal(half[:, 2], out[3][:, 2])
 
 
@@ -191,8 +191,8 @@ def hand_made(h=6, w=8, k=2):
 
 def test_peaks_of_a_heatmap_become_boxes():
     heatmap, size, offset = hand_made()
-    heatmap = heatmap.at[0, 2, 3, 1].set(2.0).at[0, 2, 4, 1].set(1.0)  # a neighbour, no peak
-    heatmap = heatmap.at[0, 2, 4, 0].set(-1.0).at[0, 5, 7, 0].set(3.0)  # another class beside it; the corner
+    heatmap = heatmap.at[0, 2, 3, 1].set(2.0).at[0, 2, 4, 1].set(1.0)  # the second value is a neighbour of the peak, no peak
+    heatmap = heatmap.at[0, 2, 4, 0].set(-1.0).at[0, 5, 7, 0].set(3.0)  # another class at the neighbour, and a peak in the corner
     size = size.at[0, 2, 3].set(jnp.log(jnp.asarray([4.0, 2.0])))
     offset = offset.at[0, 2, 3].set(jnp.asarray([0.25, -0.5]))
     found = boxes_of(CenterMaps(heatmap, size, offset), stride=4, num_boxes=3)
@@ -229,14 +229,14 @@ def test_center_point_is_as_fine_as_it_was_asked_to_be(strides, stride):
     assert head.stride == stride
     out = head(maps((8,) * len(strides), *[(2, 3)] * len(strides)), train=False)
     assert out.heatmap.shape == (2, 2 * strides[0] / stride, 3 * strides[0] / stride, 3)
-    assert float(jax.nn.sigmoid(out.heatmap).mean()) < 0.1  # objects are rare at first
+    assert float(jax.nn.sigmoid(out.heatmap).mean()) < 0.1  # initial scores are low
 
 
 def test_attention_pool_is_softmax_attention_of_one_query():
     head = AttentionPool((8,), (16,), 3, num_heads=2, rngs=nnx.Rngs(0))
     head.latent[...] = jnp.asarray(rand(1, 1, 8))
     for layer in (head.q, head.kv):
-        layer.kernel[...] = layer.kernel[...] * 30  # weights that differ from equal ones
+        layer.kernel[...] = layer.kernel[...] * 30  # larger weights make attention differ from a mean
     x = rand(2, 2, 3, 8)
     query = np.asarray(head.q(head.latent[...])).reshape(2, 4)
     key, value = np.moveaxis(np.asarray(head.kv(jnp.asarray(x))).reshape(2, 6, 2, 2, 4), 2, 0)

@@ -19,7 +19,7 @@ GRAD_NORM = 1e-5  # relative; float32 rounding moves the norms by 2e-7, a ReLU w
 
 
 def head_of(meta):
-    """The head that a recording is of, and how many of the recorded maps it is given."""
+    """Returns the recorded head, and how many of the recorded maps it reads."""
     kwargs = meta["kwargs"]
     several = isinstance(kwargs["in_channels"], list)
     dims = kwargs["in_channels"] if several else [kwargs["in_channels"]] * (kwargs["in_index"] + 1)

@@ -1,4 +1,4 @@
-"""Any trunk of the zoo under any head that its maps allow."""
+"""Any trunk of the zoo under any head that can read its maps."""
 
 import functools
 
@@ -23,7 +23,7 @@ VECTORS = {"attention_pool"}
 
 
 def fields_of(name):
-    """Fields of a small model with the four maps that the variant has."""
+    """Returns fields of a small model with as many maps as the variant has, four."""
     config = model_config(name)
     shrink = fewer_parts(config)
     return shrink | ({"depth": 4} if hasattr(config, "depth") else {}) | {"image_size": size_of(name), "num_classes": 0}
@@ -45,7 +45,10 @@ def abstract_maps(name):
 
 @pytest.fixture
 def unchecked_shapes(monkeypatch):
-    """Rests what checks the shapes of arguments, which doubles the time to trace: the trunks differ in numbers only."""
+    """Disables the check of argument shapes, which doubles the time to trace.
+
+    Trunks differ in numbers only.
+    """
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -121,7 +124,7 @@ def real_maps(name):
 
 
 def pulled_back(outputs):
-    """A number that every output moves."""
+    """Returns a number that depends on every output."""
     return sum((x * jnp.asarray(np.random.default_rng(1).standard_normal(x.shape), x.dtype)).sum() for x in jax.tree.leaves(outputs))
 
 
@@ -132,7 +135,8 @@ def test_every_parameter_and_every_map_that_is_read_gets_a_gradient(trunk, head)
     module = head_on(head, info, normalised=[False] * len(info))
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
-    # By the running statistics: a batch's own mean removes every shift before it, and with it the gradient of a bias.
+    # Batch norms use running statistics: a batch's own mean would cancel every shift before the
+    # norm, and the gradient of a bias.
     @jax.jit
     def run(params, maps):
         def loss(params, maps):

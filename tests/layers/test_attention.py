@@ -28,7 +28,7 @@ def test_a_cpu_attends_as_other_devices_do(dtype, bias_shape, scale):
 
     here, elsewhere = run("cpu"), run("any")
     assert jax.tree.map(lambda x: x.dtype, here) == jax.tree.map(lambda x: x.dtype, elsewhere)
-    error = 1e-5 if dtype == jnp.float32 else 2**-6  # bfloat16: a few roundings of values and gradients that are below 4
+    error = 1e-5 if dtype == jnp.float32 else 2**-6  # bfloat16: a few roundings of values and gradients below 4
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=error, atol=error), here, elsewhere)
 
 

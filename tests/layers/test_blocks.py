@@ -1,4 +1,4 @@
-"""Blocks in a loop compute what blocks in turn do: the same numbers, random ones and moving averages included."""
+"""Blocks in a loop compute what blocks one by one do, random numbers and statistics included."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def chain(*, shifts=(0,) * 6, rate=0.0):
 
 
 def run(blocks, *, scan, remat="none", train=True, **options):
-    """Output and gradients, the new moving averages, and the next random key."""
+    """Returns output and gradients, the new moving averages, and the next random key."""
     graphdef, params, rest = nnx.split(blocks, nnx.Param, ...)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5, DIM)), jnp.float32)
 
@@ -44,7 +44,7 @@ def run(blocks, *, scan, remat="none", train=True, **options):
 
 
 def loops(blocks, **options):
-    """The numbers of trips."""
+    """Returns the number of trips of each loop."""
     graphdef, state = nnx.split(blocks)
 
     def forward(state):

@@ -1,4 +1,7 @@
-"""Every form of a convolution equals XLA's own, values and gradients, for every stride, padding and dilation."""
+"""Every form of a convolution equals XLA's own, in values and gradients.
+
+All strides, paddings and dilations are covered.
+"""
 
 import functools
 
@@ -16,12 +19,12 @@ CASES = [  # side, channels, outputs, groups, kernel, stride, padding, dilation
     (11, 3, 3, 3, (9, 9), (1, 1), [(4, 4), (4, 4)], (1, 1)),  # rows in a loop
     (12, 3, 3, 3, (7, 5), (1, 1), [(9, 9), (6, 6)], (3, 3)),
     (9, 4, 4, 4, (3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1)),
-    (8, 4, 4, 4, (3, 3), (2, 3), [(1, 1), (0, 2)], (2, 1)),  # pixels that no window reaches
+    (8, 4, 4, 4, (3, 3), (2, 3), [(1, 1), (0, 2)], (2, 1)),  # some pixels are in no window
     (8, 4, 4, 4, (3, 3), (2, 2), "SAME", (1, 1)),
     (6, 8, 4, 2, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),
     (6, 8, 8, 4, (3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1)),
-    (4, 66, 66, 33, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),  # too many to split
-    (4, 4, 8, 4, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),  # two outputs a channel
+    (4, 66, 66, 33, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),  # too many groups to split
+    (4, 4, 8, 4, (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1)),  # two outputs per channel
     (5, 4, 6, 1, (1, 1), (1, 1), [(0, 0), (0, 0)], (1, 1)),
     (7, 4, 6, 1, (1, 1), (2, 3), "SAME", (1, 1)),
     (5, 4, 6, 1, (1, 1), (1, 1), [(1, 1), (0, 0)], (1, 1)),  # a border of zeros

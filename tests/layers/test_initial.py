@@ -1,4 +1,4 @@
-"""Initial values: their distribution, drawn by numpy as by jax.random, and what stands for them in shapes."""
+"""Initial values: equal distributions by numpy and by jax.random, and zeros for shapes."""
 
 import math
 
@@ -12,7 +12,7 @@ from vitlab.layers.initial import InitRngs
 from vitlab.models.registry import abstract_model, create_model
 
 SHAPE = (3, 3, 16, 64)
-# Standard deviation of each over SHAPE, from its definition.
+# standard deviation of each initializer over SHAPE, from its definition
 SPREADS = {
     initial.normal_init: 0.02,
     initial.he_normal: math.sqrt(2 / (9 * 64)),
@@ -26,7 +26,7 @@ SPREADS = {
 def test_draws_have_the_spread_and_no_mean(init, std, rngs):
     values = np.asarray(init(rngs.params(), SHAPE))
     assert values.shape == SHAPE and values.dtype == np.float32
-    assert values.std() == pytest.approx(std, rel=0.03)  # of 9216 draws: 0.7 % at one deviation
+    assert values.std() == pytest.approx(std, rel=0.03)  # one standard deviation of the estimate from 9216 draws is 0.7 %
     assert abs(values.mean()) < 0.05 * std
     if init is initial.torch_uniform:
         assert np.abs(values).max() <= std * math.sqrt(3)
@@ -48,7 +48,7 @@ def test_without_a_seed_shapes_alone():
 
 def test_nothing_is_compiled_to_create_a_model(caplog):
     with jax.log_compiles():
-        create_model("swin_tiny", image_size=64, dim=40, num_heads=(1, 2, 4, 8))  # shapes that no other test has
+        create_model("swin_tiny", image_size=64, dim=40, num_heads=(1, 2, 4, 8))  # shapes that no other test compiles
     compiled = [record.message for record in caplog.records if "Finished XLA compilation" in record.message]
     assert not compiled
 

@@ -44,7 +44,7 @@ def test_patch_merging_pads_an_odd_side_with_zeros():
 
 def test_layer_norm_computes_in_float32_and_returns_its_dtype():
     norm = LayerNorm(64, eps=1e-5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    x = rand(4, 64) * 10 + 300  # a large mean cancels badly in bfloat16
+    x = rand(4, 64) * 10 + 300  # a large mean loses digits in bfloat16
     out = norm(jnp.asarray(x))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     assert out.dtype == jnp.bfloat16

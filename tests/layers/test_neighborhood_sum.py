@@ -1,4 +1,7 @@
-"""Sums over neighborhoods against a literal loop, values and gradients, over sizes that tiles do not divide."""
+"""Sums over neighborhoods against a literal loop, in values and gradients.
+
+Sizes are no multiples of the tiles.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ from vitlab.layers.neighborhood_sum import neighborhood_sum
 
 
 def literal(weights, value, pull, kernel_size):
-    """The sums, and the gradients of both arguments, one token at a time."""
+    """Returns the sums and the gradients of both arguments, one token at a time."""
     h, w = value.shape[1:3]
     sums, d_weights, d_value = np.zeros(value.shape), np.zeros(weights.shape), np.zeros(value.shape)
     for i in range(h):

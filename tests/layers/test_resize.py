@@ -28,7 +28,8 @@ def test_nearest_takes_the_pixel_at_or_before():
 
 
 def test_bicubic_has_torchs_weights_at_a_half():
-    # At t = 1/2 and a = -0.75 the taps are -0.09375, 0.59375, 0.59375, -0.09375; the border repeats.
+    # At t = 1/2 and a = -0.75 the taps are -0.09375, 0.59375, 0.59375, -0.09375; the border
+    # repeats.
     out = np.asarray(resize_bicubic(X, (7, 5)))
     padded = np.pad(X, ((0, 0), (0, 0), (1, 1), (0, 0)), "edge")
     expected = sum(w * padded[:, :, i : i + 10 : 2] for i, w in enumerate((-0.09375, 0.59375, 0.59375, -0.09375)))

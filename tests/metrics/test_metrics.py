@@ -1,4 +1,4 @@
-"""Metrics add up, leave out what is undefined, and refuse what cannot be."""
+"""Metrics add up, leave out undefined numbers, and refuse impossible arguments."""
 
 import math
 

@@ -7,7 +7,7 @@ import pytest
 
 from vitlab.metrics import detection, disparity, regression, restoration, segmentation
 
-EXACT = 1e-12  # counts are integers, and so few divisions follow
+EXACT = 1e-12  # counts are integers, and few divisions follow
 CORRELATION = 1e-9
 FLOAT32_LUMA = 1e-6  # Y is float32 in BasicSR
 FLOAT32_FLOW = 1e-7  # the recording subtracts flow vectors in float32
@@ -35,7 +35,7 @@ def test_segmentation_counts_and_scores_as_mmsegmentation(recorded):
 @pytest.mark.goldens("metrics_image")
 def test_psnr_and_ssim_as_basicsr(recorded):
     meta, arrays = recorded
-    target, restored = (arrays[x][..., ::-1] for x in "ab")  # recorded as BGR
+    target, restored = (arrays[x][..., ::-1] for x in "ab")  # the images were recorded as BGR
     for border in (0, 2, 4):
         for kind in ("rgb", "y"):
             ours = restoration.image_quality(restored, target, border=border, luma=kind == "y")

@@ -1,4 +1,4 @@
-"""What each mechanism must be equal to in a limit that is easy to write down, and a few oracles in numpy."""
+"""Each mechanism in a limit that is easy to write down, and a few oracles in numpy."""
 
 import inspect
 
@@ -35,7 +35,7 @@ from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.mixers.super_token import SuperTokenAttention
 
-TOLERANCE = 2e-5  # float32 sums of a few hundred terms of order one, taken in another order
+TOLERANCE = 2e-5  # float32 sums of a few hundred terms of order one, in another order
 gelu = lambda x: np.asarray(jax.nn.gelu(jnp.asarray(x), approximate=False))  # noqa: E731
 
 
@@ -61,7 +61,7 @@ def linear(layer, x):
 
 
 def attend(q, k, v, scale=None):
-    """[tokens, dim] of one head."""
+    """Returns one head's attention, [tokens, dim]."""
     logits = q @ k.T * (q.shape[-1] ** -0.5 if scale is None else scale)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ v
@@ -76,7 +76,7 @@ def dense(q, k, v, heads, scale=None):
 
 
 def depthwise(conv, x):
-    """A depthwise convolution of a map [h, w, c], tap by tap."""
+    """Returns a depthwise convolution of a map [h, w, c], tap by tap."""
     kernel, dilation = (
         np.asarray(conv.kernel[...]),
         conv.kernel_dilation if isinstance(conv.kernel_dilation, int) else conv.kernel_dilation[0],
@@ -120,12 +120,12 @@ def test_super_tokens_of_one_token_are_global_attention_with_heads_outermost():
 
 def test_super_tokens_follow_the_equations_on_one_cell():
     mixer = build(SuperTokenAttention, 8, num_heads=1, cell_size=6)
-    logits = np.zeros((36, 9))  # the neighbours of the only cell are zeros
+    logits = np.zeros((36, 9))  # neighbours of the only cell are zeros
     logits[:, 4] = FLAT @ FLAT.mean(0) * 8**-0.5
     share = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[:, 4]
     token = share @ FLAT / share.sum()
     qkv = linear(mixer.stoken_refine.qkv, token[None])
-    refined = linear(mixer.stoken_refine.proj, qkv[:, 16:])  # one token attends to itself
+    refined = linear(mixer.stoken_refine.proj, qkv[:, 16:])  # one super token attends to itself
     same(mixer(X)[0].reshape(36, 8), share[:, None] * refined)
 
 
@@ -199,7 +199,7 @@ def test_neighborhood_attention_as_large_as_the_map_is_global_attention():
 def test_groups_as_large_as_the_map_are_global_attention_and_the_bias_moves_it():
     mixer = build(LongShortAttention, 8, num_heads=2, group_size=7)
     plain = _as_attention(mixer)(X.reshape(1, 36, 8)).reshape(X.shape)
-    assert float(jnp.abs(mixer(X) - plain).max()) > 1e-5  # measured 1.5e-4; without the bias 3e-8
+    assert float(jnp.abs(mixer(X) - plain).max()) > 1e-5  # measured: 1.5e-4, and 3e-8 without the bias
     mixer.pos.layers[2].kernel[...] = jnp.zeros((4, 2))
     mixer.pos.layers[2].bias[...] = jnp.zeros(2)
     same(mixer(X), plain)
@@ -288,7 +288,10 @@ def test_glmix_gathers_and_gives_back_by_the_same_logits():
 
 
 def agent_steps(mixer, q, k, v, agents, asking, asked):
-    """The two steps of agent attention, head by head, [tokens, dim]; biases [heads, agents, tokens]."""
+    """The two steps of agent attention, head by head, [tokens, dim].
+
+    Biases are [heads, agents, tokens].
+    """
     out = []
     softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)  # noqa: E731
     for head in range(2):
@@ -344,7 +347,7 @@ def test_injective_weights_sum_to_one_and_the_mean_token_makes_the_kernels():
     weights = products - products.mean(-1, keepdims=True) + 1 / 36
     same(weights.sum(-1), np.ones((2, 36)))
     mean = FLAT.mean(0)
-    for layer in (mixer.residual1, mixer.residual2):  # each head's channels by themselves
+    for layer in (mixer.residual1, mixer.residual2):  # each head has its own group of channels
         kernel, halves = np.asarray(layer.kernel[...])[0, 0], mean.reshape(2, -1)
         width = kernel.shape[1] // 2
         mean = np.concatenate([halves[i] @ kernel[:, i * width : (i + 1) * width] for i in range(2)]) + np.asarray(layer.bias[...])
@@ -405,7 +408,7 @@ def test_rotary_positions_leave_products_to_the_offset():
 
 
 def _as_attention(mixer) -> Attention:
-    """Global attention with the mixer's projections."""
+    """Returns global attention with the mixer's projections."""
     attention = Attention(8, num_heads=2, rngs=nnx.Rngs(0))
     for layer in ("qkv", "proj"):
         getattr(attention, layer).kernel[...] = getattr(mixer, layer).kernel[...]
@@ -430,5 +433,5 @@ def test_every_parameter_gets_a_gradient_and_bfloat16_follows(name):
             grads = jax.jit(jax.grad(lambda params, x, run=run: jnp.sum(jnp.sin(run(params, x)) ** 2)))(params, x)
             dead = [".".join(map(str, path)) for path, g in nnx.to_flat_state(grads) if not np.abs(g[...]).max() > 0]
             assert not dead
-    # 2^-8 relative an operation, and a routing may choose another region at a near tie.
+    # Operations round by 2^-8 relative, and a routing may choose another region at a near tie.
     assert np.median(np.abs(outs[1] - outs[0])) < 0.05 * np.abs(outs[0]).max()

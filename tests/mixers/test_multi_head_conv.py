@@ -6,7 +6,7 @@ from flax import nnx
 
 from vitlab.mixers.multi_head_conv import MultiHeadConv
 
-TOLERANCE = 2e-5  # float32 sums of a few dozen terms of order one, taken in another order
+TOLERANCE = 2e-5  # float32 sums of a few dozen terms of order one, in another order
 
 
 def mixer_of():

@@ -1,4 +1,4 @@
-"""Neighborhood attention: which tokens are seen, where their bias stands, and what a small map does."""
+"""Neighborhood attention: its windows, the place of the bias, and small maps."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from flax import nnx
 
 from vitlab.mixers.neighborhood import NeighborhoodAttention
 
-TOLERANCE = 2e-5  # float32 sums of a few dozen terms of order one, taken in another order
+TOLERANCE = 2e-5  # float32 sums of a few dozen terms of order one, in another order
 
 
 def mixer_of(**options):
@@ -23,7 +23,7 @@ def noise(shape):
 
 
 def window(i, length, kernel, dilation):
-    """The `kernel` positions of i's residue class nearest to i, shifted inside at the border."""
+    """Returns the `kernel` positions of i's residue class nearest to i, inside the border."""
     same = np.arange(i % dilation, length, dilation)
     start = min(max(int(np.flatnonzero(same == i)[0]) - kernel // 2, 0), len(same) - kernel)
     return same[start : start + kernel]

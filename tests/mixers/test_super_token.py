@@ -7,7 +7,7 @@ from flax import nnx
 
 from vitlab.mixers.super_token import SuperTokenAttention
 
-TOLERANCE = 2e-5  # float32 sums of a few hundred terms of order one, taken in another order
+TOLERANCE = 2e-5  # float32 sums of a few hundred terms of order one, in another order
 
 
 def mixer_of(cell_size):
@@ -24,7 +24,10 @@ def noise(shape):
 
 
 def dense_assignment(x, s):
-    """Weights [tokens, cells] and the cell's index of every token; the softmax also runs over the zeros outside the grid."""
+    """Returns weights [tokens, cells] and the cell's index of every token.
+
+    The softmax also runs over the zeros outside the grid.
+    """
     h, w, c = x.shape
     rows, cols = h // s, w // s
     means = x.reshape(rows, s, cols, s, c).mean((1, 3))
@@ -57,7 +60,10 @@ def test_a_map_that_is_not_whole_cells_is_padded_with_zeros_that_take_part():
 
 
 def test_no_gradient_flows_through_the_assignment():
-    """With the assignment held and the refinement left out, the map is linear: its derivative along x is its value at x."""
+    """The map is linear for a constant assignment and without the refinement.
+
+    So its derivative along x equals its value at x.
+    """
     mixer = mixer_of(4)
     mixer.stoken_refine = lambda x: x
     x = jnp.asarray(noise((1, 8, 8, 8)))

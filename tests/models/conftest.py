@@ -1,4 +1,4 @@
-"""A small version of every variant of the zoo, and the functional form that the trainer uses."""
+"""A small version of every variant of the zoo, and the trainer's functional form."""
 
 import dataclasses
 
@@ -16,12 +16,16 @@ def _size(name: str) -> tuple[bool, float]:
     return "distilled" not in name, millions
 
 
-# Family -> its smallest variant, which runs in the tests of behaviour (ViT's with the second head); the others are counted.
+# Family -> its smallest variant, which runs in the tests of behaviour (ViT's has the second head).
+# Other variants are only counted.
 REPRESENTATIVES = {family_of(name).model: name for name in sorted(list_models(), key=_size, reverse=True)}
 
 
 def fewer_parts(config, in_the_middle: int = 2) -> dict:
-    """Fields of a model with one block a stage (but for the middle one) and no large kernels, for the time that compiling takes."""
+    """Returns fields that shorten compilation: one block per stage, no large kernels.
+
+    The middle stage has `in_the_middle` blocks.
+    """
     names = {f.name for f in dataclasses.fields(config)}
     shrink = {}
     if "depths" in names:
@@ -34,27 +38,27 @@ def fewer_parts(config, in_the_middle: int = 2) -> dict:
 
 
 def small(name: str, **fields):
-    """A small version of a variant, with 10 classes."""
+    """Returns a small version of a variant, with 10 classes."""
     return create_model(name, **({"num_classes": 10} | fewer_parts(model_config(name)) | fields))
 
 
 def size_of(name: str) -> int:
-    """Pixels per side that are enough for every family's smallest map, and whole patches."""
+    """Returns a side in pixels that suffices for the family's smallest map and is whole patches."""
     return {"CrossViT": 96, "EfficientViT": 128}.get(family_of(name).model.__name__, 64)
 
 
 def apply(model, images, **kwargs):
-    """The model under jit, from the functional form."""
+    """Returns the model's output under jit, from the functional form."""
     graphdef, state = nnx.split(model)
     return jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x, **kwargs))(state, images)
 
 
-@pytest.fixture(params=sorted(REPRESENTATIVES.values()), scope="module")  # so that the tests of one model follow each other
+@pytest.fixture(params=sorted(REPRESENTATIVES.values()), scope="module")  # the scope groups the tests of one model
 def representative(request):
     return request.param
 
 
 @pytest.fixture
 def unchecked_shapes(monkeypatch):
-    """Jaxtyping does not check the shapes of arguments here, since that doubles the time to trace."""
+    """Disables the check of argument shapes, which doubles the time to trace."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -1,4 +1,4 @@
-"""DeiT, Swin and PVT with another mechanism: what the tests of the smallest variant of a family do not reach."""
+"""DeiT, Swin and PVT with another mechanism: cases that a family's smallest variant misses."""
 
 import pathlib
 
@@ -15,7 +15,7 @@ NAMES = ["agent_swin_tiny", "agent_pvt_tiny", "inline_swin_tiny", "inline_pvt_ti
 
 
 def shapes(name, method, height, width, **fields):
-    """What a method of a variant for 64 pixels gives for one image; nothing is computed."""
+    """Returns the shapes that a method of a variant gives for one image; it computes nothing."""
     graphdef, state = nnx.split(abstract_model(name, image_size=64, num_classes=10, **fields))
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     return jax.eval_shape(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x), state, images)

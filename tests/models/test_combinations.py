@@ -1,4 +1,7 @@
-"""Every family trains in each precision, as a row of blocks or as a loop, recomputed or not, with and without drop path."""
+"""Every family trains in each precision, in a loop or not, rematerialised or not.
+
+Drop path is on or off.
+"""
 
 import itertools
 
@@ -14,7 +17,7 @@ from vitlab.models.registry import abstract_model, create_model, family_of, mode
 WITHOUT_DROP_PATH = {"SHViT", "EfficientViT"}
 KEYS = ("dtype", "scan_blocks", "remat", "drop_path_rate")
 ALL = list(itertools.product(("float32", "bfloat16"), (False, True), ("none", "full", "dots"), (0.0, 0.3)))
-# Each pair of values of two options is in one of these.
+# each pair of values of two options is in one of these
 PAIRS = [
     ("bfloat16", True, "none", 0.3),
     ("float32", False, "none", 0.0),
@@ -26,7 +29,7 @@ PAIRS = [
 
 
 def loss_and_state(model, size):
-    """The loss of a step of training, a function of the model's state."""
+    """Returns the loss of a step of training as a function of the model's state."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params, rest, images):
@@ -41,7 +44,7 @@ def trace(name, options):
     if family_of(name).model.__name__ in WITHOUT_DROP_PATH:
         fields["drop_path_rate"] = 0.0
     size = size_of(name)
-    parts = fewer_parts(model_config(name), in_the_middle=3)  # the first block of a model drops nothing: two others are alike
+    parts = fewer_parts(model_config(name), in_the_middle=3)  # the first block of a model drops no path: two other blocks are alike
     loss, *arguments = loss_and_state(abstract_model(name, image_size=size, num_classes=3, **parts, **fields), size)
     return jax.eval_shape(jax.grad(loss), *arguments)
 

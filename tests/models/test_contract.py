@@ -1,4 +1,4 @@
-"""Every family of the registry keeps what `vitlab.models.contract` promises."""
+"""Every family of the registry keeps the contract of `vitlab.models.contract`."""
 
 import abc
 import functools
@@ -18,7 +18,7 @@ from vitlab.models.contract import VisionConfig, VisionModel
 from vitlab.models.features import Features
 from vitlab.models.registry import abstract_model, create_model, family_of, list_models, model_config
 
-HOOKS = {"head_logits"}  # what a family may have for itself beside what is abstract
+HOOKS = {"head_logits"}  # methods that a family may override besides abstract ones
 
 
 def contract_members():
@@ -35,7 +35,10 @@ def abstract(name, **fields):
 
 
 def shapes(name, call, *arguments, **fields):
-    """The result has the shapes of `call(model, *arguments)`; nothing is computed, so arguments may be shapes too."""
+    """Returns the shapes of `call(model, *arguments)`.
+
+    It computes nothing, so that arguments may be shapes too.
+    """
     graphdef, state = abstract(name, **fields)
     return jax.eval_shape(lambda state, arguments: call(nnx.merge(graphdef, state, copy=True), *arguments), state, arguments)
 

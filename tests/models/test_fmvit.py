@@ -1,4 +1,4 @@
-"""The reconstruction keeps what is published of the network: its size, in the deployed form."""
+"""The deployed reconstruction keeps the published size of the network."""
 
 import pytest
 from flax import nnx

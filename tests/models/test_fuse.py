@@ -11,11 +11,11 @@ from vitlab.layers import BatchNorm
 from vitlab.models.registry import family_of
 
 FUSABLE = sorted(name for name in REPRESENTATIVES.values() if hasattr(family_of(name).model, "fuse"))
-TOLERANCE = 1e-5  # of the largest logit: what the issue asks; float32 sums in another order
+TOLERANCE = 1e-5  # relative to the largest logit; float32 sums in another order
 
 
 def alive(model):
-    """The model with statistics, scales and biases as training leaves them: none at its initial value."""
+    """Returns the model with statistics, scales and biases away from their initial values."""
     rng = np.random.default_rng(0)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):

@@ -1,4 +1,4 @@
-"""Every field of every family's config refuses with its rule what cannot be built, and builds what it accepts."""
+"""Every config field refuses impossible values with its rule, and builds accepted ones."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ FLOATS = (-1.0, 0.0, 1e-9, 1.0, 1e9, math.inf, -math.inf, math.nan)
 
 
 def hostile(hint, value):
-    """Values that a field might be given: of other types, at and beyond the ends of its range, and of other lengths."""
+    """Returns values of other types, at and beyond the ends of the range, and of other lengths."""
     yield from WRONG_TYPES
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -34,7 +34,7 @@ def hostile(hint, value):
 
 
 def cases(name, *, common):
-    """The fields that a family's config has for itself, or those that it has in common with all, each with a hostile value."""
+    """Yields fields with a hostile value: the family's own, or those of all families (`common`)."""
     config = model_config(name, image_size=size_of(name), num_classes=3, **fewer_parts(model_config(name), in_the_middle=1))
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for field, (plain, _) in hints_of(type(config)).items():
@@ -43,7 +43,7 @@ def cases(name, *, common):
 
 
 def refusals(name, cases):
-    """What is wrong with how the cases are refused, and how many are accepted."""
+    """Returns wrong refusals, and the number of accepted cases."""
     wrong, accepted = [], 0
     for fields, field, value in cases:
         try:
@@ -52,7 +52,7 @@ def refusals(name, cases):
         except ValueError as error:
             if "self." in str(error) or "must" not in str(error):
                 wrong.append(f"{field}={value!r}: {error}")
-        except Exception as error:  # whatever else a value raises is what the tests look for
+        except Exception as error:  # any other exception is a finding of the test
             wrong.append(f"{field}={value!r}: {type(error).__name__}: {error}")
     return wrong, accepted
 
@@ -61,7 +61,7 @@ def refusals(name, cases):
 def test_every_field_of_a_family_is_bounded_where_it_is_defined(representative):
     wrong, accepted = refusals(representative, cases(representative, common=False))
     assert not wrong
-    assert accepted  # the cases are not refused for a reason of their own
+    assert accepted  # so the cases are not all refused for another reason
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

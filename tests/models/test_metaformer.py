@@ -77,7 +77,8 @@ def test_remat_changes_no_gradient_and_recomputes_what_it_says():
         graphdef, state = nnx.split(tiny(remat=remat, mixers="global"))
         return jax.grad(lambda state: (nnx.merge(graphdef, state, copy=True)(images()) ** 2).sum()), state
 
-    # Forward and backward pass, in products: recomputing adds the attention's, or all of the blocks.
+    # The products of both passes; recomputation adds those of attention ("dots") or of all blocks
+    # ("full").
     macs = {remat: macs_of(*grad(remat)) for remat in ("none", "dots", "full")}
     assert macs["none"] < macs["dots"] < macs["full"] < 4 / 3 * macs["none"]
     fn, state = grad("none")

@@ -39,5 +39,5 @@ def test_features_drop_paths_in_training_only():
     with pytest.raises(ValueError, match="rngs"):
         model.features(IMAGES, train=True)
     evaluated, trained = model.features(IMAGES), model.features(IMAGES, train=True, rngs=nnx.Rngs(dropout=1))
-    np.testing.assert_array_equal(evaluated[0], trained[0])  # the first block drops nothing
+    np.testing.assert_array_equal(evaluated[0], trained[0])  # the first block drops no path
     assert np.abs(evaluated[-1] - trained[-1]).max() > 1e-3

@@ -1,4 +1,4 @@
-"""Every family of the zoo keeps the same contract; a new model is tested by existing."""
+"""Every family of the zoo keeps one contract; a new model is tested by existing."""
 
 import dataclasses
 import functools
@@ -14,8 +14,9 @@ from tests.models.conftest import apply, size_of, small
 from vitlab.analysis.counts import count_macs, count_params
 from vitlab.models.registry import abstract_model, family_of, list_models, model_config
 
-# Parameters that the logits do not depend on, as in the authors' networks. What the class token does not feel in the last block:
-# the convolution over the patches, and the biases of the patches' queries. A shift before a convolution whose batch norm removes it.
+# Parameters that the logits do not depend on, as in the authors' networks. In the last block the
+# class token does not depend on the convolution over the patches, nor on the biases of the patches'
+# queries. A batch norm cancels a shift before the convolution in front of it.
 UNFELT = {
     "agent_deit_tiny": tuple(f"blocks.1.attn.{name}" for name in ("dwc", "na_bias", "ha_bias", "wa_bias")),
     "inline_deit_tiny": ("blocks.1.attn.residual",),
@@ -34,14 +35,14 @@ def tiny(name, **fields):
 
 
 def trace(model, x, **options):
-    """The jaxpr of the functional form."""
+    """Returns the jaxpr of the functional form."""
     graphdef, state = nnx.split(model)
     return jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state, copy=True)(x, **options))(state, x).jaxpr
 
 
 @functools.lru_cache(maxsize=1)
 def float32_outputs(name):
-    """Features and logits, compiled together: what they share is compiled once."""
+    """Returns features and logits, compiled together, so that shared parts are compiled once."""
     graphdef, state = nnx.split(tiny(name))
 
     def both(state, x):
@@ -65,7 +66,7 @@ def test_parameters_and_macs_are_the_published(name):
     elif published.params_m is not None:
         digits = 0 if published.params_m.is_integer() else len(str(published.params_m).partition(".")[2])
         assert round(count / 1e6, digits) == published.params_m
-    if published.gmacs is not None and published.gmacs < 20:  # the larger ones are the same code, slower to trace
+    if published.gmacs is not None and published.gmacs < 20:  # larger variants have the same code and are slower to trace
         assert count_macs(model) / 1e9 == pytest.approx(published.gmacs, rel=0.02)
 
 
@@ -85,7 +86,7 @@ def test_logits_have_the_shape_and_are_finite(representative):
 def test_every_parameter_gets_a_gradient(representative):
     model = tiny(representative, drop_path_rate=0.0)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    # At initialisation many a branch is near zero by design: give every parameter a value of its own.
+    # Many branches start near zero by design, so every parameter gets another value.
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
     params = jax.tree.unflatten(tree, [np.asarray(p) + 0.1 * rng.standard_normal(p.shape, np.float32) for p in leaves])
@@ -107,8 +108,9 @@ def test_features_have_the_strides_and_widths_of_feature_info_and_are_normalised
     maps, _ = float32_outputs(representative)
     assert [fmap.shape for fmap in maps] == [(2, size // i.stride, size // i.stride, i.dim) for i in info]
     for fmap, i in zip(maps, info, strict=True):
-        # After a norm, whose scale is 1 and bias 0 in a new model, each position has mean 0 and variance 1 over its channels. Branches
-        # may add little to a norm's output in a new model: their means are 1e-3, those of float32 rounding below 1e-6.
+        # After a norm, whose scale is 1 and bias 0 in a new model, each position has mean 0 and
+        # variance 1 over its channels. Branches may add little to a norm's output in a new model:
+        # their means are 1e-3, while those of float32 rounding are below 1e-6.
         mean, variance = fmap.mean(-1), fmap.var(-1)
         assert (np.abs(mean).max() < 1e-5 and np.abs(variance - 1).max() < 0.05) == i.normalised
 
@@ -138,7 +140,7 @@ def test_takes_other_channels(representative):
 def test_bfloat16_follows_float32(representative):
     full = float32_logits(representative)
     half = apply(tiny(representative, dtype="bfloat16"), images(size_of(representative)))
-    # bfloat16 has 8 bits: 2^-8 relative an operation, a few dozen operations deep.
+    # bfloat16 rounds by 2^-8 relative per operation, a few dozen operations deep.
     assert np.abs(half - full).max() < 0.15 * np.abs(full).max() + 0.02
 
 
@@ -161,7 +163,8 @@ def test_remat_recomputes_the_blocks(representative):
 
 
 def test_blocks_that_are_alike_run_as_a_loop(representative):
-    name, size = {"fmvit_tiny": "fmvit_large"}.get(representative, representative), size_of(representative)  # no two alike in tiny
+    # Fmvit_tiny has no two blocks alike.
+    name, size = {"fmvit_tiny": "fmvit_large"}.get(representative, representative), size_of(representative)
     model, x = abstract_model(name, image_size=size, scan_blocks=True), jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     assert "scan" in {eqn.primitive.name for eqn in trace(model, x).eqns}
 

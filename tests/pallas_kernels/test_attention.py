@@ -1,4 +1,4 @@
-"""Every implementation of attention against the definition, and the definition against the paper."""
+"""Every implementation of attention against the definition, and that against the paper."""
 
 import dataclasses
 import functools
@@ -24,16 +24,17 @@ from pallas_kernels.attention.tiles import Layout
 from pallas_kernels.target import assume
 from tests.processes import run_on_four_devices
 
-FEW = ["vit_small_patch16", "deit_tiny_distilled"]  # models that an interpreter goes through in a second
+FEW = ["vit_small_patch16", "deit_tiny_distilled"]  # models that an interpreter runs in a second
 SHAPES = {**{name: MODELS[name].downsized() for name in FEW}, **NASTY}
 
-# Largest deviation allowed, over the largest value of the definition. Float32: sums of up to 600 terms in another order, seen 20
-# half units in the last place. Bfloat16: three roundings (weights or their gradient, operand, result) of half a unit.
+# Largest deviation allowed, relative to the largest value of the definition. Float32: sums of up to
+# 600 terms in another order; 20 half units in the last place were seen. Bfloat16: three roundings
+# (weights or their gradient, operand, result) of half a unit.
 TOLERANCE = {"float32": 64 * 2**-24, "bfloat16": 3 * 2**-8}
 
 
 def kernel_or_skip(name: str, arrays, options, table=IMPLEMENTATIONS):
-    """The implementation on the operator's arguments, interpreted; skips with the predicate's reason."""
+    """Returns the implementation, interpreted; skips with the predicate's reason."""
     interpret = {"interpret": True} if name.startswith("pallas") else {}
     if (reason := table[name].unsupported_reason(*arrays, **canonical(*arrays, **options), **interpret)) is not None:
         pytest.skip(f"{name}: {reason}")
@@ -41,7 +42,7 @@ def kernel_or_skip(name: str, arrays, options, table=IMPLEMENTATIONS):
 
 
 def value_and_grads(fn, arrays, options):
-    """The results and their pull-back to the arrays and the bias, compiled as one."""
+    """Returns results and their pull-back to the arrays and the bias, compiled as one."""
     bias, rest = options["bias"], {name: x for name, x in options.items() if name != "bias"}
 
     @jax.jit
@@ -53,7 +54,10 @@ def value_and_grads(fn, arrays, options):
 
 
 def deviation(ours, theirs) -> float:
-    """Largest over all arrays, each in units of its largest value, or, where that is mere rounding of zero, of the largest of all."""
+    """Returns the largest deviation over all arrays, in units of each array's largest value.
+
+    For an array that is mere rounding of zero, the unit is the largest value of all arrays.
+    """
     ours, theirs = ([np.asarray(x, np.float64) for x in jax.tree.leaves(arrays)] for arrays in (ours, theirs))
     largest = [np.abs(x).max() for x in theirs]
     units = [x if x > 1e-6 * max(largest) else max(largest) or 1 for x in largest]
@@ -67,7 +71,7 @@ def expected(name: str):
 
 
 def by_hand(query, key, value, *, bias, mask, is_causal):
-    """One query of one head at a time, in float64; and the logarithms."""
+    """Attention of one query of one head at a time, in float64, and the logsumexp."""
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     (b, n, heads, head_dim), m = q.shape, k.shape[1]
     bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias), (b, heads, n, m))
@@ -199,7 +203,7 @@ def test_the_order_of_preference_is_told_with_reasons_and_a_cpu_takes_xla(caplog
         attention(*arrays, implementation="cudnn")
 
 
-unchecked = inspect.unwrap  # as in use, where no annotation is checked
+unchecked = inspect.unwrap  # without the check of annotations, as for users
 
 BAD = {
     "key and value differ": ((1, 4, 2, 8), (1, 5, 2, 8), (1, 4, 2, 8), {}, "must be"),
@@ -236,7 +240,7 @@ def test_one_head_of_keys_is_shared_by_all_queries():
 
 
 def tpu_reason(shape: Shape, **options) -> str | None:
-    """The reason on a core that has 56 MiB of VMEM."""
+    """Returns the reason of the predicate on a core with 56 MiB of VMEM."""
     arrays, rest = shape.arguments(jnp.bfloat16)
     return pallas_tpu.unsupported_reason(*arrays, **canonical(*arrays, **rest, **options), interpret=True)
 

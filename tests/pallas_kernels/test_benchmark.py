@@ -1,4 +1,7 @@
-"""The benchmark finds operators by their packages, runs or explains every implementation, and never calls a count a measurement."""
+"""The benchmark finds operators by their packages and runs or explains every implementation.
+
+It never calls a counted figure measured.
+"""
 
 import csv
 
@@ -41,7 +44,7 @@ def test_times_what_runs_here_and_says_why_the_rest_does_not(tmp_path, capsys):
     assert min(float(line["ratio"]) for line in lines if line["ratio"]) == 1.0
     assert "swin_tiny_stage4 x1" in capsys.readouterr().out
     assert benchmark.main(command) == 0
-    assert len(list(csv.DictReader(path.open()))) == 2 * len(lines)  # added, under one head
+    assert len(list(csv.DictReader(path.open()))) == 2 * len(lines)  # rows are appended below one header
 
 
 def counted(monkeypatch, target, **figures):

@@ -1,4 +1,7 @@
-"""A named implementation obeys or says why not; an automatic choice takes the first that can, and says so."""
+"""A named implementation runs or says why not; an automatic choice takes the first that can run.
+
+The automatic choice is logged.
+"""
 
 import logging
 

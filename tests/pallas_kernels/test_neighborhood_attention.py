@@ -1,4 +1,4 @@
-"""All implementations against recorded results of a brute force of NATTEN's rule, and against what must hold anyway."""
+"""All implementations against recordings of NATTEN's rule by brute force, and invariants."""
 
 import functools
 import json
@@ -11,11 +11,13 @@ import pytest
 from pallas_kernels.neighborhood_attention import IMPLEMENTATIONS, UnsupportedError, neighborhood_attention
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 
-# float32 products of at most 64 terms of unit variance, against float64: measured 3e-6; gradients sum over more: 2e-5.
+# float32 products of at most 64 terms of unit variance, against float64: measured 3e-6. Gradients
+# sum over more terms: 2e-5.
 OUT, GRAD = 2e-5, 1e-4
-# Rounding of inputs, weights and output to 8 (bfloat16) or 11 (float16) bits, relative to values of about 1.
+# Inputs, weights and output are rounded to 8 (bfloat16) or 11 (float16) bits, relative to values of
+# about 1.
 HALF = {"bfloat16": 2e-2, "float16": 3e-3}
-# The kernels: test_neighborhood_attention_pallas.py.
+# Kernels are tested in test_neighborhood_attention_pallas.py.
 NAMES = [name for name in sorted(IMPLEMENTATIONS) if not name.startswith(("pallas", "mosaic"))]
 
 
@@ -186,7 +188,7 @@ def primitives(jaxpr):
 
 
 def test_the_gradient_of_xla_scatters_nothing():
-    """A scatter is atomic on GPUs: another sum in another run."""
+    """Scatters are atomic on GPUs, so that sums would differ from run to run."""
     q, bias = jnp.zeros((1, 20, 23, 2, 8)), jnp.zeros((2, 9, 5))
     run = lambda *args: neighborhood_attention(*args[:3], bias=args[3], kernel_size=(5, 3), implementation="xla").sum()  # noqa: E731
     names = set(primitives(jax.make_jaxpr(jax.grad(run, (0, 1, 2, 3)))(q, q, q, bias).jaxpr))

@@ -1,4 +1,4 @@
-"""The kernels compile for devices that are not here, copy no map, and take the cycles that were counted."""
+"""The kernels compile for absent devices, copy no map, and take known cycles."""
 
 import functools
 import math
@@ -8,10 +8,11 @@ import pytest
 from pallas_kernels.compile import TARGETS, compile_all, missing
 from pallas_kernels.neighborhood_attention.shapes import MODELS
 
-# A bias with folded images; head_dim 64 on one axis; three axes with dilation.
+# a bias with folded images; head_dim 64 on one axis; three axes with dilation
 NASTIEST = ["does_not_divide_the_tile", "one_axis", "three_axes"]
-# NAT-T's stages. Their forward and backward pass take on TPU v5e, times the least traffic over the memory's bandwidth, at most the
-# aims. Backward, libtpu 0.0.42 gives 2.95, 2.89 and 2.47, and 0.0.52 gives 3.00, 2.95 and 2.54.
+# These are NAT-T's stages. Times of their forward and backward pass on TPU v5e, relative to the
+# least traffic over the memory's bandwidth, are bounded by the aims. Backward, libtpu 0.0.42 gives
+# 2.95, 2.89 and 2.47, and 0.0.52 gives 3.00, 2.95 and 2.54.
 STAGES = ["nat_tiny_stage1", "nat_tiny_stage2", "nat_tiny_stage3"]
 AIMS = {"forward": 2.5, "backward": 3.0}
 
@@ -57,7 +58,8 @@ def test_the_counted_cycles_are_within_the_aim(shape, which):
     assert counted / least < AIMS[which], result
 
 
-# On two axes and three, of 64 and 128 channels; a window of 7, and one that sees whole blocks.
+# Maps of two and three axes, of 64 and 128 channels; a window of 7, and one that covers whole
+# blocks.
 MOSAIC = ["map64_head64", "flux_4k", "hunyuan_video"]
 
 

@@ -14,10 +14,12 @@ from pallas_kernels.neighborhood_attention.shapes import MODELS, NASTY, Shape
 from tests.processes import run_script
 
 PALLAS = [name for name in IMPLEMENTATIONS if name.startswith("pallas")]
-# Two models' maps, short enough for the interpreter, end as the whole ones do.
+# Maps of two models, short enough for the interpreter, with the whole maps' remainder at the
+# border.
 SHAPES = {**NASTY, **{name: MODELS[name].downsized() for name in ("nat_tiny_stage1", "nat_tiny_stage4")}}
 
-# What Mosaic GPU's interpreter, which takes a second for each program of a kernel, is given: one or two a kernel and head.
+# Shapes for Mosaic GPU's interpreter, which takes a second per program of a kernel: one or two per
+# kernel and head.
 MOSAIC = {
     "rows_beyond_the_end": Shape(size=(1, 100, 2, 64), kernel_size=7, kv_heads=1, extra=3),
     "blocks_that_are_seen_as_a_whole": Shape(size=(1, 8, 16, 1, 64), kernel_size=(8, 16)),
@@ -26,7 +28,8 @@ MOSAIC = {
 }
 MOSAIC_DTYPES = ("bfloat16", "float16", "float16", "bfloat16")
 
-# In the interpreter each takes seconds: these have every feature between them, the others run with `-m slow`.
+# Each takes seconds in the interpreter. Together these have every feature; the others run with
+# `-m slow`.
 QUICK = {
     "does_not_divide_the_tile",
     "unequal_classes",
@@ -39,13 +42,14 @@ QUICK = {
 }
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(SHAPES)]
 
-# Largest deviation allowed, over the largest value of the definition. Float32: sums of up to 343 terms in another order, seen
-# 17 half units in the last place. Narrow dtypes: three roundings (weights or their gradient, operand, result) of half a unit.
+# Largest deviation allowed, relative to the largest value of the definition. Float32: sums of up to
+# 343 terms in another order; 17 half units in the last place were seen. Narrow dtypes: three
+# roundings (weights or their gradient, operand, result) of half a unit.
 TOLERANCE = {"float32": 64 * 2**-24, "bfloat16": 3 * 2**-8, "float16": 3 * 2**-11}
 
 
 def implementation(name: str, arrays, options):
-    """Interpreted; skips with the predicate's own reason."""
+    """Returns the implementation, interpreted; skips with the predicate's reason."""
     reason = IMPLEMENTATIONS[name].unsupported_reason(*arrays, **canonical(*arrays, **options), interpret=True)
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
@@ -63,13 +67,13 @@ def by_definition(*arrays, **options):
 
 
 def split(options):
-    """Arrays that get a gradient, and the rest."""
+    """Splits options into arrays that get a gradient, and the rest."""
     arrays = {name: x for name, x in options.items() if isinstance(x, jax.Array)}
     return arrays, {name: x for name, x in options.items() if name not in arrays}
 
 
 def value_and_grads(fn, arrays, options):
-    """Results and their pull-back to all arrays, compiled as one."""
+    """Returns results and their pull-back to all arrays, compiled as one."""
     trainable, static = split(options)
 
     @jax.jit
@@ -85,7 +89,7 @@ def value_and_grads(fn, arrays, options):
 
 
 def deviation(ours, theirs) -> float:
-    """Largest over all arrays, each in units of its largest value."""
+    """Returns the largest deviation over all arrays, in units of each array's largest value."""
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
     return max(
         np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max() / (np.abs(np.asarray(b, np.float64)).max() + 1e-30)
@@ -95,7 +99,10 @@ def deviation(ours, theirs) -> float:
 
 @functools.cache
 def expected(name: str, dtype: str):
-    """The definition, float32 with exact inputs of the narrow dtype; its own rounding is far below what is allowed."""
+    """Returns the definition's results in float32, for exact inputs of the narrow dtype.
+
+    Rounding in float32 is far below the tolerance.
+    """
     arrays, options = {**SHAPES, **MOSAIC}[name].arguments(dtype)
     wide = lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x  # noqa: E731
     return value_and_grads(
@@ -104,7 +111,7 @@ def expected(name: str, dtype: str):
 
 
 def results(which: str, name: str, dtype: str):
-    """What is to be `expected`."""
+    """Returns an implementation's results, to be compared with `expected`."""
     arrays, options = {**SHAPES, **MOSAIC}[name].arguments(dtype)
     options |= {"return_logsumexp": True}
     return value_and_grads(implementation(which, arrays, options), arrays, options)
@@ -121,7 +128,7 @@ def test_values_and_gradients_are_those_of_the_definition(which, name):
 
 
 def tpu_plans(name: str) -> list[tiles.TpuPlan]:
-    """Of the forward and the backward pass."""
+    """Returns the plans of the forward and the backward pass."""
     arrays, options = SHAPES[name].arguments()
     arguments = canonical(*arrays, **options)
     return [pallas_tpu._plan(arrays[0], arguments["axes"], arguments["bias"], backward=backward) for backward in (False, True)]
@@ -137,7 +144,7 @@ def test_a_tpu_s_ranges_see_what_tables_do(name, monkeypatch):
 
 @pytest.mark.parametrize(("name", "vmem", "counts"), [("extra_tokens", 1_800_000, (2, 4)), ("causal", 2_900_000, (1, 2))])
 def test_a_tpu_s_strips_of_a_map_add_up(name, vmem, counts, monkeypatch):
-    """The last strip of the second is shorter."""
+    """In the second case the last strip is shorter than the others."""
     monkeypatch.setattr(pallas_tpu, "usable_vmem", lambda: vmem)
     assert tuple(plan.strips.count for plan in tpu_plans(name)) == counts
     assert deviation_in_float32("pallas_tpu", name) < TOLERANCE["float32"]
@@ -146,7 +153,7 @@ def test_a_tpu_s_strips_of_a_map_add_up(name, vmem, counts, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("which", PALLAS)
 def test_windows_as_large_as_the_classes_without_a_logsumexp(which, dtype):
-    """A TPU attends within a grid then."""
+    """The TPU kernel then attends within a grid."""
     arrays, options = SHAPES["window_as_large_as_the_classes"].arguments(dtype)
     ours = value_and_grads(implementation(which, arrays, options), arrays, options)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, (arrays, options))
@@ -163,7 +170,7 @@ def test_narrow_dtypes_round_three_times(which, name, dtype):
 
 
 def check_mosaic_gpu() -> None:
-    """What the next test has run."""
+    """Compares values and gradients of all MOSAIC shapes; the next test runs it in a process."""
     for (name, shape), dtype in zip(MOSAIC.items(), MOSAIC_DTYPES, strict=True):
         ours = results("mosaic_gpu", name, dtype)
         assert ours[0][0].shape == shape.size, name
@@ -171,7 +178,10 @@ def check_mosaic_gpu() -> None:
 
 
 def test_mosaic_gpu_s_values_and_gradients_are_those_of_the_definition():
-    """Its interpreter has warpgroups wait for each other, each in a thread of XLA's, of which there are else as many as cores."""
+    """Warpgroups wait for each other in the interpreter, each in a thread of XLA's.
+
+    By default XLA has as many threads as the machine has cores.
+    """
     run_script(f"from {__name__} import check_mosaic_gpu; check_mosaic_gpu()", NPROC="16")
 
 
@@ -187,8 +197,8 @@ def test_mosaic_gpu_lowers_for_gpus_that_are_not_here_each_with_its_images():
         step = jax.jit(jax.grad(jax.checkpoint(loss), (0, 1, 2)), in_shardings=NamedSharding(mesh, PartitionSpec("data")))
         program = step.trace(x, x, x).lower(lowering_platforms=("cuda",)).as_text()
     calls = [line for line in program.splitlines() if "mosaic_gpu_v2" in line]
-    assert len(calls) == 3  # forward, for the gradients of queries, of keys
-    assert all("tensor<2x64x1x64x128xbf16>" in line for line in calls)  # two images, columns in whole pairs of tiles
+    assert len(calls) == 3  # one forward, one for the gradient of queries, one for those of keys and values
+    assert all("tensor<2x64x1x64x128xbf16>" in line for line in calls)  # two images per device; columns are padded to whole pairs of tiles
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Kernels on several devices: each has its images, and the gradient of what all share is the sum over them."""
+"""Kernels on several devices: each has its images, and gradients of shared arrays are summed."""
 
 import jax
 from jax.sharding import AbstractMesh, AxisType

@@ -1,4 +1,4 @@
-"""The table of what supports what is made from the predicates, so it cannot lie."""
+"""The tables of support are generated from the predicates, so they cannot lie."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""Every implementation of window attention against the definition, and the definition against the paper."""
+"""Every implementation of window attention against the definition, and it against the paper."""
 
 import functools
 import inspect
@@ -24,13 +24,14 @@ from tests.processes import run_on_four_devices
 SHAPES = {**{name: shape.downsized() for name, shape in MODELS.items()}, **NASTY}
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
 
-# Largest deviation allowed, over the largest value of the reference. Float32: sums of up to 144 terms in another order, seen
-# 20 half units in the last place. Narrow dtypes: three roundings (weights or their gradient, operand, result) of half a unit.
+# Largest deviation allowed, relative to the largest value of the reference. Float32: sums of up to
+# 144 terms in another order; 20 half units in the last place were seen. Narrow dtypes: three
+# roundings (weights or their gradient, operand, result) of half a unit.
 TOLERANCE = {"float32": 64 * 2**-24, "bfloat16": 3 * 2**-8, "float16": 3 * 2**-11}
 
 
 def implementation(name: str, arrays, options, table=IMPLEMENTATIONS):
-    """The implementation, kernels interpreted; skips with the predicate's own reason."""
+    """Returns the implementation, with kernels interpreted; skips with the predicate's reason."""
     interpret = {"interpret": True} if name.startswith(("pallas", "triton")) else {}
     if (reason := table[name].unsupported_reason(*arrays, **canonical(arrays[0], **options), **interpret)) is not None:
         pytest.skip(f"{name}: {reason}")
@@ -38,7 +39,10 @@ def implementation(name: str, arrays, options, table=IMPLEMENTATIONS):
 
 
 def by_hand(query, key, value, *, window_size, shift, grid, bias, mask):
-    """Pad, roll, cut into windows, lower the logits across the seam by 100, attend: window by window, float64."""
+    """Window attention window by window, in float64.
+
+    Pad, roll, cut into windows, lower the logits across the seam by 100, attend.
+    """
     (rows, cols), (down, right) = ((x, x) if isinstance(x, int) else x for x in (window_size, shift))
     b, h, w, heads, d = query.shape
     tall, wide = -(-h // rows) * rows, -(-w // cols) * cols
@@ -62,7 +66,10 @@ def by_hand(query, key, value, *, window_size, shift, grid, bias, mask):
 
 
 def deviation(ours, theirs) -> float:
-    """Largest over all arrays, each in units of its largest value, or, where that is mere rounding of zero, of the largest of all."""
+    """Returns the largest deviation over all arrays, in units of each array's largest value.
+
+    For an array that is mere rounding of zero, the unit is the largest value of all arrays.
+    """
     ours, theirs = ([np.asarray(x, np.float64) for x in jax.tree.leaves(arrays)] for arrays in (ours, theirs))
     largest = [np.abs(x).max() for x in theirs]
     units = [x if x > 1e-6 * max(largest) else max(largest) for x in largest]
@@ -70,7 +77,7 @@ def deviation(ours, theirs) -> float:
 
 
 def value_and_grads(fn, arrays, options, cotangent=None):
-    """The result and its pull-back to query, key, value and bias, compiled as one."""
+    """Returns the result and its pull-back to query, key, value and bias, compiled as one."""
     bias, options = options["bias"], {name: x for name, x in options.items() if name != "bias"}
     cotangent = jax.random.normal(jax.random.key(9), arrays[0].shape, arrays[0].dtype) if cotangent is None else cotangent
 
@@ -302,7 +309,10 @@ SHARDED = """
 
 
 def test_shards_over_batch_and_heads_give_the_same_gradients():
-    """In a process of its own, which has four devices; shard_map checks what varies over which axis."""
+    """The test runs in a process of its own, which has four devices.
+
+    `shard_map` checks which values vary over which axis.
+    """
     done = run_on_four_devices(SHARDED)
     assert done.stdout.count("passed") + done.stdout.count("skipped") == len(IMPLEMENTATIONS)
 
@@ -317,7 +327,7 @@ def largest_intermediate(fn, arrays, options) -> int:
 
     def sizes(jaxpr):
         for eqn in jaxpr.eqns:
-            if eqn.primitive.name != "pallas_call":  # what a kernel holds is on chip
+            if eqn.primitive.name != "pallas_call":  # values inside a kernel stay on chip
                 for sub in jaxprs_of(eqn.params):
                     yield from sizes(sub)
             yield from (int(np.prod(x.aval.shape)) for x in eqn.outvars)
@@ -332,7 +342,7 @@ def test_only_the_definition_is_quadratic_in_the_map(which):
     assert (largest >= 1600**2) == (which == "reference")
 
 
-unchecked = inspect.unwrap  # as in use, where no annotation is checked
+unchecked = inspect.unwrap  # without the check of annotations, as for users
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The kernels compile for devices that are not here, copy no map, and take the cycles that were aimed at."""
+"""The kernels compile for absent devices, copy no map, and reach their aims in cycles."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from pallas_kernels.window_attention.shapes import MODELS, NASTY
 
 NASTIEST = ["overhang_of_the_grid", "masked_and_shifted", "oblong_window", "no_bias_shifted_and_masked"]  # head_dim 32, 32, 64, 128
 MODEL = "swin_tiny_stage1_shifted"
-# Times the least traffic over the memory's bandwidth: the aims of issue B for TPU v5e.
+# Times are relative to the least traffic over the memory's bandwidth; the aims are for TPU v5e.
 AIMS = {"forward": 2.5, "backward": 3.0}
 
 
@@ -30,7 +30,7 @@ def test_every_kind_of_argument_compiles(target):
     assert len(results) == len(NASTIEST) * 2 * (2 if target in ("v5e", "h100") else 1)
     for result in results:
         assert "error" not in result, result
-        assert result["kernels"] == [f"window_attention_{result['pass']}"], result  # no kernel has dropped out unseen
+        assert result["kernels"] == [f"window_attention_{result['pass']}"], result  # every kernel is present in the program
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -38,7 +38,7 @@ def test_every_kind_of_argument_compiles(target):
 def test_a_model_s_map_is_never_copied(target, fused):
     one_map = math.prod(MODELS[MODEL].size) * 2
     for result in compiled(target, True, fused):
-        assert result["temp_bytes"] < one_map / 2, result  # what there is: partial bias gradients, 32 MiB of work space for cuBLAS
+        assert result["temp_bytes"] < one_map / 2, result  # partial bias gradients, and 32 MiB of work space for cuBLAS
 
 
 @pytest.mark.tpu

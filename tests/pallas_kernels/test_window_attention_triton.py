@@ -1,4 +1,7 @@
-"""The Triton kernels compile for GPUs that are not here, and JAX takes them; what they compute is in test_window_attention.py."""
+"""The Triton kernels compile for absent GPUs, and JAX accepts them.
+
+Their values are compared in test_window_attention.py.
+"""
 
 import importlib.util
 import json
@@ -83,17 +86,18 @@ TRACE = """
 
 
 def run(script: str, *args: str) -> str:
-    """In a process of its own, in which kernels are compiled, not interpreted."""
+    """Runs a script in a process of its own, in which kernels are compiled, not interpreted."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(__file__).parents[2]), env.get("PYTHONPATH", "")])
-    # Triton reads the sources of its kernels, so the shape checker of pytest must not be in between: a plain process.
+    # Triton reads the sources of its kernels, which pytest's shape checker would change; so the
+    # process is a plain one.
     lines = [line.removeprefix("    ") for line in script.splitlines()]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines), *args], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
 
-# (compute capability, parts, shift, grid, bias, mask, head_dim, dtype): an A100 and an H100.
+# (compute capability, parts, shift, grid, bias, mask, head_dim, dtype) for an A100 and an H100.
 CASES = [
     (90, 1, 3, False, True, True, 32, "bfloat16"),
     (90, 3, 0, True, False, False, 128, "float16"),

@@ -1,4 +1,4 @@
-"""A plan of a tiny model: what adds up, what fits, what would make it fit."""
+"""A plan of a tiny model: its sums, whether it fits, and remedies that make it fit."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def libtpu():
 
 
 def weights(experiment) -> int:
-    """Of the ViT of `tiny_experiment`: elements of all parameters."""
+    """Returns the number of elements of all parameters of `tiny_experiment`'s ViT."""
     d, tokens = 16, (28 // 14) ** 2 + 1
     block = 2 * 2 * d + (d + 1) * 4 * d + (d + 1) * 4 * d + (4 * d + 1) * d
     return 14 * 14 * d + d + d + tokens * d + 2 * block + 2 * d + (d + 1) * 10
@@ -71,7 +71,7 @@ def test_a_slice_splits_the_batch_and_adds_up_the_gradients(libtpu):
     experiment = tiny_experiment()
     plan = make_plan(experiment, V5E, Data.of(experiment))
     assert plan.memory["batch"] == 4 * (28 * 28 + 4)
-    assert plan.memory["parameters"] == 4 * weights(experiment)  # every device has all of them
+    assert plan.memory["parameters"] == 4 * weights(experiment)  # every device has all parameters
     (reduction,) = plan.collectives
     assert reduction.kind == "all-reduce" and 4 * weights(experiment) <= reduction.bytes < 4 * weights(experiment) + 100
     assert plan.fits and plan.step_seconds == max(plan.bounds.values()) > 0
@@ -82,14 +82,14 @@ def test_devices_along_tensor_have_the_same_images_and_half_of_each_block(libtpu
     experiment = tiny_experiment(mesh=MeshConfig(tensor=2))
     plan = make_plan(experiment, V5E, Data.of(experiment))
     d, tokens, images = 16, 5, 8
-    halved = 2 * (d * 3 * d + d * d + d * 4 * d + 4 * d + 4 * d * d)  # of two blocks, but norms and other biases
+    halved = 2 * (d * 3 * d + d * d + d * 4 * d + 4 * d + 4 * d * d)  # two blocks without norms and without the biases that are added once
     assert plan.memory["parameters"] == 4 * (weights(experiment) - halved // 2)
     assert plan.memory["batch"] == images * (28 * 28 + 4)
     said = {c.kind: c for c in plan.collectives}
-    sums = 2 * 4 * 4 * images * tokens * d  # of each block, activations: two in the forward and two in the backward pass
-    gradients = plan.memory["parameters"] - 2 * 4 * 3 * d // 2  # half of the bias of each projection is gathered afterwards
-    assert 0 <= said["all-reduce"].bytes - sums - gradients < 100  # and numbers
-    exchanged = said["all-to-all"].count  # the kernel of each projection; its gradient too, or newer compilers gather that
+    sums = 2 * 4 * 4 * images * tokens * d  # activations of each block: two sums in the forward and two in the backward pass
+    gradients = plan.memory["parameters"] - 2 * 4 * 3 * d // 2  # half of each projection's bias is gathered afterwards
+    assert 0 <= said["all-reduce"].bytes - sums - gradients < 100  # the rest is a few scalars
+    exchanged = said["all-to-all"].count  # each projection's kernel; newer compilers gather its gradient instead of exchanging it
     assert exchanged == 2 * 2 or (exchanged, said["all-gather"].count) == (2, 2 * 2)
 
 
@@ -100,7 +100,7 @@ def test_a_kernel_runs_on_every_device_of_a_slice(libtpu):
     program = compile_program(experiment, Data.of(experiment), V5E)
     text = program.compiled.as_text()
     assert "window_attention_forward" in text and "window_attention_backward" in text
-    assert {c.kind for c in collectives(instructions(text), 4)} == {"all-reduce"}  # no device fetches the images of another
+    assert {c.kind for c in collectives(instructions(text), 4)} == {"all-reduce"}  # no device fetches images of another
 
 
 @pytest.mark.tpu
@@ -160,7 +160,7 @@ PROGRAM = """
 
 
 def test_collectives_are_read_from_the_program():
-    assert collectives(instructions(PROGRAM), 8) == (  # among all eight, or in groups
+    assert collectives(instructions(PROGRAM), 8) == (  # among all eight devices, or in groups
         Collective("all-gather", 1, 16 * 2 * 4, 128 * 7 / 8),
         Collective("all-reduce", 1, 4 + 3 * 8 * 2 + 16 * 4, 116 * 7 / 4),
         Collective("all-to-all", 1, 2 * 4 * 4, 32 * 3 / 4),
@@ -214,10 +214,11 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 def test_a_loop_counts_as_often_as_it_runs():
     program = instructions(LOOP)
     assert collectives(program, 4) == (Collective("all-reduce", 9, 8 * 2 * 4 + 4 * 4, 80 * 6 / 4),)
-    assert repeated_bytes(program) == 7 * ((8 + 8 + 4) + (8 + 8))  # of eight rows one a trip, the index, the results
+    assert repeated_bytes(program) == 7 * ((8 + 8 + 4) + (8 + 8))  # one of eight rows per trip, the index, the results
     said = LOOP.replace("body=%body", """body=%body, backend_config={"known_trip_count":{"n":"5"}}""")
     assert collectives(instructions(said), 4)[0].count == 6
-    assert collectives(instructions(LOOP.replace("constant(8)", "parameter(0)")), 4)[0].count == 2  # unknown: once
+    # An unknown number of trips counts as one.
+    assert collectives(instructions(LOOP.replace("constant(8)", "parameter(0)")), 4)[0].count == 2
 
 
 def test_a_plan_of_blocks_in_a_loop_is_that_of_blocks_in_turn():
@@ -228,7 +229,8 @@ def test_a_plan_of_blocks_in_a_loop_is_that_of_blocks_in_turn():
         model = dataclasses.replace(experiment.model, fields={**experiment.model.fields, **shape, "scan_blocks": scan})
         one = dataclasses.replace(experiment, model=model)
         plans[scan] = make_plan(one, Topology.of("cpu"), Data.of(one))
-    # Of a loop the products are counted, not what is done element by element; its parameters are moved once more, to be stacked.
+    # Products in a loop are counted, element-wise operations are not. The loop's parameters are
+    # moved once more, to be stacked.
     assert plans[True].flops == pytest.approx(plans[False].flops, rel=0.2)
     assert plans[True].bytes_accessed == pytest.approx(plans[False].bytes_accessed, rel=0.5)
 

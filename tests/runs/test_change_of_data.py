@@ -1,4 +1,4 @@
-"""What a resumed run says of data that is read otherwise than when it began."""
+"""Messages of a resumed run whose data are read otherwise than when it started."""
 
 import dataclasses
 

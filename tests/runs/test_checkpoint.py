@@ -17,7 +17,7 @@ from vitlab.runs.retention import Retention
 
 
 def make(value: float = 0.0, *, step: int | None = None):
-    # Random numbers, so that compression leaves no slack in which a flipped bit would not matter.
+    # Random numbers do not compress, so that every flipped bit matters.
     kernel = jax.random.normal(jax.random.key(0), (64, 64)) + value
     zero, step = jnp.zeros((), jnp.int32), jnp.asarray(value if step is None else step, jnp.int32)
     params = {"blocks": {0: {"kernel": kernel}}, "bias": jnp.full((3,), value, jnp.bfloat16)}
@@ -206,7 +206,7 @@ def test_a_write_that_fails_in_the_background_leaves_the_older_checkpoint(tmp_pa
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(1, make(1))
         checkpoints.wait()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))  # no file may be longer, in bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))  # longest file in bytes
         try:
             checkpoints.save(2, make(2))
             checkpoints.wait()
@@ -214,7 +214,7 @@ def test_a_write_that_fails_in_the_background_leaves_the_older_checkpoint(tmp_pa
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
         assert "step 2 could not be saved" in caplog.text and restore(folder, read_only=True)[0] == 1
         checkpoints.save_last(3, make(3))
-    assert sorted(p.name for p in folder.iterdir()) == ["3"]  # nothing unfinished is left
+    assert sorted(p.name for p in folder.iterdir()) == ["3"]  # no unfinished checkpoint is left
 
 
 def test_a_last_state_that_cannot_be_saved_is_a_clear_failure(saved, monkeypatch):

@@ -1,6 +1,7 @@
-"""The trial of checkpoints by damage: bits flipped, files cut and removed at random, all over a checkpoint.
+"""Checkpoints with flipped bits, and with cut or removed files, all over a checkpoint.
 
-The figures are in docs/reliability.md: python -m pytest -m slow -s tests/runs/test_checkpoint_trial.py
+The figures are in docs/reliability.md: python -m pytest -m slow -s
+tests/runs/test_checkpoint_trial.py
 """
 
 import collections
@@ -47,13 +48,14 @@ def test_damage_anywhere_in_a_checkpoint_is_found_or_changes_no_bit_of_the_state
         run = tmp_path / str(number)
         shutil.copytree(tmp_path / "whole", run)
         every = files(run / "checkpoints" / "3")
-        # Half of the rounds hit a byte at random, and so the large files; the others each file alike.
+        # Half of the rounds damage a random byte, so mostly large files; the others damage each
+        # file alike.
         sizes = [path.stat().st_size for path in every] if number % 2 else None
         damage(rng.choices(every, sizes)[0], harm, rng)
         restored = restore(run / "checkpoints", read_only=True)
         assert restored is not None
         step, state = restored
-        jax.tree.map(np.testing.assert_array_equal, state, make(step))  # of step 3, or of step 2 as it was saved
+        jax.tree.map(np.testing.assert_array_equal, state, make(step))  # the state of step 3, or of step 2 as it was saved
         outcomes["found" if step == 2 else "harmless"] += 1
         shutil.rmtree(run)
     print(f"{harm}: {dict(outcomes)}")

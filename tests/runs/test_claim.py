@@ -1,4 +1,4 @@
-"""Whose a run folder is while it is moved, deleted, replaced and taken over."""
+"""The owner of a run folder while the folder is moved, deleted, replaced and taken over."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def run(tmp_path):
 
 
 def look(own: Claim) -> bool:
-    """Whether the run notices, as if a second had gone by."""
+    """Returns whether the run notices a change, as if a second had passed."""
     own._looked = float("-inf")
     return own.lost()
 
@@ -140,7 +140,7 @@ def test_a_deleted_lock_is_made_again_and_keeps_others_out(run):
 
 @pytest.mark.parametrize("how", ["a new lock", "a lock that does not hold"])
 def test_a_run_that_took_the_folder_over_ends_the_first(run, how, monkeypatch):
-    """A lock that was deleted, or a network file system whose locks hold on one host only."""
+    """The lock was deleted, or the file system is a network's whose locks hold on one host only."""
     if how == "a new lock":
         (run.path / ".lock").unlink()
     else:

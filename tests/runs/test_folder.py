@@ -1,4 +1,4 @@
-"""Run folders that cannot be used or whose files are damaged: one line, and nothing is changed."""
+"""Run folders that are unusable or damaged: one line of message, and nothing is changed."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def everything(path):
 
 
 def refused(path):
-    """The message with which the folder is refused, by what trains in it and by what reads it."""
+    """Returns the message that refuses the folder, to training and to readers alike."""
     before = everything(path)
     with pytest.raises(ConfigError) as training:
         claim(path)
@@ -117,7 +117,7 @@ def test_a_damaged_line_in_the_middle_of_the_records_is_named_with_the_remedy(ru
     message = refused(run)
     assert "metrics.jsonl of the run is damaged in line 2" in message and reason in message
     assert "remove that line, or move the file away" in message
-    (run / "metrics.jsonl").write_bytes(b"\n".join([first, second, line]))  # a last line that was cut off is none
+    (run / "metrics.jsonl").write_bytes(b"\n".join([first, second, line]))  # a last line that was cut off does not count
     with claim(run):
         pass
 

@@ -1,4 +1,4 @@
-"""A run as an object: the same numbers as evaluation, whatever form the images come in."""
+"""A run as an object gives evaluation's numbers, whatever form the images have."""
 
 import concurrent.futures
 import os
@@ -89,7 +89,7 @@ def test_an_image_of_another_size_is_prepared_as_evaluation_does(run):
 
 def test_a_pillow_image_is_turned_as_its_exif_says(run, images, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees
     Image.fromarray(images[0][..., 0]).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as image:
         np.testing.assert_array_equal(run.preprocess(image), np.rot90(images[0], -1))

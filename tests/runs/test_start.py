@@ -1,4 +1,7 @@
-"""A run as the start of another one: what fits is copied, positions are resampled, heads may differ."""
+"""A run as the start of another one: fitting weights are copied, positions are resampled.
+
+Heads may differ.
+"""
 
 import dataclasses
 import logging
@@ -21,7 +24,7 @@ from vitlab.train.setup import load_start
 
 
 def start(source, *, num_classes=10, **changes):
-    """The model with its start, and what it would begin with otherwise."""
+    """Returns the model with its start, and its initial weights without the start."""
     model = tiny_experiment().model
     config = dataclasses.replace(model, fields=model.fields | changes)
     fn, create = build(config, num_classes=num_classes, channels=1, seed=5)
@@ -70,7 +73,7 @@ def test_positions_are_resampled_to_the_grid_even_of_as_many_tokens(uninterrupte
 
 
 def start_at(source, size):
-    """The start of a model of another image size, which may be a pair."""
+    """Returns the start of a model of another image size, which may be a pair."""
     fields = dict(tiny_experiment().model.fields)
     fn, initial = functional(create_model("vit_tiny_patch16", num_classes=10, image_size=size, in_channels=1, **fields))
     return load_start(fn, initial, str(source)), initial

@@ -1,4 +1,4 @@
-"""A run that takes a second, and what to compare of it."""
+"""A run that takes a second, and functions that compare runs."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import pytest
 from vitlab.config import AugmentConfig, DataConfig, Experiment, ModelConfig, OptimizerConfig, to_json
 from vitlab.train.loop import train
 
-SECONDS = 120  # after which a process is taken for stuck
+SECONDS = 120  # seconds after which a process counts as stuck
 
 CONFIG = """
 import json
@@ -58,7 +58,7 @@ def no_run_outlives_its_test():
 
 
 def config_file(folder: pathlib.Path, experiment: Experiment, fault: str = "") -> pathlib.Path:
-    """A config file is code, so it can also bring a fault with it."""
+    """Writes a config file; it is code, so it can also contain a fault."""
     path = folder / "config_file.py"
     path.write_text(CONFIG.format(json=to_json(experiment)) + fault)
     return path
@@ -92,12 +92,15 @@ def wait_for(condition, seconds: float = SECONDS) -> bool:
 
 
 def worker_processes(process: subprocess.Popen) -> list[int]:
-    """The ids of the data workers of a run."""
+    """Returns the ids of the data workers of a run."""
     return [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*") if _is_worker(path, process.pid)]
 
 
 def all_gone(pids: list[int]) -> bool:
-    """Whether the processes end within seconds; one that is dead but not yet waited for has no command line."""
+    """Whether the processes end within seconds.
+
+    A dead process that was not yet waited for has no command line.
+    """
     return wait_for(lambda: not any(_runs(pid) for pid in pids), seconds=10)
 
 
@@ -117,7 +120,7 @@ def _runs(pid: int) -> bool:
 
 
 def checksums(workdir: pathlib.Path, step: int) -> dict[str, str]:
-    """SHA-256 of every leaf of parameters, optimizer state and counters."""
+    """Returns SHA-256 of every leaf of parameters, optimizer state and counters."""
     leaves = json.loads((workdir / "checkpoints" / str(step) / "manifest" / "metadata").read_text())["leaves"]
     return {name: leaf["sha256"] for name, leaf in leaves.items()}
 

@@ -1,4 +1,4 @@
-"""What a run does when its disk is full: RLIMIT_FSIZE makes the system refuse every write, as a full disk does."""
+"""Runs on a full disk: RLIMIT_FSIZE makes the system refuse every write, as a full disk does."""
 
 import errno
 

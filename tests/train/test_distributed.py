@@ -1,4 +1,4 @@
-"""Real processes on this machine, which find each other over the loopback and sum over Gloo."""
+"""Real processes on this machine, which connect over the loopback and sum over Gloo."""
 
 import dataclasses
 import json
@@ -14,12 +14,12 @@ from vitlab.config import ConfigError, MeshConfig
 from vitlab.parallel import distributed
 from vitlab.signals import EXIT_STOPPED
 
-# The same sums over two devices, of one process or of two; measured 0 over 24 steps. Over four, too.
+# Two devices of one process and of two sum alike: over 24 steps the deviation is 0, also with four.
 TOLERANCE = 1e-6
 
 
 def start_all(config, workdir, *arguments: tuple[str, ...]):
-    """One process for each tuple of arguments."""
+    """Starts one process for each tuple of arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = (f"--coordinator=127.0.0.1:{free.getsockname()[1]}", f"--num_processes={len(arguments)}")
@@ -27,7 +27,7 @@ def start_all(config, workdir, *arguments: tuple[str, ...]):
 
 
 def finish(processes, code):
-    """What each wrote to stdout and stderr."""
+    """Returns each process's stdout and stderr."""
     results = [process.communicate(timeout=SECONDS) for process in processes]
     assert [process.returncode for process in processes] == [code] * len(processes), results
     return results
@@ -46,7 +46,7 @@ def test_two_processes_stop_together_at_one_step_and_give_the_run_of_one_process
     results = finish(processes, EXIT_STOPPED)
     steps = {re.search(r"stopped at step (\d+)", errors)[1] for _, errors in results}
     assert len(steps) == 1 and 4 <= int(*steps) < 24 and checksums(run, int(*steps))
-    assert "step 4/24" in results[0][0] and "step" not in results[1][0]  # the first says all there is to say
+    assert "step 4/24" in results[0][0] and "step" not in results[1][0]  # only the first process prints
 
     (output, _), _ = finish(start_all(config, run, (), ()), 0)
     assert "on 2 x cpu in 2 processes" in output and f"resumed at step {int(*steps)}" in output
@@ -56,7 +56,7 @@ def test_two_processes_stop_together_at_one_step_and_give_the_run_of_one_process
 
 
 def test_four_processes_split_parameters_and_two_of_them_read_the_same_images_and_give_the_run_of_one(tmp_path):
-    fields = {**tiny_experiment().model.fields, "dim": 128}  # a kernel above the floor
+    fields = {**tiny_experiment().model.fields, "dim": 128}  # a kernel above the floor of fsdp
     experiment = tiny_experiment(duration="8 steps", eval_every="8 steps", eval_batch_size=20, mesh=MeshConfig(fsdp=2, tensor=2))
     config = config_file(tmp_path, dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, fields=fields)))
     (output, _), *_ = finish(start_all(config, tmp_path / "four", (), (), (), ()), 0)
@@ -66,7 +66,7 @@ def test_four_processes_split_parameters_and_two_of_them_read_the_same_images_an
 
 
 def agree(several, one):
-    """The same lines with the same values, all images evaluated."""
+    """Checks for equal lines with equal values, and that all images were evaluated."""
     several, one = records(several), records(one)
     assert [line.keys() for line in several] == [line.keys() for line in one]
     assert several[-1]["eval_images"] == one[-1]["eval_images"] == 50  # 3 batches of 20, each image once
@@ -86,7 +86,7 @@ def test_what_one_process_cannot_do_none_does_and_all_say_why(tmp_path):
     [
         ({}, None),
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "node[1-2]"}, (8, 3)),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),  # a batch script outside srun
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),  # a batch script outside of srun
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, (4, 1)),
     ],
 )

@@ -1,4 +1,4 @@
-"""Runs whose folder is moved or deleted while they train, and another that takes its place."""
+"""Runs whose folder is moved or deleted while they train, or replaced by another."""
 
 import json
 import shutil
@@ -41,5 +41,5 @@ def test_a_run_whose_folder_was_deleted_says_so_and_makes_none_anew(tmp_path):
     _, errors = process.communicate(timeout=SECONDS)
     *before, last = errors.splitlines()
     assert process.returncode == 1 and last == f"error: the run folder {run} is no longer this run's: it was deleted; nothing more is saved"
-    assert all(" could not be saved " in line or " cannot be written " in line for line in before)  # while it was being deleted
+    assert all(" could not be saved " in line or " cannot be written " in line for line in before)  # while the folder was being deleted
     assert not run.exists()

@@ -1,4 +1,4 @@
-"""Frozen groups: constant, free and in evaluation mode."""
+"""Frozen groups: constant, without cost, and in evaluation mode."""
 
 import dataclasses
 import typing
@@ -44,7 +44,7 @@ class Block(nnx.Module):
 
 
 class Small(nnx.Module):
-    """Blocks, dropout and a batch norm of Flax's, and a head."""
+    """Blocks, Flax's dropout and batch norm, and a head."""
 
     def __init__(self, rngs):
         self.embed = Linear(64, 16, rngs=rngs)
@@ -63,7 +63,7 @@ class Small(nnx.Module):
 
 
 def run(groups=TRUNK, steps=3, optimizer=None, **fields):
-    """The step, the states before and after, and the metrics of each step."""
+    """Returns the step, the states before and after, and the metrics of each step."""
     optimizer = dataclasses.replace(optimizer or OptimizerConfig(peak_lr=0.1), schedule="constant", warmup="0 steps", groups=groups)
     experiment = Experiment(batch_size=8, optimizer=optimizer, **fields)
     model, weights = functional(Small(nnx.Rngs(0)))
@@ -104,7 +104,7 @@ def test_the_frozen_part_runs_as_in_evaluation():
     expected = -jax.nn.log_softmax(logits)[jnp.arange(8), BATCH["label"]].mean()
     np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-6)
     _, _, _, unfrozen = run(groups=(), steps=1)
-    assert abs(unfrozen[0]["loss"] - expected) > 1e-3  # batch statistics, dropout and drop path tell
+    assert abs(unfrozen[0]["loss"] - expected) > 1e-3  # batch statistics, dropout and drop path change the loss
 
 
 def test_the_norm_of_the_gradient_and_its_flags_are_of_what_is_trained():
@@ -120,7 +120,10 @@ def test_the_norm_of_the_gradient_and_its_flags_are_of_what_is_trained():
 
 
 def test_a_module_of_which_a_part_is_trained_runs_as_in_training():
-    """The batch norm of the first block, all of whose parameters are frozen, keeps its statistics; that of the second does not."""
+    """The second block's batch norm updates its statistics, the first block's does not.
+
+    All parameters of the first block are frozen.
+    """
     groups = ("^(embed|blocks/0|blocks/1/linear) frozen", "^(norm|neck|head|blocks/1/norm)")
     model, begun, state, _ = run(groups=groups)
     assert_same(begun["model_state"]["blocks"][0], state["model_state"]["blocks"][0])
@@ -134,7 +137,7 @@ def test_a_module_of_which_a_part_is_trained_runs_as_in_training():
     x = jnp.ones((4, 16))
     first, second = (blocks[i](x, train=True, rngs=nnx.Rngs(dropout=0)) for i in range(2))
     np.testing.assert_array_equal(first, blocks[0](x, train=False, rngs=None))
-    assert (np.asarray(second) == 1).all(1).any()  # a dropped path
+    assert (np.asarray(second) == 1).all(1).any()  # some path was dropped
 
 
 def test_nothing_differs_where_nothing_is_frozen():
@@ -146,7 +149,7 @@ def test_nothing_differs_where_nothing_is_frozen():
     "fields", [{"accumulation": 2}, {"nonfinite": "skip"}, {"nonfinite": "skip", "spike_factor": 9.0}, {"ema_decay": 0.5}]
 )
 def test_frozen_parts_go_with_the_other_ways_to_train(fields):
-    """Nothing random is left in the trained part, so every way takes the same steps."""
+    """The trained part has nothing random, so every way of training takes equal steps."""
     _, begun, state, _ = run(**fields)
     assert_same(but_head(begun["params"]), but_head(state["params"]))
     assert_same(begun["model_state"], state["model_state"])

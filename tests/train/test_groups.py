@@ -13,7 +13,7 @@ def by_name(params, tree):
 
 
 def groups(params, **options):
-    """The groups of parameters without roles."""
+    """Returns the groups of parameters without roles."""
     return groups_of(params, jax.tree.map(lambda _: Place(), params), OptimizerConfig(**options))
 
 
@@ -23,7 +23,7 @@ def test_vectors_biases_tables_and_tokens_do_not_decay():
     places = {name: Place() for name in params} | {"q": {"bias": Place(), "rel_pos_bias": Place()}}
     places |= {"table": Place(roles=frozenset({"position", "embedding"})), "token": Place(roles=frozenset({"token"}))}
     decays = by_name(params, groups_of(params, places, OptimizerConfig()).decays)
-    assert [name for name, value in decays.items() if value] == ["kernel", "q/rel_pos_bias"]  # a name gives no role
+    assert [name for name, value in decays.items() if value] == ["kernel", "q/rel_pos_bias"]  # a name alone gives no role
 
 
 def test_layer_decay_counts_the_layers_up_to_the_head():
@@ -43,7 +43,7 @@ def test_a_group_changes_rate_and_decay():
     found = groups(params, groups=("^blocks/ lr=0 decay=on", "^head/ lr=10 decay=off"))
     assert by_name(params, found.scales) == {"blocks/0/kernel": 0.0, "head/bias": 10.0, "head/kernel": 10.0}
     assert by_name(params, found.decays) == {"blocks/0/kernel": True, "head/bias": False, "head/kernel": False}
-    assert all(jax.tree.leaves(found.trained))  # a rate of zero is no freezing
+    assert all(jax.tree.leaves(found.trained))  # a rate of zero does not freeze
 
 
 def test_what_is_frozen_has_neither_rate_nor_decay():

@@ -1,6 +1,7 @@
-"""The trial of runs by kill -9: at system calls of every kind that writes, and at any moment; each run is resumed to its end.
+"""Runs killed by kill -9, at system calls of every kind that writes and at any moment.
 
-The figures are in docs/reliability.md: python -m pytest -m slow -s tests/train/test_kill_trial.py
+Each run is resumed to its end. The figures are in docs/reliability.md: python -m pytest -m slow -s
+tests/train/test_kill_trial.py
 """
 
 import collections
@@ -14,7 +15,7 @@ import pytest
 
 from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for
 
-KILLS = 30  # in each test
+KILLS = 30  # number of kills in each test
 STEPS = 200
 CALLS = ("write", "pwrite64", "openat", "rename", "mkdir", "unlink", "rmdir", "fsync", "close", "ftruncate", "futex")
 
@@ -31,13 +32,17 @@ def reference(tmp_path_factory):
 
 
 def trial(reference, tmp_path, kill, rng):
-    """Starts the run again and again, each time to be killed, until there were so many kills; returns what happened."""
+    """Starts the run again and again, to be killed, until there were KILLS kills.
+
+    Returns:
+      Counts of the outcomes.
+    """
     config, whole = reference
     run, outcomes = tmp_path / "run", collections.Counter()
     while outcomes["killed"] < KILLS:
         process = start(config, run, "--config.data.num_workers=1" if rng.random() < 0.2 else "")
         kill(process, run)
-        _, errors = process.communicate(timeout=SECONDS)  # a worker left behind would hold the pipes open
+        _, errors = process.communicate(timeout=SECONDS)  # a remaining worker would hold the pipes open
         worker = "Worker process was terminated unexpectedly with exit code -9" in errors
         assert process.returncode in (0, -signal.SIGKILL) or (worker and process.returncode == 1), errors
         outcomes["worker killed" if worker else "killed" if process.returncode else "done"] += 1
@@ -65,7 +70,7 @@ def test_kill_9_at_random_system_calls_and_the_same_command_again_gives_the_unin
         begun = (run / "metrics.jsonl") if rng.random() < 0.8 else (run / ".lock")
         before = begun.stat().st_mtime_ns if begun.exists() else 0
         wait_for(lambda: process.poll() is not None or (begun.exists() and begun.stat().st_mtime_ns != before))
-        when = rng.randint(1, 200 if call in ("write", "futex", "openat", "close") else 20)  # counted by thread
+        when = rng.randint(1, 200 if call in ("write", "futex", "openat", "close") else 20)  # number of the call, counted per thread
         command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={when}+"]
         subprocess.run([*command, "-p", str(process.pid)], stderr=subprocess.DEVNULL, timeout=SECONDS)
         if process.wait(timeout=SECONDS) == -signal.SIGKILL:

@@ -66,7 +66,7 @@ def test_four_devices_follow_the_loss_of_one(tmp_path):
 
 
 def test_four_devices_that_split_parameters_both_ways_and_a_resumed_run_on_other_axes_follow_the_loss_of_one(tmp_path):
-    optimizer = dataclasses.replace(tiny_experiment().optimizer, schedule="constant")  # so that the end may move
+    optimizer = dataclasses.replace(tiny_experiment().optimizer, schedule="constant")  # a constant rate, so that the end may move
     wide = dataclasses.replace(tiny_experiment().model, fields={"patch_size": 14, "dim": 128, "depth": 1, "num_heads": 2})
     experiment = tiny_experiment(
         model=wide,
@@ -85,7 +85,7 @@ def test_four_devices_that_split_parameters_both_ways_and_a_resumed_run_on_other
     assert process.returncode == 0, errors
     assert re.search(r"on 4 x cpu, fsdp 2 by tensor 2: each has \d\d% of the state; compiled", output)
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "12" / "manifest" / "metadata").read_text())["leaves"]
-    assert manifest["params/blocks/0/mlp/fc1/kernel"]["shape"] == [128, 512]  # above the floor, so it was split
+    assert manifest["params/blocks/0/mlp/fc1/kernel"]["shape"] == [128, 512]  # above the floor of fsdp, so it was split
     train(experiment, tmp_path / "run", allow_changes=True)
     one, run = ({name: records(tmp_path / n, name) for name in ("train_loss", "eval_average_loss")} for n in ("one", "run"))
     assert len(run["train_loss"]) == 20
@@ -130,12 +130,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_after(tmp_pat
         train(experiment, tmp_path / "run")
     saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert all(step < 5 for step in saved)
-    with pytest.raises(NonFiniteError):  # what was saved is finite, so the run goes on from it and fails in the same way
+    with pytest.raises(NonFiniteError):  # the checkpoint is finite, so the run resumes from it and fails again
         train(experiment, tmp_path / "run")
 
 
 def test_skip_goes_on_without_the_updates_that_are_not_finite(tmp_path, monkeypatch, caplog):
-    def faulty(logits, targets):  # NaN or not is a function of the batch, and so of the step
+    def faulty(logits, targets):  # whether the loss is NaN depends on the batch, and so on the step
         return optax.softmax_cross_entropy(logits, targets) * jnp.where(targets.argmax(-1).sum() % 2 == 0, jnp.nan, 1)
 
     monkeypatch.setitem(LOSSES, "softmax", faulty)

@@ -46,7 +46,7 @@ def test_clipping_bounds_the_global_norm():
     clipped = make_optimizer(config, constant, groups_of(params, {"kernel": Place()}, config))
     _, state = clipped.update({"kernel": jnp.full((2, 2), 100.0)}, clipped.init(params), params)
     mu = optax.tree_utils.tree_get(state, "mu")["kernel"]
-    np.testing.assert_allclose(mu, (1 - 0.9) * 0.5, rtol=1e-5)  # gradient of norm 1 over four equal entries
+    np.testing.assert_allclose(mu, (1 - 0.9) * 0.5, rtol=1e-5)  # a gradient of norm 1 over four equal entries
 
 
 def test_adamw_is_optax_s():
@@ -80,8 +80,8 @@ def test_muon_orthogonalises_matrices_and_leaves_the_head_to_adam():
     new, _ = step(OptimizerConfig(name="muon", weight_decay=0.0), grads=grads)
     singular = np.linalg.svd((PARAMS["blocks"]["0"]["fc"]["kernel"] - new["blocks"]["0"]["fc"]["kernel"]) / 0.1, compute_uv=False)
     expected = 0.2 * np.sqrt(6)  # root mean square 0.2 of a 4 x 6 matrix of equal singular values
-    assert (np.abs(singular / expected - 1) < 0.35).all()  # the quintic iteration stops near 1, in 0.7 to 1.2
-    nesterov = 0.9 * (1 - 0.9) / (1 - 0.9**2) + (1 - 0.9) / (1 - 0.9)  # of Adam's first step, in units of the rate
+    assert (np.abs(singular / expected - 1) < 0.35).all()  # the quintic iteration ends near 1, in 0.7 to 1.2
+    nesterov = 0.9 * (1 - 0.9) / (1 - 0.9**2) + (1 - 0.9) / (1 - 0.9)  # Adam's first step, in units of the rate
     np.testing.assert_allclose(np.abs(1 - new["head"]["kernel"]), 0.1 * nesterov, rtol=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_schedule_free_training_evaluates_the_mean_of_its_steps():
     config = OptimizerConfig(name="schedule_free_adamw", weight_decay=0.0)
     params, state = step(config, steps=5)
     averaged = averaged_params(config, state, params)
-    assert 1 > averaged["head"]["kernel"].mean() > params["head"]["kernel"].mean()  # behind the newest
+    assert 1 > averaged["head"]["kernel"].mean() > params["head"]["kernel"].mean()  # the mean is behind the newest parameters
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,7 +98,7 @@ def test_every_optimizer_trains_frozen_parts_stay_and_moments_take_bfloat16(name
     new, state = step(config, steps=3)
     jax.tree.map(np.testing.assert_array_equal, new["blocks"], PARAMS["blocks"])
     assert (new["head"]["kernel"] < 0.95).all()
-    assert not any("blocks" in name for name in leaf_names(state))  # no moments of what is frozen
+    assert not any("blocks" in name for name in leaf_names(state))  # frozen parameters have no moments
     if name not in ("schedule_free_adamw",):
         assert any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state))
 

@@ -1,4 +1,7 @@
-"""Side outputs that fail: stdout, stderr, a terminal that is closed, files that cannot be written. None of them ends a run."""
+"""Failing side outputs: stdout, stderr, a closed terminal, files that cannot be written.
+
+None of them ends a run.
+"""
 
 import os
 import pty
@@ -50,7 +53,7 @@ def test_a_run_whose_terminal_is_closed_is_done(tmp_path):
         seen += os.read(terminal, 10_000)
     os.close(terminal)  # from here on every write fails with EIO
     assert process.wait(timeout=SECONDS) == 0
-    assert b"\x1b[" in seen and checksums(tmp_path / "run", 400)  # there was a bar
+    assert b"\x1b[" in seen and checksums(tmp_path / "run", 400)  # a bar was drawn
 
 
 def test_side_files_that_cannot_be_written_are_said_once_and_end_nothing(tmp_path, caplog):
@@ -67,7 +70,7 @@ def test_side_files_that_cannot_be_written_are_said_once_and_end_nothing(tmp_pat
 
 
 class Terminal:
-    """A terminal that keeps what is written to it."""
+    """A terminal that records everything written to it."""
 
     encoding = "utf-8"
 

@@ -49,7 +49,7 @@ def test_kill_9_at_random_steps_and_the_same_command_again_gives_the_uninterrupt
         time.sleep(rng.random() * 0.02)
         workers = worker_processes(process)
         process.kill()
-        process.communicate(timeout=SECONDS)  # a worker left behind would hold the pipes open
+        process.communicate(timeout=SECONDS)  # a remaining worker would hold the pipes open
         assert process.returncode == -signal.SIGKILL
         assert len(workers) == with_workers and all_gone(workers)
     _, errors = (process := start(config, workdir, num_devices=num_devices)).communicate(timeout=SECONDS)
@@ -62,7 +62,7 @@ def test_sigterm_saves_the_exact_step_and_exits_with_42_and_the_run_goes_on_bit_
     process = start(config_file(tmp_path, tiny_experiment()), workdir, "--config.data.num_workers=1")
     wait_for_step(process, workdir, 4)
     workers = worker_processes(process)
-    os.kill(workers[0], signal.SIGTERM)  # as a launcher does, or Ctrl-C in a terminal; the run still needs its batches
+    os.kill(workers[0], signal.SIGTERM)  # a launcher does so, and Ctrl-C in a terminal; the run still needs the worker's batches
     wait_for_step(process, workdir, 16)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=SECONDS)
@@ -80,7 +80,8 @@ def test_a_stop_during_evaluation_leaves_the_evaluation_to_the_resumed_run(tmp_p
 
         @property
         def requested(self):
-            # The loop asks before it compiles, once a step and, at step 20, before the evaluation, which then asks at each batch.
+            # The loop asks before it compiles, then once per step; at step 20 it asks before the
+            # evaluation, which asks at each batch.
             self.asked += 1
             return self.asked > 24
 
@@ -104,7 +105,7 @@ def test_the_same_seed_twice_is_bit_equal_and_another_seed_is_not(tmp_path, unin
 
 
 def test_a_checkpoint_beyond_a_shortened_duration_is_evaluated_as_it_is_and_the_run_is_done(tmp_path, capsys, monkeypatch):
-    """A launcher that requeues on exit code 42 would otherwise never end."""
+    """Otherwise a launcher that requeues on exit code 42 would never end."""
 
     class StopAfterSixteenQuestions(signals.StopRequest):
         asked = 0

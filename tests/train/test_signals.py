@@ -8,7 +8,7 @@ from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_ex
 from vitlab import signals
 from vitlab.signals import EXIT_STOPPED, StopRequest
 
-# Each fault makes the file `here` once the process is where the signal is to find it.
+# Each fault creates the file `here` once the process is where the signal is to reach it.
 SLOW_COMPILATION = """
 import pathlib, time
 from vitlab.train import loop

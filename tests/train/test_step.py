@@ -15,7 +15,7 @@ from vitlab.train.step import compile_step, make_train_step, trace_step
 
 
 class NormedModel(nnx.Module):
-    """A convolution and a BatchNorm, which has statistics to carry."""
+    """A convolution and a batch norm, which has statistics to update."""
 
     def __init__(self, rngs):
         self.conv = nnx.Conv(1, 4, (3, 3), strides=2, rngs=rngs)
@@ -28,7 +28,7 @@ class NormedModel(nnx.Module):
 
 
 class PlainModel(nnx.Module):
-    """No statistics: an image's logits are its own."""
+    """A model without statistics: an image's logits depend on this image only."""
 
     def __init__(self, rngs):
         self.conv = nnx.Conv(1, 4, (3, 3), strides=2, rngs=rngs)
@@ -56,7 +56,7 @@ class SpikyModel(NormedModel):
 
 
 class Teacher(NormedModel):
-    """Others' weights, statistics and normalisation."""
+    """A teacher with weights, statistics and normalisation of its own."""
 
     def __init__(self):
         super().__init__(nnx.Rngs(7))
@@ -109,7 +109,7 @@ def test_the_statistics_of_batch_norm_are_carried():
     assert not np.allclose(later["model_state"]["norm"]["mean"], expected)
     logits, kept = model.apply({"params": state["params"], "model_state": state["model_state"]}, jnp.asarray(batch["image"]))
     assert logits.shape == (4, 3)
-    jax.tree.map(np.testing.assert_array_equal, kept, state["model_state"])  # evaluation leaves them
+    jax.tree.map(np.testing.assert_array_equal, kept, state["model_state"])  # evaluation does not change them
 
 
 def test_metrics_are_means_since_the_last_log():
@@ -136,7 +136,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch():
 def test_statistics_go_from_part_to_part():
     _, whole, _, _ = run(1)
     _, parts, _, _ = run(1, accumulation=2)
-    assert not np.allclose(whole["model_state"]["norm"]["mean"], parts["model_state"]["norm"]["mean"])  # updated twice
+    assert not np.allclose(whole["model_state"]["norm"]["mean"], parts["model_state"]["norm"]["mean"])  # each part updates the statistics
     assert np.abs(parts["model_state"]["norm"]["mean"]).max() > 0
 
 

@@ -1,4 +1,4 @@
-"""A run ends when no evaluation has been better for so long, at the same step however it was interrupted."""
+"""A run ends after a time without a better evaluation, at one step despite interruptions."""
 
 import dataclasses
 import os
@@ -15,7 +15,8 @@ from vitlab.train.loop import train
 from vitlab.train.periods import Periods
 from vitlab.train.report import Report
 
-# No update changes a float32 parameter visibly: the first evaluation, after step 4, remains the best.
+# No update changes a float32 parameter visibly: the first evaluation, after step 4, remains the
+# best.
 STANDS_STILL = tiny_experiment(
     optimizer=dataclasses.replace(tiny_experiment().optimizer, peak_lr=1e-12, weight_decay=0.0),
     eval_every="4 steps",
@@ -43,7 +44,7 @@ def test_an_interrupted_run_ends_at_the_same_step(tmp_path, monkeypatch, step):
         evaluation(self, at, result)
 
     monkeypatch.setattr(Report, "evaluation", interrupted)
-    if step == 12:  # the end of the run comes before the signal is looked at
+    if step == 12:  # the run ends before it looks at the signal
         assert train(STANDS_STILL, tmp_path / "run") == whole
     else:
         with pytest.raises(Stopped):
@@ -62,7 +63,7 @@ def test_the_first_of_equal_evaluations_is_the_best():
         ({5: 0.5, 10: 0.5, 15: 0.4}, 15, True),
         ({5: 0.5, 10: 0.6, 15: 0.4}, 15, False),
         ({5: 0.5, 10: 0.4, 15: 0.6}, 15, False),
-        ({5: 0.5, 10: 0.4, 15: 0.4}, 14, False),  # not evaluated
+        ({5: 0.5, 10: 0.4, 15: 0.4}, 14, False),  # step 14 was not evaluated
         ({5: 0.5, 10: 0.4, 15: 0.4, 20: 0.9}, 15, True),  # later records do not count
     ):
         report.records = type("Records", (), {"lines": [{"step": s, "eval_top1": value} for s, value in scores.items()]})

@@ -16,7 +16,7 @@ from vitlab.train.loop import train
 from vitlab.train.setup import set_up
 
 SHORT = {"duration": "12 steps", "eval_every": "12 steps"}
-FIELDS = {"patch_size": 14, "dim": 16, "depth": 1, "num_heads": 2}  # of a ViT
+FIELDS = {"patch_size": 14, "dim": 16, "depth": 1, "num_heads": 2}  # fields of a ViT
 DEVICES_TOLERANCE = 1e-4  # as in test_loop
 
 
@@ -32,7 +32,7 @@ def records(workdir, name):
 
 @pytest.fixture
 def edited(uninterrupted, tmp_path):
-    """A copy of the teacher's run whose config or data are changed."""
+    """Returns a copy of the teacher's run with another config or other data."""
 
     def edit(model=None, **data):
         folder = tmp_path / "teacher"
@@ -63,7 +63,7 @@ def test_a_distilled_run_is_compiled_once_and_resumes_bit_by_bit_without_its_tea
         @property
         def requested(self):
             self.asked += 1
-            return self.asked > 6  # once before the compilation, then once a step
+            return self.asked > 6  # asked once before the compilation, then once per step
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "StopRequest", StopAfterFiveSteps)
@@ -108,7 +108,7 @@ def test_a_step_pins_the_teacher(tmp_path, uninterrupted):
 def test_the_share_of_the_peak_counts_the_teachers_products_once(uninterrupted, monkeypatch):
     monkeypatch.setattr("vitlab.train.setup.peak_flops", lambda kind: 1e12)
     alone, taught = set_up(tiny_experiment(**SHORT)).peak_speed(), set_up(taught_by(uninterrupted)).peak_speed()
-    assert taught == pytest.approx(alone * 3 / 4)  # the teacher is such a model itself
+    assert taught == pytest.approx(alone * 3 / 4)  # the teacher has the student's size
 
 
 def test_four_devices_that_split_the_teacher_follow_the_loss_of_one(tmp_path):

@@ -1,4 +1,4 @@
-"""Blocks split over a mesh axis `tensor`: the same numbers, parameters that are really split, and what the devices tell each other."""
+"""Blocks split over a mesh axis `tensor`: equal numbers, split parameters, known collectives."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Runs that are stuck, and data workers that are stuck or dead; /dev/shm and the workers are looked at afterwards."""
+"""Stuck runs, and stuck or dead data workers; /dev/shm and the workers are checked afterwards."""
 
 import contextlib
 import os
@@ -11,7 +11,8 @@ from tests.data.test_workers import named_memory
 from tests.train.conftest import SECONDS, all_gone, config_file, start, tiny_experiment, wait_for_step, worker_processes
 from vitlab.train.watchdog import EXIT_STUCK
 
-# From step 4 on the watchdog waits only eight seconds, which a busy machine may need for a step; before, it waits for the compilation.
+# From step 4 on the watchdog waits only eight seconds, which a busy machine may need for a step.
+# Before, it waits for the compilation.
 IMPATIENT = """
 from vitlab.train import watchdog
 from vitlab.train.report import Report
@@ -30,7 +31,8 @@ def step(self, number, metrics):
 watchdog.Watchdog.__enter__, Report.step, watchdog._HARD_SECONDS = enter, step, 1
 """
 
-# The call holds the interpreter's lock, so that no other Python thread can run, the watchdog's neither.
+# The call holds the interpreter's lock, so that no other Python thread can run, not even the
+# watchdog's.
 STUCK_INTERPRETER = """
 import ctypes
 
@@ -71,7 +73,7 @@ def test_a_worker_that_is_stuck_or_dead_ends_the_run_and_nothing_is_left_behind(
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == code and words in errors, errors
     assert len(workers) == 2 and all_gone(workers)
-    assert not names  # so that nothing can be left of it
+    assert not names  # the memory has no name, so that none can be left
     if code == EXIT_STUCK:
         assert "loop.py" in errors and f"and of worker process {workers[1]}" in errors and "workers.py" in errors
 
@@ -91,7 +93,7 @@ def test_a_run_that_is_killed_with_its_whole_process_group_leaves_no_worker_and_
 
 
 def is_in_use(name: str) -> bool:
-    """Whether some process that runs has the shared memory mapped."""
+    """Whether some running process has the shared memory mapped."""
     for maps in pathlib.Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
             if f"/dev/shm/{name}" in maps.read_text():

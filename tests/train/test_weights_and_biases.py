@@ -1,4 +1,7 @@
-"""Curves at Weights & Biases, with a client that keeps what it is told; it can fail in every call, and the run goes on."""
+"""Curves at Weights & Biases, with a client that records its calls.
+
+The client can fail in every call; the run continues.
+"""
 
 import logging
 import sys
@@ -14,7 +17,7 @@ from vitlab.train.weights_and_biases import load_wandb
 
 
 class Client(types.ModuleType):
-    """Stands for the module `wandb`; `fail` names the call that raises."""
+    """Replaces the module `wandb`; `fail` names the call that raises."""
 
     def __init__(self, fail=""):
         super().__init__("wandb")

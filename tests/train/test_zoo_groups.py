@@ -1,7 +1,8 @@
-"""Decay, depth and Muon for every parameter of every family, against rules written here as data, by name.
+"""Decay, depth and Muon for every parameter of every family, against rules written here, by name.
 
-The rules are the authors' (`no_weight_decay`, `no_weight_decay_keywords` and the optimizer of their code), who never decay vectors
-and biases, with one addition: tables of positions and tokens decay in no family. Some authors' lists forget their own tables.
+The rules are the authors' (`no_weight_decay`, `no_weight_decay_keywords` and the optimizer of their
+code), who never decay vectors and biases. One rule is added: tables of positions and tokens decay
+in no family. Some authors' lists forget their own tables.
 """
 
 import dataclasses
@@ -22,15 +23,15 @@ from vitlab.tree import leaf_names
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Regexes of names, matched from their beginning."""
+    """Regexes of names, matched from the start of the name."""
 
-    variants: tuple[str, ...]  # together they have every parameter of the family
-    source: str  # who says what does not decay
-    kept: str = "$"  # parameters of two dimensions and more that do not decay
-    embeds: str  # depth 0
-    blocks: str  # in the order of its groups, each number in its natural order, a group that is not there last
-    after: str  # deeper than all blocks, in the norm's and the head's group
-    joins: tuple[tuple[str, str], ...] = ()  # other parameters -> the beginning of a name of equal depth
+    variants: tuple[str, ...]  # variants that together have every parameter of the family
+    source: str  # source of the rule for weight decay
+    kept: str = "$"  # parameters of two or more dimensions that do not decay
+    embeds: str  # parameters of depth 0
+    blocks: str  # blocks in the order of the regex's groups, numbers in natural order, missing groups last
+    after: str  # parameters deeper than all blocks, in the norm's and the head's group
+    joins: tuple[tuple[str, str], ...] = ()  # other parameters -> the start of a name of equal depth
 
 
 TIMM = "timm optim/_param_groups.py: one dimension or none, and biases; the authors' code has no list"
@@ -157,7 +158,7 @@ def zoo_model(variant):
 
 
 def expected_depths(rules, names):
-    """The depth of each name by the rules alone."""
+    """Returns the depth of each name by the rules alone."""
 
     def key(match):
         return tuple(math.inf if part is None else int(part) for part in match.groups())
@@ -174,7 +175,7 @@ def expected_depths(rules, names):
         for pattern, like in rules.joins:
             if re.match(pattern, name):
                 return depth(like)
-        stage = re.match(r"\w+/\d+/", name)  # what is in no block of a stage goes with its first
+        stage = re.match(r"\w+/\d+/", name)  # parameters of a stage outside of its blocks belong to its first block
         assert stage, name
         return min(depth(other) for other in names if other.startswith(f"{stage[0]}blocks/"))
 
@@ -215,7 +216,7 @@ def test_every_rule_meets_a_parameter(name):
 
 
 def test_layer_decay_reaches_the_first_layers_of_every_family():
-    """The embedding of the image has the lowest rate of all, so that no large part is left at the head's."""
+    """The image's embedding has the lowest rate of all, so no large part has the head's."""
     for variant in (rules.variants[0] for rules in RULES.values()):
         model = zoo_model(variant)
         places = jax.tree.leaves(model.places)

@@ -1,4 +1,4 @@
-"""The model of the zoo that a recording is of, by the name of its file and its metadata."""
+"""The model of the zoo for a recording, found by the recording's file name and metadata."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ SIZES = {
     "h": "huge",
     "xl": "xlarge",
 }
-# A pattern of whole names of files, and the model that it stands for; the first that fits and is in the zoo counts.
+# (pattern of whole file names, name of the model); the first match that is in the zoo counts.
 NAMES: tuple[tuple[str, str], ...] = (
     (r"spectformer_h_(\w+)", r"spectformerh_\1"),
     (r"(?:stvit|svit)_(\w+)", r"svit_\1"),
@@ -27,7 +27,8 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"(deit_\w+?)_distilled_patch(\d+)", r"\1_distilled_patch\2"),
     (r"(.+)", r"\1"),
 )
-# Arguments of the authors' constructors that are fields here under another name; others say what the variant has anyway.
+# Arguments of the authors' constructors that are fields here by another name. Other arguments are
+# values that the variant has already.
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "agent_swin": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "agent_num": "num_agents"},
     "inline_swin": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads"},
@@ -43,12 +44,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "vit_": {"depth": "depth"},
     "deit_": {"depth": "depth"},
 }
-# Letters of `attn_type`, one a stage, whose blocks have the mechanism that the family is named after.
+# Letters of `attn_type`, one per stage, for blocks with the mechanism that the family is named
+# after.
 STAGES = {"agent_swin": ("agent_depths", "A"), "inline_swin": ("inline_depths", "I")}
 
 
 def model_of(stem: str, meta: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and fields of the model that a file records.
+    """Returns name and fields of the model that a file records.
 
     Args:
       stem: Name of the file without its ending: a variant in the authors', timm's or our words, and
@@ -65,9 +67,9 @@ def model_of(stem: str, meta: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _candidates(text: str):
-    """Names in the zoo that the text may mean, the most specific first."""
+    """Yields names in the zoo that the text may mean, the most specific first."""
     known, words = set(list_models()), re.sub(r"[^a-z0-9]+", "_", text.lower()).split("_")
-    for count in range(len(words), 0, -1):  # trailing words say size, layout or occasion
+    for count in range(len(words), 0, -1):  # trailing words tell size, layout or occasion
         start = "_".join(words[:count])
         for pattern, replacement in NAMES:
             if match := re.fullmatch(pattern, start):
@@ -76,7 +78,7 @@ def _candidates(text: str):
 
 
 def _spelled(name: str) -> str:
-    """The name with the letter of a size, "biformer_t" or "focalnet_t_srf", spelled out."""
+    """Returns the name with a size's letter spelled out, for "biformer_t" or "focalnet_t_srf"."""
     return "_".join(SIZES.get(word, word) for word in name.split("_"))
 
 

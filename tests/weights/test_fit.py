@@ -12,7 +12,8 @@ from vitlab.weights.fit import fit
 from vitlab.weights.load import parameters
 from vitlab.weights.save import to_foreign
 
-# The positions of the samples are rounded to 1e-6 in float32, and numbers of size one change by a few from one to the next.
+# Sample positions are rounded to 1e-6 in float32, and values of size one differ by a few between
+# neighbours.
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
@@ -25,7 +26,10 @@ SMALLEST = sorted({family_of(n).model: n for n in sorted(list_models(), key=_par
 
 
 def cubic(old: int, new: int) -> np.ndarray:
-    """The weights [new, old] of bicubic interpolation with antialiasing along one axis (Keys 1981, a = -0.5)."""
+    """Returns weights [new, old] of bicubic interpolation with antialiasing along one axis.
+
+    Keys 1981, a = -0.5.
+    """
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     x = np.abs(centres[:, None] - np.arange(old)) / max(1, old / new)
     weights = np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
@@ -132,7 +136,10 @@ def test_keys_of_relative_positions_lines_and_filters_are_resampled():
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_every_family_loads_weights_of_another_image_size(name):
-    """Whatever depends on the image size is resampled: a strict load succeeds, and every such parameter is in the report."""
+    """Checks that parameters which depend on the image size are resampled and reported.
+
+    The strict load succeeds.
+    """
     size = size_of(name)
     source, model = (small(name, image_size=side, rngs=InitRngs(None)) for side in ((size, size), (size, 2 * size)))
     before, after = ({k: v.shape for k, v in parameters(m).items()} for m in (source, model))

@@ -1,4 +1,4 @@
-"""Reading foreign checkpoints: nothing is skipped silently, nothing half-loaded."""
+"""Reading of others' checkpoints: nothing is skipped silently or half-loaded."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def vit(**fields):
 
 
 def foreign(model) -> dict[str, np.ndarray]:
-    """The model's parameters under timm's names and in torch's layout."""
+    """Returns the model's parameters under timm's names and in torch's layout."""
     out = {}
     for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         name, array = ".".join(map(str, path)), np.asarray(value[...])

@@ -18,24 +18,26 @@ GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 FAMILIES = sorted({name.split("_")[0] + "_" for name in list_models()} | {"stvit_"})
 
 
-# In a ReLU network a pre-activation within rounding of zero switches a path on or off, so that the largest deviation of the
-# gradient is chance: the network in float64, whose logits agree with nextvit_small's recorded float64 logits to 2.4e-7,
-# misses its recorded float32 gradient by 4.3e-2 all the same (and by 7.6e-4 at the median). shvit_s1's network in float64
-# agrees with its recorded gradient to 8.4e-6, and in float32, as the processor rounds, to 1e-3 or 2.5e-2 (6.1e-6 at the median).
-# halonet_h1's input changed by 1e-7 of itself, which moves the logits by 4e-7, moves the largest deviation between 7.1e-3 and
-# 0.16 (3e-6 to 7e-6 at the median); on another processor it was below 2.1e-3, and 0.16 with fewer optimizations.
-# For these the gate holds at the median, and for the norm of the whole gradient.
+# In a ReLU network a pre-activation within rounding of zero switches a path on or off, so that the
+# largest deviation of the gradient is chance. nextvit_small in float64 agrees with its recorded
+# float64 logits to 2.4e-7, but misses its recorded float32 gradient by 4.3e-2 (7.6e-4 at the
+# median). shvit_s1 agrees with its recorded gradient to 8.4e-6 in float64; in float32 it deviates
+# by 1e-3 or 2.5e-2, depending on the processor's rounding (6.1e-6 at the median). A change of
+# halonet_h1's input by 1e-7 relative moves the logits by 4e-7 and the largest deviation of the
+# gradient to values from 7.1e-3 to 0.16 (3e-6 to 7e-6 at the median); it was below 2.1e-3 on
+# another processor, and 0.16 with fewer optimizations. For these families the gate holds for the
+# median and for the norm of the whole gradient.
 KINKED = ("halonet", "nextvit", "shvit")  # families
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """How far the model is from the recording, in standard deviations of what was recorded."""
+    """Deviations of the model from the recording, in the recorded values' standard deviations."""
 
-    logits: float  # largest
-    grad: float = 0.0  # largest, of the input gradient, where the recording has one
+    logits: float  # largest deviation
+    grad: float = 0.0  # largest deviation of the input gradient, if the recording has one
     grad_median: float = 0.0
-    grad_norm: float = 0.0  # relative
+    grad_norm: float = 0.0  # relative deviation of the gradient's norm
     meta: dict
 
 
@@ -43,8 +45,9 @@ def deviation(path: pathlib.Path, model=None) -> Deviation:
     meta, state, recorded = golden.load(path)
     if model is None:
         name, fields = model_of(path.stem, meta)
-        # Of shapes only: loading is strict, so that every parameter gets its value, and initial values need not be computed.
-        # Blocks that are alike are compiled once: tests/layers/test_blocks.py shows that the numbers are those of blocks in turn.
+        # The model has shapes only: loading is strict, so every parameter gets its value, and
+        # initial values are not needed. Equal blocks are compiled once: tests/layers/test_blocks.py
+        # shows that the numbers do not change.
         options = {"num_classes": meta["num_classes"], "image_size": tuple(meta["image_size"]), "scan_blocks": True}
         model = abstract_model(name, **options, **fields)
     load_weights(model, state)
@@ -85,13 +88,14 @@ def test_the_gate_sees_a_wrong_gelu():
     model = create_model("swin_tiny")
     for stage in model.layers:
         for block in stage.blocks:
-            block.mlp.activation = jax.nn.gelu  # the tanh approximation
+            block.mlp.activation = jax.nn.gelu  # replaced by the tanh approximation
     assert deviation(GOLDENS / "swin_tiny_patch4_window7_224.npz", model).logits > 2e-5
 
 
 def test_the_gate_sees_a_wrong_epsilon():
-    # 1e-5 for 1e-6. In SpectFormer, whose first norms see small variances, it moves the logits by 3.9e-2; in Swin, where the
-    # variances of the recorded state are about one, by 1.2e-5, which no gate above float32 noise can tell.
+    # An epsilon of 1e-5 in place of 1e-6 moves the logits by 3.9e-2 in SpectFormer, whose first
+    # norms see small variances. In Swin, whose recorded variances are about one, it moves them by
+    # 1.2e-5, too little for a gate above float32 noise.
     model = create_model("spectformer_xs")
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.LayerNorm):

@@ -1,4 +1,4 @@
-"""Files of weights are data: what cannot be read safely and wholly is one clear error."""
+"""Weight files are data: one clear error for files that cannot be read safely and wholly."""
 
 import io
 import json

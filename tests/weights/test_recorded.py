@@ -1,4 +1,4 @@
-"""The names that recordings have in the authors' and in timm's words lead to the zoo's models."""
+"""Names of recordings, in the authors' and in timm's words, lead to the zoo's models."""
 
 import pytest
 

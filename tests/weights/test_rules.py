@@ -26,12 +26,12 @@ def test_a_rule_renames_and_undoes(foreign, here, name, renamed):
 @pytest.mark.parametrize(
     ("foreign", "here", "name"),
     [
-        ("^head.", "^h.", "a.head.b"),  # not at the start
-        (".bias$", ".b$", "a.bias.c"),  # not at the end
+        ("^head.", "^h.", "a.head.b"),  # the part is not at the start
+        (".bias$", ".b$", "a.bias.c"),  # the part is not at the end
         (".proj.{3i+1}.", ".norms.{i}.", "a.proj.2.b"),  # 2 is not 3i + 1
         ("^block{i}.", "^stages.{i-1}.", "block0.a"),  # there is no stage -1
         (".{x:conv|norm}.", ".part.{x}.", "a.linear.b"),  # another word
-        ("head.fc.", "head.", "head_fc."),  # a dot is a dot
+        ("head.fc.", "head.", "head_fc."),  # a dot in a rule is a dot
     ],
 )
 def test_a_rule_leaves_other_names_alone(foreign, here, name):
@@ -43,7 +43,7 @@ def test_a_map_read_backwards_leaves_out_what_would_not_come_back():
     assert names.apply("head.bn.weight") == ("norm.weight", ())
     assert names.undo("norm.weight") == ("head.bn.weight", ())
     assert names.undo("a.norm.bias") == ("a.bn.bias", ())
-    assert names.undo("a.bn.bias") is None  # no checkpoint has a tensor that would be called so
+    assert names.undo("a.bn.bias") is None  # no checkpoint has a tensor of such a name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Models leave in the names that they came with: a file, a model, and the same file again."""
+"""Models are saved in their checkpoint's names: file -> model -> an equal file."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ FIELDS = {"depth": 1, "dim": 16, "num_heads": 2, "num_classes": 5, "image_size":
 
 
 def state_of(path: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """The tensors' names and shapes of a recorded checkpoint, each number another."""
+    """Returns names and shapes of a recorded checkpoint's tensors, filled with distinct numbers."""
     with np.load(path, allow_pickle=False) as golden:
         meta = json.loads(str(golden["meta"]))
         shapes = {str(n): json.loads(str(s)) for n, s in zip(golden["names"], golden["shapes"], strict=True)}
@@ -37,7 +37,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(golden_file):
     report = load_weights(model, state)
     back = to_foreign(model)
     assert back.keys() == state.keys() - set(report.ignored)
-    assert all(n.startswith("aux_head.") for n in report.ignored)  # a head for training that OverLoCK alone has
+    assert all(n.startswith("aux_head.") for n in report.ignored)  # an auxiliary head of OverLoCK
     for key, value in back.items():
         assert value.shape == state[key].shape, key
         np.testing.assert_array_equal(value, state[key])
@@ -68,7 +68,8 @@ def test_a_variant_with_other_names_has_its_own(name, here, foreign):
 
 
 def test_saved_weights_are_read_again_with_their_grid(tmp_path):
-    source = create_model("vit_tiny_patch16", rngs=nnx.Rngs(3), **(FIELDS | {"image_size": (32, 128)}))  # 2 x 8: as many as 4 x 4
+    # A grid of 2 x 8, which has as many patches as 4 x 4.
+    source = create_model("vit_tiny_patch16", rngs=nnx.Rngs(3), **(FIELDS | {"image_size": (32, 128)}))
     save_weights(source, tmp_path / "a.safetensors", {"model": "vit_tiny_patch16"})
     model = create_model("vit_tiny_patch16", **(FIELDS | {"image_size": (32, 128)}))
     report = load_weights(model, tmp_path / "a.safetensors")
@@ -91,7 +92,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 
 class Small(nnx.Module):
-    """A network of a user."""
+    """A user's own network."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)

@@ -1,4 +1,4 @@
-"""timm loads what is exported, and this project what timm saves."""
+"""timm loads exported files, and this project loads timm's."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,11 @@ torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
 
 
 def _timm():
-    """timm; it imports torchvision, whose registration of operators fails beside a torch of another build."""
+    """Returns the module timm, or skips if it is missing.
+
+    timm imports torchvision, which cannot register its operators beside a torch of another build;
+    the failure is ignored.
+    """
     register = torch.library.register_fake
     torch.library.register_fake = lambda *args, **options: lambda fn: _tried(register, args, options, fn)
     try:

@@ -1,4 +1,4 @@
-"""Files of torch.save: plain tensors, found under any usual wrapper, and never unpickled code."""
+"""Files of torch.save: plain tensors under any usual wrapper, and never unpickled code."""
 
 import argparse
 import pickle

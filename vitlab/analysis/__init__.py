@@ -1,1 +1,1 @@
-"""Pure functions of a model: what it costs and what it looks at."""
+"""Pure functions of a model: its parameters and operations, and the peaks of devices."""

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates, counted without allocating or computing anything."""
+"""Counts of parameters and multiply-accumulates, without allocating or computing arrays."""
 
 import math
 import re
@@ -15,14 +15,19 @@ from pallas_kernels.neighborhood_attention import macs as neighborhood_macs
 
 
 def count_params(model: nnx.Module) -> int:
-    """Trainable parameters of a model, abstract or real."""
+    """Counts the trainable parameters of a model, abstract or real."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def count_macs(model: Any, image_size: tuple[int, int] | None = None) -> int:
-    """Multiply-accumulates of the forward pass on one image: matrix products and convolutions, attention included.
+    """Counts the multiply-accumulates of the forward pass on one image.
 
-    The count of FlopCounterMode / 2 in torch, which the published "GFLOPs" of vision models are.
+    Matrix products and convolutions count, attention included. The count is torch's FlopCounterMode
+    / 2, which papers on vision models publish as "GFLOPs".
+
+    Args:
+      model: A model, abstract or real.
+      image_size: Height and width in pixels; None: the model's.
     """
     height, width = image_size or model.preprocessing.image_size
     images = jax.ShapeDtypeStruct((1, height, width, model.config.in_channels), jnp.float32)
@@ -31,22 +36,26 @@ def count_macs(model: Any, image_size: tuple[int, int] | None = None) -> int:
 
 
 def macs_of(fn: Callable[..., Any], *args: Any) -> int:
-    """Multiply-accumulates of a function at these shapes; a loop of unknown length counts once.
+    """Counts the multiply-accumulates of a function at these shapes.
 
-    Attention counts alike whatever kernel runs it. Neighborhood attention and sums count what their definition needs, not the
-    masked products that an implementation adds.
+    A loop of unknown length counts as one pass. Attention has one count whatever kernel computes
+    it: neighborhood attention and sums count what their definition needs, without the masked
+    products that an implementation adds.
     """
-    with target.assume("any"):  # no kernel is for it, and what is written in another form for one platform is in its own
+    with target.assume("any"):  # on an unknown platform no kernel and no platform's special form is traced
         return macs_in(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def macs_in(jaxpr: core.Jaxpr) -> int:
-    """Multiply-accumulates of a traced function, as `macs_of`; a backward pass and a kernel count what they compute."""
+    """Counts the multiply-accumulates of a traced function, as `macs_of` does.
+
+    A backward pass and a kernel count what they compute.
+    """
     return sum(_macs(eqn) for eqn in jaxpr.eqns)
 
 
 def _repeats(eqn: core.JaxprEqn) -> int:
-    """How often an equation runs what is in it."""
+    """Returns how many times an equation runs its inner program."""
     if eqn.primitive.name == "pallas_call":
         return math.prod(eqn.params["grid_mapping"].grid)
     return eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
@@ -61,13 +70,17 @@ def _sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
 
 
 def _macs_by_definition(eqn: core.JaxprEqn) -> int | None:
-    """Of an equation that is a neighborhood attention or sum as a whole; its backward pass bears the same name and is none."""
+    """Counts an equation that is a whole neighborhood attention or sum; None for others.
+
+    Their backward passes have the same name, but count as other equations do.
+    """
     name, shapes = str(eqn.params.get("name", "")), [_shape(x) for x in eqn.invars]
     if name == "neighborhood_sum" and len(shapes) == 2:
         weights, value = shapes
         return math.prod(weights) * value[-1]
     match = re.fullmatch(r"neighborhood_attention_([\dx]+)", name)
-    if match and shapes[0] and [shape[:-2] for shape in shapes].count(shapes[0][:-2]) == 3:  # query, key, value; no cotangent
+    # The shapes of query, key and value agree; a backward pass has one more such array.
+    if match and shapes[0] and [shape[:-2] for shape in shapes].count(shapes[0][:-2]) == 3:
         query, _, value, *_ = shapes
         return neighborhood_macs(query, tuple(map(int, match[1].split("x"))), value[-1])
     return None
@@ -79,7 +92,7 @@ def _shape(var: Any) -> tuple[int, ...]:
 
 def _macs(eqn: core.JaxprEqn) -> int:
     name = eqn.primitive.name
-    if eqn.params.get("name") == "expand_bias":  # a lookup, done by a product for speed
+    if eqn.params.get("name") == "expand_bias":  # a lookup, written as a product for speed
         return 0
     if (macs := _macs_by_definition(eqn)) is not None:
         return macs
@@ -88,7 +101,7 @@ def _macs(eqn: core.JaxprEqn) -> int:
         left = _shape(eqn.invars[0])
         return math.prod(_shape(eqn.outvars[0])) * math.prod(left[i] for i in contract)
     if name == "conv_general_dilated":
-        spec = eqn.params["dimension_numbers"].rhs_spec  # (out, in, *window)
+        spec = eqn.params["dimension_numbers"].rhs_spec  # out, in, rows, columns
         kernel = _shape(eqn.invars[1])
         return math.prod(_shape(eqn.outvars[0])) * math.prod(kernel[i] for i in spec[1:])
     return _repeats(eqn) * sum(map(macs_in, _sub_jaxprs(eqn)))

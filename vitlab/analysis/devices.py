@@ -1,4 +1,4 @@
-"""What a chip can do at most."""
+"""Peak performance and memory of chips."""
 
 import dataclasses
 import os
@@ -9,21 +9,23 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One chip, per its vendor; None where nothing is published."""
+    """One chip, as its vendor specifies it; None for unpublished figures."""
 
-    platform: str  # that XLA compiles for
-    memory_bytes: float  # that a program may use
+    platform: str  # platform that XLA compiles for
+    memory_bytes: float  # memory that a program may use
     flops_per_second: float | None = None  # bfloat16, dense
-    bytes_per_second: float | None = None  # of its memory
-    link_bytes_per_second: float | None = None  # to the other chips, one way, all links together
-    default_slice: str | None = None  # the smallest host
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the topology
-    kinds: str = ""  # pattern of what JAX calls it
+    bytes_per_second: float | None = None  # bandwidth of the chip's memory
+    link_bytes_per_second: float | None = None  # bandwidth to other chips, one way, all links together
+    default_slice: str | None = None  # topology of the smallest host
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further options of the topology
+    kinds: str = ""  # regex of JAX's name of the device
 
 
-# Google Cloud's documentation, TPU system architecture, one page a version: peak, bandwidth, interconnect (stated both ways; half of
-# it here). Memory of TPUs: what XLA's compiler says is available when it refuses a program, a little less than the chip has. H100
-# SXM: NVIDIA's data sheet (NVLink 900 GB/s both ways). A chip of v4 and v5p has two cores that run as one ("megacore").
+# Peak, bandwidth and interconnect of TPUs: Google Cloud's documentation, TPU system architecture,
+# one page per version; it states the interconnect both ways, half of which is given here. Memory of
+# TPUs: the available size in messages of XLA's compiler about too large programs, a little less
+# than the chip's. H100 SXM: NVIDIA's data sheet (NVLink 900 GB/s both ways). The two cores of a v4
+# or v5p chip run as one ("megacore").
 DEVICES: Mapping[str, Device] = {
     "v4": Device("tpu", 30.75 * 2**30, 275e12, 1200e9, 300e9, "2x2x1", {"chip_config_name": "megacore"}, r"TPU v4"),
     "v5e": Device("tpu", 15.75 * 2**30, 197e12, 819e9, 200e9, "2x2", kinds=r"TPU v5( lite|e)"),
@@ -35,5 +37,5 @@ DEVICES: Mapping[str, Device] = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s of bfloat16 of a device by the name that JAX gives it; None if it is not in the table."""
+    """Returns a device's peak FLOP/s in bfloat16 by JAX's name of it; None if unknown."""
     return next((d.flops_per_second for d in DEVICES.values() if d.kinds and re.fullmatch(d.kinds, device_kind)), None)

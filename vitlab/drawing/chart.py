@@ -11,21 +11,30 @@ from vitlab.drawing.text import Pen
 
 Number = float | int
 
-# Okabe and Ito's colours, which readers with colour blindness can tell apart; a yellow and black are left out.
+# Okabe and Ito's colours, which readers with colour blindness can tell apart, without yellow and
+# black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B4513")
-_TEXT = 13  # pixels
-_LEFT, _TOP, _BOTTOM = 64, 30, 44  # margins of the axes, pixels
-_MOST_CELLS = 1000  # most cells on a side of a matrix; a larger one is summed up in blocks
-_NAMED = 40  # largest matrix whose cells have numbers and names
+_TEXT = 13  # font size, in pixels
+_LEFT, _TOP, _BOTTOM = 64, 30, 44  # margins of the axes, in pixels
+_MOST_CELLS = 1000  # largest number of cells per side of a matrix; larger matrices are summed up in blocks
+_NAMED = 40  # largest number of rows of a matrix whose cells get numbers and names
 
 
 class Chart:
-    """Axes with ticks on a white picture, to be drawn into."""
+    """Axes with ticks on a white picture, to draw into."""
 
     def __init__(
         self, title: str, x: tuple[Number, Number], y: tuple[Number, Number], *, size: tuple[int, int] = (720, 420), right: int = 16
     ):
-        """`x` and `y` are the ranges of the axes; `size` and `right`, the margin for a legend, are in pixels."""
+        """Draws the axes.
+
+        Args:
+          title: Text above the axes, cut off where it is too long.
+          x: Range of the x axis.
+          y: Range of the y axis.
+          size: Width and height of the picture in pixels.
+          right: Right margin in pixels, where the legend goes.
+        """
         self.image = Image.new("RGB", size, "white")
         self.draw, self.pen = ImageDraw.Draw(self.image), Pen(_TEXT)
         self._x, self._y = _widened(x), _widened(y)
@@ -34,13 +43,16 @@ class Chart:
         self._grid()
 
     def at(self, x: Number, y: Number) -> tuple[Number, Number]:
-        """Pixels of a point."""
+        """Returns the pixel coordinates of a point."""
         left, top, right, bottom = self._box
         across, up = ((v - low) / (high - low) for v, (low, high) in ((x, self._x), (y, self._y)))
         return left + across * (right - left), bottom - up * (bottom - top)
 
     def line(self, xs: Sequence[Number], ys: Sequence[Number], colour: str, *, width: int = 2) -> None:
-        """Joins the points; those that are not finite are left out, and points beyond the axes are drawn at their edge."""
+        """Joins points by a line.
+
+        Points that are not finite are left out; points beyond the axes are drawn at their edge.
+        """
         left, top, right, bottom = self._box
         points = [self.at(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
         points = [(min(max(x, left), right), min(max(y, top), bottom)) for x, y in points]
@@ -51,12 +63,12 @@ class Chart:
             self.draw.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
 
     def bar(self, x: tuple[Number, Number], height: Number, colour: str) -> None:
-        """A bar from 0 up to a height, between two places of the x axis."""
+        """Draws a bar from 0 to `height`, between two places of the x axis."""
         (left, top), (right, bottom) = self.at(x[0], height), self.at(x[1], 0)
         self.draw.rectangle((left + 1, min(top, bottom), right - 1, bottom), colour)
 
     def legend(self, names: Sequence[str], colours: Sequence[str]) -> None:
-        """Names in their colours, in the right margin."""
+        """Writes names in their colours into the right margin."""
         left = self._box[2] + 12
         for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
             top = _TOP + 18 * i
@@ -64,7 +76,7 @@ class Chart:
             self.pen.draw(self.image, (left + 16, top), self.pen.fitted(name, self.image.width - left - 20))
 
     def label(self, text: str) -> None:
-        """Says below the x axis what it is."""
+        """Writes a label below the x axis."""
         self.pen.draw(self.image, (int(self._box[0] + self._box[2] - self.pen.length(text)) // 2, self.image.height - 20), text)
 
     def _grid(self) -> None:
@@ -83,13 +95,13 @@ class Chart:
 
 
 def matrix(values: Int[np.ndarray, "rows columns"], names: Sequence[str], *, rows: str, columns: str) -> Image.Image:
-    """A matrix of counts: the darker a cell, the larger its share of its row.
+    """Draws a matrix of counts: the darker a cell, the larger its share of its row.
 
     Args:
-      values: Counts, at least 0; of more than 1000 rows and columns, neighbours are summed up in blocks.
-      names: One per row and column; they and the numbers are drawn for up to 40 of them.
-      rows: What the rows are, said in the picture.
-      columns: What the columns are.
+      values: Counts, at least 0; beyond 1000 rows, neighbours are summed up in blocks.
+      names: One per row and column; up to 40 rows, names and numbers are drawn.
+      rows: Meaning of the rows, written into the picture.
+      columns: Meaning of the columns.
     """
     values = _blocks(values)
     count, pen = len(values), Pen(_TEXT - 1)
@@ -99,7 +111,8 @@ def matrix(values: Int[np.ndarray, "rows columns"], names: Sequence[str], *, row
     image = Image.new("RGB", (max(left + cell * count + 16, 420), 44 + cell * count + (170 if named else 12)), "white")
     pen.draw(image, (12, 8), f"rows: {rows}; columns: {columns}; colour: share of the row")
     shares = values / np.maximum(values.sum(1, keepdims=True), 1)
-    pixels = (255 - np.multiply.outer(shares**0.5, (255, 141, 77))).round().astype(np.uint8)  # white to blue; small shares are seen
+    # White to blue; the root keeps small shares visible.
+    pixels = (255 - np.multiply.outer(shares**0.5, (255, 141, 77))).round().astype(np.uint8)
     image.paste(Image.fromarray(pixels).resize((cell * count, cell * count), Image.Resampling.NEAREST), (left, 36))
     if named:
         _write_names(image, values, shares, names, left, cell)
@@ -137,7 +150,7 @@ def _widened(limits: tuple[Number, Number]) -> tuple[Number, Number]:
 
 
 def _ticks(low: Number, high: Number) -> list[Number]:
-    """About six round numbers between the limits."""
+    """Returns about six round numbers between the limits."""
     rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)

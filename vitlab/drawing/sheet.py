@@ -1,4 +1,4 @@
-"""A contact sheet: small images in rows, each with lines of text below it."""
+"""Contact sheet: small images in rows, each with lines of text below it."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from PIL import Image
 
 from vitlab.drawing.text import Pen
 
-GAP = 8  # between cells, pixels
-LINE = 16  # height of a line of text, pixels
-WIDTH = 112  # least width of a cell, pixels: room for a name of about 18 letters
-_FONT_SIZE = 12  # pixels
+GAP = 8  # gap between cells, in pixels
+LINE = 16  # height of a line of text, in pixels
+WIDTH = 112  # least width of a cell, in pixels: room for a name of about 18 letters
+_FONT_SIZE = 12  # font size, in pixels
 
 
 def contact_sheet(images: UInt8[np.ndarray, "n h w c"], captions: Sequence[Sequence[tuple[str, str]]]) -> Image.Image:
@@ -20,7 +20,8 @@ def contact_sheet(images: UInt8[np.ndarray, "n h w c"], captions: Sequence[Seque
 
     Args:
       images: Grey (c = 1) or RGB (c = 3); at least one.
-      captions: For each image its lines, each a text, cut off where it is too wide, and a suffix that is always whole.
+      captions: Lines of each image: a text, cut off if it is too wide, and a suffix that is never
+        cut.
     """
     count, height, width, _ = images.shape
     scale = -(-WIDTH // width) if width < WIDTH else 1

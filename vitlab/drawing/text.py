@@ -1,4 +1,4 @@
-"""Text of any alphabet in pictures, with the fonts that are installed here."""
+"""Text of any alphabet in pictures, drawn with the installed fonts."""
 
 import functools
 import logging
@@ -14,38 +14,49 @@ logger = logging.getLogger(__name__)
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _EXTENSIONS = (".ttf", ".otf", ".ttc")
-_NO_CHARACTER = "\U0010ffff"  # never has a glyph, so it shows what a font draws in place of one
-_FIRST = ("DejaVuSans", "NotoSans-Regular", "LiberationSans-Regular", "Arial Unicode", "NotoSansCJK-Regular")  # tried before others
-_STYLES = ("bold", "italic", "oblique", "mono", "serif", "condensed", "light", "thin", "black", "math", "emoji")  # tried last
+_NO_CHARACTER = "\U0010ffff"  # a character without a glyph in any font: it shows a font's replacement for missing glyphs
+_FIRST = ("DejaVuSans", "NotoSans-Regular", "LiberationSans-Regular", "Arial Unicode", "NotoSansCJK-Regular")  # fonts to try first
+# Styles of fonts to try last.
+_STYLES = ("bold", "italic", "oblique", "mono", "serif", "condensed", "light", "thin", "black", "math", "emoji")
 
 
 class Pen:
     r"""Draws lines of text of one size; each character comes from the first font that has it.
 
-    Pillow's own font, which has Latin letters only, is the first; then come those of the system. A character that no font has is
-    drawn as its escape, such as "\u732b", and named once in the log.
+    Pillow's own font, which has Latin letters only, is the first; the system's fonts follow. A
+    character that no font has is drawn as its escape, such as "\u732b", and logged once.
     """
 
     def __init__(self, size: int):
-        """`size` is the height of a line's letters in pixels."""
+        """Creates a pen.
+
+        Args:
+          size: Height of a line's letters, in pixels.
+        """
         self.size = size
 
     def length(self, text: str) -> float:
-        """Width of the text in pixels."""
+        """Returns the width of a text in pixels."""
         return float(sum(font.getlength(part) for font, part in self._parts(text)))
 
     def draw(self, image: Image.Image, corner: tuple[int, int], text: str, colour: str = "black") -> None:
-        """Writes the text with its upper left corner at (x, y) pixels; line breaks and control characters as escapes."""
+        """Writes a text with its upper left corner at (x, y) pixels.
+
+        Line breaks and control characters are written as escapes.
+        """
         draw, (x, y) = ImageDraw.Draw(image), map(float, corner)
         for font, part in self._parts(text):
             if isinstance(font, ImageFont.FreeTypeFont):
-                draw.text((x, y + self.size), part, colour, font, anchor="ls")  # fonts differ in height; all letters stand on one line
+                draw.text((x, y + self.size), part, colour, font, anchor="ls")  # anchored at the baseline, since fonts differ in height
             else:
                 draw.text((x, y), part, colour, font)
             x += font.getlength(part)
 
     def fitted(self, text: str, width: int, suffix: str = "") -> str:
-        """The text and the suffix; the text is cut off, with dots, where both together are wider than `width` pixels."""
+        """Returns the text and the suffix, cut to `width` pixels.
+
+        If both together are wider, the text ends early, in dots.
+        """
         text = short = printable(text)
         kept = len(text)
         while kept > 1 and self.length(short + suffix) > width:
@@ -54,8 +65,8 @@ class Pen:
         return short + suffix
 
     def _parts(self, text: str) -> list[tuple[Font, str]]:
-        """The text in pieces of one font each."""
-        out: list[tuple[str, str]] = []  # the font's path, and the piece
+        """Splits a text into pieces of one font each."""
+        out: list[tuple[str, str]] = []  # path of the font, and the piece
         for character in printable(text):
             path = out[-1][0] if out and _has(out[-1][0], character) else _font_with(character)
             if path is None:
@@ -68,7 +79,7 @@ class Pen:
 
 
 def font_folders() -> list[pathlib.Path]:
-    """Folders of fonts on Linux, macOS and Windows; folders that do not exist are left out."""
+    """Returns the folders of fonts on Linux, macOS and Windows that exist."""
     home, data = pathlib.Path(os.path.expanduser("~")), os.environ.get("XDG_DATA_HOME")
     mine = [pathlib.Path(data) / "fonts"] if data else []
     mine += [home / ".local/share/fonts", home / ".fonts", home / "Library/Fonts"]
@@ -79,7 +90,10 @@ def font_folders() -> list[pathlib.Path]:
 
 @functools.cache
 def _paths() -> tuple[str, ...]:
-    """Pillow's own font (""), then the files of fonts here: well-known ones, plain ones, styled ones."""
+    """Returns Pillow's own font (""), then the system's font files.
+
+    Well-known fonts come first, then plain ones, then styled ones.
+    """
 
     def rank(path: pathlib.Path) -> tuple[int, int, str]:
         first = _FIRST.index(path.stem) if path.stem in _FIRST else len(_FIRST)
@@ -96,13 +110,13 @@ def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @functools.lru_cache(64)
 def _font(path: str, size: int) -> Font:
-    """A font of a file; raises OSError if it is none."""
+    """Opens a font file; raises OSError if it is none."""
     return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
 
 
 @functools.lru_cache(4096)
 def _has(path: str, character: str) -> bool:
-    """Whether a font has a glyph for the character: not the one that it draws for what it lacks."""
+    """Whether a font has a glyph for the character, other than its replacement for missing ones."""
     try:
         return character.isspace() or _drawn(path, character) != _drawn(path, _NO_CHARACTER)
     except (OSError, ValueError):  # a damaged file, or one that Pillow cannot draw

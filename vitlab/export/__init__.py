@@ -1,1 +1,1 @@
-"""Trained models for programs that are not this one: files of weights, StableHLO, ONNX."""
+"""Export of trained models for other programs: files of weights, StableHLO, ONNX."""

@@ -1,9 +1,11 @@
-"""Writes a trained model for other programs: python -m vitlab.export --workdir=DIR --format=FORMAT --output=FILE.
+"""Writes a trained model for other programs: python -m vitlab.export --workdir=DIR --format=FORMAT
+--output=FILE.
 
-Or a checkpoint of others: --model=NAME --weights=FILE. Formats: safetensors, in the names and layouts of timm or of the authors;
-stablehlo, one program with the weights and the normalisation of pixels inside, for any number of images; onnx, the same for
---batch_size images (extra `onnx`). Beside the file, under its name with .json, lies what a user must know: sizes, normalisation,
-resizing, classes. Averaged weights are taken where the run has them.
+With --model=NAME --weights=FILE instead of --workdir it exports somebody else's checkpoint.
+Formats: safetensors, in the names and layouts of timm or of the authors; stablehlo, one program for
+any number of images, with the weights and the normalisation of pixels inside; onnx, such a program
+for --batch_size images (extra `onnx`). A file of the same name with .json says what a user must
+know: sizes, normalisation, resizing, classes. Averaged weights are exported if the run has them.
 """
 
 import argparse
@@ -63,7 +65,7 @@ def _parser() -> cli.Parser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses what cannot be exported, before anything is read."""
+    """Refuses arguments that cannot be exported, before anything is read."""
     if (args.workdir is None) == (args.model is None) or (args.model is None) != (args.weights is None):
         raise ConfigError("say either --workdir=DIR, or --model=NAME --weights=FILE")
     if args.workdir is None and (args.raw or args.step is not None):

@@ -1,4 +1,4 @@
-"""Description that lies beside an exported model: input, output, and how an image becomes the input."""
+"""Description beside an exported model: input, output, and how an image becomes the input."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ _RESIZE = (
 
 
 def describe(trained: Trained, **more: Any) -> dict[str, Any]:
-    """The preprocessing, classes and origin of a model as JSON types.
+    """Returns the preprocessing, classes and origin of a model as JSON types.
 
     Args:
       trained: A model with its weights.
@@ -35,5 +35,5 @@ def describe(trained: Trained, **more: Any) -> dict[str, Any]:
 
 
 def as_metadata(description: dict[str, Any]) -> dict[str, str]:
-    """The description as text entries of a header."""
+    """Returns the description as text entries of a header."""
     return {"vitlab": json.dumps(description)}

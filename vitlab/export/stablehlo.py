@@ -14,10 +14,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def predictor(trained: Trained) -> Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]]:
-    """The function that is exported: pixels 0 to 255 of any number of images to their logits.
+    """Returns the exported function: pixels 0 to 255 of any number of images -> logits.
 
-    The model sees one image at a time, under `jax.vmap`: code that compares sizes could not be traced for a batch whose size is
-    free.
+    The model processes one image at a time, under `jax.vmap`: code that compares sizes could not be
+    traced for a batch of unknown size.
     """
 
     def logits(image: Array) -> Array:
@@ -29,14 +29,15 @@ def predictor(trained: Trained) -> Callable[[UInt8[Array, "b h w c"]], Float[Arr
 def to_stablehlo(trained: Trained) -> bytes:
     """Serializes `predictor` by `jax.export` for CPU, CUDA and TPU.
 
-    The program has no kernel of this project, which are made for one platform each. Run it with
-    `jax.export.deserialize(data).call(images)`, or take its `mlir_module()` to another compiler.
+    The program has no kernel of this project, since each kernel is made for one platform. Run it
+    with `jax.export.deserialize(data).call(images)`, or give its `mlir_module()` to another
+    compiler.
 
     Args:
       trained: A model with its weights, which become constants of the program.
 
     Returns:
-      A program of uint8 [b, height, width, channels] to float32 [b, classes], with free b.
+      A program: uint8 [b, height, width, channels] -> float32 [b, classes], for any b.
     """
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *trained.model.preprocessing.image_size, trained.channels), jnp.uint8)

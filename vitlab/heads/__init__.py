@@ -1,4 +1,4 @@
-"""Heads: maps of a trunk -> maps or vectors. Explicit arguments, no config."""
+"""Heads: maps of a trunk -> maps or vectors. Heads take explicit arguments, never a config."""
 
 from vitlab.heads.table import HEADS, OnTrunk, unsupported_reason
 

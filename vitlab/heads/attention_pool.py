@@ -1,4 +1,4 @@
-"""Multihead attention pooling (Zhai et al., arXiv:2106.04560, section 3.3): a learned query reads the last map."""
+"""Multihead attention pooling (Zhai et al., arXiv:2106.04560, section 3.3)."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -18,9 +18,10 @@ from vitlab.layers.roles import declare
 
 
 class AttentionPool(nnx.Module):
-    """y = attention(latent, x, x); pooled = y + mlp(norm(y)); the vector, or logits of it.
+    """A learned query attends to the last map: y = attention(latent, x, x); y + mlp(norm(y)).
 
-    The parameters have timm's names. The map is taken as it is: it should have been normalised.
+    The result is this pooled vector, or logits from it. Parameters have timm's names. The head does
+    not normalise the map, which should come normalised.
     """
 
     reads_all: ClassVar[bool] = False
@@ -30,9 +31,9 @@ class AttentionPool(nnx.Module):
         self,
         dims: Sequence[int],
         strides: Strides,
-        out_dim: int,  # 0: the pooled vector itself
+        out_dim: int,  # number of logits; 0: the pooled vector itself
         *,
-        num_heads: int | None = None,  # None: as many as divide the width and are at least 64 wide
+        num_heads: int | None = None,  # None: the most heads that divide the width and are at least 64 wide
         mlp_ratio: float = 4.0,  # MLP hidden width / dim
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -50,7 +51,7 @@ class AttentionPool(nnx.Module):
         self.head = declare(Linear(dim, out_dim, rngs=rngs), "head") if out_dim else None
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
-        """Logits [b, out_dim], or the vector [b, c] of the last map's width, float32."""
+        """Returns logits [b, out_dim], or the vector [b, c] of the last map's width, in float32."""
         del train, rngs
         b, h, w, c = features[-1].shape
         heads = (self.num_heads, self.head_dim)

@@ -19,20 +19,20 @@ from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.roles import declare
 
-_RARE = -math.log(99)  # each class begins with a score of 0.01 everywhere (arXiv:1708.02002, section 3.3)
-_MAX_LOG_SIZE = 10.0  # e^10 positions are wider than any image, and finite
+_RARE = -math.log(99)  # bias that gives each class an initial score of 0.01 everywhere (arXiv:1708.02002, section 3.3)
+_MAX_LOG_SIZE = 10.0  # upper bound of log sizes: e^10 positions are wider than any image, and finite
 
 
 class CenterMaps(NamedTuple):
-    """Outputs of the head at each position, float32; a unit is the stride between positions."""
+    """Outputs of the head at each position, in float32; lengths are in units of the stride."""
 
-    heatmap: Float[Array, "b h w k"]  # logits of the centre of an object of each class
+    heatmap: Float[Array, "b h w k"]  # per class, logits of an object's centre being here
     size: Float[Array, "b h w 2"]  # logarithms of width and height
-    offset: Float[Array, "b h w 2"]  # x and y of the object's centre, from the position's own centre
+    offset: Float[Array, "b h w 2"]  # x and y from the position's own centre to the object's centre
 
 
 class Detections(NamedTuple):
-    """The best boxes of each image, the best first."""
+    """The best boxes of each image, in falling order of scores."""
 
     boxes: Float[Array, "b n 4"]  # x0, y0, x1, y1 in pixels, not clipped to the image
     scores: Float[Array, "b n"]  # in [0, 1]
@@ -40,11 +40,12 @@ class Detections(NamedTuple):
 
 
 class CenterPoint(nnx.Module):
-    """One map of all, brought to a stride of at most `stride` pixels, and a branch each for centres, sizes and offsets.
+    """A map fused from all maps, at a stride of at most `stride` pixels, and three branches.
 
-    A branch is linear(gelu(conv3x3(x))). Departs from CenterNet: sizes are logarithms, so that an error counts relatively to
-    the object, offsets are counted from a position's centre, so that zero is the best first guess, and a pixel shuffle stands
-    for the transposed convolutions.
+    The branches predict centres, sizes and offsets; each is linear(gelu(conv3x3(x))). Departs from
+    CenterNet: sizes are logarithms, so that errors are relative to the object's size; offsets start
+    at a position's centre, so that zero is the best first guess; a pixel shuffle replaces the
+    transposed convolutions.
     """
 
     reads_all: ClassVar[bool] = True
@@ -57,7 +58,7 @@ class CenterPoint(nnx.Module):
         out_dim: int,
         *,
         dim: int = 128,
-        stride: int = 4,  # pixels between positions, at most; a finer map of the trunk stays as fine as it is
+        stride: int = 4,  # greatest distance between positions, in pixels; a finer map of the trunk stays as fine
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -72,7 +73,10 @@ class CenterPoint(nnx.Module):
         self.offset = Branch(dim, 2, bias=0.0, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> CenterMaps:
-        """Maps [b, h, w, out_dim], [b, h, w, 2] and [b, h, w, 2], positions `self.stride` pixels apart."""
+        """Returns maps [b, h, w, out_dim], [b, h, w, 2] and [b, h, w, 2].
+
+        Positions are `self.stride` pixels apart.
+        """
         del train, rngs
         x = self.one_map(features)
         if self.upsample is not None and self.norm is not None:
@@ -81,7 +85,7 @@ class CenterPoint(nnx.Module):
 
 
 class Branch(nnx.Module):
-    """linear(gelu(conv3x3(x))), float32."""
+    """linear(gelu(conv3x3(x))), in float32."""
 
     def __init__(self, dim: int, out_dim: int, *, bias: float, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv1 = Conv(dim, dim, kernel_size=3, dtype=dtype, rngs=rngs)
@@ -94,12 +98,15 @@ class Branch(nnx.Module):
 
 
 def boxes_of(maps: CenterMaps, *, stride: int | float, num_boxes: int = 100) -> Detections:
-    """The boxes at the highest peaks; a peak is no lower than its eight neighbours, which stands for non-maximum suppression.
+    """Returns the boxes at the highest peaks of the heatmap.
+
+    A peak is no lower than its eight neighbours; this replaces non-maximum suppression.
 
     Args:
       maps: Outputs of a head.
       stride: Pixels between positions, the head's `stride`.
-      num_boxes: Boxes of each image, at most h w k. An image with fewer peaks has its last boxes with a score of 0.
+      num_boxes: Boxes per image, at most h w k. If an image has fewer peaks, its last boxes have a
+        score of 0.
 
     Returns:
       `num_boxes` boxes of each image; the shapes do not depend on the values.
@@ -110,7 +117,7 @@ def boxes_of(maps: CenterMaps, *, stride: int | float, num_boxes: int = 100) -> 
     b, h, w, k = maps.heatmap.shape
     if not 1 <= num_boxes <= h * w * k:
         raise ValueError(f"{num_boxes=} must be from 1 to {h * w * k}, the numbers of a heatmap of {h}x{w} positions and {k} classes")
-    logits = maps.heatmap.astype(jnp.float32)  # compared before the sigmoid, under which large ones become equal
+    logits = maps.heatmap.astype(jnp.float32)  # compared as logits: after the sigmoid, different large ones are equal
     peaks = jnp.where(logits == nnx.max_pool(logits, (3, 3), strides=(1, 1), padding="SAME"), logits, -jnp.inf)
     best, index = jax.lax.top_k(peaks.reshape(b, -1), num_boxes)
     position = index // k

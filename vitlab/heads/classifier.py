@@ -1,4 +1,4 @@
-"""The last layer of a dense head."""
+"""Last layer of a dense head."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from vitlab.layers.roles import declare
 
 
 class PixelClassifier(nnx.Module):
-    """Drops whole channels, then maps each pixel linearly to float32 logits, as mmsegmentation's `cls_seg` does.
+    """Drops whole channels, then maps each pixel linearly to float32 logits.
 
-    The kernel begins normal(0.01), the bias zero.
+    This is mmsegmentation's `cls_seg`. The initial kernel is normal(0.01), the bias zero.
     """
 
     def __init__(self, dim: int, out_dim: int, *, dropout_rate: float, rngs: nnx.Rngs):
@@ -27,10 +27,12 @@ class PixelClassifier(nnx.Module):
 
 
 def drop_channels(x: Float[Array, "b h w c"], rate: float, *, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
-    """Sets whole channels of an image to zero and divides the others by 1 - rate (Tompson et al., arXiv:1411.4280, section 3.2).
+    """Sets whole channels of an image to zero and divides the others by 1 - rate.
+
+    Tompson et al., arXiv:1411.4280, section 3.2.
 
     Raises:
-      ValueError: There are no random numbers.
+      ValueError: `rngs` is None and the rate is above 0.
     """
     if rate == 0:
         return x

@@ -1,4 +1,7 @@
-"""Density head: a count is the sum of a map (Lempitsky and Zisserman, NeurIPS 2010; Li et al., CSRNet, arXiv:1802.10062)."""
+"""Density head: a count is the sum of a map.
+
+Lempitsky and Zisserman, NeurIPS 2010; Li et al., CSRNet, arXiv:1802.10062.
+"""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,13 +18,13 @@ from vitlab.layers.conv import Conv
 from vitlab.layers.initial import full, lecun_normal
 from vitlab.layers.roles import declare
 
-_BIAS = -4.0  # softplus(-4) = 0.018 objects a position: a map of 16 x 16 begins with 4.6
+_BIAS = -4.0  # softplus(-4) = 0.018 objects per position: a 16 x 16 map starts with a count of 4.6
 
 
 class Density(nnx.Module):
-    """softplus(linear(one map of all)): objects per position of the finest map, never negative.
+    """softplus(linear(fused map)): objects per position of the finest map, never negative.
 
-    Departs from CSRNet, which ends linearly and may count below zero.
+    Departs from CSRNet, whose last layer is linear, so that its counts may be negative.
     """
 
     reads_all: ClassVar[bool] = True
@@ -31,7 +34,7 @@ class Density(nnx.Module):
         self,
         dims: Sequence[int],
         strides: Strides,
-        out_dim: int = 1,  # kinds of objects that are counted apart
+        out_dim: int = 1,  # number of kinds of objects, counted separately
         *,
         dim: int = 128,
         dtype: DTypeLike = jnp.float32,
@@ -45,11 +48,11 @@ class Density(nnx.Module):
         declare(self.conv, "head")
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """[b, h, w, out_dim], float32, at least 0; `count` sums it."""
+        """Returns densities [b, h, w, out_dim], float32, at least 0; `count` sums them."""
         del train, rngs
         return jax.nn.softplus(self.conv(self.one_map(features)))
 
 
 def count(density: Float[Array, "b h w k"]) -> Float[Array, "b k"]:
-    """Objects of each kind in each image, [b, k]: the sum over the positions."""
+    """Returns the number of objects of each kind in each image: the sum over positions."""
     return density.sum((1, 2))

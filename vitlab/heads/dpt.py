@@ -1,4 +1,4 @@
-"""Dense prediction transformer's head (Ranftl et al., DPT, arXiv:2103.13413, section 3)."""
+"""Head of the dense prediction transformer (DPT, Ranftl et al., arXiv:2103.13413, section 3)."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,24 +16,26 @@ from vitlab.layers.initial import lecun_normal
 from vitlab.layers.resize import resize_bilinear
 from vitlab.layers.roles import declare
 
-_FACTORS = (4, 2, 1, 0.5)  # by which the maps of a trunk without stages are resized, from the first to the last
+_FACTORS = (4, 2, 1, 0.5)  # factors by which maps of a trunk without stages are resized, first map first
 
 
 def four_maps_reason(strides: Strides) -> str | None:
-    """Why the maps are neither four of one stride nor four of doubling strides, or None."""
+    """Returns why the maps are neither four of one stride nor four of doubling strides, or None."""
     if len(strides) != 4:
         return f"strides={tuple(strides)} must name four maps"
     return pyramid_reason(strides) if plain_reason(strides) else None
 
 
 class DPT(nnx.Module):
-    """Reassembles four maps into a pyramid, fuses it from coarse to fine, and ends at half the image's size with a stride of 16.
+    """Reassembles four maps into a pyramid, fuses it from coarse to fine, and predicts a dense map.
 
-    Reassemble (eq. 2-4, without readout token): a linear map to `reassemble_dims`, then, for a trunk without stages, a
-    transposed convolution by 4 and 2, nothing, and a strided convolution by 1/2; the maps of a trunk with stages keep their
-    size. Fusion (figure 1, right; RefineNet, arXiv:1611.06612): y_i = project(double(unit(unit(x_i) + y_{i+1}))), where the
-    coarsest has no sum. Output: conv3x3, conv3x3, ReLU, linear. The image's own size is left to the caller, after or before
-    the loss; the authors double once more between the two convolutions.
+    With a stride of 16 the result has half the image's sides. Reassemble (eq. 2-4, without readout
+    token): a linear map to `reassemble_dims`, then, for a trunk without stages, a transposed
+    convolution by 4 and by 2, no resizing, and a strided convolution by 1/2; maps of a trunk with
+    stages keep their size. Fusion (figure 1, right; RefineNet, arXiv:1611.06612): y_i =
+    project(double(unit(unit(x_i) + y_{i+1}))), without the sum at the coarsest level. Output:
+    conv3x3, conv3x3, ReLU, linear. The caller enlarges the result to the image's size, before or
+    after the loss; the authors double it between the two convolutions.
     """
 
     reads_all: ClassVar[bool] = True
@@ -46,7 +48,7 @@ class DPT(nnx.Module):
         out_dim: int,
         *,
         dim: int = 256,
-        reassemble_dims: Sequence[int] = (96, 192, 384, 768),  # DPT-Base; 256, 512, 1024, 1024 in DPT-Large
+        reassemble_dims: Sequence[int] = (96, 192, 384, 768),  # widths: DPT-Base's; DPT-Large has 256, 512, 1024, 1024
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -67,7 +69,7 @@ class DPT(nnx.Module):
         self.conv3 = declare(Conv(32, out_dim, kernel_size=1, kernel_init=lecun_normal, rngs=rngs), "head")
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """[b, h, w, out_dim], float32, twice the finest reassembled map's size."""
+        """Returns [b, h, w, out_dim], float32, at twice the finest reassembled map's size."""
         del train, rngs
         maps = [part(x) for part, x in zip(self.reassemble, features, strict=True)]
         sizes = [(2 * maps[0].shape[1], 2 * maps[0].shape[2]), *map(map_size, maps)]
@@ -78,7 +80,7 @@ class DPT(nnx.Module):
 
 
 class Reassemble(nnx.Module):
-    """A linear map, a change of size by `factor`, and a convolution 3x3 without bias to the fusion's width."""
+    """A linear map, resizing by `factor`, and a 3x3 convolution to the fusion's width."""
 
     def __init__(self, in_dim: int, mid_dim: int, dim: int, *, factor: int | float, dtype: DTypeLike, rngs: nnx.Rngs):
         self.project = Conv(in_dim, mid_dim, kernel_size=1, kernel_init=lecun_normal, dtype=dtype, rngs=rngs)
@@ -96,7 +98,7 @@ class Reassemble(nnx.Module):
 
 
 class ResidualUnit(nnx.Module):
-    """x + conv(relu(conv(relu(x)))), both 3x3."""
+    """x + conv(relu(conv(relu(x)))), both convolutions 3x3."""
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv1 = Conv(dim, dim, kernel_size=3, dtype=dtype, rngs=rngs)
@@ -107,9 +109,10 @@ class ResidualUnit(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """project(resize(unit2(unit1(x) + above))), resized with the corners aligned, as the authors' code does.
+    """project(resize(unit2(unit1(x) + above))), resized with aligned corners, as the authors do.
 
-    Without `sums` the map is the coarsest, and there is no unit1, which the authors' checkpoints hold and do not use.
+    Without `sums` the map is the coarsest and has no unit1; the authors' checkpoints contain one
+    there that they do not use.
     """
 
     def __init__(self, dim: int, *, sums: bool, dtype: DTypeLike, rngs: nnx.Rngs):

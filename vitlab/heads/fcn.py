@@ -1,4 +1,4 @@
-"""Fully convolutional head (Long et al., arXiv:1411.4038), as mmsegmentation's `FCNHead` has it."""
+"""Fully convolutional head (Long et al., arXiv:1411.4038), as in mmsegmentation's `FCNHead`."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from vitlab.layers.conv_norm import ConvNorm
 
 
 class FCN(nnx.Module):
-    """Convolutions of the last map that it is given, each with batch norm and ReLU, then a linear map of each pixel.
+    """Convolutions of the last map, each with batch norm and ReLU, then a linear map per pixel.
 
-    With the defaults the head is the auxiliary one that UPerNet trains beside itself: it is then given all maps but the last,
-    and its loss counts 0.4.
+    With the defaults this is the auxiliary head of UPerNet's training, which gets all maps but the
+    last and has a loss weight of 0.4.
     """
 
     reads_all: ClassVar[bool] = False
@@ -33,8 +33,8 @@ class FCN(nnx.Module):
         *,
         dim: int = 256,
         num_convs: int = 1,
-        concat_input: bool = False,  # whether one more convolution sees the input beside the result
-        dropout_rate: float = 0.1,  # share of channels dropped before the linear map
+        concat_input: bool = False,  # True: one more convolution of the input and the result, concatenated
+        dropout_rate: float = 0.1,  # share of channels dropped before the linear map, in [0, 1)
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -47,7 +47,7 @@ class FCN(nnx.Module):
         self.classifier = PixelClassifier(dim if concat_input else widths[-1], out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """Logits [b, h, w, out_dim], float32, of the last map's size."""
+        """Returns logits [b, h, w, out_dim], float32, at the last map's size."""
         x = features[-1]
         for conv in self.convs:
             x = jax.nn.relu(conv(x, train=train))

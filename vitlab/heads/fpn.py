@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al., arXiv:1612.03144), as mmsegmentation's neck `FPN` has it."""
+"""Feature pyramid network (Lin et al., arXiv:1612.03144), as in mmsegmentation's neck `FPN`."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,10 @@ from vitlab.layers.resize import resize_nearest
 
 
 class FPN(nnx.Module):
-    """Maps of one width: p_i = conv3x3(m_i) with m_i = conv1x1(x_i) + nearest(m_{i+1}), m the last without a sum.
+    """Maps of one width: p_i = conv3x3(m_i) with m_i = conv1x1(x_i) + nearest(m_{i+1}).
 
-    The convolutions have biases, and neither norms nor activations follow them.
+    The coarsest m has no second term. Convolutions have biases; neither norms nor activations
+    follow.
     """
 
     def __init__(self, dims: Sequence[int], strides: Strides, *, dim: int = 256, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
@@ -29,7 +30,7 @@ class FPN(nnx.Module):
         self.convs = nnx.List([conv(dim, 3) for _ in dims])
 
     def __call__(self, features: Maps) -> Maps:
-        """Maps of the sizes and in the number of those that came, each [b, h, w, dim]."""
+        """Returns as many maps as are given, of the same sizes, each [b, h, w, dim]."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for i in range(len(maps) - 2, -1, -1):
             maps[i] = maps[i] + resize_nearest(maps[i + 1], map_size(maps[i]))

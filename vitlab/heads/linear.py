@@ -15,10 +15,11 @@ from vitlab.layers.resize import resize_bilinear
 
 
 class LinearHead(nnx.Module):
-    """Resizes all maps to the finest, concatenates them, normalises each channel and maps each pixel linearly.
+    """Resizes all maps to the finest, concatenates them, normalises, and classifies each pixel.
 
-    The batch norm has no scale and no bias, because the layer after it has both. A head that is given a trunk's last map
-    alone is the paper's "linear" protocol, one that is given four maps its "+ms" without several image sizes.
+    The batch norm has no scale and no bias, because the linear layer after it has both. With a
+    trunk's last map alone this is the paper's "linear" protocol, with four maps the paper's "+ms",
+    without several image sizes.
     """
 
     reads_all: ClassVar[bool] = True
@@ -30,7 +31,7 @@ class LinearHead(nnx.Module):
         strides: Strides,
         out_dim: int,
         *,
-        dropout_rate: float = 0.0,  # share of channels dropped before the linear map
+        dropout_rate: float = 0.0,  # share of channels dropped before the linear map, in [0, 1)
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -40,7 +41,7 @@ class LinearHead(nnx.Module):
         self.classifier = PixelClassifier(sum(dims), out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """Logits [b, h, w, out_dim], float32, of the finest map's size."""
+        """Returns logits [b, h, w, out_dim], float32, at the finest map's size."""
         size = map_size(features[0])
         x = jnp.concatenate([resize_bilinear(x, size) for x in features], -1)
         return self.classifier(self.norm(x, train=train), train=train, rngs=rngs)

@@ -1,22 +1,23 @@
-"""Reasons why a head cannot read the maps of a trunk; None where it can."""
+"""Checks of whether a head can read the maps of a trunk; a reason of None means that it can."""
 
 import itertools
 from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-Maps = tuple[Float[Array, "b _h _w _c"], ...]  # the maps of a trunk, from fine to coarse
-# Pixels between neighbours of each map; the maps that are made for a trunk of 14 pixels a patch have strides of 3.5 and 7.
+Maps = tuple[Float[Array, "b _h _w _c"], ...]  # maps of a trunk, from fine to coarse
+# Image pixels between neighbouring positions of each map. Fractions occur: a pyramid made for
+# patches of 14 pixels has strides of 3.5 and 7.
 Strides = Sequence[int | float]
 
 
 def map_size(x: Float[Array, "b h w c"]) -> tuple[int, int]:
-    """Rows and columns of a map."""
+    """Returns rows and columns of a map."""
     return x.shape[1], x.shape[2]
 
 
 def order_reason(strides: Strides) -> str | None:
-    """Why the maps are not listed from fine to coarse, or None."""
+    """Returns why the maps are not listed from fine to coarse, or None."""
     if not strides:
         return "strides=() must name at least one map"
     if any(a > b for a, b in itertools.pairwise(strides)):
@@ -25,7 +26,10 @@ def order_reason(strides: Strides) -> str | None:
 
 
 def pyramid_reason(strides: Strides) -> str | None:
-    """Why the maps are no pyramid, two maps or more of which each has twice the stride of the one before, or None."""
+    """Returns why the maps are no pyramid, or None.
+
+    A pyramid has at least two maps, each with twice the stride of the map before.
+    """
     if len(strides) < 2:
         return f"strides={tuple(strides)} must name at least two maps"
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
@@ -34,7 +38,7 @@ def pyramid_reason(strides: Strides) -> str | None:
 
 
 def plain_reason(strides: Strides) -> str | None:
-    """Why the maps are not those of a plain trunk, all of one stride, or None."""
+    """Returns why the maps are not those of a trunk without stages, all of one stride, or None."""
     if len(set(strides)) != 1:
         return f"strides={tuple(strides)} must be equal, as those of a trunk without stages are"
     return None
@@ -44,7 +48,7 @@ def check_maps(dims: Sequence[int], strides: Strides, reason: str | None) -> Non
     """Refuses maps that a head cannot read.
 
     Raises:
-      ValueError: There is a reason, or there are not as many widths as strides.
+      ValueError: `reason` is not None, or widths and strides differ in number.
     """
     if len(dims) != len(strides):
         raise ValueError(f"dims={tuple(dims)} and strides={tuple(strides)} must have one entry a map")

@@ -1,4 +1,4 @@
-"""One map out of all maps of a trunk, for heads that read one."""
+"""Fusion of all maps of a trunk into one, for heads that read one map."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,11 @@ from vitlab.layers.resize import resize_bilinear
 
 
 class OneMap(nnx.Module):
-    """gelu(norm(conv3x3(sum_i resize(linear_i(x_i))))), of the finest map's size.
+    """gelu(norm(conv3x3(sum_i resize(linear_i(x_i))))), at the finest map's size.
 
-    The sum is SegFormer's fusion (arXiv:2105.15203) with its two linear maps made one. The norm is a LayerNorm, so that the
-    result of one image does not depend on the others of its batch.
+    The sum is SegFormer's fusion (arXiv:2105.15203) with its two consecutive linear maps merged.
+    The norm is a LayerNorm, so that an image's result does not depend on the other images of a
+    batch.
     """
 
     def __init__(self, dims: Sequence[int], strides: Strides, *, dim: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):

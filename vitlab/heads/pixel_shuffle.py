@@ -17,7 +17,9 @@ from vitlab.layers.roles import declare
 
 
 def depth_to_space(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2 w2 c2"]:
-    """out[b, factor y + i, factor x + j, c] = x[b, y, x, c factor^2 + i factor + j], the order of torch's PixelShuffle.
+    """Moves channels to pixels in the order of torch's PixelShuffle.
+
+    out[b, factor y + i, factor x + j, c] = x[b, y, x, c factor^2 + i factor + j].
 
     Args:
       x: A map [b, h, w, c], c a multiple of factor^2.
@@ -37,9 +39,10 @@ def depth_to_space(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h
 
 
 class Upsample(nnx.Module):
-    """The transposed convolution whose kernel is as large as its stride: each position becomes factor x factor pixels.
+    """Transposed convolution with equal kernel size and stride, `factor`.
 
-    Such windows do not overlap, so that the layer is a linear map followed by `depth_to_space`.
+    Each position becomes factor x factor pixels. Windows do not overlap, so that the layer is a
+    linear map followed by `depth_to_space`.
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, factor: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
@@ -53,7 +56,7 @@ class Upsample(nnx.Module):
 
 
 class PixelShuffle(nnx.Module):
-    """depth_to_space(conv3x3(one map of all)): the picture at `factor` times the finest map's size."""
+    """depth_to_space(conv3x3(fused map)): an image at `factor` times the finest map's size."""
 
     reads_all: ClassVar[bool] = True
     unsupported_reason = staticmethod(order_reason)
@@ -65,7 +68,7 @@ class PixelShuffle(nnx.Module):
         out_dim: int,
         *,
         dim: int = 128,
-        factor: int | None = None,  # pixels per side of a position of the finest map; None: its stride, the image's own size
+        factor: int | None = None,  # pixels per side of a position of the finest map; None: its stride, for the image's own size
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -76,6 +79,6 @@ class PixelShuffle(nnx.Module):
         self.conv = declare(Conv(dim, out_dim * self.factor**2, kernel_size=3, kernel_init=lecun_normal, rngs=rngs), "head")
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """[b, factor h, factor w, out_dim], float32, h and w those of the finest map."""
+        """Returns [b, factor h, factor w, out_dim], float32; h and w are the finest map's."""
         del train, rngs
         return depth_to_space(self.conv(self.one_map(features)), self.factor)

@@ -17,10 +17,11 @@ from vitlab.layers.resize import resize_bilinear
 
 
 class SegFormerMlp(nnx.Module):
-    """logits = linear(relu(batch_norm(linear(concat_i resize(linear_i(x_i)))))), each linear map over the channels of a pixel.
+    """logits = linear(relu(batch_norm(linear(concat_i resize(linear_i(x_i)))))).
 
-    `dim` is 256 with SegFormer-B0 and B1, and 768 with the larger ones. The maps are concatenated from fine to coarse; the
-    authors' code has them from coarse to fine, which permutes the rows of one kernel.
+    All linear maps are over a pixel's channels. SegFormer-B0 and B1 have a `dim` of 256, larger
+    variants 768. Maps are concatenated from fine to coarse; the authors' code concatenates from
+    coarse to fine, which permutes the rows of one kernel.
     """
 
     reads_all: ClassVar[bool] = True
@@ -33,7 +34,7 @@ class SegFormerMlp(nnx.Module):
         out_dim: int,
         *,
         dim: int = 256,
-        dropout_rate: float = 0.1,  # share of channels dropped before the linear map
+        dropout_rate: float = 0.1,  # share of channels dropped before the linear map, in [0, 1)
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -44,7 +45,7 @@ class SegFormerMlp(nnx.Module):
         self.classifier = PixelClassifier(dim, out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """Logits [b, h, w, out_dim], float32, of the finest map's size."""
+        """Returns logits [b, h, w, out_dim], float32, at the finest map's size."""
         size = map_size(features[0])
         maps = [resize_bilinear(proj(x), size) for proj, x in zip(self.projections, features, strict=True)]
         x = jax.nn.relu(self.fusion(jnp.concatenate(maps, -1), train=train))

@@ -1,4 +1,4 @@
-"""Semantic FPN (Kirillov et al., arXiv:1901.02446, figure 3), as mmsegmentation's `FPNHead` has it."""
+"""Semantic FPN (Kirillov et al., arXiv:1901.02446, figure 3), as in mmsegmentation's `FPNHead`."""
 
 import math
 from collections.abc import Sequence
@@ -18,10 +18,11 @@ from vitlab.layers.resize import resize_bilinear
 
 
 class SemanticFPN(nnx.Module):
-    """Brings each map of an FPN to the finest one's size by convolutions and doublings, adds them, and classifies each pixel.
+    """Enlarges each map of an FPN to the finest size, sums the maps and classifies each pixel.
 
-    Level i has max(1, log2(stride_i / stride_0)) convolutions 3x3 with batch norm and ReLU; a bilinear doubling follows each,
-    but at level 0. Departs from the paper, as mmsegmentation does: batch norm in place of group norm.
+    Level i has max(1, log2(stride_i / stride_0)) 3x3 convolutions with batch norm and ReLU, each
+    followed by a bilinear doubling, except at level 0. Departs from the paper, as mmsegmentation
+    does: batch norm in place of group norm.
     """
 
     reads_all: ClassVar[bool] = True
@@ -34,8 +35,8 @@ class SemanticFPN(nnx.Module):
         out_dim: int,
         *,
         dim: int = 128,
-        neck_dim: int | None = 256,  # width of the FPN before the head; None: the maps come from an FPN already
-        dropout_rate: float = 0.1,  # share of channels dropped before the linear map
+        neck_dim: int | None = 256,  # width of the FPN before the head; None: the maps already come from an FPN
+        dropout_rate: float = 0.1,  # share of channels dropped before the linear map, in [0, 1)
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -54,12 +55,12 @@ class SemanticFPN(nnx.Module):
         self.classifier = PixelClassifier(dim, out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """Logits [b, h, w, out_dim], float32, of the finest map's size."""
+        """Returns logits [b, h, w, out_dim], float32, at the finest map's size."""
         maps = features if self.neck is None else self.neck(features)
         levels = [self._level(i, x, train=train) for i, x in enumerate(maps)]
         total = levels[0]
         for x in levels[1:]:
-            total = total + resize_bilinear(x, map_size(total))  # a side that is no multiple of the strides has grown too far
+            total = total + resize_bilinear(x, map_size(total))  # doubling overshoots sides that are no multiples of the strides
         return self.classifier(total, train=train, rngs=rngs)
 
     def _level(self, i: int, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:

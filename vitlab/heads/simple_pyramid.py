@@ -1,4 +1,4 @@
-"""Simple feature pyramid of a trunk without stages (Li et al., ViTDet, arXiv:2203.16527, section 3)."""
+"""Simple feature pyramid of a trunk without stages (ViTDet, arXiv:2203.16527, section 3)."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,21 @@ from vitlab.layers.initial import lecun_normal
 from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 
-_FACTORS = (4, 2, 1, 0.5)  # factors on the last map's size, as the paper has them for strides of 4, 8, 16, 32
+_FACTORS = (4, 2, 1, 0.5)  # factors on the last map's size: the paper's, for strides of 4, 8, 16, 32
 _EPS = 1e-6
 
 
 def pyramid_strides(strides: Strides) -> tuple[float, ...]:
-    """Strides of the pyramid's maps: 16 gives 4, 8, 16, 32; 14 gives 3.5, 7, 14, 28."""
+    """Returns the strides of the pyramid's maps: 4, 8, 16, 32 for 16; 3.5, 7, 14, 28 for 14."""
     return tuple(strides[-1] / factor for factor in _FACTORS)
 
 
 class SimplePyramid(nnx.Module):
-    """Four maps of 4, 2, 1 and 1/2 times the size of the last map, each then norm(conv3x3(norm(conv1x1(x)))).
+    """Four maps, at 4, 2, 1 and 1/2 times the last map's size.
 
-    A map grows by transposed convolutions 2x2, with norm and GELU between two of them, and shrinks by max pooling 2x2, which
-    leaves a narrower window at the end of an odd side; the authors' code drops that window.
+    Each ends in norm(conv3x3(norm(conv1x1(x)))). Maps are enlarged by 2x2 transposed convolutions,
+    with norm and GELU between two of them, and reduced by 2x2 max pooling. At the end of an odd
+    side pooling has a narrower window, which the authors' code drops.
     """
 
     def __init__(self, dims: Sequence[int], strides: Strides, *, dim: int = 256, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
@@ -42,7 +43,10 @@ class SimplePyramid(nnx.Module):
         self.levels = nnx.List([Level(d, dim, dtype=dtype, rngs=rngs) for d in in_dims])
 
     def __call__(self, features: Maps) -> Maps:
-        """Maps [b, 4h, 4w, dim], [b, 2h, 2w, dim], [b, h, w, dim] and [b, ceil(h / 2), ceil(w / 2), dim] of the last [b, h, w, c]."""
+        """Returns maps [b, 4h, 4w, dim], [b, 2h, 2w, dim], [b, h, w, dim] and [b, h', w', dim].
+
+        The last map given is [b, h, w, c]; h' and w' are h / 2 and w / 2, rounded up.
+        """
         x = features[-1]
         four = self.up4_again(gelu(self.up4_norm(self.up4(x))))
         half = nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
@@ -50,7 +54,7 @@ class SimplePyramid(nnx.Module):
 
 
 class Level(nnx.Module):
-    """norm(conv3x3(norm(conv1x1(x)))), convolutions without bias, LayerNorm over the channels."""
+    """norm(conv3x3(norm(conv1x1(x)))); convolutions have no bias, norms are LayerNorms."""
 
     def __init__(self, in_dim: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         def conv(in_dim: int, kernel_size: int) -> Conv:

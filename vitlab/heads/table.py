@@ -1,4 +1,4 @@
-"""All heads by name, and any of them on any trunk whose maps allow it."""
+"""All heads by name, and their use on any trunk whose maps suit them."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,22 @@ from vitlab.layers.norm import LayerNorm
 
 
 class Head(Protocol):
-    """Interface of every head: `Head(dims, strides, out_dim, **options, dtype=..., rngs=...)`, then maps -> a map or a vector."""
+    """Interface of every head: maps of a trunk -> a map or a vector.
 
-    reads_all: ClassVar[bool]  # False: the last map alone
+    A head is created by `Head(dims, strides, out_dim, **options, dtype=..., rngs=...)`.
+    """
+
+    reads_all: ClassVar[bool]  # True: the head reads all maps; False: the last map alone
 
     @staticmethod
     def unsupported_reason(strides: Strides) -> str | None:
-        """Why the head cannot read maps of these strides, or None."""
+        """Returns why the head cannot read maps of these strides, or None."""
         ...
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Any: ...
 
 
-HEADS: Mapping[str, Any] = {  # classes, as `Head` describes them
+HEADS: Mapping[str, Any] = {  # classes with the interface of `Head`
     "linear": LinearHead,
     "fcn": FCN,
     "semantic_fpn": SemanticFPN,
@@ -51,14 +54,14 @@ HEADS: Mapping[str, Any] = {  # classes, as `Head` describes them
 
 
 def unsupported_reason(name: str, strides: Strides) -> str | None:
-    """Why a head cannot stand on a trunk, or None.
+    """Returns why a head cannot read a trunk's maps, or None.
 
     Args:
       name: A key of HEADS.
-      strides: Pixels between neighbours of each of the trunk's maps.
+      strides: Pixels between neighbouring positions, for each of the trunk's maps.
 
     Raises:
-      ValueError: There is no such head.
+      ValueError: `name` is not in HEADS.
     """
     head = _head(name)
     if reason := order_reason(strides):
@@ -68,10 +71,11 @@ def unsupported_reason(name: str, strides: Strides) -> str | None:
 
 
 class OnTrunk(nnx.Module):
-    """A head of HEADS and what must stand between it and a trunk's maps.
+    """A head of HEADS with the layers that adapt a trunk's maps to it.
 
-    A LayerNorm stands on each map that the trunk has not normalised, as in Swin's code for segmentation (arXiv:2103.14030), and
-    a `SimplePyramid` before a head that reads a pyramid where the trunk has no stages. Maps that nothing reads get no parameters.
+    A LayerNorm normalises each map that the trunk has not normalised, as in Swin's segmentation
+    code (arXiv:2103.14030). If a head reads a pyramid and the trunk has no stages, a
+    `SimplePyramid` makes one. Maps that the head does not read get no parameters.
     """
 
     def __init__(
@@ -90,16 +94,16 @@ class OnTrunk(nnx.Module):
 
         Args:
           name: A key of HEADS.
-          out_dim: Channels of the result: classes, values of a pixel.
+          out_dim: Channels of the result, such as classes or values per pixel.
           dims: Width of each map of the trunk.
-          strides: Pixels between neighbours of each map, from fine to coarse.
+          strides: Pixels between neighbouring positions of each map, from fine to coarse.
           normalised: Whether the trunk has normalised each map; None: all of them.
           options: Further arguments of the head by name, such as {"dim": 256}.
           dtype: Type of the computation; parameters and results are float32.
           rngs: Random numbers for the initial values.
 
         Raises:
-          ValueError: The head cannot stand on these maps, or it has no such option.
+          ValueError: The head cannot read these maps, or lacks an option.
         """
         done = (True,) * len(dims) if normalised is None else tuple(normalised)
         check_maps(dims, strides, unsupported_reason(name, strides))
@@ -108,7 +112,7 @@ class OnTrunk(nnx.Module):
         head, options = _head(name), dict(options or {})
         _check_options(name, options)
         pyramid = _pyramid_helps(head, strides)
-        self.first = 0 if head.reads_all and not pyramid else len(dims) - 1  # the first map that is read
+        self.first = 0 if head.reads_all and not pyramid else len(dims) - 1  # index of the first map that the head reads
         dims, strides, done = dims[self.first :], strides[self.first :], done[self.first :]
         norms = [None if ready else LayerNorm(dim, eps=1e-6, dtype=dtype, rngs=rngs) for dim, ready in zip(dims, done, strict=True)]
         self.norms = nnx.List(norms)
@@ -118,7 +122,7 @@ class OnTrunk(nnx.Module):
         self.head = head(dims, strides, out_dim, **options, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Any:
-        """The head's output from all the maps of a trunk."""
+        """Returns the head's output from all maps of a trunk."""
         read = features[self.first :]
         maps = tuple(x if norm is None else norm(x) for norm, x in zip(self.norms, read, strict=True))
         return self.head(maps if self.pyramid is None else self.pyramid(maps), train=train, rngs=rngs)
@@ -131,7 +135,7 @@ def _head(name: str) -> Any:
 
 
 def _pyramid_helps(head: Any, strides: Strides) -> bool:
-    """Whether the head reads a pyramid, and the trunk's maps are of one stride, of which a pyramid can be made."""
+    """Whether a pyramid made of the trunk's maps, all of one stride, would suit the head."""
     return (
         head.unsupported_reason(strides) is not None
         and plain_reason(strides) is None

@@ -17,10 +17,11 @@ from vitlab.layers.resize import resize_bilinear
 
 
 class UPerNet(nnx.Module):
-    """Pyramid pooling (arXiv:1612.01105) of the last map, a feature pyramid above the others, all levels read together.
+    """Pyramid pooling (arXiv:1612.01105) of the last map, then a feature pyramid over all maps.
 
-    With c(x) = relu(batch_norm(conv(x))), each with its own weights, and all maps resized bilinearly:
-      m_last = c3x3(concat[x_last, c1x1(pool_s(x_last)) for s in pool_sizes]),  m_i = c1x1(x_i) + m_{i+1},
+    With c(x) = relu(batch_norm(conv(x))), each with its own weights, and maps resized bilinearly:
+      m_last = c3x3(concat[x_last, c1x1(pool_s(x_last)) for s in pool_sizes]),
+      m_i = c1x1(x_i) + m_{i+1},
       logits = linear(c3x3(concat[c3x3(m_0), c3x3(m_1), ..., m_last])).
     """
 
@@ -34,8 +35,8 @@ class UPerNet(nnx.Module):
         out_dim: int,
         *,
         dim: int = 512,
-        pool_sizes: Sequence[int] = (1, 2, 3, 6),  # bins a side of each pooled map
-        dropout_rate: float = 0.1,  # share of channels dropped before the linear map
+        pool_sizes: Sequence[int] = (1, 2, 3, 6),  # bins per side of each pooled map
+        dropout_rate: float = 0.1,  # share of channels dropped before the linear map, in [0, 1)
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -53,7 +54,7 @@ class UPerNet(nnx.Module):
         self.classifier = PixelClassifier(dim, out_dim, dropout_rate=dropout_rate, rngs=rngs)
 
     def __call__(self, features: Maps, *, train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """Logits [b, h, w, out_dim], float32, of the finest map's size."""
+        """Returns logits [b, h, w, out_dim], float32, at the finest map's size."""
         maps = [jax.nn.relu(lateral(x, train=train)) for lateral, x in zip(self.laterals, features[:-1], strict=True)]
         maps.append(self._pool(features[-1], train=train))
         for i in range(len(maps) - 2, -1, -1):
@@ -64,7 +65,10 @@ class UPerNet(nnx.Module):
         return self.classifier(jax.nn.relu(self.fusion(x, train=train)), train=train, rngs=rngs)
 
     def _pool(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c2"]:
-        """The bins of a side that is no multiple overlap, as torch's do."""
+        """Returns the pyramid pooling of a map.
+
+        Bins overlap if their number does not divide a side, as in torch.
+        """
         maps = [x]
         for bins, conv in zip(self.pool_sizes, self.pooled, strict=True):
             pooled = jax.nn.relu(conv(adaptive_average_pool(x, (bins, bins)), train=train))

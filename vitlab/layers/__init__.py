@@ -1,4 +1,4 @@
-"""Leaf parts: one idea a file, explicit arguments, no config."""
+"""Leaf parts: one idea per file, explicit arguments, no config."""
 
 from vitlab.layers.attention import Attention
 from vitlab.layers.batch_norm import BatchNorm

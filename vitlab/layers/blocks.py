@@ -1,4 +1,4 @@
-"""How the blocks of a stage run: in turn or as a loop, rematerialised, and where their results lie on several devices."""
+"""Runs the blocks of a stage: one by one or as a compiled loop, rematerialised or not."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -11,8 +11,9 @@ from jaxtyping import Array
 
 from vitlab.layers.drop_path import DropPath
 
-# What the backward pass recomputes of a block: nothing; everything from its input; or everything but the products with weights,
-# which are kept (attention's own products are recomputed).
+# `Remat` names the part of a block that the backward pass recomputes: "none"; "full", everything
+# from the block's input; "dots", everything but products with weights, whose results stay in memory
+# (attention's own products are recomputed).
 Remat = Literal["none", "full", "dots"]
 _POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -20,14 +21,14 @@ _POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_di
 def run_blocks(
     blocks: Sequence[Callable[..., Array]], x: Array, *, remat: Remat, scan: bool, train: bool, rngs: nnx.Rngs | None, **options: Any
 ) -> Array:
-    """x = block(x, train=train, rngs=rngs, **options) for each block, recomputed in the backward pass as `remat` says.
+    """Computes x = block(x, train=train, rngs=rngs, **options) for each block in turn.
 
-    With `scan`, blocks in a row that differ only in the values of their parameters (and in how often they drop their paths), or
-    groups of such blocks that repeat, are compiled once and run as a loop: the same numbers, less time to compile, and a copy of
-    the blocks' parameters in memory while a step runs.
+    With `scan`, consecutive blocks, or consecutive groups of blocks, that differ only in parameter
+    values and drop path rates are compiled once and run as a loop. Results are equal and
+    compilation is shorter; a copy of the blocks' parameters takes memory while a step runs.
 
-    Under a mesh with an axis `fsdp` the results stay split over the batch as the images are, so that the compiler gathers
-    parameters and not activations.
+    Under a mesh with an axis `fsdp`, results stay split over the batch as the images are, so that
+    the compiler gathers parameters and not activations.
     """
 
     def call(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
@@ -46,7 +47,7 @@ def run_blocks(
 
 
 def _alike(blocks: Sequence[Any]) -> Iterator[list[Sequence[Any]]]:
-    """The blocks in order, cut into lists of groups, the groups of one list being equal but for values."""
+    """Cuts the blocks, in order, into lists of groups; groups of a list differ only in values."""
     kinds = [_kind(block) for block in blocks]
     start = 0
     while start < len(blocks):
@@ -58,7 +59,7 @@ def _alike(blocks: Sequence[Any]) -> Iterator[list[Sequence[Any]]]:
 
 
 def _repeats(kinds: list[Any], size: int) -> int:
-    """How often the first `size` kinds come one after the other."""
+    """Counts how many times in a row the first `size` kinds occur."""
     count = 1
     while kinds[count * size : (count + 1) * size] == kinds[:size]:
         count += 1
@@ -66,7 +67,7 @@ def _repeats(kinds: list[Any], size: int) -> int:
 
 
 def _kind(block: Any) -> Any:
-    """What two blocks must have in common for one program to run both."""
+    """Returns a key that is equal for blocks which one compiled program can run."""
     graphdef, state = nnx.split(block)
     block = nnx.merge(graphdef, state, copy=True)
     for path in _drop_paths(block):
@@ -80,7 +81,7 @@ def _drop_paths(blocks: Any) -> list[DropPath]:
 
 
 def _loop(run: Callable[..., Array], groups: Sequence[Sequence[Any]], x: Array, rngs: nnx.Rngs | None) -> Array:
-    """`run` over all blocks of the groups, compiled for one group."""
+    """Runs all blocks of the groups in a loop that is compiled for one group."""
     lists = [nnx.List(group) for group in groups]
     graphdef = nnx.graphdef(lists[0])
     rngs_def, rngs_state = nnx.split(rngs)

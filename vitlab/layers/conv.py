@@ -1,4 +1,4 @@
-"""Convolution over maps, padded as torch pads it."""
+"""Convolution over maps, with torch's padding."""
 
 from typing import Literal
 
@@ -12,9 +12,10 @@ from vitlab.layers.widths import check_widths
 
 
 class Conv(nnx.Conv):
-    """Convolution [b, h, w, in] -> [b, h', w', out]; `kernel` is [k, k, in / groups, out], `bias` [out].
+    """Convolution [b, h, w, in] -> [b, h', w', out].
 
-    Zeros are padded at both ends of each axis alike, as in torch; "same" pads as TensorFlow, more at the end.
+    `kernel` is [k, k, in / groups, out], `bias` [out]. Both ends of an axis get equally many zeros,
+    as in torch; padding "same" is TensorFlow's, with more zeros at the end.
     """
 
     def __init__(
@@ -24,9 +25,9 @@ class Conv(nnx.Conv):
         *,
         kernel_size: int | tuple[int, int],
         stride: int = 1,
-        padding: int | tuple[int, int] | Literal["same"] | None = None,  # None: dilation * (kernel_size - 1) // 2
+        padding: int | tuple[int, int] | Literal["same"] | None = None,  # zeros per end of an axis; None: dilation * (kernel_size - 1) // 2
         dilation: int = 1,
-        groups: int = 1,  # in_dim: depthwise
+        groups: int = 1,  # groups of channels; in_dim: depthwise
         use_bias: bool = True,
         kernel_init: nnx.Initializer = he_normal,
         dtype: DTypeLike = jnp.float32,

@@ -1,4 +1,4 @@
-"""The perceptron of a transformer block with a depthwise convolution between its layers (PVT v2, arXiv:2106.13797, section 3.2)."""
+"""MLP with a depthwise convolution between its layers (PVT v2, arXiv:2106.13797, section 3.2)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +11,10 @@ from vitlab.layers.mlp import gelu
 
 
 class ConvMlp(nnx.Module):
-    """fc2(gelu(dwconv(fc1(x)))) over a map; the convolution tells positions apart, zero padding the border."""
+    """fc2(gelu(dwconv(fc1(x)))) over a map.
+
+    The convolution's zero padding lets the MLP tell positions apart.
+    """
 
     def __init__(
         self,
@@ -19,7 +22,7 @@ class ConvMlp(nnx.Module):
         *,
         mlp_dim: int,
         kernel_size: int = 3,
-        residual: bool = False,  # h + dwconv(h) inside the activation
+        residual: bool = False,  # True: h + dwconv(h) inside the activation, h being fc1's output
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -1,4 +1,4 @@
-"""Convolution and batch norm, and how a norm disappears into the linear map beside it for deployment."""
+"""Convolution with batch norm, and folding a norm into a neighbouring linear map for deployment."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +11,7 @@ from vitlab.layers.initial import full
 
 
 class ConvNorm(nnx.Module):
-    """norm(conv(x)); the convolution has no bias before it is fused."""
+    """norm(conv(x)); the convolution has a bias only once the norm is folded into it."""
 
     def __init__(
         self,
@@ -21,8 +21,8 @@ class ConvNorm(nnx.Module):
         kernel_size: int = 1,
         stride: int = 1,
         dilation: int = 1,
-        groups: int = 1,  # in_dim: depthwise
-        zero_init: bool = False,  # the norm's scale begins at 0, so that a residual branch begins as nothing
+        groups: int = 1,  # groups of channels; in_dim: depthwise
+        zero_init: bool = False,  # True: the norm's scale starts at 0, so that a residual branch starts as zero
         eps: float = 1e-5,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -54,12 +54,12 @@ class ConvNorm(nnx.Module):
 
 
 def affine_of(norm: BatchNorm) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
-    """Factor and offset per channel of a batch norm in evaluation."""
+    """Returns factor and offset per channel of a batch norm in evaluation."""
     return norm.affine_map(norm.mean[...], norm.var[...])
 
 
 def fold_into_previous(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
-    """Makes linear(x) what norm(linear(x)) was in evaluation, in place."""
+    """Changes `linear`, in place, so that linear(x) is the former norm(linear(x)) in evaluation."""
     factor, offset = affine_of(norm)
     bias = 0 if linear.bias is None else linear.bias[...] * factor
     linear.kernel[...] = linear.kernel[...] * factor.reshape((1,) * (linear.kernel[...].ndim - 1) + (-1,))
@@ -67,7 +67,11 @@ def fold_into_previous(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
 
 
 def fold_into_next(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
-    """Makes linear(x) what linear(norm(x)) was in evaluation, in place; a convolution must be pointwise and not grouped."""
+    """Changes `linear`, in place, so that linear(x) is the former linear(norm(x)) in evaluation.
+
+    Raises:
+      ValueError: `linear` is a convolution that is not pointwise, or grouped.
+    """
     factor, offset = affine_of(norm)
     kernel = linear.kernel[...]
     if kernel.size != factor.size * kernel.shape[-1]:
@@ -80,7 +84,7 @@ def fold_into_next(norm: BatchNorm, linear: nnx.Conv | nnx.Linear) -> None:
 
 
 def fuse_conv_norms(model: nnx.Module) -> None:
-    """Folds the norm of every `ConvNorm` below, in place."""
+    """Folds the norm of every `ConvNorm` inside the model, in place."""
     for _, module in list(nnx.iter_modules(model)):
         if isinstance(module, ConvNorm):
             module.fuse()

@@ -1,4 +1,4 @@
-"""What EfficientViT (Liu et al., arXiv:2305.07027) and SHViT (Yun and Ro, arXiv:2401.16456) are built of beside their mixers."""
+"""Convolutional parts that EfficientViT (arXiv:2305.07027) and SHViT (arXiv:2401.16456) share."""
 
 import itertools
 
@@ -13,7 +13,10 @@ from vitlab.layers.squeeze_excite import SqueezeExcite
 
 
 class ResidualDepthwise(nnx.Module):
-    """x + conv(x), a normalised depthwise 3x3; fused, the identity is in the middle of the kernel."""
+    """x + conv(x), a depthwise 3x3 convolution with batch norm.
+
+    Once fused, the identity is part of the kernel's middle tap.
+    """
 
     def __init__(self, dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.conv = ConvNorm(dim, dim, kernel_size=3, groups=dim, zero_init=True, dtype=dtype, rngs=rngs)
@@ -33,7 +36,7 @@ class ResidualDepthwise(nnx.Module):
 
 
 class ConvFfn(nnx.Module):
-    """x + pw2(relu(pw1(x))), both normalised pointwise convolutions."""
+    """x + pw2(relu(pw1(x))): two pointwise convolutions with batch norm."""
 
     def __init__(self, dim: int, *, ratio: int = 2, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.pw1 = ConvNorm(dim, ratio * dim, dtype=dtype, rngs=rngs)
@@ -44,7 +47,7 @@ class ConvFfn(nnx.Module):
 
 
 class ConvPatchMerging(nnx.Module):
-    """Pointwise to four times the width, strided depthwise 3x3, squeeze-and-excitation, pointwise to the new width."""
+    """Halves a map: pointwise to 4x width, strided depthwise, squeeze-and-excitation, pointwise."""
 
     def __init__(self, dim: int, out_dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         wide = 4 * dim
@@ -60,7 +63,7 @@ class ConvPatchMerging(nnx.Module):
 
 
 class SandwichDownsample(nnx.Module):
-    """Patch merging between two pairs of depthwise convolution and feed-forward."""
+    """Patch merging with a depthwise convolution and a feed-forward network before and after."""
 
     def __init__(self, dim: int, out_dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.dw1 = ResidualDepthwise(dim, dtype=dtype, rngs=rngs)
@@ -76,7 +79,7 @@ class SandwichDownsample(nnx.Module):
 
 
 class ConvStem16(nnx.Module):
-    """Four strided 3x3 convolutions to a sixteenth of the image, ReLU between."""
+    """Four strided 3x3 convolutions, with ReLU between, to a sixteenth of the image's sides."""
 
     def __init__(self, in_channels: int, dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         dims = (in_channels, dim // 8, dim // 4, dim // 2, dim)
@@ -89,7 +92,7 @@ class ConvStem16(nnx.Module):
 
 
 def fuse_sandwiches(model: nnx.Module) -> None:
-    """Folds every norm and every depthwise identity below, in place."""
+    """Folds every norm and every depthwise identity inside the model, in place."""
     for _, module in list(nnx.iter_modules(model)):
         if isinstance(module, (ConvNorm, ResidualDepthwise)):
             module.fuse()

@@ -11,15 +11,18 @@ from vitlab.layers.initial import zeros_init
 
 
 class DeformConv(nnx.Module):
-    """A convolution whose taps are moved by offsets that an ordinary convolution of the same shape predicts.
+    """A convolution whose taps are moved by offsets, predicted by an ordinary convolution.
 
-    One deformable group, no modulation mask, no padding. Samples are bilinear at absolute pixel coordinates, zero outside.
-    Offset channels are (dy, dx) of each tap, row by row; they begin at zero, so that this begins as a plain convolution.
+    The predicting convolution has the same kernel size and stride. There is one deformable group,
+    no modulation mask and no padding. Samples are bilinear at absolute pixel coordinates, zero
+    outside the map. Offset channels are (dy, dx) of each tap, row by row; their kernel starts at
+    zero, so that this layer starts as a plain convolution.
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, kernel_size: int, stride: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.kernel_size, self.stride, self.dtype = kernel_size, stride, dtype
-        self.conv = Conv(in_dim, out_dim, kernel_size=kernel_size, stride=stride, padding=0, dtype=dtype, rngs=rngs)  # parameters only
+        # Holds the parameters; it is not called.
+        self.conv = Conv(in_dim, out_dim, kernel_size=kernel_size, stride=stride, padding=0, dtype=dtype, rngs=rngs)
         self.conv_offset = Conv(
             in_dim,
             2 * kernel_size**2,
@@ -39,7 +42,7 @@ class DeformConv(nnx.Module):
         offset = offset.reshape(b, h, w, k * k, 2)
         y = offset[..., 0] + (s * np.arange(h)[:, None, None] + tap_y)[None]
         x_at = offset[..., 1] + (s * np.arange(w)[None, :, None] + tap_x)[None]
-        samples = sample_bilinear(x, y.reshape(b, -1), x_at.reshape(b, -1)).reshape(b, h, w, -1)  # taps, then channels
+        samples = sample_bilinear(x, y.reshape(b, -1), x_at.reshape(b, -1)).reshape(b, h, w, -1)  # [b, h, w, taps * channels]
         kernel = self.conv.kernel[...].astype(self.dtype)
         out = samples.astype(self.dtype) @ kernel.reshape(-1, kernel.shape[-1])
         assert self.conv.bias is not None
@@ -47,7 +50,13 @@ class DeformConv(nnx.Module):
 
 
 def sample_bilinear(x: Float[Array, "b h w c"], row: Float[Array, "b n"], col: Float[Array, "b n"]) -> Float[Array, "b n c"]:
-    """Values between the pixels, zero outside; differentiable in the map and in the positions."""
+    """Returns bilinear samples of a map, zero outside; differentiable in map and positions.
+
+    Args:
+      x: The map.
+      row: Rows of the samples, in pixels.
+      col: Columns of the samples, in pixels.
+    """
     b, h, w, c = x.shape
     flat = x.reshape(b, h * w, c)
     top, left = jnp.floor(row), jnp.floor(col)

@@ -1,4 +1,4 @@
-"""A large depthwise convolution that is trained with dilated ones beside it (UniRepLKNet, Ding et al., arXiv:2311.15599)."""
+"""Large depthwise convolution trained with dilated branches (UniRepLKNet, arXiv:2311.15599)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.conv_norm import ConvNorm
 
-# Kernel size -> (kernel size, dilation) of the branches: the authors' DilatedReparamBlock.
+# Kernel size -> (kernel size, dilation) of each branch, as in the authors' DilatedReparamBlock.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     5: ((3, 1), (3, 2)),
     7: ((5, 1), (3, 1), (3, 2), (3, 3)),
@@ -21,7 +21,10 @@ BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
 
 
 class DilatedReparam(nnx.Module):
-    """The sum of normalised depthwise convolutions, one large, the others smaller and dilated; fused, one with bias."""
+    """Sum of depthwise convolutions with batch norm: one large, others smaller and dilated.
+
+    Once fused, it is one convolution with a bias.
+    """
 
     def __init__(self, dim: int, *, kernel_size: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         if kernel_size not in BRANCHES:
@@ -42,7 +45,10 @@ class DilatedReparam(nnx.Module):
         return out
 
     def fuse(self) -> None:
-        """Folds the norms, and the branches into the taps of the large kernel that they fall on, in place."""
+        """Folds norms and branches into the large kernel, in place.
+
+        A dilated branch adds its taps to those of the large kernel at the same positions.
+        """
         self.origin.fuse()
         kernel, bias = self.origin.conv.kernel, self.origin.conv.bias
         assert bias is not None

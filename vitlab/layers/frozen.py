@@ -1,23 +1,23 @@
-"""Modules that run as in evaluation, whatever they are told."""
+"""Modules that always run as in evaluation."""
 
 import functools
 from typing import Any
 
 from flax import nnx
 
-_EVALUATION = {"train": False, "use_running_average": True, "deterministic": True}  # as this project and Flax name the mode
+_EVALUATION = {"train": False, "use_running_average": True, "deterministic": True}  # the mode's argument in this project and in Flax
 
 
 def run_as_in_evaluation(module: nnx.Module) -> None:
-    """Makes calls of the module, in place, run as in evaluation: its statistics stay, and it drops nothing.
+    """Makes every call of the module run as in evaluation, in place: no statistics, no dropping.
 
-    The modules inside it are called by it in evaluation too, but for those that its parent calls by another way; so the caller
-    does this to each of them.
+    Submodules that the module calls with the mode as an argument run in evaluation too. A submodule
+    that is called from elsewhere needs a call of this function of its own.
     """
     module.__class__ = _evaluated(type(module))
 
 
-@functools.cache  # so that two modules of a class stay of one class, and run in one loop
+@functools.cache  # cached: two modules of one class share the new class, and may run in one loop
 def _evaluated(kind: type) -> type:
     def call(self: Any, *args: Any, **options: Any) -> Any:
         return kind.__call__(self, *args, **{name: _EVALUATION.get(name, value) for name, value in options.items()})

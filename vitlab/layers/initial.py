@@ -1,7 +1,7 @@
-"""Initial values, computed on the host by numpy.
+"""Initial values of parameters, drawn on the host by numpy.
 
-XLA takes half a minute to compile the random numbers of a deep network; numpy draws them in less than a second, and the
-same bits whatever the backend, the mesh and the number of processes.
+XLA takes half a minute to compile the random numbers of a deep network; numpy draws them in less
+than a second. The bits are equal on every backend, mesh and number of processes.
 """
 
 import functools
@@ -32,19 +32,22 @@ __all__ = [
 
 
 class HostKey(np.ndarray):
-    """Key of one parameter: a raw key of `jax.random`, uint32 [2], with a generator of numpy.
+    """Key of one parameter: a raw key of `jax.random`, uint32 [2], with a numpy generator.
 
-    The initializers of this module draw from the generator, all others, such as those of `flax.nnx`, see a key like any other.
+    Initializers of this module draw from the generator; all others, such as those of `flax.nnx`,
+    see an ordinary raw key.
     """
 
     generator: np.random.Generator | None = None  # None: zeros stand for random numbers
 
 
 class InitRngs(nnx.Rngs):
-    """Given to a layer in place of `nnx.Rngs`, has numpy draw its initial values; with `nnx.Rngs`, `jax.random` does.
+    """Random numbers for creating layers: makes this module's initializers draw by numpy.
 
-    Without a seed, zeros stand for random numbers: for shapes, under `nnx.eval_shape`. Layers of `flax.nnx` take it too; their
-    values are drawn by `jax.random` from keys that follow from the seed.
+    A layer that is given plain `nnx.Rngs` instead draws by `jax.random`. Without a seed, zeros
+    stand for random numbers, which is enough for shapes under `nnx.eval_shape`. Layers of
+    `flax.nnx` take these too; their values are drawn by `jax.random` from keys that follow from the
+    seed.
     """
 
     def __init__(self, seed: int | None):
@@ -52,7 +55,7 @@ class InitRngs(nnx.Rngs):
         self._seed, self._draws = seed, itertools.count()
 
     def params(self) -> HostKey:
-        """The key of the next parameter."""
+        """Returns the key of the next parameter."""
         if self._seed is None:
             return np.zeros(2, np.uint32).view(HostKey)
         sequence = np.random.SeedSequence((self._seed, next(self._draws)))
@@ -61,9 +64,9 @@ class InitRngs(nnx.Rngs):
         return key
 
     def __getitem__(self, name: str) -> Any:
-        """A stream of random numbers other than the parameters', made when a layer first asks for it."""
+        """Returns a stream of random numbers other than parameters', created at the first use."""
         if name not in vars(self):
-            tag = tuple(name.encode())  # streams of other names are other ones
+            tag = tuple(name.encode())  # makes streams of different names differ
             state = np.random.SeedSequence((self._seed or 0, *tag)).generate_state(2)
             setattr(self, name, nnx.RngStream(jax.random.wrap_key_data(jnp.asarray(state)), tag=name))
         return vars(self)[name]
@@ -74,11 +77,11 @@ class InitRngs(nnx.Rngs):
         return self[name]
 
     def split(self, k: Any) -> nnx.Rngs:
-        """Plain `nnx.Rngs` with split keys, for layers that are made under `nnx.vmap`."""
+        """Returns plain `nnx.Rngs` with split keys, for layers created under `nnx.vmap`."""
         return self._plain().split(k)
 
     def fork(self, **options: Any) -> nnx.Rngs:
-        """Plain `nnx.Rngs` that go on from here."""
+        """Returns plain `nnx.Rngs` forked from the next key."""
         return self._plain().fork(**options)
 
     def _plain(self) -> nnx.Rngs:
@@ -87,7 +90,7 @@ class InitRngs(nnx.Rngs):
 
 @functools.cache
 def normal(std: float) -> nnx.Initializer:
-    """Normal of mean zero."""
+    """Initializer: normal with mean zero."""
     return _drawn(
         lambda key, shape: np.float32(std) * key.standard_normal(shape, np.float32),
         lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype),
@@ -96,7 +99,7 @@ def normal(std: float) -> nnx.Initializer:
 
 @functools.cache
 def uniform(bound: float) -> nnx.Initializer:
-    """Uniform in [-bound, bound)."""
+    """Initializer: uniform in [-bound, bound)."""
     return _drawn(
         lambda key, shape: np.float32(bound) * (2 * key.random(shape, np.float32) - 1),
         lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
@@ -104,7 +107,7 @@ def uniform(bound: float) -> nnx.Initializer:
 
 
 def _drawn(by_numpy: Callable[..., np.ndarray], by_jax: Callable[..., jax.Array]) -> nnx.Initializer:
-    """An initializer that draws by numpy or by jax.random, by the type of the key, see `InitRngs`."""
+    """Returns an initializer that draws by numpy or by jax.random, depending on the key's type."""
 
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del out_sharding
@@ -116,22 +119,28 @@ def _drawn(by_numpy: Callable[..., np.ndarray], by_jax: Callable[..., jax.Array]
 
 
 def he_normal(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-    """Of a kernel [k, k, in, out]: normal of variance 2 / (k * k * out) (He et al., arXiv:1502.01852, eq. 14)."""
+    """Initializer of a kernel [k, k, in, out]: normal with variance 2 / (k * k * out).
+
+    He et al., arXiv:1502.01852, eq. 14.
+    """
     return normal(math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1])))(key, shape, dtype, out_sharding)
 
 
 def lecun_normal(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-    """Of a kernel [..., out]: normal, its variance one over the number of inputs to an output."""
+    """Initializer of a kernel [..., out]: normal, variance 1 / (inputs to an output)."""
     return normal(1 / math.sqrt(math.prod(shape[:-1])))(key, shape, dtype, out_sharding)
 
 
 def torch_uniform(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-    """Of a kernel [k, k, in, out], what torch leaves a convolution with: uniform of variance 1 / (3 * k * k * in)."""
+    """Initializer of a kernel [k, k, in, out]: uniform with variance 1 / (3 * k * k * in).
+
+    torch initialises its convolutions so by default.
+    """
     return uniform(1 / math.sqrt(math.prod(shape[:-1])))(key, shape, dtype, out_sharding)
 
 
 def constant(value: float) -> nnx.Initializer:
-    """The same number everywhere."""
+    """Returns an initializer that sets every element to the value."""
 
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del key, out_sharding
@@ -141,7 +150,7 @@ def constant(value: float) -> nnx.Initializer:
 
 
 def full(shape: int | tuple[int, ...], value: float, dtype: Any = jnp.float32) -> jax.Array:
-    """An array of one value, for which nothing is compiled, unlike `jnp.full`."""
+    """Returns an array filled with one value; unlike `jnp.full` it compiles nothing."""
     return jnp.asarray(np.full(shape, value, np.float32), dtype)
 
 

@@ -1,4 +1,4 @@
-"""A learned factor per channel on a residual branch (CaiT, Touvron et al., arXiv:2103.17239, eq. 1)."""
+"""Learned factor per channel on a residual branch (CaiT, arXiv:2103.17239, eq. 1)."""
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -7,7 +7,7 @@ from vitlab.layers.initial import full
 
 
 class LayerScale(nnx.Module):
-    """gamma * x, gamma initially `init` everywhere."""
+    """gamma * x; gamma starts at `init`."""
 
     def __init__(self, dim: int, *, init: float):
         self.gamma = nnx.Param(full(dim, init))
@@ -17,7 +17,10 @@ class LayerScale(nnx.Module):
 
 
 class ChannelAffine(nnx.Module):
-    """gamma * x + beta per channel, initially x: what a residual block may do to its identity (OverLoCK, arXiv:2502.20087)."""
+    """gamma * x + beta per channel, initially the identity.
+
+    OverLoCK (arXiv:2502.20087) applies it to the identity branch of a residual block.
+    """
 
     def __init__(self, dim: int):
         self.gamma, self.beta = nnx.Param(full(dim, 1.0)), nnx.Param(full(dim, 0.0))

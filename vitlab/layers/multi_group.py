@@ -1,4 +1,4 @@
-"""A pointwise convolution that is several grouped ones in training (the multi-group reparameterisation of FMViT, arXiv:2311.05707)."""
+"""Pointwise convolution trained as a sum of grouped ones (FMViT, arXiv:2311.05707)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +10,10 @@ from vitlab.layers.linear import Linear
 
 
 class MultiGroupLinear(nnx.Module):
-    """The sum over group counts of a normalised grouped pointwise convolution; fused, one linear map with bias."""
+    """Sum over group counts of a grouped pointwise convolution with batch norm.
+
+    Once fused, it is one linear map with a bias.
+    """
 
     def __init__(self, dim: int, out_dim: int, *, groups: tuple[int, ...] = (1, 2, 4), dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         for count in groups:
@@ -18,7 +21,7 @@ class MultiGroupLinear(nnx.Module):
                 raise ValueError(f"{dim=} and {out_dim=} must be multiples of each of {groups=}")
         self.groups, self.dtype = groups, dtype
         self.branches = nnx.List([ConvNorm(dim, out_dim, groups=count, dtype=dtype, rngs=rngs) for count in groups])
-        self.fused = nnx.List([])  # of one linear map, once fused
+        self.fused = nnx.List([])  # holds the one linear map once fused
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c2"]:
         if self.fused:
@@ -34,7 +37,7 @@ class MultiGroupLinear(nnx.Module):
         kernel, bias = jnp.zeros((dim, out_dim)), jnp.zeros(out_dim)
         for count, branch in zip(self.groups, self.branches, strict=True):
             branch.fuse()
-            part = branch.conv.kernel[...][0, 0]  # dim / count, out_dim
+            part = branch.conv.kernel[...][0, 0]  # [dim / count, out_dim]
             for i in range(count):
                 cols = slice(i * out_dim // count, (i + 1) * out_dim // count)
                 kernel = kernel.at[i * dim // count : (i + 1) * dim // count, cols].add(part[:, cols])

@@ -11,7 +11,7 @@ def narrow_attention(
     value: Float[Array, "b keys d"],
     bias: Float[Array, "queries keys"] | None = None,
 ) -> Float[Array, "b queries d"]:
-    """softmax(query . key / sqrt(k) + bias) . value; softmax in float32."""
+    """Computes softmax(query . key / sqrt(k) + bias) . value, with the softmax in float32."""
     logits = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(logits if bias is None else logits + bias[None])
     return jnp.einsum("bqk,bkd->bqd", weights.astype(value.dtype), value)

@@ -1,4 +1,7 @@
-"""The values around each token, added up with given weights: the second half of neighborhood attention (arXiv:2204.07143, eq. 3)."""
+"""Weighted sum of the values around each token: the second half of neighborhood attention.
+
+Hassani et al., arXiv:2204.07143, eq. 3.
+"""
 
 import functools
 
@@ -9,26 +12,27 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.neighborhood_attention.neighborhoods import Axis
 
-_SHORT = 16  # tokens of an axis that one tile takes whatever the window: fewer and larger products
+_SHORT = 16  # an axis of at most this many tokens is one tile, whatever the window: fewer and larger products
 
 
-@functools.partial(jax.jit, static_argnames="kernel_size")  # its name is what `vitlab.analysis.counts` counts it by
+@functools.partial(jax.jit, static_argnames="kernel_size")  # `vitlab.analysis.counts` finds the call by this name
 def neighborhood_sum(
     weights: Float[Array, "b h w heads window"], value: Float[Array, "b h w heads dim"], *, kernel_size: int
 ) -> Float[Array, "b h w heads dim"]:
-    """Sums the kernel_size**2 values nearest to each token; windows are moved inside the map at its border.
+    """Sums the kernel_size**2 values nearest to each token; border windows shift inside the map.
 
-    Pure XLA in linear memory: a tile of tokens about as large as the window shares a block of values about twice as large,
-    over which the weights are spread by one-hot products, so that the sum is a dense product. A strip of tiles is computed at
-    a time, and again in the backward pass.
+    This is plain XLA with linear memory. A tile of about kernel_size tokens per side shares a block
+    of values about twice as large; one-hot products spread the weights over the block, so that the
+    sum is a dense product. One row of tiles is computed at a time, and computed again in the
+    backward pass.
 
     Args:
-      weights: Of each token for the values of its window, row by row.
-      value: What is added up.
+      weights: Weights of each token for the values of its window, row by row.
+      value: Values to sum.
       kernel_size: Side of the window in tokens, at most min(h, w).
 
     Returns:
-      The sums, in the dtype of value, added up in float32.
+      The sums, in the dtype of value, accumulated in float32.
 
     Raises:
       ValueError: The window does not fit the map.
@@ -55,7 +59,7 @@ def neighborhood_sum(
 
 
 class Blocks:
-    """An axis in tiles of tokens, each with the block of values that its windows cover."""
+    """An axis cut into tiles of tokens, each with the block of values that its windows cover."""
 
     def __init__(self, axis: Axis):
         count = 1 if axis.size <= max(2 * axis.kernel, _SHORT) else round(axis.size / axis.kernel)
@@ -67,7 +71,7 @@ class Blocks:
         self.width = int((start.max(1) - start.min(1)).max()) + axis.kernel
         self.first = np.minimum(start.min(1), axis.size - self.width)
         at = start[..., None] + np.arange(axis.kernel) - self.first[:, None, None]
-        self.place = (at[..., None] == np.arange(self.width)).astype(np.float32)  # tile, token, place in the window, in the block
+        self.place = (at[..., None] == np.arange(self.width)).astype(np.float32)  # [tile, token, place in the window, place in the block]
 
     @classmethod
     @functools.lru_cache(maxsize=256)
@@ -75,6 +79,6 @@ class Blocks:
         return cls(Axis(size, kernel))
 
     def cut(self, x: Array, axis: int, *, front: bool = False) -> Array:
-        """The blocks: the axis as two, [tile, value], or the tiles in front."""
+        """Returns the blocks of x: the axis becomes two, [tile, value], or the tiles come first."""
         blocks = [jax.lax.slice_in_dim(x, first, first + self.width, axis=axis) for first in self.first.tolist()]
         return jnp.stack(blocks, 0 if front else axis)

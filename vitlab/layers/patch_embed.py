@@ -12,9 +12,10 @@ from vitlab.layers.product import dot_general
 
 
 class PatchEmbed(nnx.Module):
-    """A convolution whose stride is its kernel, computed as one matrix product (XLA's CPU convolutions are slower).
+    """A convolution whose stride is its kernel size, computed as one matrix product.
 
-    With `norm_eps` a LayerNorm follows (Swin). The sides of the image must be multiples of the patch.
+    XLA's convolutions are slower on CPUs. With `norm_eps` a LayerNorm follows (Swin). The sides of
+    the image must be multiples of the patch.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class PatchEmbed(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.patch_size = patch_size
-        # Holds the parameters, in a convolution's layout, [p, p, in, out].
+        # `proj` holds the parameters in a convolution's layout, [p, p, in, out]; it is not called.
         self.proj = Conv(
             in_channels, dim, kernel_size=patch_size, stride=patch_size, padding=0, kernel_init=lecun_normal, dtype=dtype, rngs=rngs
         )

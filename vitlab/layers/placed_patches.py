@@ -1,4 +1,4 @@
-"""Patches with positions, the way from one stage to the next in PVT (Wang et al., arXiv:2102.12122, section 3.2)."""
+"""Patches with positions, which lead into each stage of PVT (arXiv:2102.12122, section 3.2)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,10 +12,10 @@ from vitlab.layers.roles import declare
 
 
 class PlacedPatches(nnx.Module):
-    """Patches of a map, normalised, plus a learned embedding of their positions.
+    """Patches of a map, normalised, plus a learned position embedding.
 
-    As in the authors' code rows and columns that fill no patch are left out, and for another map than `grid` the embedding
-    is resized (bilinear).
+    As in the authors' code, rows and columns that fill no patch are left out, and the embedding,
+    stored for maps of `grid`, is resized (bilinear) for others.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class PlacedPatches(nnx.Module):
         dim: int,
         *,
         patch_size: int,
-        grid: tuple[int, int],  # rows and columns of patches
+        grid: tuple[int, int],  # rows and columns of patches for which the embedding is stored
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

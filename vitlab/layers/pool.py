@@ -1,4 +1,4 @@
-"""Average pooling as torch has it where its conventions differ from a plain reshape."""
+"""Average pooling with torch's conventions, where they differ from a plain reshape."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,10 @@ from vitlab.layers.pad import pad_to_multiple
 
 
 def average_pool_ceil(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
-    """Means over size x size cells; the last cell of a side that is no multiple holds what is left (ceil_mode, padding not counted)."""
+    """Returns means over size x size cells, as torch with ceil_mode and padding not counted.
+
+    The last cell of a side that is no multiple of `size` has fewer pixels.
+    """
     b, h, w, c = x.shape
     rows, cols = -(-h // size), -(-w // size)
     sums = pad_to_multiple(x, size).reshape(b, rows, size, cols, size, c).sum((2, 4))
@@ -17,13 +20,16 @@ def average_pool_ceil(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b 
 
 
 def adaptive_bins(size: int, bins: int) -> np.ndarray:
-    """Weights [bins, size] of torch's adaptive average pooling: bin i spans floor(i size / bins) to ceil((i + 1) size / bins)."""
+    """Returns the weights [bins, size] of torch's adaptive average pooling.
+
+    Bin i spans floor(i size / bins) to ceil((i + 1) size / bins).
+    """
     i, position = np.arange(bins)[:, None], np.arange(size)
     inside = (position >= i * size // bins) & (position < -(-(i + 1) * size // bins))
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
 def adaptive_average_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Means over `size` bins an axis, which overlap where the side is no multiple."""
+    """Returns means over `size` bins per axis; bins overlap where a side is no multiple."""
     rows, cols = adaptive_bins(x.shape[1], size[0]), adaptive_bins(x.shape[2], size[1])
     return jnp.einsum("bhwc,ih,jw->bijc", x, rows.astype(x.dtype), cols.astype(x.dtype))

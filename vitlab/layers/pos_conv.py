@@ -1,4 +1,4 @@
-"""Conditional position encoding (Chu et al., arXiv:2102.10882): a depthwise convolution beside the identity."""
+"""Conditional position encoding (Chu et al., arXiv:2102.10882), a residual depthwise conv."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from vitlab.layers.conv import Conv
 
 
 class PosConv(nnx.Module):
-    """x + proj(x), proj a depthwise convolution whose zero padding tells the border."""
+    """x + proj(x); the zero padding of the depthwise convolution proj encodes the border."""
 
     def __init__(self, dim: int, *, kernel_size: int = 3, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.proj = Conv(dim, dim, kernel_size=kernel_size, groups=dim, dtype=dtype, rngs=rngs)

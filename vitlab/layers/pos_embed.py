@@ -12,22 +12,25 @@ from vitlab.layers.initial import normal_init
 
 
 def position_table(key: Any, grid: tuple[int, int], dim: int, *, num_prefix: int = 0) -> nnx.Param:
-    """A learned position embedding [1, num_prefix + rows * columns, dim].
+    """Returns a learned position embedding [1, num_prefix + rows * columns, dim].
 
-    Its metadata `grid` says the rows and columns of patches: their product, which is the shape, does not tell 14 x 14 from
-    7 x 28, and loading weights of another grid resamples them.
+    Its metadata `grid` records the rows and columns of patches. The shape has only their product,
+    which does not tell 14 x 14 from 7 x 28; weights of another grid are resampled when they are
+    loaded.
 
     Args:
-      key: The source of its initial values, as `InitRngs.params` gives it.
+      key: The key of the parameter, from `InitRngs.params`.
       grid: Rows and columns of patches.
       dim: Width of a token.
-      num_prefix: Tokens before the patches that have positions.
+      num_prefix: Number of tokens before the patches that have positions.
     """
     return nnx.Param(normal_init(key, (1, num_prefix + grid[0] * grid[1], dim)), grid=grid)
 
 
 def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "1 n dim"]:
-    """Fixed sine-cosine embedding of the two coordinates, half of the width each (MoCo v3, arXiv:2104.02057).
+    """Returns a fixed sine-cosine embedding; each coordinate takes half of the width.
+
+    MoCo v3, arXiv:2104.02057.
 
     Raises:
       ValueError: dim is not a multiple of 4.
@@ -44,9 +47,10 @@ def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.
 def resample(
     pos_embed: Float[Array, "1 n dim"], old: tuple[int, int], new: tuple[int, int], *, num_prefix: int = 0
 ) -> Float[Array, "1 m dim"]:
-    """Resizes the grid part of a position embedding from `old` to `new` (height, width); the prefix tokens keep theirs.
+    """Resizes a position embedding's grid from `old` to `new`, (height, width).
 
-    Bicubic with antialiasing (a = -0.5), as timm's `resample_abs_pos_embed`.
+    The first `num_prefix` tokens keep their positions. Interpolation is bicubic with antialiasing
+    (a = -0.5), as in timm's `resample_abs_pos_embed`.
     """
     if old == new:
         return pos_embed

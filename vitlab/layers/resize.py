@@ -1,15 +1,15 @@
-"""Resizing as torch's interpolate does it, which differs from `jax.image.resize`: no antialiasing, other cubic weights."""
+"""Resizing as by torch's interpolate: unlike `jax.image.resize`, not antialiased."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-_A = -0.75  # torch's cubic; jax.image.resize has -0.5
-Taps = list[tuple[np.ndarray, np.ndarray]]  # for each tap: the old position [new] and its weight [new]
+_A = -0.75  # parameter of torch's cubic; `jax.image.resize` has -0.5
+Taps = list[tuple[np.ndarray, np.ndarray]]  # for each tap: old position [new] and its weight [new]
 
 
 def bicubic_taps(size: int, new_size: int) -> Taps:
-    """Four taps around the half-pixel centre, the border repeated."""
+    """Returns the four taps around the half-pixel centre; the border is repeated."""
     source = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     first = np.floor(source).astype(int)
     taps = []
@@ -21,7 +21,10 @@ def bicubic_taps(size: int, new_size: int) -> Taps:
 
 
 def bilinear_taps(size: int, new_size: int, *, align_corners: bool = False) -> Taps:
-    """Two taps. Half-pixel centres, or, with `align_corners`, the first and last pixels on each other."""
+    """Returns two taps, at half-pixel centres.
+
+    With `align_corners`, the first and last pixels of both sizes coincide instead.
+    """
     if align_corners:
         source = np.arange(new_size) * (size - 1) / max(1, new_size - 1)
     else:
@@ -32,22 +35,22 @@ def bilinear_taps(size: int, new_size: int, *, align_corners: bool = False) -> T
 
 
 def resize_bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Bicubic, not antialiased."""
+    """Resizes by bicubic interpolation, not antialiased."""
     return _apply(_apply(x, 1, bicubic_taps(x.shape[1], size[0])), 2, bicubic_taps(x.shape[2], size[1]))
 
 
 def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False) -> Float[Array, "b h2 w2 c"]:
-    """Bilinear, not antialiased."""
+    """Resizes by bilinear interpolation, not antialiased."""
     return resize_axis(resize_axis(x, 1, size[0], align_corners=align_corners), 2, size[1], align_corners=align_corners)
 
 
 def resize_axis(x: Float[Array, "..."], axis: int, size: int, *, align_corners: bool = False) -> Float[Array, "..."]:
-    """Linear along one axis, not antialiased."""
+    """Resizes one axis by linear interpolation, not antialiased."""
     return x if x.shape[axis] == size else _apply(x, axis, bilinear_taps(x.shape[axis], size, align_corners=align_corners))
 
 
 def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Each new pixel i is the old pixel floor(i old_size / new_size), torch's "nearest"."""
+    """Resizes by torch's "nearest": new pixel i is old pixel floor(i old_size / new_size)."""
     rows, cols = (np.arange(new) * old // new for old, new in zip((x.shape[1], x.shape[2]), size, strict=True))
     return jnp.take(jnp.take(x, rows, 1), cols, 2)
 

@@ -1,7 +1,8 @@
-"""The roles of parameters in training, declared where a parameter is created as metadata of its NNX variable.
+"""Roles of parameters in training, declared as metadata of NNX variables.
 
-A role says what an array is: the optimizer draws from it whether weight decay falls on the parameter, how far from the head the
-parameter lies, and whether Muon may orthogonalise its update. A parameter without a role is a weight of the network's trunk.
+A role is declared where the parameter is created. The optimizer decides by roles whether weight
+decay applies to a parameter, how far from the head it lies, and whether Muon may orthogonalise its
+update. A parameter without a role is a weight of the network's trunk.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ ROLES: Mapping[str, str] = {
     "embedding": "turns the image into the first features",
     "head": "turns the last features into logits",
 }
-Layers = Callable[[Any], Sequence[Any]]  # the layers of a model for layer-wise decay, in the order of the forward pass
+Layers = Callable[[Any], Sequence[Any]]  # gives the model's layers for layer-wise decay, in the order of the forward pass
 T = TypeVar("T")
 
 
@@ -26,18 +27,18 @@ class Place:
     """Roles of a parameter, and its depth in the network."""
 
     roles: frozenset[str] = frozenset()  # keys of ROLES
-    depth: int | None = None  # 0: embeds the image; then one a layer; after all layers: their number + 1. None: not declared
+    depth: int | None = None  # 0: embeds the image; i: in the i-th layer; number of layers + 1: after them; None: not declared
 
 
 def declare(node: T, *roles: str) -> T:
-    """Adds roles to a parameter, or to every parameter of a module, and returns it.
+    """Adds roles to a parameter, or to every parameter of a module, and returns `node`.
 
     Args:
       node: An `nnx.Param`, or a module whose parameters exist already.
       *roles: Keys of ROLES.
 
     Raises:
-      ValueError: There is no such role.
+      ValueError: A role is not in ROLES.
     """
     if unknown := set(roles) - set(ROLES):
         raise ValueError(f"roles={sorted(unknown)} must be of {list(ROLES)}")
@@ -47,20 +48,23 @@ def declare(node: T, *roles: str) -> T:
 
 
 def stage_layers(stages: Iterable[Any]) -> list[Any]:
-    """The blocks of stages, one after the other; all else in a stage, such as its down-sampling, belongs to its first block."""
+    """Returns the blocks of all stages, in order.
+
+    All else in a stage, such as its down-sampling, belongs to the layer of the stage's first block.
+    """
     return [layer for stage in stages for layer in (stage, *list(stage.blocks)[1:])]
 
 
 def places_of(model: Any, layers: Layers | None = None) -> dict[str, Any]:
-    """The place of each parameter of a model, real or abstract.
+    """Returns the place of each parameter of a model, real or abstract.
 
     Args:
       model: A module.
-      layers: Gives a list of modules, or tuples of modules of equal depth; a later one takes its parameters out of an earlier one
-        that contains it. None: depths are unknown.
+      layers: Gives a list of modules, or tuples of modules of equal depth; if a later one lies
+        inside an earlier one, its parameters belong to the later. None: depths are unknown.
 
     Returns:
-      Nested dicts as those of the parameters, of `Place`.
+      A `Place` for each parameter, in nested dicts like the parameters.
     """
     found = None if layers is None else layers(model)
     depths = {id(param): i + 1 for i, layer in enumerate(found or ()) for param in _params(layer)}
@@ -77,7 +81,7 @@ def places_of(model: Any, layers: Layers | None = None) -> dict[str, Any]:
 
 
 def _params(node: Any) -> Iterator[Any]:
-    """The parameters of a variable, of a module, or of a tuple of modules."""
+    """Yields the parameters of a variable, of a module, or of a tuple of modules."""
     for part in node if isinstance(node, tuple) else (node,):
         yield from (x for _, x in nnx.iter_graph(part) if isinstance(x, nnx.Param))
 

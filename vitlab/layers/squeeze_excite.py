@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation (Hu et al., arXiv:1709.01507): a gate for each channel, from the mean of the map."""
+"""Squeeze-and-excitation (Hu et al., arXiv:1709.01507): a gate per channel from the map's mean."""
 
 from collections.abc import Callable
 

@@ -1,10 +1,11 @@
-"""A transformer block split over a mesh axis `tensor`, as in Megatron-LM (Shoeybi et al., arXiv:1909.08053, section 3).
+"""Transformer block split over a mesh axis `tensor` (Megatron-LM, arXiv:1909.08053, section 3).
 
-Each device has some of the heads and some of the MLP's hidden units, and all tokens of its images: what it adds to the residual
-stream is summed over the devices once after attention and once after the MLP, in the backward pass likewise.
+Each device has some of the heads and some of the MLP's hidden units, and all tokens of its images.
+Contributions to the residual stream are summed over devices once after attention and once after the
+MLP, in the backward pass likewise.
 
-Departs from the paper: the fused projection is stored by rows. Its columns are [3, heads, head_dim], as in timm, and no even cut
-of them is one between heads.
+Departs from the paper: the fused projection is stored in parts along its rows. Its columns are
+[3, heads, head_dim], as in timm, and an even cut of the columns would not fall between heads.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.linear import Linear
 
-# Regex of a parameter's name -> for each of its dimensions the mesh axis that splits it; what is not named is whole everywhere. For
-# families whose attention projects by `project_qkv`.
+# Regex of a parameter's name -> for each of its dimensions the mesh axis that splits it. Parameters
+# without an entry are whole on every device. Applies to families whose attention projects by
+# `project_qkv`.
 TENSOR_SPLIT: Mapping[str, tuple[str | None, ...]] = {
     r"attn/qkv/kernel$": ("tensor", None),
     r"attn/rel_pos_bias$": ("tensor", None, None),  # [heads, rows, columns]
@@ -29,12 +31,17 @@ TENSOR_SPLIT: Mapping[str, tuple[str | None, ...]] = {
 
 
 def project_qkv(qkv: Linear, x: Float[Array, "*b dim"], *, num_heads: int, add_bias: bool = True) -> Float[Array, "*b 3 heads head_dim"]:
-    """The fused projection, laid out [3, heads, head_dim].
+    """Computes the fused projection, laid out [3, heads, head_dim].
 
-    Under a mesh with an axis `tensor` that divides the heads, each device makes those of its own heads: the devices exchange rows of
-    the kernel for columns (one all-to-all of a device's share of it, and one of its gradient), and no activations.
+    Under a mesh with an axis `tensor` that divides the heads, each device computes its own heads.
+    To do so, devices exchange rows of the kernel for columns (one all-to-all of a device's share of
+    the kernel, and one of its gradient), and no activations.
 
-    Without `add_bias` the caller adds the projection's bias.
+    Args:
+      qkv: The linear layer, [dim, 3 * heads * head_dim].
+      x: Tokens, of any leading dimensions.
+      num_heads: Number of heads.
+      add_bias: False: the caller adds the projection's bias.
     """
     count = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     shape = (*x.shape[:-1], 3, num_heads, qkv.out_features // (3 * num_heads))

@@ -1,4 +1,4 @@
-"""An image as tokens: a class token, then the patches, each with its position."""
+"""An image as tokens: a class token, then patches, each with its position."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,9 +12,9 @@ from vitlab.layers.roles import declare
 
 
 class TokenEmbed(nnx.Module):
-    """Patches after one class token, plus a learned position embedding (DeiT, Touvron et al., arXiv:2012.12877).
+    """Patches after one class token, plus a learned position embedding (DeiT, arXiv:2012.12877).
 
-    The embedding is kept for a map of `grid`; for others it is resampled.
+    The position embedding is stored for maps of `grid` and resampled for others.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class TokenEmbed(nnx.Module):
         dim: int,
         *,
         patch_size: int,
-        grid: tuple[int, int],  # rows and columns of patches
+        grid: tuple[int, int],  # rows and columns of patches for which positions are stored
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

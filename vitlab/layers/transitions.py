@@ -1,4 +1,7 @@
-"""Stems and transitions with batch norm, as BiFormer (arXiv:2303.08810) and GLNet (arXiv:2411.11288) share them."""
+"""Stems and transitions with batch norm.
+
+BiFormer (arXiv:2303.08810) and GLNet (arXiv:2411.11288) share them.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +15,7 @@ from vitlab.layers.pad import pad_to_multiple
 
 
 class DeepStem(nnx.Module):
-    """Two strided 3x3 convolutions, each normalised, GELU between: a quarter of the image."""
+    """Two strided 3x3 convolutions with batch norm, GELU between, to a quarter of the sides."""
 
     def __init__(self, in_channels: int, dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.conv1 = Conv(in_channels, dim // 2, kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
@@ -25,7 +28,10 @@ class DeepStem(nnx.Module):
 
 
 class Transition(nnx.Module):
-    """A strided convolution and a batch norm: after it, or before it (`norm_first`, then 2x2 and no overlap)."""
+    """A strided convolution followed by a batch norm; with `norm_first` the norm precedes it.
+
+    If kernel and stride are equal (patches do not overlap), the map is padded to whole patches.
+    """
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
-"""Widths that a layer can have."""
+"""Check of the widths of a layer."""
 
 
 def check_widths(**widths: int) -> None:
-    """Refuses a layer without channels, whose initial values would divide by zero.
+    """Refuses a layer without channels, since its initial values would divide by zero.
 
     Args:
-      **widths: Channels or groups by the name of the argument that has them.
+      **widths: Number of channels or groups, by the name of the argument.
 
     Raises:
       ValueError: A width is below 1.

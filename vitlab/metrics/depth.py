@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 def depth_record(
     prediction: Float[np.ndarray, "*pixels"], target: Float[np.ndarray, "*pixels"], valid: Bool[np.ndarray, "*pixels"]
 ) -> dict[str, float]:
-    """Scores of one image; a set's score is their mean over the images that have one.
+    """Returns the scores of one image; a set's score is their mean over images that have scores.
 
     Args:
       prediction: Predicted depth, above zero, in the unit of the target.
@@ -15,9 +15,9 @@ def depth_record(
       valid: True where the truth is known and above zero.
 
     Returns:
-      "abs_rel" (mean |error| / depth), "sq_rel", "rmse", "rmse_log" (natural logarithm), "silog" (the
-      scale-invariant error times 100, as KITTI reports it) and "delta1" to "delta3" (the share of pixels
-      whose ratio is below 1.25, 1.25^2, 1.25^3). Empty without a valid pixel.
+      "abs_rel" (mean |error| / depth), "sq_rel", "rmse", "rmse_log" (natural logarithm), "silog"
+      (the scale-invariant error times 100, as KITTI reports it) and "delta1" to "delta3" (the share
+      of pixels whose ratio is below 1.25, 1.25^2, 1.25^3). Empty without a valid pixel.
 
     Raises:
       ValueError: A valid depth, predicted or true, is not above zero.

@@ -19,8 +19,8 @@ class Truth(NamedTuple):
 
     boxes: Float[np.ndarray, "n 4"]  # x, y, width, height in pixels
     classes: Int[np.ndarray, " n"]
-    areas: Float[np.ndarray, " n"]  # pixels; of the object's mask where there is one
-    crowd: Bool[np.ndarray, " n"]  # True for a box around many objects, which may be found any number of times
+    areas: Float[np.ndarray, " n"]  # pixels: the object mask's area if there is a mask
+    crowd: Bool[np.ndarray, " n"]  # True for a box around many objects, which any number of detections may match
 
 
 class Found(NamedTuple):
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
 
 def coco_scores(truths: Sequence[Truth], found: Sequence[Found], *, num_classes: int) -> dict[str, float]:
-    """The twelve numbers of COCO over a set.
+    """Returns the twelve numbers of COCO over a set.
 
     Args:
       truths: Annotations of each image.
@@ -41,10 +41,10 @@ def coco_scores(truths: Sequence[Truth], found: Sequence[Found], *, num_classes:
       num_classes: Number of classes.
 
     Returns:
-      "ap" (mean over IoU 0.5 to 0.95, classes and recalls), "ap50", "ap75", "ap_small", "ap_medium",
-      "ap_large" (areas below 32^2, below 96^2 and above, in pixels), and the recalls "ar1", "ar10",
-      "ar100", "ar_small", "ar_medium", "ar_large"; shares in [0, 1]. A number without any annotation
-      that it could count is left out.
+      "ap" (mean over IoU 0.5 to 0.95, classes and recalls), "ap50", "ap75", "ap_small",
+      "ap_medium", "ap_large" (areas below 32^2, below 96^2 and above, in pixels), and the recalls
+      "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"; shares in [0, 1]. A number
+      without any annotation to count is left out.
 
     Raises:
       ImportError: faster-coco-eval is not installed.

@@ -3,14 +3,14 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
-BAD = (1, 2, 3, 4)  # pixels; thresholds of the shares of bad disparities
-FLOW = (1, 3, 5)  # pixels; thresholds of the shares of good flow vectors
+BAD = (1, 2, 3, 4)  # thresholds of bad disparities, in pixels
+FLOW = (1, 3, 5)  # thresholds of good flow vectors, in pixels
 
 
 def disparity_sums(
     prediction: Float[np.ndarray, "*pixels"], target: Float[np.ndarray, "*pixels"], valid: Bool[np.ndarray, "*pixels"]
 ) -> dict[str, float]:
-    """Sums over the valid pixels of an image, to be added up over the images in their order.
+    """Returns sums over an image's valid pixels, to be added up in the order of images.
 
     Args:
       prediction: Predicted disparity in pixels.
@@ -26,13 +26,13 @@ def disparity_sums(
 
 
 def disparity_scores(sums: dict[str, float]) -> dict[str, float]:
-    """Scores from the sums of a set.
+    """Returns scores from the sums of a set.
 
     Returns:
-      "epe", the mean |error| in pixels over all valid pixels (as KITTI and SceneFlow; Middlebury
-      averages over images); "rms" in pixels; "bad1" to "bad4", the percentage of errors above so many
-      pixels; "d1", the percentage of errors above 3 pixels and 5 % of the disparity. Empty without a
-      valid pixel.
+      "epe", the mean |error| in pixels over all valid pixels (as in KITTI and SceneFlow; Middlebury
+      averages over images); "rms" in pixels; "bad1" to "bad4", the percentage of errors above so
+      many pixels; "d1", the percentage of errors above both 3 pixels and 5 % of the disparity.
+      Empty without a valid pixel.
     """
     count = sums["pixels"]
     if not count:
@@ -44,7 +44,7 @@ def disparity_scores(sums: dict[str, float]) -> dict[str, float]:
 def flow_sums(
     prediction: Float[np.ndarray, "*pixels 2"], target: Float[np.ndarray, "*pixels 2"], valid: Bool[np.ndarray, "*pixels"]
 ) -> dict[str, float]:
-    """Sums over the valid pixels of a flow field, to be added up over the images in their order.
+    """Returns sums over a flow field's valid pixels, to be added up in the order of images.
 
     Args:
       prediction: Predicted motion in pixels, x and y.
@@ -59,12 +59,12 @@ def flow_sums(
 
 
 def flow_scores(sums: dict[str, float]) -> dict[str, float]:
-    """Scores from the sums of a set.
+    """Returns scores from the sums of a set.
 
     Returns:
-      "epe", the mean length of the error in pixels; "1px", "3px", "5px", the percentage of errors below
-      so many pixels; "fl", the percentage of errors above 3 pixels and 5 % of the motion. Empty without
-      a valid pixel.
+      "epe", the mean length of the error in pixels; "1px", "3px", "5px", the percentage of errors
+      below so many pixels; "fl", the percentage of errors above both 3 pixels and 5 % of the
+      motion. Empty without a valid pixel.
     """
     count = sums["pixels"]
     if not count:

@@ -5,13 +5,14 @@ from jaxtyping import Bool, Float, Int
 
 
 def average_precisions(scores: Float[np.ndarray, "n classes"], labels: Bool[np.ndarray, "n classes"]) -> Float[np.ndarray, " classes"]:
-    """Average precision of each class over a set; NaN for a class without a positive image.
+    """Returns the average precision of each class over a set; NaN for classes without positives.
 
-    The sum over thresholds of the precision times the growth of the recall, without interpolation, as
-    scikit-learn defines it; images of equal score share a threshold, so their order does not matter.
+    The value is the sum over thresholds of the precision times the growth of the recall, without
+    interpolation, as scikit-learn defines it. Images of equal score share a threshold, so their
+    order does not matter.
 
     Args:
-      scores: Score of each class for each image; the higher the likelier.
+      scores: Score of each class for each image; higher is likelier.
       labels: True where an image has the class.
     """
     out = np.full(scores.shape[1], np.nan)
@@ -25,7 +26,10 @@ def average_precisions(scores: Float[np.ndarray, "n classes"], labels: Bool[np.n
 
 
 def mean_average_precision(scores: Float[np.ndarray, "n classes"], labels: Bool[np.ndarray, "n classes"]) -> dict[str, float]:
-    """The mean of `average_precisions` over the classes that have a positive image, as "map"; empty without one."""
+    """Returns "map", the mean of `average_precisions` over classes with a positive image.
+
+    The result is empty if there is no such class.
+    """
     values = average_precisions(scores, labels)
     known = values[~np.isnan(values)]
     return {"map": float(known.mean())} if len(known) else {}
@@ -38,17 +42,17 @@ def recalls(
     matches: Bool[np.ndarray, "queries items"],
     at: tuple[int, ...] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Share of queries with a match among their nearest items, by the cosine of the angle.
+    """Returns the share of queries with a match among their nearest items, by cosine similarity.
 
     Args:
       query: Embeddings of the queries.
       gallery: Embeddings of the items.
       matches: True where an item is right for a query.
-      at: Numbers of items that are looked at.
+      at: Numbers k of nearest items.
 
     Returns:
       "recall_at_k" for each k up to the number of items, over the queries that have a match; empty
-      without such a query. Among items of equal similarity the first ones come first.
+      without such a query. Items of equal similarity keep their order.
     """
     asked = matches.any(1)
     if not asked.any():
@@ -60,7 +64,10 @@ def recalls(
 
 
 def ranks(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Number of classes that are before the label: of a higher logit, or of the same and a lower number."""
+    """Returns the number of classes ranked before the label.
+
+    These have a higher logit, or an equal one and a lower class number.
+    """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
     return before.sum(1)

@@ -7,15 +7,15 @@ from jaxtyping import Float
 
 
 def errors(prediction: Float[np.ndarray, " n"], target: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """Errors of numbers such as counts, in their own unit.
+    """Returns errors of predicted numbers, such as counts, in the numbers' unit.
 
     Args:
       prediction: Predicted numbers.
       target: True numbers.
 
     Returns:
-      "mae"; "rmse", which papers on crowd counting call MSE; "mape", the mean of |error| / |target|,
-      without zero targets; "r2", one minus the share of the variance that is left, where there is a
+      "mae"; "rmse", which papers on crowd counting call MSE; "mape", the mean of |error| / |target|
+      over nonzero targets; "r2", one minus the unexplained share of the variance, if there is a
       variance. Empty for no image.
 
     Raises:
@@ -34,15 +34,15 @@ def errors(prediction: Float[np.ndarray, " n"], target: Float[np.ndarray, " n"])
 
 
 def correlations(prediction: Float[np.ndarray, " n"], target: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """Correlations of predicted quality with opinion, as papers on image quality report them.
+    """Returns correlations of predicted quality with opinion, as papers on image quality do.
 
     Args:
       prediction: Predicted numbers.
       target: True numbers.
 
     Returns:
-      "plcc" (Pearson, of the raw numbers), "srcc" (Spearman, ties have their average rank) and "krcc"
-      (Kendall's tau-b). A correlation is left out where one side is constant.
+      "plcc" (Pearson, of the raw numbers), "srcc" (Spearman, ties have their average rank) and
+      "krcc" (Kendall's tau-b). A correlation is left out if one side is constant.
 
     Raises:
       ValueError: The shapes differ, or a number is not finite.
@@ -57,7 +57,7 @@ def correlations(prediction: Float[np.ndarray, " n"], target: Float[np.ndarray, 
 
 
 def average_ranks(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Rank of each number from 1 on; equal numbers share the average of their ranks."""
+    """Returns the rank of each number, from 1 on; equal numbers share their average rank."""
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
@@ -78,7 +78,7 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def _kendall(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Kendall's tau-b, in rows, so that memory grows with the number of images only."""
+    """Returns Kendall's tau-b, row by row, so that memory grows linearly with the images."""
     concordant, x_pairs, y_pairs = 0.0, 0.0, 0.0
     for i in range(len(x) - 1):
         a, b = np.sign(x[i + 1 :] - x[i]), np.sign(y[i + 1 :] - y[i])

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio and structural similarity of 8-bit images, as BasicSR computes them."""
+"""Peak signal-to-noise ratio and structural similarity of 8-bit images, as in BasicSR."""
 
 import functools
 import math
@@ -7,21 +7,21 @@ import operator
 import numpy as np
 from jaxtyping import Float, UInt8
 
-_Y = np.array([65.481, 128.553, 24.966], np.float32)  # ITU-R BT.601, of R, G, B in [0, 1]
+_Y = np.array([65.481, 128.553, 24.966], np.float32)  # ITU-R BT.601 weights of R, G, B in [0, 1]
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def image_quality(
     restored: UInt8[np.ndarray, "h w c"], target: UInt8[np.ndarray, "h w c"], *, border: int = 0, luma: bool = False
 ) -> dict[str, float]:
-    """PSNR and SSIM of one image; a table's number is their mean over images.
+    """Returns PSNR and SSIM of one image; a set's number is their mean over images.
 
     Args:
       restored: Pixels in RGB, or grey with one channel.
       target: The true pixels, of the same shape.
-      border: Pixels that are cut off on each side first; super-resolution cuts its scale.
-      luma: Compares Y of YCbCr (BT.601, 16 to 235, not rounded), as tables on super-resolution do,
-        instead of all channels.
+      border: Pixels to cut off on each side first; super-resolution cuts its scale.
+      luma: True: compare Y of YCbCr (BT.601, 16 to 235, not rounded), as tables on super-resolution
+        do, instead of all channels.
 
     Returns:
       "psnr" in dB, infinite for equal images, over all channels together; "ssim", the mean over
@@ -29,7 +29,7 @@ def image_quality(
       variances).
 
     Raises:
-      ValueError: The shapes differ, or less than 11 x 11 pixels are left.
+      ValueError: The shapes differ, or fewer than 11 x 11 pixels are left.
     """
     if restored.shape != target.shape:
         raise ValueError(f"{restored.shape=} must be {target.shape=}")
@@ -42,7 +42,7 @@ def image_quality(
 
 
 def luma_of(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
-    """Y of YCbCr (ITU-R BT.601) in [16, 235], float32, from RGB."""
+    """Returns Y of YCbCr (ITU-R BT.601) in [16, 235], float32, from RGB."""
     return (image.astype(np.float32) / 255) @ _Y + np.float32(16)
 
 
@@ -63,7 +63,7 @@ def _similarity(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _blur(x: np.ndarray) -> np.ndarray:
-    """The valid part of a convolution with an 11 x 11 Gaussian of sigma 1.5."""
+    """Returns the valid part of a convolution with an 11 x 11 Gaussian of sigma 1.5."""
     taps = np.exp(-np.square(np.arange(-5, 6)) / (2 * 1.5**2))
     taps /= taps.sum()
     rows = functools.reduce(operator.add, (tap * x[i : x.shape[0] - 10 + i] for i, tap in enumerate(taps)))

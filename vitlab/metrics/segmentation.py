@@ -1,22 +1,22 @@
-"""Scores of segmentation from pixel counts per class, as mmsegmentation 1.2's IoUMetric defines them."""
+"""Segmentation scores from pixel counts per class, as in mmsegmentation 1.2's IoUMetric."""
 
 import numpy as np
 from jaxtyping import Int, Integer
 
-VOID = 255  # label of pixels that count for nothing
+VOID = 255  # label of pixels that no score counts
 
 
 def pixel_counts(
     prediction: Integer[np.ndarray, "*pixels"], label: Integer[np.ndarray, "*pixels"], *, num_classes: int
 ) -> Int[np.ndarray, "3 classes"]:
-    """Counts the pixels of each class: where both agree, where predicted, where labelled.
+    """Counts each class's pixels: predicted and labelled alike, predicted, labelled.
 
     Counts of images, batches and processes may be added in any order.
 
     Args:
-      prediction: Predicted class of each pixel; a value outside [0, num_classes) counts as labelled
-        only.
-      label: Class of each pixel in [0, num_classes), or `VOID`, which is left out before counting.
+      prediction: Predicted class of each pixel; at a value outside [0, num_classes) the pixel
+        counts as labelled only.
+      label: Class of each pixel in [0, num_classes), or `VOID`, which is left out of all counts.
       num_classes: Number of classes.
 
     Raises:
@@ -34,17 +34,18 @@ def pixel_counts(
 
 
 def segmentation_scores(counts: Int[np.ndarray, "3 classes"]) -> dict[str, float]:
-    """Means over classes of scores that are computed from counts of the whole set.
+    """Returns means over classes of scores computed from counts of the whole set.
 
-    A class that is neither labelled nor predicted is left out of the means of IoU and Dice; a class that
-    is predicted but never labelled has an IoU of 0 and counts there, and is left out of the accuracy.
+    A class that is neither labelled nor predicted is left out of the means of IoU and Dice. A class
+    that is predicted but never labelled has an IoU of 0 in the mean and is left out of the
+    accuracy.
 
     Args:
       counts: Sum of `pixel_counts` over the set.
 
     Returns:
-      Shares in [0, 1]: "pixel_accuracy", "mean_iou", "mean_accuracy", "mean_dice"; a score without any
-      class is left out.
+      Shares in [0, 1]: "pixel_accuracy", "mean_iou", "mean_accuracy", "mean_dice"; a score without
+      any class is left out.
     """
     both, _, labelled = counts.astype(np.float64)
     scores = {"pixel_accuracy": _ratios(both.sum()[None], labelled.sum()[None])}
@@ -53,7 +54,7 @@ def segmentation_scores(counts: Int[np.ndarray, "3 classes"]) -> dict[str, float
 
 
 def class_scores(counts: Int[np.ndarray, "3 classes"]) -> dict[str, np.ndarray]:
-    """Scores of each class, float64 [classes]; NaN where a score is 0 / 0.
+    """Returns scores of each class, float64 [classes]; NaN for 0 / 0.
 
     Returns:
       "iou" (intersection over union), "accuracy" (share of the labelled pixels, the recall), "dice"

@@ -1,4 +1,7 @@
-"""Token mixers: one published mechanism a file, constructed from explicit arguments, (b, h, w, c) -> (b, h, w, c)."""
+"""Token mixers: one published mechanism per file, built from explicit arguments, never a config.
+
+A mixer maps (b, h, w, c) to (b, h, w, c).
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -35,7 +38,8 @@ from vitlab.mixers.window_attention import WindowAttention
 
 __all__ = ["MIXERS", "mixer_of"]
 
-# Mixers that a trunk may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); its own arguments have defaults.
+# Mixers that a config may name. Each is called as (dim, num_heads=..., dtype=..., rngs=...); all
+# other arguments of a mixer have defaults.
 MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "agent": AgentAttention,
     "glmix": GLMix,
@@ -67,10 +71,10 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
 
 
 def mixer_of(name: str) -> Callable[..., nnx.Module]:
-    """The mixer of a name: one of `MIXERS`, or one of the user's own, see `vitlab.config.references`.
+    """Returns the mixer of a name: one of `MIXERS`, or the user's own (`vitlab.config.references`).
 
     Raises:
-      ConfigError: There is no such mixer; the message has the near misses.
+      ConfigError: No mixer has this name; the message lists similar names.
     """
     if name in MIXERS:
         return MIXERS[name]

@@ -1,4 +1,4 @@
-"""Agent attention (Han et al., arXiv:2312.08874, section 3.2): a few agents ask the tokens, the tokens ask the agents."""
+"""Agent attention (Han et al., arXiv:2312.08874, section 3.2): attention through few tokens."""
 
 import math
 
@@ -20,11 +20,13 @@ _COARSE = 7  # rows and columns of the coarse position biases
 
 
 class AgentAttention(nnx.Module):
-    """Softmax attention of agents to all tokens, then of the tokens to the agents, plus a depthwise convolution of the values.
+    """Agents attend to all tokens, then all tokens attend to the agents, at linear cost.
 
-    The agents are means of the queries over a square grid. Each of the two steps has a bias for every agent and position: a
-    coarse map, enlarged (bilinear), plus one for the row and one for the column. These are kept for maps of `grid` and
-    resized (linear) for others, as in the authors' code when it loads a checkpoint. Linear in the number of tokens.
+    The agents are means of the queries over a square grid. Each of the two softmax attentions has a
+    position bias for every agent and position: a coarse map, enlarged (bilinear), plus one for the
+    row and one for the column. Row and column biases are stored for maps of `grid` and resized
+    (linear) for others, as in the authors' code when it loads a checkpoint. A depthwise convolution
+    of the values is added to the output.
     """
 
     def __init__(
@@ -33,9 +35,9 @@ class AgentAttention(nnx.Module):
         *,
         num_heads: int,
         num_agents: Count = 49,  # a square number
-        grid: tuple[Side, Side] = (14, 14),  # rows and columns of the map
-        num_class_tokens: CountOrZero = 0,  # tokens before the map: keys and queries too, but without a part in the agents
-        fused: bool = True,  # one projection for queries, keys and values; else queries have their own, as in the PVT variants
+        grid: tuple[Side, Side] = (14, 14),  # rows and columns of the map for which biases are stored
+        num_class_tokens: CountOrZero = 0,  # tokens before the map; they are keys and queries, but agents are pooled from the map only
+        fused: bool = True,  # True: one projection for queries, keys and values; False: queries have their own (PVT variants)
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -52,7 +54,8 @@ class AgentAttention(nnx.Module):
         def table(*shape: int) -> nnx.Param:
             return declare(nnx.Param(normal_init(rngs.params(), (num_heads, num_agents, *shape))), "position")
 
-        # Names: agents ask (an, ah, aw, ac), are asked (na, ha, wa, ca); the coarse map, rows, columns, class tokens.
+        # Agents are queries for the biases an, ah, aw, ac and keys for na, ha, wa, ca. In each list
+        # the biases are the coarse map, rows, columns and class tokens.
         self.an_bias, self.na_bias = table(_COARSE, _COARSE), table(_COARSE, _COARSE)
         self.ah_bias, self.ha_bias = table(grid[0]), table(grid[0])
         self.aw_bias, self.wa_bias = table(grid[1]), table(grid[1])
@@ -64,7 +67,10 @@ class AgentAttention(nnx.Module):
         return self.tokens(x.reshape(b, h * w, c), (h, w)).reshape(b, h, w, c)
 
     def tokens(self, x: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b n d"]:
-        """The same for the tokens of a map in row-major order after the class tokens, which are not convolved."""
+        """Mixes class tokens followed by the tokens of a map in row-major order.
+
+        The depthwise convolution covers the map's tokens only.
+        """
         b, n, d = x.shape
         first = n - grid[0] * grid[1]
         if self.q is not None and self.kv is not None:
@@ -85,7 +91,7 @@ class AgentAttention(nnx.Module):
 def position_bias(
     coarse: nnx.Param, rows: nnx.Param, cols: nnx.Param, classes: nnx.Param | None, grid: tuple[int, int]
 ) -> Float[Array, "heads agents n"]:
-    """The bias of each agent at each token of a map of `grid`, class tokens first."""
+    """Returns the bias of each agent at each token of a map of `grid`, class tokens first."""
     h, w = grid
     bias = resize_axis(resize_axis(coarse[...], 2, h), 3, w)
     bias = bias + resize_axis(rows[...], 2, h)[..., None] + resize_axis(cols[...], 2, w)[:, :, None]

@@ -1,4 +1,4 @@
-"""Bi-level routing attention (BiFormer, Zhu et al., arXiv:2303.08810, section 3.2): first which regions, then which tokens."""
+"""Bi-level routing attention (BiFormer, Zhu et al., arXiv:2303.08810, section 3.2)."""
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from vitlab.layers.pad import pad_to_multiple
 
 
 class BiLevelRoutingAttention(nnx.Module):
-    """Tokens attend to those of the few regions whose mean key is nearest to their own region's mean query.
+    """Tokens attend to the tokens of the `topk` regions that match their own region best.
 
-    The map is cut into a fixed number of regions a side, padded with zeros where that does not divide it (the padding is
-    seen, as in the authors' code). Routing is float32 and not differentiated. The scale is dim**-0.5, not that of a head.
-    A depthwise convolution of the values is added.
+    A region's mean query is compared with every region's mean key; this routing is float32 and not
+    differentiated. The map is cut into a fixed number of regions per side and padded with zeros
+    where its sides are no multiples; padding takes part as keys, as in the authors' code. The scale
+    is dim**-0.5, not head_dim**-0.5. A depthwise convolution of the values is added.
     """
 
     def __init__(
@@ -26,9 +27,9 @@ class BiLevelRoutingAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        num_regions: Side = 7,  # per side
-        topk: Count = 4,  # regions that a region attends to
-        kernel_size: Side = 5,  # of the depthwise convolution
+        num_regions: Side = 7,  # regions per side of the map
+        topk: Count = 4,  # number of regions that each region attends to
+        kernel_size: Side = 5,  # side of the depthwise convolution's kernel, in tokens
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -62,7 +63,7 @@ def _regions(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b regions t
 
 
 def _route(q: Float[Array, "b regions tokens c"], k: Float[Array, "b regions tokens c"], topk: int) -> Array:
-    """Indices of the regions that each region attends to, [b, regions, topk]."""
+    """Returns the indices of the regions that each region attends to, [b, regions, topk]."""
     q, k = (jax.lax.stop_gradient(y.astype(jnp.float32).mean(2)) for y in (q, k))
     affinity = jnp.einsum("bqc,bkc->bqk", q * q.shape[-1] ** -0.5, k, precision=jax.lax.Precision.HIGHEST)
     return jax.lax.top_k(affinity, topk)[1]

@@ -1,4 +1,4 @@
-"""Cascaded group attention (EfficientViT, Liu et al., arXiv:2305.07027, section 2.2): each head hands its output to the next."""
+"""Cascaded group attention (EfficientViT, Liu et al., arXiv:2305.07027, section 2.2)."""
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from vitlab.layers.roles import declare
 
 
 class CascadedGroupAttention(nnx.Module):
-    """Heads see a share of the channels each, plus what the head before made of its own.
+    """Each head attends on its own share of the channels, plus the output of the head before it.
 
-    Attention is inside windows of `window_size`; a map no larger is one window. The bias is of the distances |dy|, |dx|.
-    As in the authors' code a map that is not whole windows is padded with zeros, which are seen as keys.
+    Attention is inside windows of `window_size`; a map no larger is one window. Each head has a
+    bias for every pair of distances |dy|, |dx|. As in the authors' code, a map that is not whole
+    windows is padded with zeros, and padding takes part as keys.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class CascadedGroupAttention(nnx.Module):
         num_heads: int,
         window_size: Side = 7,  # tokens per side
         key_dim: Count = 16,
-        kernel_sizes: tuple[Side, ...] = (7, 5, 3, 3),  # of the depthwise convolution on each head's query; the last repeats
+        kernel_sizes: tuple[Side, ...] = (7, 5, 3, 3),  # sides of the depthwise kernels on the heads' queries; the last one repeats
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -40,7 +41,8 @@ class CascadedGroupAttention(nnx.Module):
         self.qkvs = nnx.List([ConvNorm(head_dim, 2 * key_dim + head_dim, dtype=dtype, rngs=rngs) for _ in kernels])
         self.dws = nnx.List([ConvNorm(key_dim, key_dim, kernel_size=k, groups=key_dim, dtype=dtype, rngs=rngs) for k in kernels])
         self.proj = ConvNorm(dim, dim, zero_init=True, dtype=dtype, rngs=rngs)
-        self.attention_biases = declare(nnx.Param(full((num_heads, window_size, window_size), 0.0)), "position")  # at [head, |dy|, |dx|]
+        # The table is indexed [head, |dy|, |dx|].
+        self.attention_biases = declare(nnx.Param(full((num_heads, window_size, window_size), 0.0)), "position")
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape

@@ -1,4 +1,4 @@
-"""Context-mixing dynamic convolution (ContMix of OverLoCK, Lou and Yu, arXiv:2502.20087, section 3.3)."""
+"""Context-mixing dynamic convolution (OverLoCK, Lou and Yu, arXiv:2502.20087, section 3.3)."""
 
 import functools
 
@@ -20,26 +20,27 @@ from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.resize import resize_bilinear
 from vitlab.layers.roles import declare
 
-REGIONS = 7  # rows and columns of regions that a token is compared with
+REGIONS = 7  # rows and columns of the grid of regions that each token is compared with
 
 
 class ContextMixing(nnx.Module):
-    """Convolution whose kernels, other ones at each token, are made of the token's affinities to 7x7 regions of the context.
+    """Dynamic convolution: each token's kernels come from its affinities to 7x7 context regions.
 
-    A linear map takes the affinities of a head to the taps of a small and of a large kernel; each gets a bias for the relative
-    position and a softmax. The first half of the value's channels is convolved with the small kernels, the other with the
-    large ones. As in the authors' code windows are moved inside at the border, queries and keys have half the width but the
-    scale (dim / num_heads) ** -0.5, and a map smaller than the large kernel is enlarged (bilinear) and its result averaged
-    back.
+    A linear map turns the affinities of a head into the taps of a small and of a large kernel; a
+    bias for the relative position is added, then a softmax over the taps. The first half of the
+    value's channels is convolved with the small kernels, the second half with the large ones. As in
+    the authors' code, windows at the border are shifted inside the map; queries and keys have half
+    the width but the scale (dim / num_heads) ** -0.5; a map smaller than the large kernel is
+    enlarged (bilinear) and the result is averaged back to its size.
     """
 
     def __init__(
         self,
         dim: int,
         *,
-        num_heads: int,  # of the kernels, for each size
-        context_dim: Count | None = None,  # channels of the context, if it is another map
-        kernel_size: Side = 7,  # of the large kernels, tokens per side
+        num_heads: int,  # heads of the small kernels, and as many of the large ones
+        context_dim: Count | None = None,  # channels of the context map; None: as many as x has
+        kernel_size: Side = 7,  # side of the large kernels, in tokens
         small_size: Side = 5,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -64,7 +65,10 @@ class ContextMixing(nnx.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
-        """The queries are x; so are the context and what is convolved, where they are not given."""
+        """Convolves `value` with kernels made of queries from `x` and keys from `context`.
+
+        Both default to `x`.
+        """
         size = (x.shape[1], x.shape[2])
         maps = (x, x if context is None else context, x if value is None else value)
         x, context, value = (resize_bilinear(y, _enlarged(*size, self.sizes[1])) for y in maps)
@@ -76,7 +80,7 @@ class ContextMixing(nnx.Module):
         return self.proj(out if size == (h, w) else adaptive_average_pool(out, size), train=train)
 
     def _kernels(self, x, context, train: bool) -> list[Float[Array, "b h w heads taps"]]:
-        """The weights of the taps of the small and of the large kernels; softmax in float32."""
+        """Returns the taps of the small and of the large kernels; the softmax is float32."""
         b, h, w, _ = x.shape
         q = self.query(x, train=train).reshape(b, h, w, self.num_heads, self.head_dim) * (2 * self.head_dim) ** -0.5
         k = self.key(adaptive_average_pool(context, (REGIONS, REGIONS)), train=train)
@@ -86,9 +90,12 @@ class ContextMixing(nnx.Module):
         return [jax.nn.softmax(y + bias[None]).astype(x.dtype) for y, bias in zip(logits, biases, strict=True)]
 
 
-@functools.partial(jax.jit, static_argnames="grid")  # a lookup, done by a product, which has no scatter in its gradient
+@functools.partial(jax.jit, static_argnames="grid")  # a lookup, written as a product: its gradient has no scatter
 def expand_bias(table: Float[Array, "heads rows cols"], grid: tuple[int, int]) -> Float[Array, "h w heads taps"]:
-    """The bias of each tap of each token, kept at [key - query + kernel_size - 1]."""
+    """Returns the bias of each tap of each token.
+
+    The table is indexed [head, key - query + kernel_size - 1].
+    """
     kernel = (table.shape[-1] + 1) // 2
     places = [Axis(side, kernel).windows()[0][0] - np.arange(side) + kernel - 1 for side in grid]
     rows, cols = (((at[:, None] + np.arange(kernel))[..., None] == np.arange(2 * kernel - 1)).astype(np.float32) for at in places)
@@ -96,7 +103,7 @@ def expand_bias(table: Float[Array, "heads rows cols"], grid: tuple[int, int]) -
 
 
 def _enlarged(h: int, w: int, kernel_size: int) -> tuple[int, int]:
-    """The size at which the window fits, the shorter side as long as it; rounded as in the authors' code."""
+    """Returns a size at which the large kernel fits; rounding is that of the authors' code."""
     if min(h, w) >= kernel_size:
         return h, w
     long = max(kernel_size, int(kernel_size / min(h, w) * max(h, w)))

@@ -1,4 +1,4 @@
-"""Scaled cosine window attention with a log-spaced continuous bias (Swin v2, Liu et al., arXiv:2111.09883, section 3)."""
+"""Scaled cosine window attention (Swin v2, Liu et al., arXiv:2111.09883, section 3)."""
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,11 @@ _MLP_DIM = 512
 
 
 class CosineWindowAttention(nnx.Module):
-    """As `WindowAttention`, but logits are cosines with a learned scale, and a small MLP makes the bias of the offsets.
+    """Shifted-window attention with cosine logits, a learned scale and a position bias from an MLP.
 
-    The bias is 16 * sigmoid(mlp(sign(d) log2(1 + 8 |d|) / 3)), d the offset over the window's side less one (of the window
-    that it was pre-trained with, where that is given). Keys have no projection bias.
+    Windows, padding and shift are those of `WindowAttention`. The bias is 16 * sigmoid(mlp(sign(d)
+    log2(1 + 8 |d|) / 3)), where d is an offset divided by the window's side less one (the
+    pre-training window's side, if `pretrained_window_size` is given). Keys have no projection bias.
     """
 
     def __init__(
@@ -32,9 +33,9 @@ class CosineWindowAttention(nnx.Module):
         *,
         num_heads: int,
         window_size: Side = 8,  # tokens per side
-        shift: SideOrZero = 0,  # tokens, to the top left
-        pretrained_window_size: SideOrZero | None = None,  # that the offsets are measured by; None: window_size
-        implementation: str | None = None,  # of pallas_kernels.window_attention
+        shift: SideOrZero = 0,  # tokens by which the window grid moves to the top left, in [0, window_size)
+        pretrained_window_size: SideOrZero | None = None,  # divides the offsets of the bias; None or 0: window_size
+        implementation: str | None = None,  # a key of window_attention.IMPLEMENTATIONS; None: the first that can run
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -70,7 +71,7 @@ class CosineWindowAttention(nnx.Module):
         return self.proj(out.reshape(x.shape)[:, :h, :w])
 
     def bias_table(self) -> Float[Array, "heads rows cols"]:
-        """The bias of each offset, at [head, query - key + window_size - 1]."""
+        """Returns the bias of each offset, indexed [head, query - key + window_size - 1]."""
         offset = np.arange(1 - self.window_size, self.window_size, dtype=np.float32) * 8 / max(1, self.measure - 1)
         offset = np.sign(offset) * np.log2(np.abs(offset) + 1) / np.log2(8)
         coordinates = jnp.asarray(np.stack(np.meshgrid(offset, offset, indexing="ij"), -1))
@@ -79,6 +80,6 @@ class CosineWindowAttention(nnx.Module):
 
 
 def _normalize(x: Float[Array, "b h w heads head_dim"]) -> Float[Array, "b h w heads head_dim"]:
-    """To unit length, in float32; zero stays zero."""
+    """Scales vectors to unit length, in float32; a zero vector stays zero."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

@@ -1,4 +1,4 @@
-"""Efficient multi-head self-attention (Next-ViT, Li et al., arXiv:2207.05501, section 3.3): keys and values are pooled."""
+"""Efficient multi-head self-attention (Next-ViT, Li et al., arXiv:2207.05501, section 3.3)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,10 +13,11 @@ from vitlab.layers.linear import Linear
 
 
 class EfficientAttention(nnx.Module):
-    """Global attention to keys and values made of the means of every sr_ratio**2 tokens.
+    """Global attention whose keys and values are means of sr_ratio**2 tokens each.
 
-    As in the authors' code the pooling is one-dimensional: it runs over the tokens in row-major order, and a rest of fewer
-    than sr_ratio**2 tokens is not seen. A batch norm follows it.
+    As in the authors' code, pooling is one-dimensional: each mean covers consecutive tokens in
+    row-major order, and fewer than sr_ratio**2 remaining tokens at the end are dropped. A batch
+    norm follows the pooling.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class EfficientAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        sr_ratio: Side = 1,  # 1: every token is a key
+        sr_ratio: Side = 1,  # a key is a mean of sr_ratio**2 tokens; 1: every token is a key
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -48,9 +49,11 @@ class EfficientAttention(nnx.Module):
         return self.proj(dot_product_attention(q, k, v).reshape(b, h, w, c))
 
     def fuse(self, before: BatchNorm) -> None:
-        """Folds the norm of the pooled keys, and the one that stands before this module, into the projections, in place.
+        """Folds two batch norms into the projections, in place: the pooled keys' and the block's.
 
-        Means of tokens and an affine map of each channel commute.
+        Args:
+          before: The batch norm in front of this module; it commutes with the pooling, since it is
+            an affine map per channel.
         """
         if self.norm is not None:
             for linear in (self.k, self.v):

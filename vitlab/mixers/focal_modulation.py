@@ -1,4 +1,4 @@
-"""Focal modulation (Yang et al., arXiv:2203.11926, section 3): context is gathered first, then modulates the query."""
+"""Focal modulation (Yang et al., arXiv:2203.11926, section 3): context modulates the query."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,8 +15,8 @@ from vitlab.layers.norm import LayerNorm
 class FocalModulation(nnx.Module):
     """q * h(sum over levels of gate * context), projected; any size.
 
-    Each level's context is a depthwise convolution of the level before (kernels 3, 5, 7, ...), the last one the mean of the
-    map. Gates are raw: neither sigmoid nor softmax.
+    Each level's context is a depthwise convolution of the level before (kernels 3, 5, 7, ...); the
+    last level is the mean over the map. Gates are raw: neither sigmoid nor softmax.
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class FocalModulation(nnx.Module):
         *,
         num_heads: int | None = None,
         levels: Depth = 2,  # convolutional levels, besides the global one
-        kernel_size: Side = 3,  # of the first level; each next is 2 wider
-        norm_eps: Ratio | None = None,  # of a LayerNorm on the modulated query; None: there is none
-        normalize_modulator: bool = False,  # divide the sum by the number of levels
+        kernel_size: Side = 3,  # side of the first level's kernel, in tokens; each next level's is 2 larger
+        norm_eps: Ratio | None = None,  # epsilon of a LayerNorm on the modulated query; None: no norm
+        normalize_modulator: bool = False,  # True: divide the sum over levels by their number
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del num_heads  # nothing here has heads
+        del num_heads  # unused; every mixer accepts num_heads
         self.levels, self.normalize_modulator = levels, normalize_modulator
         self.f = Linear(dim, 2 * dim + levels + 1, dtype=dtype, rngs=rngs)  # query, context, gates
         self.focal_layers = nnx.List(

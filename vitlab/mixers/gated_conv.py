@@ -1,4 +1,4 @@
-"""The gated CNN block's mixing (MambaOut, Yu and Wang, arXiv:2405.07992, eq. 4): Mamba's block without the state space model."""
+"""Gated convolution, Mamba's block without the SSM (MambaOut, arXiv:2405.07992, eq. 4)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,19 +13,22 @@ from vitlab.layers.mlp import gelu
 
 
 class GatedConv(nnx.Module):
-    """fc2(gelu(gate) * [identity, conv(c)]) of the split fc1(x); the convolution sees as many channels as there are in x."""
+    """fc2(gelu(gate) * [identity, conv(c)]), where gate, identity and c are the parts of fc1(x).
+
+    The convolved part c has as many channels as x.
+    """
 
     def __init__(
         self,
         dim: int,
         *,
         num_heads: int | None = None,
-        expansion_ratio: Ratio = 8 / 3,  # hidden width / dim
+        expansion_ratio: Ratio = 8 / 3,  # width of gate, and of identity and c together, / dim; at least 1
         kernel_size: Side = 7,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del num_heads  # nothing here has heads
+        del num_heads  # unused; every mixer accepts num_heads
         self.hidden = int(expansion_ratio * dim)
         if self.hidden < dim:
             raise ValueError(f"{expansion_ratio=} must be at least 1")

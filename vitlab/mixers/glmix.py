@@ -1,4 +1,4 @@
-"""GLMix (Zhu et al., arXiv:2411.11288, section 3.2): a few slots for what is global beside convolutions for what is local."""
+"""GLMix (Zhu et al., arXiv:2411.11288, section 3.2): attention among slots, local convolutions."""
 
 import math
 
@@ -17,11 +17,12 @@ from vitlab.layers.pool import adaptive_average_pool
 
 
 class GLMix(nnx.Module):
-    """Tokens are softly clustered into slots, the slots attend to each other, and are handed back; plus a depthwise branch.
+    """Tokens are softly clustered into slots, which attend to each other and are given back.
 
-    The same logits, a learned scale times cosines, make both softmaxes: over the tokens to gather, over the slots to give
-    back. Slots begin as the means of a grid over `source` (the block's input before its norm; the map itself where none is
-    given), or are parameters.
+    Logits are cosines times a learned scale. A softmax over tokens gathers the slots, a softmax
+    over slots of the same logits gives them back to the tokens. Slots start as the means of a grid
+    over `source` (the block's input before its norm; by default x), or are parameters. A depthwise
+    convolution branch is added.
     """
 
     def __init__(
@@ -29,9 +30,9 @@ class GLMix(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        num_slots: Count = 64,  # a square number, unless they are parameters
+        num_slots: Count = 64,  # a square number, unless learned_slots
         learned_slots: bool = False,
-        kernel_size: Side = 5,  # of the local branch
+        kernel_size: Side = 5,  # side of the local branch's depthwise kernel, in tokens
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -60,6 +61,6 @@ class GLMix(nnx.Module):
 
 
 def _unit(x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-    """To unit length, in float32."""
+    """Scales vectors to unit length, in float32."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

@@ -16,12 +16,13 @@ from vitlab.layers.roles import declare
 
 
 class HaloAttention(nnx.Module):
-    """A block of queries attends to itself and to the tokens around it, with a learned key for each relative position.
+    """A block of queries attends to itself and to a halo of tokens around it.
 
-    As in timm's port, what a halo has outside the map are zeros that are seen as keys, and there is no projection at the
-    end. A map that is not whole blocks (which timm refuses) is padded at the bottom and right as the halos are. Queries
-    of `stride` 2 are every second token; their relative positions are counted in queries on their side, in keys on the
-    other, as in timm.
+    Each relative position has a learned key. As in timm's port, keys of a halo outside the map are
+    zeros that take part in the softmax, and no projection follows. A map that is not whole blocks
+    (which timm refuses) is padded with zeros at the bottom and right. With `stride` 2 every second
+    token is a query; relative positions then count in queries on the query's side and in keys on
+    the key's side, as in timm.
     """
 
     def __init__(
@@ -29,8 +30,8 @@ class HaloAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        block_size: Side = 8,  # tokens per side
-        halo_size: SideOrZero = 3,  # tokens around a block
+        block_size: Side = 8,  # tokens per side of a block
+        halo_size: SideOrZero = 3,  # width of the halo around a block, in tokens
         stride: Side = 1,
         value_dim: Count | None = None,  # width of the output, over all heads; None: dim
         dtype: DTypeLike = jnp.float32,
@@ -43,14 +44,15 @@ class HaloAttention(nnx.Module):
         head_dim_of(self.value_dim, num_heads)
         self.block_size, self.halo_size, self.stride = block_size, halo_size, stride
         self.q = Linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.kv = Linear(dim, dim + self.value_dim, use_bias=False, dtype=dtype, rngs=rngs)  # [heads, key and value]
+        self.kv = Linear(dim, dim + self.value_dim, use_bias=False, dtype=dtype, rngs=rngs)  # per head: key, then value
         init, shape = normal(self.head_dim**-0.5), (2 * self.window_size - 1, self.head_dim)
-        self.height_rel = declare(nnx.Param(init(rngs.params(), shape)), "position")  # at [key - query], from the least
+        # Row i is position key - query = i - (window_size - 1).
+        self.height_rel = declare(nnx.Param(init(rngs.params(), shape)), "position")
         self.width_rel = declare(nnx.Param(init(rngs.params(), shape)), "position")
 
     @property
     def window_size(self) -> int:
-        """Keys per side that a block sees."""
+        """Side of the square of keys that a block attends to, in tokens."""
         return self.block_size + 2 * self.halo_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -72,7 +74,7 @@ class HaloAttention(nnx.Module):
         return out[:, : -(-h // self.stride), : -(-w // self.stride)]
 
     def _relative_logits(self, query: Float[Array, "b rows cols y x n d"]) -> Float[Array, "b rows cols n queries keys"]:
-        """The product of each query, not scaled, with the learned keys of its relative positions."""
+        """Returns products of unscaled queries with the keys of their relative positions."""
         b, rows, cols, side, _, n, _ = query.shape
         tables = (self._by_query(table[...], side).astype(query.dtype) for table in (self.height_rel, self.width_rel))
         specs = ("brcyxnd,ykd->brcnyxk", "brcyxnd,xkd->brcnyxk")
@@ -85,8 +87,11 @@ class HaloAttention(nnx.Module):
 
 
 def _with_halos(x: Float[Array, "*shape"], *, axis: int, block: int, halo: int) -> Float[Array, "*other"]:
-    """Splits an axis into [blocks, block + 2 halo]: overlapping pieces, put together from slices (no gather, no scatter)."""
-    count, more = x.shape[axis] // block, -(-2 * halo // block)  # a piece lies in 1 + more blocks of the padded axis
+    """Splits an axis into overlapping pieces, [blocks, block + 2 halo], from slices alone.
+
+    Slices need neither gather nor, in the gradient, scatter.
+    """
+    count, more = x.shape[axis] // block, -(-2 * halo // block)  # a piece spans at most 1 + more blocks of the padded axis
     widths = [(0, 0)] * x.ndim
     widths[axis] = (halo, more * block - halo)
     x = jnp.pad(x, widths)

@@ -1,4 +1,4 @@
-"""HiLo attention (LITv2, Pan et al., arXiv:2205.13213, section 4.1): high frequencies in windows, low ones pooled."""
+"""HiLo attention (LITv2, Pan et al., arXiv:2205.13213, section 4.1)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,11 +12,11 @@ from vitlab.layers.pad import pad_to_multiple
 
 
 class HiLo(nnx.Module):
-    """Some heads attend inside small windows (Hi-Fi), the others from every token to the windows' means (Lo-Fi).
+    """Some heads attend inside small windows (Hi-Fi), others to the means of all windows (Lo-Fi).
 
-    The output is Hi-Fi's channels, then Lo-Fi's, each with its own projection. A window of one token is global attention by
-    the Lo-Fi path alone. As in the authors' detection code, a map that is not whole windows is padded with zeros, which are
-    seen as keys.
+    The output concatenates Hi-Fi's channels and Lo-Fi's, each with a projection of its own. With
+    windows of one token, Lo-Fi has all heads and is global attention. As in the authors' detection
+    code, a map that is not whole windows is padded with zeros, and padding takes part as keys.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class HiLo(nnx.Module):
         *,
         num_heads: int,
         window_size: Side = 2,  # tokens per side
-        alpha: Share = 0.9,  # share of the heads for Lo-Fi, rounded down
+        alpha: Share = 0.9,  # share of the heads in Lo-Fi, rounded down; 0: all are Hi-Fi, 1: all are Lo-Fi
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

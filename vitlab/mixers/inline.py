@@ -13,11 +13,13 @@ from vitlab.layers.mlp import gelu
 
 
 class InLineAttention(nnx.Module):
-    """Linear attention whose weights sum to one by subtraction (eq. 5), plus a convolution whose kernels the image chooses (eq. 8).
+    """Linear attention whose weights sum to one by subtraction (eq. 5), plus a convolution (eq. 8).
 
-    The weight of a key is scale/n * query . key, less the mean of these, plus 1/n: different queries never get the same
-    weights, and none is normalised by a division. As in the authors' code scale is head_dim ** -0.5, which the paper omits.
-    The depthwise 3x3 kernels come from the mean token, by two grouped linear maps. Linear in the number of tokens, any size.
+    The weight of a key is scale/n * query . key, less the mean of these over keys, plus 1/n.
+    Different queries never get equal weights, and no division normalises them. As in the authors'
+    code, scale is head_dim ** -0.5, which the paper omits. The 3x3 depthwise kernels differ between
+    images: two grouped linear maps make them from the mean token. The cost is linear in the number
+    of tokens; any size.
     """
 
     def __init__(
@@ -25,7 +27,7 @@ class InLineAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        fused: bool = True,  # one projection for queries, keys and values; else queries have their own, as in the PVT variants
+        fused: bool = True,  # True: one projection for queries, keys and values; False: queries have their own (PVT variants)
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -43,7 +45,10 @@ class InLineAttention(nnx.Module):
         return self.tokens(x.reshape(b, h * w, c), (h, w)).reshape(b, h, w, c)
 
     def tokens(self, x: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b n d"]:
-        """The same for the tokens of a map in row-major order after any class tokens, which the convolution does not see."""
+        """Mixes class tokens, if any, followed by the tokens of a map in row-major order.
+
+        The convolution covers the map's tokens only.
+        """
         b, n, d = x.shape
         first = n - grid[0] * grid[1]
         if self.q is not None and self.kv is not None:
@@ -60,7 +65,7 @@ class InLineAttention(nnx.Module):
 def injective_linear(
     query: Float[Array, "b n heads head_dim"], key: Float[Array, "b n heads head_dim"], value: Float[Array, "b n heads head_dim"]
 ) -> Float[Array, "b n heads head_dim"]:
-    """Values under the weights of eq. 5, in float32, in the dtype of the values."""
+    """Returns values weighted by eq. 5, computed in float32, in the dtype of the values."""
     n, scale = key.shape[1], key.shape[-1] ** -0.5
     q, k, v = (y.astype(jnp.float32) for y in (query, key, value))
     context = jnp.einsum("bnhk,bnhv->bhkv", k, v) * (scale / n)
@@ -69,7 +74,7 @@ def injective_linear(
 
 
 def convolve_each(x: Float[Array, "b h w c"], kernels: Float[Array, "b rows cols c"]) -> Float[Array, "b h w c"]:
-    """A depthwise convolution with kernels of odd sides, other ones for each image; zeros beyond the border."""
+    """Depthwise convolution with odd kernels of each image's own, with zeros beyond the border."""
     _, h, w, _ = x.shape
     rows, cols = kernels.shape[1:3]
     x = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (cols // 2, cols // 2), (0, 0)))

@@ -1,4 +1,4 @@
-"""Large kernel attention (VAN, Guo et al., arXiv:2202.09741, section 3.1): a decomposed 21x21 convolution as a gate."""
+"""Large kernel attention (VAN, Guo et al., arXiv:2202.09741, section 3.1)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +11,10 @@ from vitlab.layers.mlp import gelu
 
 
 class LargeKernelGate(nnx.Module):
-    """u * conv1(conv_spatial(conv0(u))): depthwise 5x5, depthwise 7x7 of dilation 3, pointwise; no activation."""
+    """u * conv1(conv_spatial(conv0(u))): a decomposed 21x21 convolution as a gate, not activated.
+
+    The three are depthwise 5x5, depthwise 7x7 with dilation 3, and pointwise.
+    """
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv0 = Conv(dim, dim, kernel_size=5, groups=dim, dtype=dtype, rngs=rngs)
@@ -23,10 +26,10 @@ class LargeKernelGate(nnx.Module):
 
 
 class LargeKernelAttention(nnx.Module):
-    """y + proj_2(gate(gelu(proj_1(y)))): the identity inside is part of the mechanism; any size."""
+    """y + proj_2(gate(gelu(proj_1(y)))): the inner identity is part of the mechanism; any size."""
 
     def __init__(self, dim: int, *, num_heads: int | None = None, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        del num_heads  # nothing here has heads
+        del num_heads  # unused; every mixer accepts num_heads
         self.proj_1 = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.spatial_gating_unit = LargeKernelGate(dim, dtype=dtype, rngs=rngs)
         self.proj_2 = Linear(dim, dim, dtype=dtype, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Light multi-head self-attention for deployment (FMViT, arXiv:2311.05707; reconstructed: the authors published no code)."""
+"""Light multi-head self-attention (FMViT, arXiv:2311.05707), of which no code was published."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +13,10 @@ from vitlab.layers.pool import average_pool_ceil
 
 
 class LightAttention(nnx.Module):
-    """Global attention to keys and values of the map averaged over pool_rate x pool_rate cells; normalised projections, which fuse."""
+    """Global attention to keys and values averaged over cells of pool_rate x pool_rate tokens.
+
+    Every projection has a batch norm, which `fuse` folds into it for deployment.
+    """
 
     def __init__(self, dim: int, *, num_heads: int, pool_rate: Side = 1, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.num_heads, self.head_dim, self.pool_rate = num_heads, head_dim_of(dim, num_heads), pool_rate
@@ -29,7 +32,11 @@ class LightAttention(nnx.Module):
         return self.proj(dot_product_attention(q, k, v).reshape(b, h, w, c), train=train)
 
     def fuse(self, before: BatchNorm) -> None:
-        """Folds its norms, and the one that stands before this module, into the projections, in place."""
+        """Folds batch norms into the projections, in place: the projections' own and the block's.
+
+        Args:
+          before: The batch norm in front of this module.
+        """
         for layer in (self.q, self.k, self.v, self.proj):
             layer.fuse()
         for layer in (self.q, self.k, self.v):

@@ -1,4 +1,4 @@
-"""Short and long distance attention (CrossFormer, Wang et al., arXiv:2108.00154, sections 3.2 and 3.3)."""
+"""Short and long distance attention (CrossFormer, Wang et al., arXiv:2108.00154, section 3)."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,10 @@ from vitlab.layers.pad import pad_to_multiple
 
 
 class DynamicPositionBias(nnx.Module):
-    """An MLP from the integer offset of two tokens to a bias for each head; four linear maps, norm and ReLU between."""
+    """MLP from the integer offset of two tokens to a bias for each head.
+
+    Four linear maps, with a LayerNorm and a ReLU before each but the first.
+    """
 
     def __init__(self, hidden: int, num_heads: int, *, rngs: nnx.Rngs):
         self.pos_proj = Linear(2, hidden, rngs=rngs)
@@ -24,7 +27,7 @@ class DynamicPositionBias(nnx.Module):
         self.layers = nnx.List([Linear(hidden, width, rngs=rngs) for width in (hidden, hidden, num_heads)])
 
     def __call__(self, group_size: int) -> Float[Array, "heads rows cols"]:
-        """The table at [head, query - key + group_size - 1]."""
+        """Returns the bias table, indexed [head, query - key + group_size - 1]."""
         offset = np.arange(1 - group_size, group_size, dtype=np.float32)
         x = self.pos_proj(jnp.asarray(np.stack(np.meshgrid(offset, offset, indexing="ij"), -1)))
         for norm, layer in zip(self.norms, self.layers, strict=True):
@@ -33,10 +36,11 @@ class DynamicPositionBias(nnx.Module):
 
 
 class LongShortAttention(nnx.Module):
-    """Attention in groups of group_size**2 neighbours, or (`long`) of tokens `interval` apart inside a larger square.
+    """Attention in groups of group_size**2 tokens: neighbours, or (`long`) tokens `interval` apart.
 
-    A map no larger than a group attends as a whole. What is not whole groups is padded at the bottom and right, and the
-    padding is not seen.
+    A long distance group lies in a square of group_size * interval tokens per side. A map whose
+    shorter side is at most group_size attends in windows of that side, also when `long`. A map that
+    is not whole groups is padded at the bottom and right, and the padding is masked.
     """
 
     def __init__(
@@ -45,9 +49,9 @@ class LongShortAttention(nnx.Module):
         *,
         num_heads: int,
         group_size: Side = 7,  # tokens per side
-        interval: Side = 2,  # tokens between the members of a long distance group
+        interval: Side = 2,  # distance in tokens between neighbouring members of a long distance group
         long: bool = False,
-        implementation: str | None = None,  # of pallas_kernels.window_attention
+        implementation: str | None = None,  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -67,7 +71,7 @@ class LongShortAttention(nnx.Module):
 
     def _far(self, qkv: Float[Array, "b h w c3"]) -> Float[Array, "b h w heads head_dim"]:
         b, h, w, _ = qkv.shape
-        side = self.group_size * self.interval  # of the square in which the groups of one offset lie
+        side = self.group_size * self.interval  # side of the square that holds interval**2 interleaved groups, in tokens
         qkv = pad_to_multiple(qkv, side)
         rows, cols = qkv.shape[1] // side, qkv.shape[2] // side
         inside = (np.arange(rows * side) < h)[:, None] & (np.arange(cols * side) < w)
@@ -88,6 +92,6 @@ class LongShortAttention(nnx.Module):
 
 
 def _squares(x, side: int):
-    """[b, rows * side, cols * side, c] as [b * rows * cols, side, side, c]."""
+    """Reshapes [b, rows * side, cols * side, c] to [b * rows * cols, side, side, c]."""
     b, h, w, c = x.shape
     return x.reshape(b, h // side, side, w // side, side, c).swapaxes(2, 3).reshape(-1, side, side, c)

@@ -1,4 +1,4 @@
-"""Multi-axis attention (MaxViT, Tu et al., arXiv:2204.01697, section 3.1): inside windows, and over a sparse grid."""
+"""Multi-axis attention (MaxViT, Tu et al., arXiv:2204.01697, section 3.1)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +16,7 @@ from vitlab.layers.roles import declare
 class PartitionAttention(nnx.Module):
     """Attention inside windows of neighbours, or (`grid`) among tokens spread evenly over the map.
 
-    A map that is not whole windows is not padded: what a window lacks is not seen.
+    A map that is not whole windows is not padded: the last windows have fewer tokens.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class PartitionAttention(nnx.Module):
         num_heads: int,
         window_size: Side = 7,  # tokens per side of a window, or of the grid
         grid: bool = False,
-        implementation: str | None = None,  # of pallas_kernels.window_attention
+        implementation: str | None = None,  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -34,7 +34,8 @@ class PartitionAttention(nnx.Module):
         self.window_size, self.grid, self.implementation = window_size, grid, implementation
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         side = 2 * window_size - 1
-        self.rel_pos_bias = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position")  # at [head, query - key]
+        # The table is indexed [head, query - key].
+        self.rel_pos_bias = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position")
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -49,7 +50,7 @@ class PartitionAttention(nnx.Module):
 
 
 class MultiAxisAttention(nnx.Module):
-    """Both after one another, as one mixer: y = block(x), then y + grid(x + y)."""
+    """Window attention, then grid attention, as one mixer: y = block(x), then y + grid(x + y)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Multi-head convolutional attention (Next-ViT, Li et al., arXiv:2207.05501, section 3.2): a grouped 3x3 convolution, projected."""
+"""Multi-head convolutional attention (Next-ViT, Li et al., arXiv:2207.05501, section 3.2)."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from vitlab.layers.linear import Linear
 
 
 class MultiHeadConv(nnx.Module):
-    """projection(relu(norm(conv(x)))), the convolution 3x3 with one group a head; any size."""
+    """projection(relu(norm(conv(x)))); the 3x3 convolution has one group per head; any size."""
 
     def __init__(self, dim: int, *, num_heads: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         head_dim_of(dim, num_heads)
@@ -27,7 +27,7 @@ class MultiHeadConv(nnx.Module):
         return self.projection(jax.nn.relu(x if self.norm is None else self.norm(x, train=train)))
 
     def fuse(self) -> None:
-        """Folds the norm into the convolution, in place."""
+        """Folds the batch norm into the convolution, in place."""
         if self.norm is not None:
             fold_into_previous(self.norm, self.group_conv3x3)
             self.norm = None

@@ -1,4 +1,4 @@
-"""Neighborhood attention (NAT, Hassani et al., arXiv:2204.07143; dilated: DiNAT, arXiv:2209.15001)."""
+"""Neighborhood attention (Hassani et al., arXiv:2204.07143), also dilated (arXiv:2209.15001)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,10 +14,10 @@ from vitlab.layers.roles import declare
 
 
 class NeighborhoodAttention(nnx.Module):
-    """Every token attends to the kernel_size**2 tokens nearest to it, with a bias for each relative position.
+    """Every token attends to the kernel_size**2 tokens nearest to it, biased by relative position.
 
-    As in the authors' code a map smaller than the window (kernel_size * dilation) is padded with zeros at the bottom and
-    right before the projection, and the padding is seen.
+    As in the authors' code, a map smaller than the window (kernel_size * dilation) is padded with
+    zeros at the bottom and right before the projection, and padding takes part as keys.
     """
 
     def __init__(
@@ -25,10 +25,10 @@ class NeighborhoodAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        kernel_size: Side = 7,  # tokens per side
+        kernel_size: Side = 7,  # side of the window, in tokens
         dilation: Side = 1,
-        rel_pos: bool = True,  # a trainable bias for each relative position
-        implementation: str | None = None,  # of pallas_kernels.neighborhood_attention
+        rel_pos: bool = True,  # True: a trainable bias for each relative position
+        implementation: str | None = None,  # a key of neighborhood_attention.IMPLEMENTATIONS; None: the first that can run
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -36,7 +36,7 @@ class NeighborhoodAttention(nnx.Module):
         self.kernel_size, self.dilation, self.implementation = kernel_size, dilation, implementation
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         side = 2 * kernel_size - 1
-        # at [head, key - query]
+        # The table is indexed [head, key - query].
         self.rpb = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position") if rel_pos else None
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
@@ -52,5 +52,5 @@ class NeighborhoodAttention(nnx.Module):
             bias=None if self.rpb is None else self.rpb[...],
             implementation=self.implementation,
         )
-        assert isinstance(out, Array)  # no logsumexp was asked for
+        assert isinstance(out, Array)  # a pair only with return_logsumexp
         return self.proj(out.reshape(x.shape)[:, :h, :w])

@@ -1,4 +1,4 @@
-"""Rank-augmented linear attention (RAVLT, Fan et al., arXiv:2411.07635, section 3), and its softmax counterpart."""
+"""Rank-augmented linear attention (RAVLT, Fan et al., arXiv:2411.07635, section 3)."""
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,12 @@ from vitlab.layers.linear import Linear
 
 
 class RankAugmentedLinearAttention(nnx.Module):
-    """Linear attention whose keys are weighted by their importance and whose output is modulated by a linear map of the input.
+    """Linear attention with weighted keys, whose output is multiplied by a linear map of the input.
 
-    Queries and keys are elu(.) + 1, turned by 2-D rotary positions; the normaliser uses them unturned. A depthwise 5x5
-    convolution of the values is added. With `softmax` the same parameters make ordinary attention (the late stages). As
-    in the authors' code the modulating branch has no activation.
+    Queries and keys are elu(.) + 1, each key weighted by its importance (a softmax over keys) and
+    turned by 2-D rotary positions; the normaliser uses unrotated ones. A depthwise 5x5 convolution
+    of the values is added. With `softmax` the same parameters make ordinary attention, for the late
+    stages. As in the authors' code, the multiplying branch has no activation.
     """
 
     def __init__(self, dim: int, *, num_heads: int, softmax: bool = False, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
@@ -53,7 +54,10 @@ def _linear(q, k, v, angles) -> Float[Array, "b n heads head_dim"]:
 
 
 def rotary_angles(h: int, w: int, head_dim: int) -> Float[np.ndarray, "n half"]:
-    """The angle of each pair of channels at each position: rows for the first half of the pairs, columns for the second."""
+    """Returns the angle of each pair of channels at each position.
+
+    The first half of the pairs encodes the row, the second the column.
+    """
     frequency = 1 / 10000 ** np.linspace(0, 1, head_dim // 4, dtype=np.float32)
     rows, cols = (np.arange(side, dtype=np.float32)[:, None] * frequency for side in (h, w))
     angles = np.concatenate((np.repeat(rows[:, None], w, 1), np.repeat(cols[None], h, 0)), -1)
@@ -61,7 +65,7 @@ def rotary_angles(h: int, w: int, head_dim: int) -> Float[np.ndarray, "n half"]:
 
 
 def rotate(x: Float[Array, "b n heads head_dim"], angles: Float[np.ndarray, "n half"]) -> Float[Array, "b n heads head_dim"]:
-    """Turns each pair of neighbouring channels by its angle (RoFormer, arXiv:2104.09864, eq. 34)."""
+    """Rotates each pair of neighbouring channels by its angle (arXiv:2104.09864, eq. 34)."""
     sin, cos = (jnp.asarray(f(angles), x.dtype)[None, :, None] for f in (np.sin, np.cos))
     even, odd = x[..., ::2], x[..., 1::2]
     return jnp.stack((even * cos - odd * sin, odd * cos + even * sin), -1).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""Scale-aware modulation (SMT, Lin et al., arXiv:2307.08579, section 3.1): convolutions of several scales gate the values."""
+"""Scale-aware modulation (SMT, Lin et al., arXiv:2307.08579, section 3.1)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,9 +12,10 @@ from vitlab.layers.mlp import gelu
 
 
 class ScaleAwareModulation(nnx.Module):
-    """proj(modulator * v(x)); the modulator mixes depthwise convolutions of kernels 3, 5, 7, ..., one for each head's channels.
+    """proj(modulator * v(x)); the modulator mixes depthwise convolutions of several kernel sizes.
 
-    Before the heads are mixed their channels are interleaved, so that a group of the grouped convolution has one of each.
+    Head i has a kernel of side 3 + 2 i. Heads' channels are interleaved before the grouped
+    convolution that mixes them, so that each group has one channel of every head.
     """
 
     def __init__(self, dim: int, *, num_heads: int = 4, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
@@ -34,6 +35,6 @@ class ScaleAwareModulation(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
         heads = jnp.split(self.s(x), self.num_heads, -1)
-        scales = jnp.stack([conv(head) for conv, head in zip(self.local_convs, heads, strict=True)], -1)  # b h w group head
+        scales = jnp.stack([conv(head) for conv, head in zip(self.local_convs, heads, strict=True)], -1)  # b, h, w, group, head
         modulator = self.proj1(gelu(self.bn(self.proj0(scales.reshape(x.shape)), train=train)))
         return self.proj(modulator * self.v(x))

@@ -1,4 +1,4 @@
-"""Single-head attention on a part of the channels (SHViT, Yun and Ro, arXiv:2401.16456, section 3.2)."""
+"""Single-head attention on some channels (SHViT, Yun and Ro, arXiv:2401.16456, section 3.2)."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ from vitlab.layers.narrow_attention import narrow_attention
 
 
 class SingleHeadAttention(nnx.Module):
-    """proj(relu([attention(norm(x1)), x2])), x1 the first `partial_dim` channels; global, any size.
+    """proj(relu([attention(norm(x1)), x2])), where x1 is the first `partial_dim` channels.
 
-    The norm is over channels and positions together (one group), with a scale and an offset per channel.
+    Attention is global, over maps of any size. The norm is over channels and positions together
+    (one group), with a scale and an offset per channel.
     """
 
     def __init__(
@@ -23,12 +24,12 @@ class SingleHeadAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int | None = None,
-        partial_dim: Count | None = None,  # channels that attend; None: 2 / 9 of them, about the published share
+        partial_dim: Count | None = None,  # channels that attend; None: 2 / 9 of dim, about the published share
         key_dim: Count = 16,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del num_heads  # there is one
+        del num_heads  # unused: there is one head; every mixer accepts num_heads
         self.partial_dim = max(1, 2 * dim // 9) if partial_dim is None else partial_dim
         if not 0 < self.partial_dim <= dim:
             raise ValueError(f"{partial_dim=} must be in (0, {dim=}]")
@@ -47,10 +48,10 @@ class SingleHeadAttention(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises each image over all channels and positions, in float32; eps 1e-5."""
+    """Normalises each image over all channels and positions, in float32; epsilon is 1e-5."""
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        del rngs  # nothing here is random
+        del rngs  # unused: initial values are constants
         self.dtype = dtype
         self.scale, self.bias = nnx.Param(full(dim, 1.0)), nnx.Param(full(dim, 0.0))
 

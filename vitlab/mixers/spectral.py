@@ -1,4 +1,7 @@
-"""Spectral gating (GFNet, Rao et al., arXiv:2107.00645, section 3.2; SpectFormer, arXiv:2304.06446): a filter in the Fourier domain."""
+"""Spectral gating: a learned filter in the Fourier domain.
+
+GFNet (Rao et al., arXiv:2107.00645, section 3.2) and SpectFormer (arXiv:2304.06446).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +15,10 @@ from vitlab.layers.roles import declare
 
 
 class SpectralGating(nnx.Module):
-    """A learned complex factor for each frequency of each channel, in float32; a circular convolution of the whole map.
+    """A learned complex factor per frequency and channel: a circular convolution of the whole map.
 
-    The filter is kept for maps of `grid`; for others it is resampled (bicubic).
+    The Fourier transforms are float32. The filter is stored for maps of `grid`; for others it is
+    resampled (bicubic).
     """
 
     def __init__(
@@ -22,13 +26,13 @@ class SpectralGating(nnx.Module):
         dim: int,
         *,
         num_heads: int | None = None,
-        grid: tuple[Side, Side] = (14, 14),  # rows and columns of the map that the filter is kept for
+        grid: tuple[Side, Side] = (14, 14),  # rows and columns of the map for which the filter is stored
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del num_heads  # nothing here has heads
+        del num_heads  # unused; every mixer accepts num_heads
         self.dtype = dtype
-        shape = (grid[0], grid[1] // 2 + 1, dim, 2)  # real and imaginary part
+        shape = (grid[0], grid[1] // 2 + 1, dim, 2)  # last axis: real and imaginary part
         self.complex_weight = declare(nnx.Param(normal_init(rngs.params(), shape)), "filter")
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -40,5 +44,10 @@ class SpectralGating(nnx.Module):
 
 
 def resample_filter(weight: Float[Array, "h w c 2"], size: tuple[int, int]) -> Float[Array, "h2 w2 c 2"]:
-    """A filter for maps of another size: rows, and columns // 2 + 1, of the new spectrum; bicubic with antialiasing."""
+    """Resamples a filter to another spectrum (bicubic with antialiasing).
+
+    Args:
+      weight: The filter, real and imaginary parts last.
+      size: Rows, and columns // 2 + 1, of the maps that the result is for.
+    """
     return weight if weight.shape[:2] == size else jax.image.resize(weight, (*size, *weight.shape[2:]), "cubic")

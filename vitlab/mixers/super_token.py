@@ -1,4 +1,4 @@
-"""Super token attention (Huang et al., arXiv:2211.11167, section 3.2): few tokens stand for many, attend, and give back."""
+"""Super token attention (Huang et al., arXiv:2211.11167, section 3.2)."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ _NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
 
 class _HeadMajorAttention(nnx.Module):
-    """Global self-attention whose fused projection is laid out [heads, 3, head_dim], as in the authors' code."""
+    """Global self-attention whose fused projection is [heads, 3, head_dim], as the authors'."""
 
     def __init__(self, dim: int, *, num_heads: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
@@ -30,11 +30,13 @@ class _HeadMajorAttention(nnx.Module):
 
 
 class SuperTokenAttention(nnx.Module):
-    """Tokens are softly assigned to the super tokens of the 3x3 cells around them; these attend globally and are handed back.
+    """Tokens are softly assigned to nearby super tokens, which attend globally and are given back.
 
-    The assignment is sparse, 9 per token, never dense. As in the authors' code: neighbours outside the grid take part as
-    zeros (a logit of 0) instead of being masked, no gradient flows through the assignment, and one iteration is made.
-    A cell of one token is plain global attention. A map that is not whole cells is padded with zeros.
+    A super token stands for a cell of the map; each token is assigned to those of the 3x3 cells
+    around it, so that the assignment is sparse: 9 shares per token. As in the authors' code,
+    neighbours outside the grid take part as zeros (a logit of 0) instead of being masked, no
+    gradient flows through the assignment, and one iteration is made. With cells of one token this
+    is plain global attention. A map that is not whole cells is padded with zeros.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class SuperTokenAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        cell_size: Side = 4,  # tokens per side of the cell of a super token
+        cell_size: Side = 4,  # tokens per side of a super token's cell
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -66,20 +68,23 @@ class SuperTokenAttention(nnx.Module):
 
 
 def _assign(cells: Float[Array, "b r c n d"], super_tokens: Float[Array, "b r c d"]) -> Float[Array, "b r c n 9"]:
-    """Softmax over the nine neighbours of a token's cell, in float32."""
+    """Returns each token's shares in the nine cells around it: a softmax, in float32."""
     logits = jnp.einsum("brcnd,brckd->brcnk", cells, _neighbours(super_tokens), preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits * cells.shape[-1] ** -0.5).astype(cells.dtype)
 
 
 def _neighbours(x: Float[Array, "b r c d"]) -> Float[Array, "b r c 9 d"]:
-    """The 3x3 cells around each, row by row; zeros outside."""
+    """Returns the 3x3 cells around each cell, row by row, with zeros outside the grid."""
     _, rows, cols, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.stack([padded[:, 1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + cols] for dy, dx in _NEIGHBOURS], 3)
 
 
 def _gather_to_cells(x: Float[Array, "b r c 9 d"]) -> Float[Array, "b r c d"]:
-    """Adds up what each cell's neighbours hold for it; the transpose of `_neighbours`."""
+    """Adds up, for each cell, the nine values that its neighbours hold for it.
+
+    This is the transpose of `_neighbours`.
+    """
     _, rows, cols, _, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
     return sum(

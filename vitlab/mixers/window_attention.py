@@ -1,4 +1,4 @@
-"""Shifted-window attention with a relative position bias (Swin, Liu et al., arXiv:2103.14030, section 3.2)."""
+"""Shifted-window attention with position bias (Swin, Liu et al., arXiv:2103.14030, section 3.2)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,12 +15,13 @@ from vitlab.layers.tensor_split import project_qkv
 
 
 class WindowAttention(nnx.Module):
-    """Attention inside square windows, the grid of windows moved by `shift`; any size.
+    """Attention inside square windows, whose grid is moved by `shift`; any size.
 
-    As in the authors' detection code, a map that is not whole windows is padded with zeros at the bottom and right
-    before the projection, so that padded tokens are keys made of the projection's bias; after the shift, tokens that
-    were not neighbours do not see each other (their logits are lowered by 100). A side of one window or less is not
-    shifted, as in the authors' classification code.
+    As in the authors' detection code, a map that is not whole windows is padded with zeros at the
+    bottom and right before the projection, so that the keys of padding are the projection's bias.
+    After the shift, tokens that were not neighbours do not attend to each other (their logits are
+    lowered by 100). An axis of at most one window is not shifted, as in the authors' classification
+    code.
     """
 
     def __init__(
@@ -29,10 +30,10 @@ class WindowAttention(nnx.Module):
         *,
         num_heads: int,
         window_size: Side = 7,  # tokens per side
-        shift: SideOrZero = 0,  # tokens, to the top left; usually 0 or window_size // 2
+        shift: SideOrZero = 0,  # tokens by which the grid moves to the top left; 0 or window_size // 2 in published models
         qkv_bias: bool = True,
-        rel_pos: bool = True,  # a trainable bias for each relative position
-        implementation: str | None = None,  # of pallas_kernels.window_attention
+        rel_pos: bool = True,  # True: a trainable bias for each relative position
+        implementation: str | None = None,  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -45,7 +46,7 @@ class WindowAttention(nnx.Module):
         self.implementation = implementation
         self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
         side = 2 * window_size - 1
-        # at [head, query - key]
+        # The table is indexed [head, query - key].
         self.rel_pos_bias = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position") if rel_pos else None
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 

@@ -1,1 +1,1 @@
-"""The zoo, one family a file. `create_model` and `list_models` are in `registry`."""
+"""The zoo, one family per file. `create_model` and `list_models` are in `registry`."""

@@ -14,7 +14,7 @@ from vitlab.models.registry import Published, abstract_model, family_of, list_mo
 
 
 def row(name: str) -> tuple[str, ...]:
-    """One line of the table: ours beside what is published; "-" where nothing is."""
+    """Returns one line of the table: our counts beside published figures, "-" for none."""
     published = family_of(name).published.get(name, Published())
     model = abstract_model(name)
     params = published.params_m if published.params is None else published.params / 1e6
@@ -31,7 +31,10 @@ def row(name: str) -> tuple[str, ...]:
 
 
 def markdown(names: Iterable[str]) -> str:
-    """The zoo of the README: a row a family, made of what is published of its variants (the tests count ours beside it)."""
+    """Returns the zoo's table in the documentation: a row per family, of published figures only.
+
+    The tests compare our own counts with these figures.
+    """
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(family_of(name).model.__module__, []).append(name)

@@ -1,7 +1,8 @@
 """Agent-DeiT (Han et al., arXiv:2312.08874): DeiT with agent attention.
 
-Follows the authors' code. The class token is a query and a key, but no part of the agents nor of the convolution. Any image
-of whole patches; another size than the model's resamples the position embedding and the biases.
+Follows the authors' code. The class token is a query and a key; agents and convolution leave it
+out. Any image of whole patches is accepted; for another size than the model's, the position
+embedding and the biases are resampled.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class AgentDeiTConfig(VisionConfig):
     dim: Count  # width of the residual stream
     num_heads: Count
     depth: Depth = 12  # number of blocks
-    agent_depth: CountOrZero = 12  # the first so many blocks have agents, the others ordinary attention
-    num_agents: Count = 49
+    agent_depth: CountOrZero = 12  # the first `agent_depth` blocks have agent attention, the others ordinary attention
+    num_agents: Count = 49  # a square number
     patch_size: Side = 16  # pixels per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     drop_path_rate: Rate = 0.1
@@ -112,7 +113,7 @@ class AgentDeiT(VisionModel[AgentDeiTConfig]):
         return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
+        """Returns the patches' maps after each quarter of the blocks; the last is normalised."""
         images = self.checked(images)
         b, height, width, _ = images.shape
         grid = (height // self.config.patch_size, width // self.config.patch_size)
@@ -125,7 +126,7 @@ class AgentDeiT(VisionModel[AgentDeiTConfig]):
         return Features([y[:, 1:].reshape(b, *grid, -1) for y in (*kept[:-1], x)], class_tokens=(x[:, 0],))
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The normalised class token; float32."""
+        """Returns the normalised class token, in float32."""
         return features.class_tokens[0].astype(jnp.float32)
 
 

@@ -1,7 +1,8 @@
-"""Agent-PVT (Han et al., arXiv:2312.08874): PVT with agent attention, whose keys need not be reduced.
+"""Agent-PVT (Han et al., arXiv:2312.08874): PVT with agent attention to all keys.
 
-Follows the authors' code: no class token, no final norm. Any image of at least 32 pixels a side; another size than the
-model's resizes the position embeddings and the biases.
+PVT itself reduces the number of keys. Follows the authors' code: no class token, no final norm. Any
+image of at least 32 pixels per side is accepted; for another size than the model's, position
+embeddings and biases are resized.
 """
 
 import dataclasses
@@ -20,17 +21,17 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of the LayerNorms of the blocks
+EPS = 1e-6  # epsilon of the blocks' LayerNorms
 PATCH = 4  # pixels between the tokens of the first stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentPVTConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage
-    dims: tuple[Count, ...] = (64, 128, 320, 512)  # width per stage
-    num_heads: tuple[Count, ...] = (1, 2, 5, 8)
-    num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # per stage
-    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
+    dims: tuple[Count, ...] = (64, 128, 320, 512)  # width of each stage
+    num_heads: tuple[Count, ...] = (1, 2, 5, 8)  # heads of each stage
+    num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # agents of each stage, square numbers
+    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim of each stage
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
@@ -40,10 +41,10 @@ class AgentPVTConfig(VisionConfig):
 
     @property
     def min_size(self) -> int:
-        return PATCH * 2 ** (len(self.depths) - 1)  # a patch of the last stage
+        return PATCH * 2 ** (len(self.depths) - 1)  # the last stage needs one patch
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of a stage's map at the model's image size."""
+        """Returns rows and columns of a stage's map at the model's image size."""
         return self.image_size[0] // (PATCH * 2**stage), self.image_size[1] // (PATCH * 2**stage)
 
 
@@ -111,7 +112,7 @@ class Stage(nnx.Module):
 
 
 class AgentPVT(VisionModel[AgentPVTConfig]):
-    """Stages; mean over the tokens, linear head."""
+    """Stages, then the mean over the tokens and a linear head."""
 
     def __init__(self, config: AgentPVTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -125,11 +126,11 @@ class AgentPVT(VisionModel[AgentPVTConfig]):
         return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage."""
+        """Returns the map at the end of each stage."""
         return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the tokens of the last map; float32."""
+        """Returns the mean over the tokens of the last map, in float32."""
         return features[-1].astype(jnp.float32).mean((1, 2))
 
 

@@ -1,8 +1,8 @@
-"""Agent-Swin (Han et al., arXiv:2312.08874): Swin whose early blocks have agent attention over the whole map.
+"""Agent-Swin (Han et al., arXiv:2312.08874): Swin with global agent attention in early blocks.
 
-Follows the authors' code, where the windows of the blocks with agents are as large as the first map at the variant's size;
-here these blocks see the whole map at any size, their biases resized. The other blocks are Swin's, and so is the padding of
-odd sizes.
+Follows the authors' code, whose windows of agent attention are as large as the first map at the
+variant's size. Here these blocks attend to the whole map at any size, with resized biases. All
+other blocks, and the padding of odd sizes, are Swin's.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentSwinConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
-    agent_depths: tuple[CountOrZero, ...]  # blocks per stage, the first ones, that have agents; the others have windows
-    num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # per stage
+    num_heads: tuple[Count, ...]  # heads of each stage
+    agent_depths: tuple[CountOrZero, ...]  # the first so many blocks of each stage have agent attention, the others windows
+    num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # agents of each stage, square numbers
     patch_size: Side = 4  # pixels per side
     window_size: Side = 7  # tokens per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    implementation: str | None = None  # of pallas_kernels.window_attention
+    implementation: str | None = None  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
@@ -44,7 +44,7 @@ class AgentSwinConfig(VisionConfig):
         self.check_stages("depths", "num_heads", "agent_depths", "num_agents")
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of a stage's map at the model's image size."""
+        """Returns rows and columns of a stage's map at the model's image size."""
         stride = self.patch_size * 2**stage
         return -(-self.image_size[0] // stride), -(-self.image_size[1] // stride)
 
@@ -53,7 +53,7 @@ class AgentSwinConfig(VisionConfig):
         return tuple(self.dim * 2**i for i in range(len(self.depths)))
 
 
-_UNCROPPED = Preprocessing(crop_fraction=1.0)  # the authors' evaluation of what was trained for larger images
+_UNCROPPED = Preprocessing(crop_fraction=1.0)  # the authors evaluate networks trained for larger images without a crop
 # The authors' cfgs/agent_swin_*.yaml.
 VARIANTS = {
     "agent_swin_tiny": AgentSwinConfig(
@@ -97,7 +97,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)); every second block with windows shifts them."""
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+    Every second block with windows shifts them.
+    """
 
     def __init__(self, config: AgentSwinConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, heads, dtype = config.dims[stage], config.num_heads[stage], config.dtype
@@ -126,7 +129,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patch merging (but in the first stage), then the blocks."""
+    """Patch merging (except in the first stage), then the blocks."""
 
     def __init__(self, config: AgentSwinConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -141,7 +144,7 @@ class Stage(nnx.Module):
 
 
 class AgentSwin(VisionModel[AgentSwinConfig]):
-    """Stages; norm, mean over the tokens, linear head."""
+    """Stages, then a norm, the mean over the tokens and a linear head."""
 
     def __init__(self, config: AgentSwinConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -158,12 +161,12 @@ class AgentSwin(VisionModel[AgentSwinConfig]):
         return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.patch_embed(pad_to_multiple(self.checked(images), self.config.patch_size))
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised tokens of the last map; float32."""
+        """Returns the mean over the normalised tokens of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

@@ -1,7 +1,8 @@
-"""BiFormer (Zhu et al., arXiv:2303.08810): attention to the few regions that a routing chooses.
+"""BiFormer (Zhu et al., arXiv:2303.08810): attention to a few regions chosen by routing.
 
-Follows the authors' code, also in the last stage: global attention of 8 heads whatever the width, without projection bias,
-and with the position convolution on its input. Any image size: maps are padded to 7 regions a side.
+Follows the authors' code, also in the last stage: global attention of 8 heads whatever the width,
+no projection bias, and a position convolution on the attention's input. Any image size; maps are
+padded to 7 regions per side.
 """
 
 import dataclasses
@@ -20,19 +21,19 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
-LAST_HEADS = 8  # of the last stage
+EPS = 1e-6  # epsilon of every LayerNorm
+LAST_HEADS = 8  # heads of the last stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiFormerConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    topks: tuple[Count | None, ...] = (1, 4, 16, None)  # regions attended to, per stage; None: global attention
-    num_regions: Side = 7  # per side
-    head_dim: Count = 32
+    topks: tuple[Count | None, ...] = (1, 4, 16, None)  # number of regions attended to, per stage; None: global attention
+    num_regions: Side = 7  # regions per side of the map
+    head_dim: Count = 32  # width of a head
     mlp_ratio: Ratio = 3.0  # MLP hidden width / dim
-    swin_layout: bool = False  # patches and merging as in Swin, no position convolution at the start of a block
+    swin_layout: bool = False  # True: patches and merging as in Swin, and no position convolution at a block's start
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
@@ -40,7 +41,8 @@ class BiFormerConfig(VisionConfig):
         self.check_stages("depths", "dims", "topks")
 
 
-# arXiv:2303.08810 table 1 and the authors' models/biformer*.py; drop path of small: their scripts.
+# arXiv:2303.08810 table 1 and the authors' models/biformer*.py. The drop path rate of small is from
+# the authors' scripts.
 VARIANTS = {
     "biformer_tiny": BiFormerConfig(dims=(64, 128, 256, 512), depths=(2, 2, 8, 2)),
     "biformer_small": BiFormerConfig(dims=(64, 128, 256, 512), depths=(4, 4, 18, 4), drop_path_rate=0.15),
@@ -57,7 +59,7 @@ PUBLISHED = {
 
 
 class LastAttention(nnx.Module):
-    """Global attention, plus a depthwise 5x5 convolution of its input."""
+    """Global attention plus a depthwise 5x5 convolution of its input."""
 
     def __init__(self, dim: int, *, num_heads: int, dtype, rngs: nnx.Rngs):
         self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
@@ -73,7 +75,7 @@ class LastAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Position convolution (not in the Swin layout), then attention and MLP, pre-norm."""
+    """A position convolution (except in the Swin layout), then pre-norm attention and MLP."""
 
     def __init__(self, config: BiFormerConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, topk = config.dims[stage], config.dtype, config.topks[stage]
@@ -98,7 +100,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Stem or transition, then the blocks."""
+    """A stem (in the first stage) or a transition, then the blocks."""
 
     def __init__(self, config: BiFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -112,7 +114,7 @@ class Stage(nnx.Module):
 
 
 class BiFormer(VisionModel[BiFormerConfig]):
-    """Stages; batch norm, mean over the positions, linear head."""
+    """Stages, then a batch norm, the mean over the positions and a linear head."""
 
     def __init__(self, config: BiFormerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -127,11 +129,11 @@ class BiFormer(VisionModel[BiFormerConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
 
 

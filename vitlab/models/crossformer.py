@@ -1,8 +1,9 @@
 """CrossFormer (Wang et al., arXiv:2108.00154) and CrossFormer++ (arXiv:2303.06908).
 
-Follows the authors' code: the progressive group sizes of ++ are the constant list of its configs, and its cooling layer is
-normalised and has no residual. Any image size: the image is padded to whole patches, odd maps before they are merged, and
-maps to whole groups, where the padding is not seen.
+Follows the authors' code: CrossFormer++ takes its progressive group sizes from a constant list of
+its configs, and its amplitude cooling layer has a norm and no residual. Any image size: the image
+is padded to whole patches, odd maps before they are merged, and maps to whole groups, whose padding
+is masked.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 PATCH = 4  # pixels between the tokens of the first stage
 
 
@@ -29,12 +30,12 @@ PATCH = 4  # pixels between the tokens of the first stage
 class CrossFormerConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
-    group_sizes: tuple[Side, ...] = (7, 7, 7, 7)  # tokens per side, per stage
-    intervals: tuple[Side, ...] = (8, 4, 2, 1)  # tokens between the members of a long distance group, per stage
-    cooling: bool = False  # ++: every third block ends in a normalised depthwise convolution
+    num_heads: tuple[Count, ...]  # heads of each stage
+    group_sizes: tuple[Side, ...] = (7, 7, 7, 7)  # tokens per side of a group, per stage
+    intervals: tuple[Side, ...] = (8, 4, 2, 1)  # distance in tokens between members of a long distance group, per stage
+    cooling: bool = False  # CrossFormer++: every third block but the last ends in a normalised depthwise convolution
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    implementation: str | None = None  # of pallas_kernels.window_attention
+    implementation: str | None = None  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
@@ -72,7 +73,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Pre-norm block, near and far in turn; in ++ every third one cools its amplitude at the end."""
+    """Pre-norm block with short distance attention in even blocks, long distance in odd ones.
+
+    In CrossFormer++ every third block ends in an amplitude cooling layer.
+    """
 
     def __init__(self, config: CrossFormerConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -101,7 +105,10 @@ class Block(nnx.Module):
 
 
 class CrossScaleEmbedding(nnx.Module):
-    """Convolutions of one stride and several kernels side by side; the widest kernels get the fewest channels."""
+    """Parallel convolutions of one stride and several kernels, concatenated.
+
+    The widest kernels get the fewest channels.
+    """
 
     def __init__(self, in_dim: int, dim: int, *, kernel_sizes: tuple[int, ...], stride: int, dtype, rngs: nnx.Rngs):
         last = len(kernel_sizes) - 1
@@ -125,7 +132,7 @@ class CrossScaleEmbedding(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Norm and cross-scale merging (but in the first stage), then the blocks."""
+    """A norm and cross-scale merging (except in the first stage), then the blocks."""
 
     def __init__(self, config: CrossFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
@@ -144,7 +151,7 @@ class Stage(nnx.Module):
 
 
 class CrossFormer(VisionModel[CrossFormerConfig]):
-    """Cross-scale embedding, stages; norm, mean over the positions, linear head."""
+    """Cross-scale embedding and stages, then a norm, the mean over positions and a linear head."""
 
     def __init__(self, config: CrossFormerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -164,12 +171,12 @@ class CrossFormer(VisionModel[CrossFormerConfig]):
         return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.embed_norm(self.patch_embed(pad_to_multiple(self.checked(images), PATCH)))
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

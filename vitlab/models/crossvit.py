@@ -1,8 +1,9 @@
-"""CrossViT (Chen et al., arXiv:2103.14899): two branches of small and large patches, whose class tokens visit each other.
+"""CrossViT (Chen et al., arXiv:2103.14899): two branches of small and large patches.
 
-Follows the authors' code: the fused class token replaces the branch's, both directions use what the branches were before,
-and the second branch sees the image resized by torch's bicubic. Sides must be multiples of the small patch; the second
-branch's image is the nearest multiple of the large patch.
+Class tokens exchange information between the branches. Follows the authors' code: the fused class
+token replaces the branch's, both directions of a fusion start from the branches before it, and the
+second branch sees the image resized by torch's bicubic interpolation. Sides must be multiples of
+the small patch; the second branch's image is the nearest multiple of the large patch.
 """
 
 import dataclasses
@@ -27,19 +28,19 @@ from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
-ENCODERS = 3  # each ends in a fusion
+EPS = 1e-6  # epsilon of every LayerNorm
+ENCODERS = 3  # encoders per network; each ends in a fusion
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossViTConfig(VisionConfig):
-    dims: tuple[Count, Count]  # width of the branch of small patches, and of large ones
-    depths: tuple[Depth, Depth]  # blocks per encoder of each branch
-    num_heads: Count
+    dims: tuple[Count, Count]  # width of the branch of small patches, and of large patches
+    depths: tuple[Depth, Depth]  # blocks per encoder, for each branch
+    num_heads: Count  # heads of both branches
     mlp_ratio: Ratio  # MLP hidden width / dim
-    patch_sizes: tuple[Side, Side] = (12, 16)  # pixels per side
-    scale: Ratio = 224 / 240  # side of the second branch's image / the first's
-    conv_stem: bool = False  # three convolutions instead of one per patch (dagger)
+    patch_sizes: tuple[Side, Side] = (12, 16)  # pixels per side of a small patch, and of a large one
+    scale: Ratio = 224 / 240  # side of the second branch's image / side of the first's
+    conv_stem: bool = False  # True: patches are embedded by three convolutions instead of one (dagger)
     image_size: ImageSize = (240, 240)
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
@@ -49,19 +50,19 @@ class CrossViTConfig(VisionConfig):
         return self.patch_sizes[0]
 
     def branch_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The size in pixels of each branch's image."""
+        """Returns the size in pixels of each branch's image."""
         patch = self.patch_sizes[1]
         height, width = (max(1, round(side * self.scale / patch)) * patch for side in size)
         return size, (height, width)
 
     def grid(self, branch: int, size: tuple[int, int]) -> tuple[int, int]:
-        """Patches of a branch for an image, rows and columns."""
+        """Returns a branch's rows and columns of patches for an image of `size` pixels."""
         height, width = self.branch_sizes(size)[branch]
         return height // self.patch_sizes[branch], width // self.patch_sizes[branch]
 
 
 _AT_408: dict[str, Any] = {"image_size": (408, 408), "scale": 384 / 408}
-# arXiv:2103.14899 table 1; at 408 pixels: the authors' models/crossvit.py.
+# arXiv:2103.14899 table 1. Variants at 408 pixels are from the authors' models/crossvit.py.
 VARIANTS = {
     "crossvit_tiny": CrossViTConfig(dims=(96, 192), depths=(1, 4), num_heads=3, mlp_ratio=4.0),
     "crossvit_small": CrossViTConfig(dims=(192, 384), depths=(1, 4), num_heads=6, mlp_ratio=4.0),
@@ -108,7 +109,7 @@ class Block(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """The first token attends to all; only it is returned."""
+    """The first token attends to all tokens; only the first is returned."""
 
     def __init__(self, dim: int, *, num_heads: int, dtype, rngs: nnx.Rngs):
         self.num_heads, self.head_dim = num_heads, head_dim_of(dim, num_heads)
@@ -134,7 +135,10 @@ class NormLinear(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """A branch's class token, in the other branch's width, attends to the other's patches and comes back."""
+    """The class token of one branch attends to the patches of the other branch.
+
+    Linear maps project the token to the other branch's width and back.
+    """
 
     def __init__(self, config: CrossViTConfig, *, dim: int, other_dim: int, drop_path_rate: float, rngs: nnx.Rngs):
         dtype = config.dtype
@@ -181,10 +185,10 @@ class Encoder(nnx.Module):
 
 
 class ConvStem(nnx.Module):
-    """Three convolutions to a twelfth or a sixteenth of the image, ReLU between."""
+    """Three convolutions to 1/12 or 1/16 of the image's sides, ReLU between."""
 
     def __init__(self, in_channels: int, dim: int, *, patch_size: int, dtype, rngs: nnx.Rngs):
-        last = {12: ((3, 0), (1, 1)), 16: ((2, 1), (2, 1))}  # stride and padding of the second and third
+        last = {12: ((3, 0), (1, 1)), 16: ((2, 1), (2, 1))}  # stride and padding of the second and third convolution, by patch size
         if patch_size not in last:
             raise ValueError(f"{patch_size=} of a convolutional stem must be 12 or 16")
         shapes = ((in_channels, dim // 4, 7, 4, 3), *((dim // 4 * (i + 1), dim // 2 * (i + 1), 3, *last[patch_size][i]) for i in range(2)))
@@ -199,7 +203,7 @@ class ConvStem(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """The tokens of one branch: class token and patches with their positions."""
+    """The tokens of one branch: a class token and patches, with positions."""
 
     def __init__(self, config: CrossViTConfig, *, branch: int, rngs: nnx.Rngs):
         dim, patch_size = config.dims[branch], config.patch_sizes[branch]
@@ -217,7 +221,7 @@ class Embedding(nnx.Module):
 
 
 class Head(nnx.Module):
-    """A linear map per branch; their mean."""
+    """The mean of two linear maps, one per branch."""
 
     def __init__(self, dims: tuple[int, int], num_classes: int, *, rngs: nnx.Rngs):
         self.small, self.large = (Linear(dim, num_classes, rngs=rngs) for dim in dims)
@@ -228,7 +232,7 @@ class Head(nnx.Module):
 
 
 class CrossViT(VisionModel[CrossViTConfig]):
-    """Two branches, three encoders that fuse them; norms, both class tokens, a head for each."""
+    """Two branches and three encoders that fuse them; norms, then a head on both class tokens."""
 
     def __init__(self, config: CrossViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -248,7 +252,10 @@ class CrossViT(VisionModel[CrossViTConfig]):
         )
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' map of each branch, normalised; that of the second is of the resized image."""
+        """Returns each branch's normalised map of patches.
+
+        The second branch's map covers the resized image.
+        """
         images = self.checked(images)
         size = (images.shape[1], images.shape[2])
         _, large_size = self.config.branch_sizes(size)
@@ -260,12 +267,16 @@ class CrossViT(VisionModel[CrossViTConfig]):
         return Features(maps, class_tokens=tuple(x[:, 0] for x in branches))
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The class tokens of both branches, one after the other; float32."""
+        """Returns the class tokens of both branches, concatenated, in float32."""
         return jnp.concatenate([token.astype(jnp.float32) for token in features.class_tokens], -1)
 
 
 def _layers(model: CrossViT) -> list[Any]:
-    """Blocks of the two branches are equally deep, counted from the encoder's first; the fusions are as deep as its last ones."""
+    """Returns the layers in depth order, for layer-wise decay.
+
+    Blocks of the two branches are aligned from an encoder's first block on. Fusions are as deep as
+    the encoder's last blocks.
+    """
     layers = []
     for encoder in model.encoders:
         small, large = encoder.blocks

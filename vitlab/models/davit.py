@@ -1,7 +1,7 @@
 """Dual Attention Vision Transformers (Ding et al., arXiv:2204.03645).
 
-Follows the authors' code. Any image size: each map is padded to whole windows with zeros before the projection, and padded
-tokens are keys; maps of odd sides are padded before they are halved.
+Follows the authors' code. Any image size: each map is padded with zeros to whole windows before the
+projection, and padding takes part as keys; maps of odd sides are padded before they are halved.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DaViTConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
-    depths: tuple[Depth, ...]  # pairs of a window block and a channel block per stage
-    num_heads: tuple[Count, ...]  # of the windows, and groups of the channels
+    dims: tuple[Count, ...]  # width of each stage
+    depths: tuple[Depth, ...]  # pairs of a window block and a channel block, per stage
+    num_heads: tuple[Count, ...]  # heads of window blocks and groups of channel blocks, per stage
     window_size: Side = 7  # tokens per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    implementation: str | None = None  # of pallas_kernels.window_attention
+    implementation: str | None = None  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
@@ -39,7 +39,8 @@ class DaViTConfig(VisionConfig):
         self.check_stages("depths", "dims", "num_heads")
 
 
-# arXiv:2204.03645 table 1 and appendix; drop path: the authors' train.py has 0.1, the paper 0.1, 0.2, 0.4 for tiny, small, base.
+# arXiv:2204.03645 table 1 and appendix. Drop path: the authors' train.py has 0.1; the paper has
+# 0.1, 0.2, 0.4 for tiny, small, base.
 VARIANTS = {
     "davit_tiny": DaViTConfig(dims=(96, 192, 384, 768), depths=(1, 1, 3, 1), num_heads=(3, 6, 12, 24)),
     "davit_small": DaViTConfig(dims=(96, 192, 384, 768), depths=(1, 1, 9, 1), num_heads=(3, 6, 12, 24), drop_path_rate=0.2),
@@ -62,7 +63,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Position encoding, attention (in windows or between channels), position encoding, MLP; pre-norm residual branches."""
+    """Position encoding, attention, position encoding, MLP, as pre-norm residual branches.
+
+    Attention is inside windows (`spatial`) or between channels.
+    """
 
     def __init__(self, config: DaViTConfig, *, stage: int, spatial: bool, drop_path_rate: float, rngs: nnx.Rngs):
         dim, heads, dtype = config.dims[stage], config.num_heads[stage], config.dtype
@@ -94,7 +98,7 @@ class Block(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Convolution 7x7 of stride 4, then norm."""
+    """A 7x7 convolution of stride 4, then a norm."""
 
     def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.conv = Conv(in_channels, dim, kernel_size=7, stride=4, dtype=dtype, rngs=rngs)
@@ -106,7 +110,7 @@ class Stem(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Norm, then a convolution 2x2 of stride 2."""
+    """A norm, then a 2x2 convolution of stride 2."""
 
     def __init__(self, in_dim: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(in_dim, eps=EPS, dtype=dtype, rngs=rngs)
@@ -118,7 +122,7 @@ class Downsample(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Downsampling (but in the first stage), then pairs of a window block and a channel block."""
+    """Down-sampling (except in the first stage), then pairs of a window and a channel block."""
 
     def __init__(self, config: DaViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -139,7 +143,10 @@ class Stage(nnx.Module):
 
 
 class DaViT(VisionModel[DaViTConfig]):
-    """Stages; mean over the positions, norm, linear head. Each block has its own drop path rate, as in the authors' code."""
+    """Stages, then the mean over the positions, a norm and a linear head.
+
+    Each block has its own drop path rate, as in the authors' code.
+    """
 
     def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -161,12 +168,12 @@ class DaViT(VisionModel[DaViTConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; none is normalised."""
+        """Returns the map at the end of each stage; none is normalised."""
         x = self.stem(self.checked(images))
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The normalised mean over the positions of the last map; float32."""
+        """Returns the normalised mean over the positions of the last map, in float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)))
 
 

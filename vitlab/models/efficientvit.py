@@ -1,7 +1,8 @@
-"""EfficientViT of Microsoft Research Asia (Liu et al., arXiv:2305.07027): memory-efficient sandwiches, cascaded group attention.
+"""EfficientViT of Microsoft Research Asia (Liu et al., arXiv:2305.07027).
 
-Follows the authors' code. Any image size: where a map exceeds the window it is cut into windows. The table of distances has
-the size of the window at the configured `image_size`.
+Blocks sandwich cascaded group attention between feed-forward layers. Follows the authors' code. Any
+image size: a map that exceeds the window is cut into windows. The table of position biases has the
+size of the window at the configured `image_size`.
 """
 
 import dataclasses
@@ -23,11 +24,11 @@ from vitlab.models.registry import Family, Published
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EfficientViTConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
-    kernel_sizes: tuple[Side, ...]  # of the convolution on the query of each head
-    window_size: Side = 7  # tokens per side
+    num_heads: tuple[Count, ...]  # heads of each stage
+    kernel_sizes: tuple[Side, ...]  # sides of the depthwise kernels on the heads' queries; the last one repeats
+    window_size: Side = 7  # tokens per side, at most
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
     def __post_init__(self):
@@ -39,7 +40,10 @@ class EfficientViTConfig(VisionConfig):
             raise ValueError(f"drop_path_rate={self.drop_path_rate} must be 0: the family has no drop path")
 
     def window_of(self, stage: int) -> int:
-        """Tokens per side of a stage's window: the map's at the configured size, but at most `window_size`."""
+        """Returns the tokens per side of a stage's window.
+
+        It is the side of the stage's map at the configured image size, at most `window_size`.
+        """
         return min(self.window_size, -(-max(self.image_size) // (16 * 2**stage)))
 
 
@@ -65,7 +69,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Depthwise convolution, feed-forward, attention, depthwise convolution, feed-forward; each beside its identity."""
+    """Depthwise convolution and feed-forward, attention, depthwise convolution and feed-forward.
+
+    Each of the five is a residual branch.
+    """
 
     def __init__(self, config: EfficientViTConfig, *, stage: int, rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -89,7 +96,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Downsampling (but in the first stage), then the blocks."""
+    """Down-sampling (except in the first stage), then the blocks."""
 
     def __init__(self, config: EfficientViTConfig, *, stage: int, rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -104,7 +111,7 @@ class Stage(nnx.Module):
 
 
 class EfficientViT(VisionModel[EfficientViTConfig]):
-    """Stem to a sixteenth, stages; mean over the positions, batch norm, linear head."""
+    """A stem to 1/16 of the sides, stages, the mean over positions, batch norm, linear head."""
 
     def __init__(self, config: EfficientViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -119,16 +126,16 @@ class EfficientViT(VisionModel[EfficientViTConfig]):
         return tuple(FeatureInfo(stride=16 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage."""
+        """Returns the map at the end of each stage."""
         x = self.patch_embed(self.checked(images), train=train)
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The normalised mean over the positions of the last map; float32."""
+        """Returns the normalised mean over the positions of the last map, in float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)), train=train)
 
     def fuse(self) -> "EfficientViT":
-        """The network for deployment: norms and depthwise identities folded into the convolutions."""
+        """Returns the network for deployment: convolutions absorb norms and identities."""
         model = nnx.clone(self)
         fuse_sandwiches(model)
         return model

@@ -1,4 +1,4 @@
-"""Outputs of a model before its head: one map a stage, and facts about each."""
+"""Outputs of a model before its head: a map per stage, and facts about each map."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -11,23 +11,24 @@ from jaxtyping import Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureInfo:
-    """One map of `VisionModel.features`."""
+    """Facts about one map of `VisionModel.features`."""
 
-    stride: int  # pixels between its positions
-    dim: int  # width
-    normalised: bool  # whether a norm is the last that was done to it, so that a head needs none of its own
+    stride: int  # pixels of the image between neighbouring positions
+    dim: int  # width of the map
+    normalised: bool  # whether the map's last operation was a norm, so that a head needs none of its own
 
 
 @jax.tree_util.register_pytree_node_class
 class Features(tuple[Array, ...]):
-    """The maps of a model, [b, h, w, dim] each, and beside them the vectors that belong to no position.
+    """The maps of a model, [b, h, w, dim] each, and its class tokens.
 
-    A tuple of the maps; `class_tokens` holds the class tokens after the last norm, [b, dim] each, () where the model has none.
+    It is a tuple of the maps. `class_tokens` holds the class tokens after the last norm, [b, dim]
+    each; it is () if the model has none.
     """
 
     class_tokens: tuple[Array, ...]
 
-    def __new__(cls, maps: Iterable[Any], class_tokens: tuple[Any, ...] = ()) -> "Features":  # jax puts shapes in place of arrays
+    def __new__(cls, maps: Iterable[Any], class_tokens: tuple[Any, ...] = ()) -> "Features":  # Any: jax also builds it of shapes
         features = super().__new__(cls, maps)
         features.class_tokens = class_tokens
         return features
@@ -41,7 +42,7 @@ class Features(tuple[Array, ...]):
 
 
 def run_stages(stages: Sequence[Callable[..., Array]], x: Array, *, train: bool, rngs: nnx.Rngs | None) -> Features:
-    """Runs x = stage(x, train=train, rngs=rngs) for each stage and returns the map at the end of each."""
+    """Runs x = stage(x, train=train, rngs=rngs) for each stage and returns each stage's map."""
     maps = []
     for stage in stages:
         x = stage(x, train=train, rngs=rngs)

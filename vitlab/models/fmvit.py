@@ -1,9 +1,11 @@
 """FMViT (Tan et al., arXiv:2311.05707), reconstructed.
 
-The authors published neither code nor the widths of their networks. What the abstract says is kept: a hybrid for deployment
-that mixes high and low frequencies, multi-group reparameterisation (gMLP), light attention (RLMHSA), convolutional fusion
-blocks (CFB). The skeleton is Next-ViT's, and the widths were chosen so that the fused networks have the published numbers of
-parameters and MACs within 3 %, which the tests hold. Published accuracies are not claims about this reconstruction. Any image size.
+The authors published neither code nor the widths of their networks. The reconstruction follows the
+abstract: a hybrid for deployment that mixes high and low frequencies, multi-group
+reparameterisation (gMLP), light attention (RLMHSA), convolutional fusion blocks (CFB). The skeleton
+is Next-ViT's. Widths were chosen so that the fused networks have the published numbers of
+parameters and MACs within 3 %, which the tests check. Published accuracies are not claims about
+this reconstruction. Any image size.
 """
 
 import dataclasses
@@ -30,14 +32,14 @@ HEAD_DIM = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FMViTConfig(VisionConfig):
-    stem_dims: tuple[Count, Count, Count]
-    depths: tuple[Depth, ...]  # blocks per stage; the last one of stages 2 and 4, and every `period`-th of stage 3, mixes frequencies
-    conv_dims: tuple[Count, ...]  # of the fusion blocks, per stage
-    mix_dims: tuple[Count, ...]  # of the frequency blocks, per stage
-    period: Depth
-    mlp_ratio: Side  # MLP hidden width / dim of the fusion blocks; the frequency blocks have 2
-    pool_rates: tuple[Side, ...] = (8, 4, 2, 1)  # of keys and values, per stage
-    low_ratio: Share = 0.75  # share of the channels that attend: the low frequencies
+    stem_dims: tuple[Count, Count, Count]  # widths of the stem's convolutions; the fourth repeats the last
+    depths: tuple[Depth, ...]  # blocks per stage; `mixes` says which are frequency blocks
+    conv_dims: tuple[Count, ...]  # width of the fusion blocks, per stage
+    mix_dims: tuple[Count, ...]  # width of the frequency blocks, per stage
+    period: Depth  # every `period`-th block of stage 3 is a frequency block; 1: all are
+    mlp_ratio: Side  # MLP hidden width / dim of the fusion blocks; frequency blocks have 2
+    pool_rates: tuple[Side, ...] = (8, 4, 2, 1)  # sides of the cells over which keys and values are averaged, per stage, in tokens
+    low_ratio: Share = 0.75  # share of the channels that attend, the low frequencies
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
 
@@ -49,7 +51,10 @@ class FMViTConfig(VisionConfig):
                 raise ValueError(f"{dim=} must be a multiple of {HEAD_DIM}, the width of a head")
 
     def mixes(self, stage: int, block: int) -> bool:
-        """Whether a block mixes frequencies; the first stage has none."""
+        """Whether a block mixes frequencies.
+
+        These are the last blocks of stages 2 and 4 and every `period`-th of stage 3.
+        """
         if stage == 2:
             return block % self.period == self.period - 1
         return stage > 0 and block == self.depths[stage] - 1
@@ -59,7 +64,7 @@ def _row(stem, depths, conv, mix, period, mlp_ratio) -> FMViTConfig:
     return FMViTConfig(stem_dims=stem, depths=depths, conv_dims=conv, mix_dims=(HEAD_DIM, *mix), period=period, mlp_ratio=mlp_ratio)
 
 
-# Not published: found by a search over networks of this kind for the published parameters and MACs.
+# Not published: a search over such networks met the published parameters and MACs.
 VARIANTS = {
     "fmvit_tiny": _row((16, 16, 16), (1, 1, 3, 1), (32, 64, 160, 384), (64, 160, 384), 3, 2),
     "fmvit_small": _row((16, 16, 16), (1, 2, 4, 2), (64, 64, 224, 512), (64, 224, 512), 4, 3),
@@ -78,7 +83,7 @@ PUBLISHED = {
 
 
 class PatchEmbed(nnx.Module):
-    """Means over 2x2 where the map is halved, then a pointwise convolution where the width changes."""
+    """2x2 means if the map is halved, then a pointwise convolution if map or width changes."""
 
     def __init__(self, in_dim: int, dim: int, *, halve: bool, dtype, rngs: nnx.Rngs):
         self.halve = halve
@@ -91,7 +96,7 @@ class PatchEmbed(nnx.Module):
 
 
 class FusionConv(nnx.Module):
-    """A grouped 3x3 convolution, batch norm, ReLU, then gMLP: the high frequencies."""
+    """A grouped 3x3 convolution, batch norm, ReLU, then gMLP, for the high frequencies."""
 
     def __init__(self, dim: int, *, dtype, rngs: nnx.Rngs):
         self.conv = Conv(dim, dim, kernel_size=3, groups=dim // HEAD_DIM, use_bias=False, dtype=dtype, rngs=rngs)
@@ -103,7 +108,7 @@ class FusionConv(nnx.Module):
         return self.proj(jax.nn.relu(x if self.norm is None else self.norm(x, train=train)), train=train)
 
     def fuse(self) -> None:
-        """Folds the norm into the convolution and makes the gMLP one linear map, in place."""
+        """Folds the norm into the convolution and the gMLP into one linear map, in place."""
         if self.norm is not None:
             fold_into_previous(self.norm, self.conv)
             self.norm = None
@@ -111,7 +116,7 @@ class FusionConv(nnx.Module):
 
 
 class GroupMlp(nnx.Module):
-    """gMLP after gMLP, ReLU between."""
+    """A batch norm, then two gMLPs with ReLU between."""
 
     def __init__(self, dim: int, *, ratio: int, dtype, rngs: nnx.Rngs):
         self.norm: BatchNorm | None = BatchNorm(dim, dtype=dtype, rngs=rngs)
@@ -123,7 +128,7 @@ class GroupMlp(nnx.Module):
         return self.fc2(jax.nn.relu(x), train=train)
 
     def fuse(self) -> None:
-        """Makes each gMLP one linear map and folds the norm into the first, in place."""
+        """Folds each gMLP into one linear map and the norm into the first one, in place."""
         self.fc1.fuse()
         self.fc2.fuse()
         if self.norm is not None:
@@ -148,7 +153,7 @@ class FusionBlock(nnx.Module):
 
 
 class FrequencyBlock(nnx.Module):
-    """FMB: low frequencies by light attention, high ones by convolution, one MLP for both."""
+    """FMB: light attention on low frequencies, convolution on high ones, one MLP for both."""
 
     def __init__(self, config: FMViTConfig, *, in_dim: int, dim: int, pool_rate: int, halve: bool, drop_path_rate: float, rngs: nnx.Rngs):
         dtype = config.dtype
@@ -172,14 +177,14 @@ class FrequencyBlock(nnx.Module):
         return x + self.drop_path(self.mlp(x, train=train), train=train, rngs=rngs)
 
     def fuse(self) -> None:
-        """Folds the norm before the attention into its projections, in place."""
+        """Folds the norm before the attention into the attention's projections, in place."""
         if self.norm is not None:
             self.attn.fuse(self.norm)
             self.norm = None
 
 
 class Stage(nnx.Module):
-    """The blocks; the first one halves the map, but in the first stage."""
+    """The blocks; except in the first stage, the first block halves the map."""
 
     def __init__(self, config: FMViTConfig, *, stage: int, in_dim: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -203,7 +208,7 @@ class Stage(nnx.Module):
 
 
 class FMViT(VisionModel[FMViTConfig]):
-    """Convolutional stem, stages, batch norm, mean over the positions, linear head."""
+    """A convolutional stem, stages, a batch norm, the mean over positions, a linear head."""
 
     def __init__(self, config: FMViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -229,18 +234,22 @@ class FMViT(VisionModel[FMViTConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=stage.dim, normalised=False) for i, stage in enumerate(self.stages))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.checked(images)
         for conv in self.stem:
             x = jax.nn.relu(conv(x, train=train))
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
 
     def fuse(self) -> "FMViT":
-        """The network for deployment: each gMLP one linear map, batch norms but the last folded into what stands beside them."""
+        """Returns the network for deployment.
+
+        Each gMLP is one linear map; batch norms, except the last, are folded into neighbouring
+        layers.
+        """
         model = nnx.clone(self)
         fuse_conv_norms(model)
         for _, module in list(nnx.iter_modules(model)):

@@ -1,6 +1,7 @@
 """Focal Modulation Networks (Yang et al., arXiv:2203.11926).
 
-Follows the authors' code. Any image of at least one patch: what exceeds whole patches at the bottom and right is not seen.
+Follows the authors' code. Any image of at least one patch; pixels beyond whole patches at the
+bottom and right are ignored.
 """
 
 import dataclasses
@@ -18,20 +19,20 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FocalNetConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    levels: Depth = 2  # convolutional focal levels
-    kernel_size: Side = 3  # of the first level
+    levels: Depth = 2  # number of convolutional focal levels
+    kernel_size: Side = 3  # side of the first level's kernel, in tokens; odd
     patch_size: Side = 4  # pixels per side
-    overlapping: bool = False  # stem 7x7 and downsampling 3x3 instead of one patch
-    post_norm: bool = False  # norms after the branches instead of before
-    norm_in_modulation: bool = False  # one more LayerNorm, on the modulated query
-    layer_scale_init: float | None = None  # None: no factor on the branches
+    overlapping: bool = False  # True: 7x7 stem and 3x3 down-sampling instead of patches
+    post_norm: bool = False  # True: norms after the branches instead of before
+    norm_in_modulation: bool = False  # True: one more LayerNorm, on the modulated query
+    layer_scale_init: float | None = None  # initial factor on the residual branches; None: no factor
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     drop_path_rate: Rate = 0.1
 
@@ -55,7 +56,8 @@ _SMALL: dict[str, Any] = {"dim": 96, "depths": (2, 2, 18, 2)}
 _BASE: dict[str, Any] = {"dim": 128, "depths": (2, 2, 18, 2)}
 _BIG: dict[str, Any] = {"depths": (2, 2, 18, 2), "overlapping": True, "post_norm": True, "layer_scale_init": 1e-4, "drop_path_rate": 0.5}
 _ISO: dict[str, Any] = {"depths": (12,), "patch_size": 16, "levels": 3, "drop_path_rate": 0.2}
-# The authors' classification/focalnet.py and configs; srf: arXiv:2203.11926 table 1, iso: table 8, large and wider: section 4.
+# The authors' classification/focalnet.py and configs; srf: arXiv:2203.11926 table 1; iso: table 8;
+# large and wider: section 4.
 VARIANTS = {
     "focalnet_tiny_srf": FocalNetConfig(**_TINY, drop_path_rate=0.2),
     "focalnet_tiny_lrf": FocalNetConfig(**_TINY, levels=3, drop_path_rate=0.2),
@@ -95,7 +97,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """x + modulation(norm1(x)), then x + mlp(norm2(x)); with `post_norm` the norms follow the branches."""
+    """x + modulation(norm1(x)), then x + mlp(norm2(x)).
+
+    With `post_norm` the norms follow the branches.
+    """
 
     def __init__(self, config: FocalNetConfig, *, dim: int, drop_path_rate: float, rngs: nnx.Rngs):
         dtype, init = config.dtype, config.layer_scale_init
@@ -122,7 +127,7 @@ class Block(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Convolution, then norm: the stem and the transitions."""
+    """A convolution, then a norm: the stem and the transitions."""
 
     def __init__(self, in_dim: int, dim: int, *, kernel_size: int, stride: int, padding: int, dtype, rngs: nnx.Rngs):
         self.proj = Conv(in_dim, dim, kernel_size=kernel_size, stride=stride, padding=padding, dtype=dtype, rngs=rngs)
@@ -133,7 +138,7 @@ class Downsample(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Downsampling (but in the first stage), then the blocks."""
+    """Down-sampling (except in the first stage), then the blocks."""
 
     def __init__(self, config: FocalNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, kernel = config.dims[stage], 3 if config.overlapping else 2
@@ -153,7 +158,10 @@ class Stage(nnx.Module):
 
 
 class FocalNet(VisionModel[FocalNetConfig]):
-    """Stages of focal modulation blocks; norm, mean over the positions, linear head. No position encoding at all."""
+    """Stages of focal modulation, then a norm, the mean over positions and a linear head.
+
+    There is no position encoding.
+    """
 
     def __init__(self, config: FocalNetConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -171,12 +179,12 @@ class FocalNet(VisionModel[FocalNetConfig]):
         return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.stem(self.checked(images))
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

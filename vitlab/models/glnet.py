@@ -1,6 +1,7 @@
-"""GLNet (Zhu et al., arXiv:2411.11288): slots for what is global beside convolutions for what is local.
+"""GLNet (Zhu et al., arXiv:2411.11288): global attention among slots, local convolutions.
 
-Follows the authors' code. Any image size. Their token-labelling variants have the same network with one more head.
+Follows the authors' code. Any image size. The authors' token-labelling variants are this network
+with one more head.
 """
 
 import dataclasses
@@ -32,19 +33,19 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GLNetConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    mixers: tuple[Literal["glmix", "alternating", "global"], ...] = ("glmix", "glmix", "alternating", "global")  # per stage
-    learned_slots: bool = False  # slots are parameters instead of means of the map
-    head_dim: Count = 32
+    mixers: tuple[Literal["glmix", "alternating", "global"], ...] = ("glmix", "glmix", "alternating", "global")  # mixers of each stage
+    learned_slots: bool = False  # True: slots are parameters; False: they are means of the map
+    head_dim: Count = 32  # width of a head
     mlp_ratio: Ratio = 3.0  # MLP hidden width / dim
-    layer_scale_init: float | None = None  # None: no factor on the branches
-    swin_layout: bool = False  # patches and merging as in Swin, no convolution at the start of a block and in the MLP
+    layer_scale_init: float | None = None  # initial factor on the residual branches; None: no factor
+    swin_layout: bool = False  # True: patches and merging as in Swin; no convolution at a block's start and in the MLP
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
@@ -63,7 +64,7 @@ _STL = {
     "mlp_ratio": 4.0,
     "swin_layout": True,
 }
-# The authors' models/glnet.py; drop path: configs/main_cx2.yaml.
+# The authors' models/glnet.py; drop path rates are from configs/main_cx2.yaml.
 VARIANTS = {
     "glnet_4g": GLNetConfig(dims=(64, 128, 256, 512), depths=(4, 4, 18, 4), drop_path_rate=0.15),
     "glnet_9g": GLNetConfig(dims=(96, 192, 384, 768), depths=(4, 4, 18, 4), drop_path_rate=0.3),
@@ -82,7 +83,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Position convolution (not in the Swin layout), then mixer and MLP, pre-norm; slots come from the block's raw input."""
+    """A position convolution (except in the Swin layout), then pre-norm mixer and MLP.
+
+    Slots start from the block's input before its norm.
+    """
 
     def __init__(self, config: GLNetConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, init = config.dims[stage], config.dtype, config.layer_scale_init
@@ -114,7 +118,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Stem or transition, then the blocks."""
+    """A stem (in the first stage) or a transition, then the blocks."""
 
     def __init__(self, config: GLNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -128,7 +132,7 @@ class Stage(nnx.Module):
 
 
 class GLNet(VisionModel[GLNetConfig]):
-    """Stages; batch norm, mean over the positions, linear head."""
+    """Stages, then a batch norm, the mean over the positions and a linear head."""
 
     def __init__(self, config: GLNetConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -143,11 +147,11 @@ class GLNet(VisionModel[GLNetConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
 
 

@@ -1,10 +1,13 @@
-"""HaloNet (Vaswani et al., arXiv:2103.12731): a ResNet whose 3x3 convolutions are blocked local attention with halos.
+"""HaloNet (Vaswani et al., arXiv:2103.12731): a ResNet with blocked local attention.
 
-The authors published no code. The network is timm's `halonet_h1`, and the other variants the same with the paper's table of
-sizes, which gives the published parameters. H1 has timm's 8 heads in the first stage, where the paper has 4, and its first
-block no projected shortcut, its width being the stem's: 8.100 M parameters for the paper's rounded 8.1. ReLU throughout, as in timm.
-Departs from timm: any image size, by padding each map to whole blocks (H7 needs it at its own 600 pixels; what the authors did
-there is not known).
+Attention with halos replaces the 3x3 convolutions. The authors published no code. H1 is timm's
+`halonet_h1`; the other variants apply the paper's table of sizes to the same network, which gives
+the published parameter counts. H1 has timm's 8 heads in the first stage, where the paper has 4. Its
+first block has no projected shortcut, since its width is the stem's: 8.100 M parameters, which the
+paper rounds to 8.1. The activation is ReLU throughout, as in timm.
+
+Departs from timm: any image size, as each map is padded to whole blocks (H7 needs padding at its
+own 600 pixels; the authors' treatment is unknown).
 """
 
 import dataclasses
@@ -23,20 +26,20 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-_CROP = Preprocessing(crop_fraction=0.95)  # timm's
+_CROP = Preprocessing(crop_fraction=0.95)  # timm's value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HaloNetConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage
-    expansion_ratio: Ratio  # of a stage's output / its attention's width; the paper's r_b
-    value_ratio: Ratio = 1.0  # width of the values / of the keys; the paper's r_v
-    final_dim: Count | None = None  # width of a last 1x1 convolution; None: there is none; the paper's d_f
-    dims: tuple[Count, ...] = (64, 128, 256, 512)  # of queries and keys, per stage
-    num_heads: tuple[Count, ...] = (4, 8, 8, 8)  # per stage
+    expansion_ratio: Ratio  # width of a stage's output / width of its attention; the paper's r_b
+    value_ratio: Ratio = 1.0  # width of the values / width of the keys; the paper's r_v
+    final_dim: Count | None = None  # width of a last 1x1 convolution, the paper's d_f; None: no such convolution
+    dims: tuple[Count, ...] = (64, 128, 256, 512)  # width of queries and keys, per stage
+    num_heads: tuple[Count, ...] = (4, 8, 8, 8)  # one entry per stage
     block_size: Side = 8  # tokens per side
-    halo_size: SideOrZero = 3  # tokens around a block
-    stem_dim: Count = 64
+    halo_size: SideOrZero = 3  # width of the halo around a block, in tokens
+    stem_dim: Count = 64  # width of the stem
     image_size: ImageSize = (256, 256)
     preprocessing: Preprocessing = _CROP
 
@@ -82,7 +85,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Bottleneck: 1x1 convolution, halo attention, 1x1 convolution, each normalised; ReLU of the sum with the shortcut."""
+    """Bottleneck: 1x1 convolution, halo attention, 1x1 convolution, each with a batch norm.
+
+    The shortcut is added before the last ReLU.
+    """
 
     def __init__(self, config: HaloNetConfig, *, stage: int, in_dim: int, stride: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, out_dim, dtype = config.dims[stage], config.out_dims[stage], config.dtype
@@ -112,7 +118,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """The blocks; the first one halves the map (but in the first stage)."""
+    """The blocks; except in the first stage, the first block halves the map."""
 
     def __init__(self, config: HaloNetConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         in_dims = (config.out_dims[stage - 1] if stage else config.stem_dim, *(config.out_dims[stage],) * len(rates))
@@ -130,7 +136,10 @@ class Stage(nnx.Module):
 
 
 class HaloNet(VisionModel[HaloNetConfig]):
-    """Strided 7x7 convolution and pooling, stages, a last convolution where the variant has one; mean, linear head."""
+    """Strided 7x7 convolution and pooling, stages, then the mean over positions and a linear head.
+
+    Some variants convolve once more (1x1) before the mean.
+    """
 
     def __init__(self, config: HaloNetConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -147,13 +156,17 @@ class HaloNet(VisionModel[HaloNetConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.out_dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage."""
+        """Returns the map at the end of each stage."""
         x = jax.nn.relu(self.stem(self.checked(images), train=train))
-        x = nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))  # after ReLU no zero beats a value
+        # Padding by zeros is safe: after ReLU no value is below 0.
+        x = nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the positions of the last map, convolved once more where the variant does; float32."""
+        """Returns the mean over the positions of the last map, in float32.
+
+        With `final_dim` the map passes a last convolution first.
+        """
         x = features[-1]
         if self.final_conv is not None:
             x = jax.nn.relu(self.final_conv(x, train=train))

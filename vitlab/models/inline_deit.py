@@ -1,7 +1,8 @@
-"""InLine-DeiT (Han et al., arXiv:2412.06590): DeiT with injective linear attention, narrower than DeiT at larger images.
+"""InLine-DeiT (Han et al., arXiv:2412.06590): DeiT with injective linear attention.
 
-Follows the authors' code. The class token takes part in the linear attention, the convolution is over the patches. Any
-image of whole patches; another size than the model's resamples the position embedding.
+Variants are narrower than DeiT's, at larger images. Follows the authors' code. The class token
+takes part in the linear attention; the convolution covers the patches. Any image of whole patches
+is accepted; for another size than the model's, the position embedding is resampled.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class InLineDeiT(VisionModel[InLineDeiTConfig]):
         return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
+        """Returns the patches' maps after each quarter of the blocks; the last is normalised."""
         images = self.checked(images)
         b, height, width, _ = images.shape
         grid = (height // self.config.patch_size, width // self.config.patch_size)
@@ -112,7 +113,7 @@ class InLineDeiT(VisionModel[InLineDeiTConfig]):
         return Features([y[:, 1:].reshape(b, *grid, -1) for y in (*kept[:-1], x)], class_tokens=(x[:, 0],))
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The normalised class token; float32."""
+        """Returns the normalised class token, in float32."""
         return features.class_tokens[0].astype(jnp.float32)
 
 

@@ -1,7 +1,8 @@
-"""InLine-Swin (Han et al., arXiv:2412.06590): Swin whose early blocks have injective linear attention over the whole map.
+"""InLine-Swin (Han et al., arXiv:2412.06590): Swin with global linear attention in early blocks.
 
-Follows the authors' code, where the windows of the linear blocks are as large as the first map at 224 pixels; here these
-blocks see the whole map at any size. The other blocks are Swin's, and so is the padding of odd sizes.
+Follows the authors' code, whose windows of injective linear attention are as large as the first map
+at 224 pixels. Here these blocks attend to the whole map at any size. All other blocks, and the
+padding of odd sizes, are Swin's.
 """
 
 import dataclasses
@@ -21,19 +22,19 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InLineSwinConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
-    inline_depths: tuple[CountOrZero, ...]  # blocks per stage, the first ones, that have linear attention; the others have windows
+    num_heads: tuple[Count, ...]  # heads of each stage
+    inline_depths: tuple[CountOrZero, ...]  # the first so many blocks of each stage have linear attention, the others windows
     patch_size: Side = 4  # pixels per side
     window_size: Side = 7  # tokens per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    implementation: str | None = None  # of pallas_kernels.window_attention
+    implementation: str | None = None  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
@@ -67,7 +68,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)); every second block with windows shifts them."""
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+    Every second block with windows shifts them.
+    """
 
     def __init__(self, config: InLineSwinConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, heads, dtype = config.dims[stage], config.num_heads[stage], config.dtype
@@ -94,7 +98,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patch merging (but in the first stage), then the blocks."""
+    """Patch merging (except in the first stage), then the blocks."""
 
     def __init__(self, config: InLineSwinConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -109,7 +113,7 @@ class Stage(nnx.Module):
 
 
 class InLineSwin(VisionModel[InLineSwinConfig]):
-    """Stages; norm, mean over the tokens, linear head."""
+    """Stages, then a norm, the mean over the tokens and a linear head."""
 
     def __init__(self, config: InLineSwinConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -126,12 +130,12 @@ class InLineSwin(VisionModel[InLineSwinConfig]):
         return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.patch_embed(pad_to_multiple(self.checked(images), self.config.patch_size))
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised tokens of the last map; float32."""
+        """Returns the mean over the normalised tokens of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

@@ -1,8 +1,10 @@
-"""LITv2 (Pan et al., arXiv:2205.13213): no attention early, HiLo attention late, deformable token merging between.
+"""LITv2 (Pan et al., arXiv:2205.13213): no attention in early stages, HiLo attention in late ones.
 
-Follows the authors' code. Any image size: the image is padded to whole patches, odd maps before they are merged, and maps to
-whole windows, as in their detection code. Their optimizer gives the offset convolutions (`conv_offset`) a hundredth of
-the learning rate. Convolutions begin with He's normal instead of torch's uniform default.
+Deformable token merging leads from stage to stage. Follows the authors' code. Any image size: the
+image is padded to whole patches, odd maps before they are merged, and maps to whole windows, as in
+the authors' detection code. The authors' optimizer gives the offset convolutions (`conv_offset`) a
+hundredth of the learning rate. Convolutions start with He's normal distribution instead of torch's
+uniform default.
 """
 
 import dataclasses
@@ -22,16 +24,16 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LITv2Config(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
-    window_sizes: tuple[SideOrZero, ...] = (0, 0, 2, 1)  # of HiLo per stage; 0: the stage has no attention
-    alpha: Share = 0.9  # share of the heads for low frequencies
+    num_heads: tuple[Count, ...]  # heads of each stage
+    window_sizes: tuple[SideOrZero, ...] = (0, 0, 2, 1)  # tokens per side of HiLo's windows, per stage; 0: the stage has no attention
+    alpha: Share = 0.9  # share of the heads for low frequencies; 0: none, 1: all
     patch_size: Side = 4  # pixels per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     drop_path_rate: Rate = 0.1
@@ -45,7 +47,7 @@ class LITv2Config(VisionConfig):
         return tuple(self.dim * 2**i for i in range(len(self.depths)))
 
 
-# arXiv:2205.13213 table 7; drop path: the authors' classification/configs/*.yaml.
+# arXiv:2205.13213 table 7. Drop path rates are from the authors' classification/configs/*.yaml.
 VARIANTS = {
     "litv2_small": LITv2Config(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.2),
     "litv2_medium": LITv2Config(dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.3),
@@ -60,7 +62,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """x + attn(norm1(x)) where the stage has attention, then x + mlp(norm2(x)); the MLP's convolution tells positions."""
+    """x + attn(norm1(x)) if the stage has attention, then x + mlp(norm2(x)).
+
+    The MLP's convolution encodes positions.
+    """
 
     def __init__(self, config: LITv2Config, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, window = config.dims[stage], config.dtype, config.window_sizes[stage]
@@ -79,7 +84,10 @@ class Block(nnx.Module):
 
 
 class DeformableTokenMerging(nnx.Module):
-    """A deformable 2x2 convolution of stride 2, batch norm, GELU (arXiv:2105.14217, section 3.3)."""
+    """A deformable 2x2 convolution of stride 2, batch norm, GELU.
+
+    LIT, arXiv:2105.14217, section 3.3.
+    """
 
     def __init__(self, dim: int, out_dim: int, *, dtype, rngs: nnx.Rngs):
         self.dconv = DeformConv(dim, out_dim, kernel_size=2, stride=2, dtype=dtype, rngs=rngs)
@@ -90,7 +98,7 @@ class DeformableTokenMerging(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Token merging (but in the first stage), then the blocks."""
+    """Token merging (except in the first stage), then the blocks."""
 
     def __init__(self, config: LITv2Config, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -106,7 +114,7 @@ class Stage(nnx.Module):
 
 
 class LITv2(VisionModel[LITv2Config]):
-    """Stages; norm, mean over the positions, linear head."""
+    """Stages, then a norm, the mean over the positions and a linear head."""
 
     def __init__(self, config: LITv2Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -123,12 +131,12 @@ class LITv2(VisionModel[LITv2Config]):
         return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.patch_embed(pad_to_multiple(self.checked(images), self.config.patch_size))
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

@@ -20,16 +20,16 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MambaOutConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    expansion_ratio: Ratio = 8 / 3  # hidden width of a block / dim
-    kernel_size: Side = 7
-    head_ratio: Side = 4  # hidden width of the head / last dim
+    expansion_ratio: Ratio = 8 / 3  # width of the gate / dim, see `GatedConv`; at least 1
+    kernel_size: Side = 7  # side of the depthwise convolution's kernel, in tokens
+    head_ratio: Side = 4  # hidden width of the head / dim of the last stage
     drop_path_rate: Rate = 0.2
     preprocessing: Preprocessing = Preprocessing(crop_fraction=1.0)
 
@@ -38,7 +38,7 @@ class MambaOutConfig(VisionConfig):
         self.check_stages("depths", "dims")
 
 
-# The authors' models/mambaout.py; drop path: scripts/*.sh.
+# The authors' models/mambaout.py; drop path rates are from scripts/*.sh.
 VARIANTS = {
     "mambaout_femto": MambaOutConfig(dims=(48, 96, 192, 288), depths=(3, 3, 9, 3), drop_path_rate=0.025),
     "mambaout_kobe": MambaOutConfig(dims=(48, 96, 192, 288), depths=(3, 3, 15, 3), drop_path_rate=0.025),
@@ -69,7 +69,7 @@ class Block(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Two strided convolutions, each normalised, GELU between."""
+    """Two strided convolutions, each followed by a norm, GELU between."""
 
     def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.conv1 = Conv(in_channels, dim // 2, kernel_size=3, stride=2, kernel_init=normal_init, dtype=dtype, rngs=rngs)
@@ -82,7 +82,7 @@ class Stem(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Strided convolution, then norm."""
+    """A strided convolution, then a norm."""
 
     def __init__(self, in_dim: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.conv = Conv(in_dim, dim, kernel_size=3, stride=2, kernel_init=normal_init, dtype=dtype, rngs=rngs)
@@ -93,7 +93,7 @@ class Downsample(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Downsampling (but in the first stage), then the blocks."""
+    """Down-sampling (except in the first stage), then the blocks."""
 
     def __init__(self, config: MambaOutConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim = config.dims[stage]
@@ -109,7 +109,7 @@ class Stage(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Norm of the pooled features, GELU layer, norm, classes."""
+    """A linear layer with GELU, a norm, then the classes."""
 
     def __init__(self, dim: int, hidden: int, num_classes: int, *, rngs: nnx.Rngs):
         self.fc1 = Linear(dim, hidden, rngs=rngs)
@@ -121,7 +121,7 @@ class Head(nnx.Module):
 
 
 class MambaOut(VisionModel[MambaOutConfig]):
-    """Stages; mean over the positions, norm, a perceptron as head."""
+    """Stages, then the mean over the positions, a norm and an MLP as head."""
 
     def __init__(self, config: MambaOutConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -138,12 +138,12 @@ class MambaOut(VisionModel[MambaOutConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage."""
+        """Returns the map at the end of each stage."""
         x = self.stem(self.checked(images))
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The normalised mean over the positions of the last map; float32."""
+        """Returns the normalised mean over the positions of the last map, in float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)))
 
 

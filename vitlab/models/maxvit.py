@@ -1,8 +1,9 @@
 """MaxViT (Tu et al., arXiv:2204.01697): MBConv, block attention and grid attention in every block.
 
-Follows the authors' TensorFlow code: "same" padding, GELU by tanh, batch norms of epsilon 1e-3, a drop path rate that rises
-to the last block but never reaches its end. Any image size: windows that overhang the map see what is there; the authors
-need maps of whole windows and change `window_size` with the image size (12 at 384 pixels, 16 at 512).
+Follows the authors' TensorFlow code: "same" padding, GELU by tanh, batch norms of epsilon 1e-3, and
+drop path rates that rise towards `drop_path_rate` without reaching it. Any image size: windows that
+overhang the map have fewer tokens. The authors need maps of whole windows and change `window_size`
+with the image size (12 at 384 pixels, 16 at 512).
 """
 
 import dataclasses
@@ -32,16 +33,16 @@ gelu_tanh = partial(jax.nn.gelu, approximate=True)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaxViTConfig(VisionConfig):
-    stem_dim: Count
-    dims: tuple[Count, ...]  # width per stage
+    stem_dim: Count  # width of the stem
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    head_dim: Count = 32
+    head_dim: Count = 32  # width of a head; every dim is a multiple
     window_size: Side = 7  # tokens per side of a window and of the grid
-    expansion_ratio: Side = 4  # hidden width of MBConv / its output
-    se_ratio: Ratio = 0.25  # hidden width of squeeze-and-excitation / the output of MBConv
+    expansion_ratio: Side = 4  # hidden width of MBConv / width of its output
+    se_ratio: Ratio = 0.25  # hidden width of squeeze-and-excitation / width of MBConv's output
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    implementation: str | None = None  # of pallas_kernels.window_attention
-    drop_path_rate: Rate = 0.2  # one less the authors' survival rate
+    implementation: str | None = None  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
+    drop_path_rate: Rate = 0.2  # 1 - the authors' survival rate
     preprocessing: Preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_fraction=0.95)
 
     def __post_init__(self):
@@ -53,7 +54,7 @@ class MaxViTConfig(VisionConfig):
 
 
 _SMALL = (96, 192, 384, 768)
-# arXiv:2204.01697 table 1; drop path: the authors' hp/vision_i1k.py.
+# arXiv:2204.01697 table 1. Drop path rates are from the authors' hp/vision_i1k.py.
 VARIANTS = {
     "maxvit_tiny": MaxViTConfig(stem_dim=64, dims=(64, 128, 256, 512), depths=(2, 2, 5, 2)),
     "maxvit_small": MaxViTConfig(stem_dim=64, dims=_SMALL, depths=(2, 2, 5, 2), drop_path_rate=0.3),
@@ -72,7 +73,10 @@ PUBLISHED = {
 
 
 class MBConv(nnx.Module):
-    """Inverted bottleneck with pre-norm and squeeze-and-excitation; the shortcut is pooled, and projected where the width changes."""
+    """Inverted bottleneck with pre-norm and squeeze-and-excitation.
+
+    The shortcut is pooled if the map is halved, and projected if the width changes.
+    """
 
     def __init__(self, config: MaxViTConfig, *, in_dim: int, dim: int, stride: int, drop_path_rate: float, rngs: nnx.Rngs):
         dtype, hidden = config.dtype, config.expansion_ratio * dim
@@ -122,7 +126,7 @@ class AttentionBlock(nnx.Module):
 
 
 class Block(nnx.Module):
-    """MBConv, block attention, grid attention; one drop path rate for all of them."""
+    """MBConv, block attention and grid attention, with one drop path rate for all three."""
 
     def __init__(self, config: MaxViTConfig, *, in_dim: int, dim: int, stride: int, drop_path_rate: float, rngs: nnx.Rngs):
         self.conv = MBConv(config, in_dim=in_dim, dim=dim, stride=stride, drop_path_rate=drop_path_rate, rngs=rngs)
@@ -136,7 +140,7 @@ class Block(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Two 3x3 convolutions, the first strided, normalised and activated."""
+    """Two 3x3 convolutions; the first one is strided and followed by batch norm and GELU."""
 
     def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.conv1 = _conv(in_channels, dim, stride=2, dtype=dtype, rngs=rngs)
@@ -166,7 +170,7 @@ class Stage(nnx.Module):
 
 
 class Head(nnx.Module):
-    """A tanh layer, then the classes."""
+    """A linear layer with tanh, then the classes."""
 
     def __init__(self, dim: int, num_classes: int, *, rngs: nnx.Rngs):
         self.pre_logits = Linear(dim, dim, rngs=rngs)
@@ -177,7 +181,7 @@ class Head(nnx.Module):
 
 
 class MaxViT(VisionModel[MaxViTConfig]):
-    """Stem, stages; mean over the positions, norm, head with a tanh layer."""
+    """A stem and stages, then the mean over positions, a norm and a head with a tanh layer."""
 
     def __init__(self, config: MaxViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -197,17 +201,17 @@ class MaxViT(VisionModel[MaxViTConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage."""
+        """Returns the map at the end of each stage."""
         x = self.stem(self.checked(images), train=train)
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The normalised mean over the positions of the last map; float32."""
+        """Returns the normalised mean over the positions of the last map, in float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)))
 
 
 def _conv(in_dim: int, dim: int, **options) -> Conv:
-    """A 3x3 convolution padded as in TensorFlow, initialised as there."""
+    """Returns a 3x3 convolution with TensorFlow's padding and initialisation."""
     return Conv(in_dim, dim, kernel_size=3, padding="same", kernel_init=normal_init, **options)
 
 

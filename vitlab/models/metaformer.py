@@ -1,7 +1,8 @@
-"""A hierarchical trunk whose stages name any token mixer (MetaFormer, Yu et al., arXiv:2111.11418, figure 2).
+"""A trunk whose stages may have any token mixer (MetaFormer, Yu et al., arXiv:2111.11418, fig. 2).
 
-Not a published network: depths and widths are PoolFormer's, but the mixers are chosen by the config,
-`--config.model.mixers=hilo,hilo,global,global`, so that mechanisms can be compared with everything else equal.
+This is not a published network: depths and widths are PoolFormer's, but the config chooses the
+mixers, `--config.model.mixers=hilo,hilo,global,global`, so that mechanisms can be compared with
+everything else equal.
 """
 
 import dataclasses
@@ -23,23 +24,23 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaFormerConfig(VisionConfig):
     depths: tuple[Depth, ...]  # blocks per stage
-    dims: tuple[Count, ...]  # width per stage
-    num_heads: tuple[Count, ...]  # per stage, of the mixers that have heads
-    mixers: tuple[str, ...] | str = "window,window,global,global"  # one a stage, or one for all
+    dims: tuple[Count, ...]  # width of each stage
+    num_heads: tuple[Count, ...]  # heads per stage, for mixers that have heads
+    mixers: tuple[str, ...] | str = "window,window,global,global"  # one mixer per stage, or one for all stages
     mixer_fields: Mapping[str, Any] = dataclasses.field(
         default_factory=dict
-    )  # mixer, or the name after ":" of one's own -> further arguments of its constructor
-    stem_stride: Side = 4  # pixels; a convolution of kernel 2 * stride - 1
-    mlp: Literal["mlp", "conv"] = "mlp"  # conv: a depthwise 3x3 between the two layers
+    )  # mixer (of one's own: the name after ":") -> further arguments of its constructor
+    stem_stride: Side = 4  # pixels; the stem's kernel has 2 * stride - 1 per side
+    mlp: Literal["mlp", "conv"] = "mlp"  # "conv": an MLP with a depthwise 3x3 convolution between its layers
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    norm_placement: Literal["pre", "res_post"] = "pre"  # res_post: after the branch, before it is added (Swin v2)
-    layer_scale_init: float | None = None  # None: no factor on the branches
+    norm_placement: Literal["pre", "res_post"] = "pre"  # "pre": norm before a branch; "res_post": norm after it, before the sum (Swin v2)
+    layer_scale_init: float | None = None  # initial factor on the residual branches; None: no factor
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
@@ -53,16 +54,19 @@ class MetaFormerConfig(VisionConfig):
 
     @property
     def stage_mixers(self) -> tuple[str, ...]:
-        """One name a stage."""
+        """Names of the mixers, one per stage."""
         names = tuple(name.strip() for name in self.mixers.split(",")) if isinstance(self.mixers, str) else self.mixers
         return names * len(self.depths) if len(names) == 1 else names
 
 
 def _arguments(mixer: str, constructor: Callable[..., nnx.Module], given: Any) -> dict[str, Any]:
-    """Further arguments of a mixer's constructor, checked by name, and those of the zoo's mixers by type and bounds too."""
+    """Checks further arguments of a mixer's constructor by name.
+
+    Arguments of the zoo's mixers are also checked by type and bounds.
+    """
     if not isinstance(given, Mapping):
         raise ValueError(f"mixer_fields: {mixer}={given!r} must be a group of arguments")
-    # The signature of an nnx class is that of its metaclass, which takes anything.
+    # An nnx class itself has its metaclass's signature, which accepts anything.
     parameters = inspect.signature(constructor.__init__ if isinstance(constructor, type) else constructor).parameters
     known = parameters.keys() - {"self", "dim", "num_heads", "dtype", "rngs"}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -76,7 +80,8 @@ def _arguments(mixer: str, constructor: Callable[..., nnx.Module], given: Any) -
     return out
 
 
-# Depths and widths: PoolFormer, arXiv:2111.11418 table 1; nano is for the experiments on a CPU.
+# Depths and widths are PoolFormer's, arXiv:2111.11418 table 1; nano is for the experiments on a
+# CPU.
 VARIANTS = {
     "metaformer_nano": MetaFormerConfig(depths=(1, 1, 2, 1), dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4), drop_path_rate=0.0),
     "metaformer_s12": MetaFormerConfig(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16)),
@@ -94,7 +99,7 @@ class Block(nnx.Module):
         self.pre = config.norm_placement == "pre"
         self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
         self.mixer = mixer_of(name)(dim, num_heads=config.num_heads[stage], dtype=dtype, rngs=rngs, **fields)
-        self.mixer_trains = "train" in inspect.signature(type(self.mixer).__call__).parameters  # has BatchNorm
+        self.mixer_trains = "train" in inspect.signature(type(self.mixer).__call__).parameters  # such mixers have a batch norm
         self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
         mlp = ConvMlp if config.mlp == "conv" else Mlp
         self.mlp = mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
@@ -111,7 +116,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """A convolution that halves the map (the stem in the first stage), then the blocks."""
+    """A strided convolution (in the first stage the stem) and a norm, then the blocks."""
 
     def __init__(self, config: MetaFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         stride = 2 if stage else config.stem_stride
@@ -128,7 +133,7 @@ class Stage(nnx.Module):
 
 
 class MetaFormer(VisionModel[MetaFormerConfig]):
-    """Stages; norm, mean over the positions, linear head."""
+    """Stages, then a norm, the mean over the positions and a linear head."""
 
     def __init__(self, config: MetaFormerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -146,11 +151,11 @@ class MetaFormer(VisionModel[MetaFormerConfig]):
         )
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

@@ -1,9 +1,10 @@
-"""Neighborhood Attention Transformers: NAT (Hassani et al., arXiv:2204.07143), DiNAT and DiNAT_s (arXiv:2209.15001).
+"""NAT (Hassani et al., arXiv:2204.07143), DiNAT and DiNAT_s (arXiv:2209.15001).
 
-Follows the authors' code. Any image size; DiNAT's dilations are those of the published size, and a map smaller than a dilated
-window is padded as in `NeighborhoodAttention`. DiNAT_s has Swin's patches and merging, the isotropic networks one stage.
-The authors' ViT with relative positions (vitrpb), a baseline of theirs, is left out. Convolutions begin with He's normal instead of
-torch's uniform default.
+Neighborhood Attention Transformers. Follows the authors' code. Any image size; DiNAT's dilations
+are those of the published size, and a map smaller than a dilated window is padded as in
+`NeighborhoodAttention`. DiNAT_s has Swin's patches and merging, the isotropic networks have one
+stage. The authors' baseline ViT with relative positions (vitrpb) is left out. Convolutions start
+with He's normal distribution instead of torch's uniform default.
 """
 
 import dataclasses
@@ -35,21 +36,21 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NATConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     mlp_ratio: Ratio = 3.0  # MLP hidden width / dim
-    kernel_size: Side = 7  # tokens per side
-    dilations: tuple[Side, ...] = (1, 1, 1, 1)  # of every second block, per stage; the others have none
-    layer_scale_init: float | None = None  # None: no factor on the branches
-    embedding: Literal["conv", "patch"] = "conv"  # overlapping convolutions, or patches and Swin's merging
+    kernel_size: Side = 7  # side of the attention window, in tokens
+    dilations: tuple[Side, ...] = (1, 1, 1, 1)  # dilation of every second block, per stage; the other blocks are not dilated
+    layer_scale_init: float | None = None  # initial factor on the residual branches; None: no factor
+    embedding: Literal["conv", "patch"] = "conv"  # "conv": overlapping convolutions; "patch": patches and Swin's merging
     patch_size: Side = 4  # pixels per side
-    implementation: str | None = None  # of pallas_kernels.neighborhood_attention
+    implementation: str | None = None  # a key of neighborhood_attention.IMPLEMENTATIONS; None: the first that can run
     drop_path_rate: Rate = 0.2
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
 
@@ -80,8 +81,9 @@ _S_LARGE: dict[str, Any] = {**_S_SMALL, "dim": 192, "num_heads": (6, 12, 24, 48)
 _ISO: dict[str, Any] = {"depths": (12,), "mlp_ratio": 4.0, "embedding": "patch", "patch_size": 16}
 _ISO_SMALL: dict[str, Any] = {**_ISO, "dim": 384, "num_heads": (12,), "drop_path_rate": 0.1}
 _ISO_BASE: dict[str, Any] = {**_ISO, "dim": 768, "num_heads": (24,), "drop_path_rate": 0.4}
-# arXiv:2204.07143 table 2, arXiv:2209.15001 tables 1 and 4, and the authors' classification/{nat,dinat,dinats,isotropic}.py, which
-# gave DiNAT_s-Large 4, 8, 16, 32 heads before their commit 4a39ab6 mended it.
+# arXiv:2204.07143 table 2, arXiv:2209.15001 tables 1 and 4, and the authors'
+# classification/{nat,dinat,dinats,isotropic}.py, which gave DiNAT_s-Large 4, 8, 16, 32 heads until
+# their commit 4a39ab6 corrected it.
 VARIANTS = {
     "nat_mini": NATConfig(**_MINI),
     "nat_tiny": NATConfig(**_TINY),
@@ -158,7 +160,7 @@ class Block(nnx.Module):
 
 
 class ConvEmbed(nnx.Module):
-    """Two strided 3x3 convolutions with nothing between, then norm."""
+    """Two strided 3x3 convolutions with nothing between, then a norm."""
 
     def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.conv1 = Conv(in_channels, dim // 2, kernel_size=3, stride=2, dtype=dtype, rngs=rngs)
@@ -170,7 +172,7 @@ class ConvEmbed(nnx.Module):
 
 
 class ConvMerging(nnx.Module):
-    """A strided 3x3 convolution without bias, then norm."""
+    """A strided 3x3 convolution without bias, then a norm."""
 
     def __init__(self, dim: int, *, dtype, rngs: nnx.Rngs):
         self.reduction = Conv(dim, 2 * dim, kernel_size=3, stride=2, use_bias=False, dtype=dtype, rngs=rngs)
@@ -181,7 +183,7 @@ class ConvMerging(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Merging (but in the first stage), then the blocks."""
+    """Merging (except in the first stage), then the blocks."""
 
     def __init__(self, config: NATConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -196,7 +198,7 @@ class Stage(nnx.Module):
 
 
 class NAT(VisionModel[NATConfig]):
-    """Embedding, stages; norm, mean over the positions, linear head."""
+    """An embedding and stages, then a norm, the mean over positions and a linear head."""
 
     def __init__(self, config: NATConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -217,13 +219,13 @@ class NAT(VisionModel[NATConfig]):
         return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.checked(images)
         x = self.patch_embed(x if self.config.embedding == "conv" else pad_to_multiple(x, self.config.patch_size))
         return run_stages(self.levels, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

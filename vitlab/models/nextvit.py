@@ -1,7 +1,8 @@
-"""Next-ViT (Li et al., arXiv:2207.05501): convolution blocks, and a transformer block at the end of each group.
+"""Next-ViT (Li et al., arXiv:2207.05501): convolution blocks with few transformer blocks.
 
-Follows the authors' code, but that convolutions begin with He's normal, not with a normal of 0.02. Any image size whose maps have
-at least as many tokens as the attention pools into one.
+Each group of convolution blocks ends in a transformer block. Follows the authors' code, except that
+convolutions start with He's normal distribution instead of a normal one of deviation 0.02. Any
+image size whose maps have at least as many tokens as the attention pools into one.
 """
 
 import dataclasses
@@ -23,17 +24,17 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-_GROUP = 5  # blocks of the third stage after which a transformer block comes
+_GROUP = 5  # every fifth block of the third stage is a transformer block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextViTConfig(VisionConfig):
-    depths: tuple[Depth, ...]  # blocks per stage; the last one of stages 2 and 4, and every fifth of stage 3, has attention
-    stem_dims: tuple[Count, Count, Count] = (64, 32, 64)
-    conv_dims: tuple[Count, ...] = (96, 192, 384, 768)  # of the convolution blocks, per stage
-    attn_dims: tuple[Count, ...] = (96, 256, 512, 1024)  # of the transformer blocks, per stage
-    sr_ratios: tuple[Side, ...] = (8, 4, 2, 1)  # pooling of keys and values, per stage
-    head_dim: Count = 32
+    depths: tuple[Depth, ...]  # blocks per stage; `has_attention` says which are transformer blocks
+    stem_dims: tuple[Count, Count, Count] = (64, 32, 64)  # widths of the stem's convolutions; the fourth repeats the last
+    conv_dims: tuple[Count, ...] = (96, 192, 384, 768)  # width of the convolution blocks, per stage
+    attn_dims: tuple[Count, ...] = (96, 256, 512, 1024)  # width of the transformer blocks, per stage
+    sr_ratios: tuple[Side, ...] = (8, 4, 2, 1)  # a key is a mean of sr_ratio**2 tokens, per stage; 1: every token is a key
+    head_dim: Count = 32  # width of a head; every dim is a multiple
     mix_ratio: Share = 0.75  # share of a transformer block's channels that attend; the others are convolved
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
@@ -47,11 +48,11 @@ class NextViTConfig(VisionConfig):
 
     @property
     def min_size(self) -> int:
-        # In each stage that attends, keys are means of sr_ratio**2 tokens, which the map must have.
+        # Keys are means of sr_ratio**2 tokens; each map with attention must have that many tokens.
         return max((4 * 2**i * (ratio - 1) + 1 for i, ratio in enumerate(self.sr_ratios) if i), default=1)
 
 
-# arXiv:2207.05501 table 3; drop path: the authors' README.
+# arXiv:2207.05501 table 3. Drop path rates are from the authors' README.
 VARIANTS = {
     "nextvit_small": NextViTConfig(depths=(3, 4, 10, 3)),
     "nextvit_base": NextViTConfig(depths=(3, 4, 20, 3), drop_path_rate=0.2),
@@ -66,7 +67,7 @@ PUBLISHED = {
 
 
 class PatchEmbed(nnx.Module):
-    """Means over 2x2 where the map is halved, then a pointwise convolution where the width changes."""
+    """2x2 means if the map is halved, then a pointwise convolution if map or width changes."""
 
     def __init__(self, in_dim: int, dim: int, *, halve: bool, dtype, rngs: nnx.Rngs):
         self.halve = halve
@@ -96,7 +97,7 @@ class ConvBlock(nnx.Module):
         return x + self.drop_path(self.mlp(y), train=train, rngs=rngs)
 
     def fuse(self) -> None:
-        """Folds the norms into what stands beside them, in place."""
+        """Folds the norms into neighbouring layers, in place."""
         self.mhca.fuse()
         if self.norm is not None:
             fold_into_next(self.norm, self.mlp.fc1)
@@ -104,7 +105,10 @@ class ConvBlock(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Next transformer block: attention on most channels, convolution on the others, one MLP for both."""
+    """Next transformer block: attention on most channels, convolution on the others.
+
+    Both parts share one MLP.
+    """
 
     def __init__(self, config: NextViTConfig, *, in_dim: int, dim: int, sr_ratio: int, halve: bool, drop_path_rate: float, rngs: nnx.Rngs):
         dtype, head_dim, mix = config.dtype, config.head_dim, config.mix_ratio
@@ -131,7 +135,7 @@ class TransformerBlock(nnx.Module):
         return x + self.drop_path(self.mlp(y), train=train, rngs=rngs)
 
     def fuse(self) -> None:
-        """As `ConvBlock.fuse`."""
+        """Folds the norms into neighbouring layers, in place."""
         self.mhca.fuse()
         if self.norm1 is not None:
             self.e_mhsa.fuse(self.norm1)
@@ -142,7 +146,7 @@ class TransformerBlock(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """The blocks; the first one halves the map, but in the first stage."""
+    """The blocks; except in the first stage, the first block halves the map."""
 
     def __init__(self, config: NextViTConfig, *, stage: int, in_dim: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -168,7 +172,7 @@ class Stage(nnx.Module):
 
 
 class NextViT(VisionModel[NextViTConfig]):
-    """Convolutional stem, stages, batch norm, mean over the positions, linear head."""
+    """A convolutional stem, stages, a batch norm, the mean over positions, a linear head."""
 
     def __init__(self, config: NextViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -194,18 +198,18 @@ class NextViT(VisionModel[NextViTConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=stage.dim, normalised=False) for i, stage in enumerate(self.stages))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.checked(images)
         for conv in self.stem:
             x = jax.nn.relu(conv(x, train=train))
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised positions of the last map; float32."""
+        """Returns the mean over the normalised positions of the last map, in float32."""
         return self.norm(features[-1], train=train).astype(jnp.float32).mean((1, 2))
 
     def fuse(self) -> "NextViT":
-        """The network for deployment: batch norms folded into the convolutions and linear maps beside them."""
+        """Returns the network for deployment: batch norms are folded into neighbouring layers."""
         model = nnx.clone(self)
         fuse_conv_norms(model)
         for stage in model.stages:
@@ -215,14 +219,17 @@ class NextViT(VisionModel[NextViTConfig]):
 
 
 def has_attention(config: NextViTConfig, stage: int, block: int) -> bool:
-    """Whether a block is a transformer block; the first stage has none."""
+    """Whether a block is a transformer block.
+
+    These are the last blocks of stages 2 and 4 and every fifth block of stage 3.
+    """
     if stage == 2:
         return block % _GROUP == _GROUP - 1
     return stage > 0 and block == config.depths[stage] - 1
 
 
 def make_divisible(value: int, divisor: int) -> int:
-    """The nearest multiple of the divisor that is not under nine tenths of the value."""
+    """Returns the nearest multiple of the divisor that is at least 0.9 times the value."""
     rounded = max(divisor, (value + divisor // 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 

@@ -1,6 +1,7 @@
-"""OverLoCK (Lou and Yu, arXiv:2502.20087): an overview first, which then guides convolutions with context-mixing kernels.
+"""OverLoCK (Lou and Yu, arXiv:2502.20087): an overview of the image guides dynamic convolutions.
 
-Follows the authors' code, but for the head on the overview that it trains with: its loss has no place here. Any image size.
+Follows the authors' code, except that the auxiliary head on the overview, which only a loss in
+training uses, is left out. Any image size.
 """
 
 import dataclasses
@@ -27,17 +28,17 @@ from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OverLoCKConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width of the four stages
-    depths: tuple[Depth, ...]  # blocks: of the three base stages, the overview, and the two focus stages
-    num_heads: tuple[Count, Count]  # of the kernels in the focus stages, twice the number in the authors' tables
-    kernel_sizes: tuple[Side, ...] = (17, 15, 13, 7)  # per stage
-    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim, in base and overview
-    focus_mlp_ratio: Ratio = 3.0  # and in focus
+    dims: tuple[Count, ...]  # width of each of the four stages
+    depths: tuple[Depth, ...]  # blocks of the three base stages, the overview, and the two focus stages
+    num_heads: tuple[Count, Count]  # heads of each focus stage's dynamic kernels, twice the number in the authors' tables
+    kernel_sizes: tuple[Side, ...] = (17, 15, 13, 7)  # sides of the large kernels, per stage, in tokens
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim in base stages and overview
+    focus_mlp_ratio: Ratio = 3.0  # MLP hidden width / dim in focus stages
     head_dim: Count = 1024  # width of the projection before pooling
     drop_path_rate: Rate = 0.1
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
@@ -51,11 +52,11 @@ class OverLoCKConfig(VisionConfig):
 
     @property
     def context_dim(self) -> int:
-        """Channels of the overview that the focus stages carry along."""
+        """Channels of the overview that focus stages carry along."""
         return self.dims[-1] // 4
 
 
-# The authors' models/overlock.py; drop path: scripts/train_*_model.sh.
+# The authors' models/overlock.py; drop path rates are from scripts/train_*_model.sh.
 VARIANTS = {
     "overlock_xt": OverLoCKConfig(
         dims=(56, 112, 256, 336), depths=(2, 2, 3, 2, 6, 2), num_heads=(8, 12), preprocessing=Preprocessing(crop_fraction=0.925)
@@ -80,7 +81,10 @@ PUBLISHED = {
 
 
 class BaseBlock(nnx.Module):
-    """Position encoding; then norm, large depthwise convolution, squeeze-and-excitation and MLP beside the identity."""
+    """A position encoding, then one residual branch.
+
+    The branch is a norm, a large depthwise convolution, squeeze-and-excitation and an MLP.
+    """
 
     def __init__(self, config: OverLoCKConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -101,7 +105,7 @@ class BaseBlock(nnx.Module):
         return y + (x if self.ls is None else self.ls(x))
 
     def fuse(self) -> None:
-        """Folds norms and branches into the large convolution, in place."""
+        """Folds norms and dilated branches into the large convolution, in place."""
         self.conv.fuse()
         if self.conv_norm is not None:
             fold_into_previous(self.conv_norm, self.conv.origin.conv)
@@ -109,7 +113,10 @@ class BaseBlock(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """Of a stage's map and the context one map: depthwise convolution, norm, GELU, projection, response norm."""
+    """Fuses a stage's map and the context, concatenated, into one map.
+
+    Depthwise convolution, batch norm, GELU, projection, global response norm.
+    """
 
     def __init__(self, dim: int, out_dim: int, *, dtype, rngs: nnx.Rngs):
         self.conv = Conv(dim, dim, kernel_size=3, groups=dim, dtype=dtype, rngs=rngs)
@@ -124,9 +131,10 @@ class Fusion(nnx.Module):
 
 
 class FocusBlock(nnx.Module):
-    """Context mixing of the fused map, gated, beside the joint map of stage and context; then an MLP on the joint map.
+    """Gated context mixing of the fused map, then an MLP, on the joint map of stage and context.
 
-    All but the first block renew the context from the overview. Identities are scaled and moved, channel by channel.
+    Every block but the first of all renews the context from the overview. Identities have a learned
+    factor and offset per channel.
     """
 
     def __init__(self, config: OverLoCKConfig, *, stage: int, first: bool, drop_path_rate: float, rngs: nnx.Rngs):
@@ -154,7 +162,7 @@ class FocusBlock(nnx.Module):
     def __call__(
         self, joint: Float[Array, "b h w joint"], *, overview: Float[Array, "b h w c"], train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "b h w joint"]:
-        """From the joint map and the overview (in the size of the stage) the next joint map."""
+        """Returns the next joint map; `overview` is at the size of the stage's map."""
         if self.x_scale is not None and self.h_scale is not None:
             x, context = joint[..., : self.dim], joint[..., self.dim :]
             joint = jnp.concatenate((x, self.x_scale(context) + self.h_scale(overview)), -1)
@@ -172,7 +180,7 @@ class FocusBlock(nnx.Module):
         return self.proj(y if self.proj_norm is None else self.proj_norm(y, train=train))
 
     def fuse(self) -> None:
-        """Folds norms and branches into what stands beside them, in place."""
+        """Folds norms and dilated branches into neighbouring layers, in place."""
         self.lepe.fuse()
         if self.lepe_norm is not None and self.proj_norm is not None and self.fusion.norm is not None:
             fold_into_previous(self.lepe_norm, self.lepe.origin.conv)
@@ -182,7 +190,7 @@ class FocusBlock(nnx.Module):
 
 
 class BaseStage(nnx.Module):
-    """The stem (four convolutions) or one strided convolution, GELU between, then the blocks."""
+    """The stem (four convolutions, GELU between) or one strided convolution, then the blocks."""
 
     def __init__(self, config: OverLoCKConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -204,7 +212,10 @@ class BaseStage(nnx.Module):
 
 
 class OverLoCK(VisionModel[OverLoCKConfig]):
-    """Base stages, overview, focus stages on the third base map; projection, batch norm, swish, mean, linear head."""
+    """Base stages, an overview, then focus stages on the third base map.
+
+    The head is a projection, batch norm, swish, the mean over positions and a linear map.
+    """
 
     def __init__(self, config: OverLoCKConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -235,7 +246,10 @@ class OverLoCK(VisionModel[OverLoCKConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim + extra[i], normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The maps at the end of two base stages and of the two focus stages, these with the context's channels last."""
+        """Returns the maps of the first two base stages and of the two focus stages.
+
+        The last channels of a focus stage's map are the context.
+        """
         x, maps = self.checked(images), []
         for stage in self.base:
             x = stage(x, train=train, rngs=rngs)
@@ -252,11 +266,14 @@ class OverLoCK(VisionModel[OverLoCKConfig]):
         return run_blocks(self.focus[stage], joint, train=train, rngs=rngs, **options)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the projected positions of the last map; float32."""
+        """Returns the mean over the projected positions of the last map, in float32."""
         return jax.nn.silu(self.proj(features[-1], train=train)).astype(jnp.float32).mean((1, 2))
 
     def fuse(self) -> "OverLoCK":
-        """The network for deployment: one kernel for each dilated family, batch norms folded into what stands beside them."""
+        """Returns the network for deployment.
+
+        Each set of dilated branches is one kernel; batch norms are folded into neighbouring layers.
+        """
         model = nnx.clone(self)
         for _, module in list(nnx.iter_modules(model)):
             if isinstance(module, (BaseBlock, FocusBlock)):
@@ -266,7 +283,10 @@ class OverLoCK(VisionModel[OverLoCKConfig]):
 
 
 def _layers(model: OverLoCK) -> list[Any]:
-    """Layers that lead to a focus stage belong to its first block."""
+    """Returns the layers in depth order, for layer-wise decay.
+
+    Layers that lead to a focus stage belong to the stage's first block.
+    """
     (first3, *focus3), (first4, *focus4) = model.focus
     return [
         *stage_layers(model.base),

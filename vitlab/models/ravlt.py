@@ -1,7 +1,4 @@
-"""RAVLT (Fan et al., arXiv:2411.07635): rank-augmented linear attention early, softmax attention late.
-
-Follows the authors' code. Any image size.
-"""
+"""RAVLT (Fan et al., arXiv:2411.07635): rank-augmented linear attention, softmax attention late."""
 
 import dataclasses
 
@@ -19,16 +16,16 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RAVLTConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
-    softmax: tuple[bool, ...] = (False, False, True, True)  # per stage: softmax attention instead of linear
-    layer_scale_init: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # per stage
+    num_heads: tuple[Count, ...]  # heads of each stage
+    softmax: tuple[bool, ...] = (False, False, True, True)  # per stage; True: softmax attention, False: linear attention
+    layer_scale_init: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # initial factor on the residual branches, per stage
     mlp_ratio: Ratio = 3.5  # MLP hidden width / dim
     head_dim: Count = 1024  # width of the projection before pooling
     drop_path_rate: Rate = 0.1
@@ -59,7 +56,7 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Position encoding, then attention and MLP, each after LayerNorm and with a factor per channel."""
+    """Position encoding, then attention and MLP as pre-norm branches with channel factors."""
 
     def __init__(self, config: RAVLTConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, init = config.dims[stage], config.dtype, config.layer_scale_init[stage]
@@ -96,7 +93,7 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """A strided convolution and batch norm (but in the first stage), then the blocks."""
+    """A strided convolution and batch norm (except in the first stage), then the blocks."""
 
     def __init__(self, config: RAVLTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
@@ -113,7 +110,7 @@ class Stage(nnx.Module):
 
 
 class RAVLT(VisionModel[RAVLTConfig]):
-    """Stages; projection, batch norm, swish, mean over the positions, linear head."""
+    """Stages, then a projection, batch norm, swish, the mean over positions and a linear head."""
 
     def __init__(self, config: RAVLTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -131,12 +128,12 @@ class RAVLT(VisionModel[RAVLTConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage."""
+        """Returns the map at the end of each stage."""
         x = self.patch_embed(self.checked(images), train=train)
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the projected positions of the last map; float32."""
+        """Returns the mean over the projected positions of the last map, in float32."""
         return jax.nn.silu(self.norm(self.proj(features[-1]), train=train)).astype(jnp.float32).mean((1, 2))
 
 

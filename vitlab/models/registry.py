@@ -1,4 +1,4 @@
-"""The zoo: every module in `vitlab.models` that holds a `FAMILY` is in it."""
+"""The zoo: all families, one for each module of `vitlab.models` that defines a `FAMILY`."""
 
 import dataclasses
 import fnmatch
@@ -39,25 +39,26 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """What the authors (or, said in `source`, timm) state of a variant."""
+    """Figures that the authors publish of a variant; `source` says if they are timm's."""
 
-    params: int | None = None  # exact count
-    params_m: float | None = None  # 1e6, where only the rounded figure is published
-    gmacs: float | None = None  # multiply-accumulates of one image at the variant's size, 1e9
-    top1: float | None = None  # ImageNet-1k, percent
+    params: int | None = None  # exact number of parameters
+    params_m: float | None = None  # parameters in millions, if only a rounded figure is published
+    gmacs: float | None = None  # multiply-accumulates of one image of the variant's size, in 1e9
+    top1: float | None = None  # ImageNet-1k top-1 accuracy, in percent
     source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family's model class, its variants by full name, what is published of them, and how its parameters may be split."""
+    """A family: its model class, its variants by full name, and their published figures."""
 
     model: type[VisionModel[Any]]
     variants: Mapping[str, VisionConfig]
     published: Mapping[str, Published] = dataclasses.field(default_factory=dict)  # every variant of the zoo has an entry
-    # As `vitlab.layers.tensor_split.TENSOR_SPLIT`; {}: it cannot be split over `tensor`.
+    # Parameters split over the mesh axis `tensor`, as in `vitlab.layers.tensor_split.TENSOR_SPLIT`;
+    # {}: the family cannot be split.
     tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
-    layers: Layers | None = None  # the layers of layer-wise decay, see `vitlab.layers.roles.places_of`; None: it cannot be used
+    layers: Layers | None = None  # layers for layer-wise decay, see `vitlab.layers.roles.places_of`; None: no such decay
 
 
 @functools.cache
@@ -73,15 +74,18 @@ def _families() -> dict[str, Family]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the zoo that match a wildcard pattern, sorted."""
+    """Returns the sorted names of the zoo's variants that match a wildcard pattern."""
     return sorted(fnmatch.filter(_families(), pattern))
 
 
 def family_of(name: str) -> Family:
-    """The family that a variant belongs to; a variant of the user's own is named as `vitlab.config.references` says.
+    """Returns the family of a variant.
+
+    Args:
+      name: A variant of the zoo, or the user's own, named as in `vitlab.config.references`.
 
     Raises:
-      ValueError: No such variant; the message has the near misses.
+      ValueError: No variant has this name; the message lists similar names.
     """
     if is_reference(name):
         return _own_family(name)
@@ -92,7 +96,7 @@ def family_of(name: str) -> Family:
 
 
 def _own_family(name: str) -> Family:
-    """The family of a module of the user's own, its `FAMILY`."""
+    """Returns the `FAMILY` of the user's own module."""
     family = getattr(load_module(name), "FAMILY", None)
     if not isinstance(family, Family):
         raise ConfigError(f'"{name}": its module must define FAMILY = Family(Model, VARIANTS), as the files of vitlab.models do')
@@ -105,11 +109,11 @@ def _own_family(name: str) -> Family:
 
 
 def model_config(name: str, **fields: Any) -> Any:
-    """The config of a variant, a `VisionConfig` of its family's own class, with fields replaced.
+    """Returns the config of a variant, of its family's own config class, with fields replaced.
 
     Raises:
-      ValueError: Unknown variant or field (with the near misses), a value of another type or out of bounds, or a combination that
-        the family refuses.
+      ValueError: Unknown variant or field (similar names are listed), a value of another type or
+        out of bounds, or a combination that the family refuses.
     """
     config = family_of(name).variants[short_name(name)]
     known = {field.name for field in dataclasses.fields(config)}
@@ -120,7 +124,7 @@ def model_config(name: str, **fields: Any) -> Any:
     return dataclasses.replace(config, **fields)
 
 
-# Words of timm for the fields here.
+# timm's names of fields -> the names here.
 _TIMM = {
     "img_size": ("image_size",),
     "in_chans": ("in_channels",),
@@ -138,7 +142,7 @@ _TIMM = {
 
 
 def _remedy(field: str, known: Iterable[str]) -> str:
-    """The words to say about a field that a family has not."""
+    """Returns the remedy for a field that a family does not have."""
     if field.startswith(("pretrained", "checkpoint_path")):
         return "create the model and then load its weights, vitlab.load_weights(model, 'file.safetensors'); in a config, model.weights"
     if ours := [name for name in _TIMM.get(field, ()) if name in known]:
@@ -160,20 +164,25 @@ def create_model(
     """Builds a variant of the zoo.
 
     Args:
-      name: `<family>_<variant>`, one of `list_models()`, or a variant of one's own, `package.module:variant` or `file.py:variant`.
-      num_classes: Width of the head; 0 gives the pooled features.
-      image_size: Pixels, (height, width) or the side of a square; None for the variant's.
+      name: `<family>_<variant>`, one of `list_models()`, or a variant of one's own,
+        `package.module:variant` or `file.py:variant`.
+      num_classes: Width of the head; 0: the model returns pooled features.
+      image_size: Pixels, (height, width) or the side of a square; None: the variant's.
       in_channels: Channels of the images.
-      drop_path_rate: Probability, in [0, 1), that the last block drops a branch, rising from 0; None for the variant's.
-      dtype: Type of the computation, float32 or bfloat16; parameters, norms and softmax stay float32.
-      rngs: Source of the initial parameters; None for `vitlab.layers.initial.InitRngs(0)`.
+      drop_path_rate: Probability, in [0, 1), that the last block drops a branch; it rises from 0
+        over the blocks. None: the variant's.
+      dtype: Type of the computation, float32 or bfloat16; parameters, norms and softmax stay
+        float32. None: the variant's.
+      rngs: Source of the initial parameters; None: `vitlab.layers.initial.InitRngs(0)`.
       **family_fields: Fields of the family's config, checked one by one.
 
     Returns:
-      A model: `model(images [b, height, width, channels], train=False, rngs=None) -> logits [b, num_classes]`.
+      A model; `model(images, train=False, rngs=None)` maps [b, height, width, channels] to logits
+      [b, num_classes].
 
     Raises:
-      ValueError: Unknown name or field (with the near misses), a value out of bounds, or fields that cannot work together.
+      ValueError: Unknown name or field (similar names are listed), a value out of bounds, or fields
+        that cannot work together.
     """
     given = {"image_size": image_size, "drop_path_rate": drop_path_rate, "dtype": dtype if dtype is None else _name_of(dtype)}
     fields = {k: v for k, v in given.items() if v is not None} | family_fields
@@ -182,7 +191,10 @@ def create_model(
 
 
 def _name_of(dtype: DTypeLike) -> str:
-    """Canonical name of a dtype, or the text of what is none, for the config to refuse."""
+    """Returns the canonical name of a dtype.
+
+    For anything else the result is its text, which the config refuses with a message.
+    """
     try:
         return jnp.dtype(dtype).name
     except TypeError:
@@ -190,5 +202,10 @@ def _name_of(dtype: DTypeLike) -> str:
 
 
 def abstract_model(name: str, **options: Any) -> Any:
-    """A model of shapes and dtypes only, which allocates nothing; the arguments are those of `create_model`."""
+    """Returns a model of shapes and dtypes only, which allocates nothing.
+
+    Args:
+      name: As in `create_model`.
+      **options: As in `create_model`.
+    """
     return nnx.eval_shape(lambda: create_model(name, rngs=InitRngs(None), **options))

@@ -1,7 +1,4 @@
-"""SHViT (Yun and Ro, arXiv:2401.16456): large patches, and one attention head on a part of the channels.
-
-Follows the authors' code. Any image size.
-"""
+"""SHViT (Yun and Ro, arXiv:2401.16456): large patches, one attention head on some channels."""
 
 import dataclasses
 
@@ -22,7 +19,7 @@ from vitlab.models.registry import Family, Published
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SHViTConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
     partial_dims: tuple[CountOrZero, ...]  # channels that attend, per stage; 0: the stage has no attention
     preprocessing: Preprocessing = Preprocessing(crop_fraction=0.875)
@@ -34,7 +31,8 @@ class SHViTConfig(VisionConfig):
             raise ValueError(f"drop_path_rate={self.drop_path_rate} must be 0: the family has no drop path")
 
 
-# arXiv:2401.16456 table 2 and the authors' model/build.py (whose partial dims of the first stage are not used).
+# arXiv:2401.16456 table 2 and the authors' model/build.py, whose partial dims of the first stage
+# are unused.
 VARIANTS = {
     "shvit_s1": SHViTConfig(dims=(128, 224, 320), depths=(2, 4, 5), partial_dims=(0, 48, 68)),
     "shvit_s2": SHViTConfig(dims=(128, 308, 448), depths=(2, 4, 5), partial_dims=(0, 66, 96)),
@@ -51,7 +49,7 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Depthwise convolution, attention where the stage has it, feed-forward; each beside its identity."""
+    """Depthwise convolution, attention (if the stage has it) and feed-forward, all residual."""
 
     def __init__(self, config: SHViTConfig, *, stage: int, rngs: nnx.Rngs):
         dim, partial_dim, dtype = config.dims[stage], config.partial_dims[stage], config.dtype
@@ -67,7 +65,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Downsampling (but in the first stage), then the blocks."""
+    """Down-sampling (except in the first stage), then the blocks."""
 
     def __init__(self, config: SHViTConfig, *, stage: int, rngs: nnx.Rngs):
         self.remat: Remat = config.remat
@@ -82,7 +80,7 @@ class Stage(nnx.Module):
 
 
 class SHViT(VisionModel[SHViTConfig]):
-    """Stem to a sixteenth, stages; mean over the positions, batch norm, linear head."""
+    """A stem to 1/16 of the sides, stages, the mean over positions, batch norm, linear head."""
 
     def __init__(self, config: SHViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -97,16 +95,16 @@ class SHViT(VisionModel[SHViTConfig]):
         return tuple(FeatureInfo(stride=16 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage."""
+        """Returns the map at the end of each stage."""
         x = self.patch_embed(self.checked(images), train=train)
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The normalised mean over the positions of the last map; float32."""
+        """Returns the normalised mean over the positions of the last map, in float32."""
         return self.norm(features[-1].astype(jnp.float32).mean((1, 2)), train=train)
 
     def fuse(self) -> "SHViT":
-        """The network for deployment: norms and depthwise identities folded into the convolutions."""
+        """Returns the network for deployment: convolutions absorb norms and identities."""
         model = nnx.clone(self)
         fuse_sandwiches(model)
         return model

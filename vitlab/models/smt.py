@@ -1,7 +1,7 @@
 """Scale-Aware Modulation Transformer (Lin et al., arXiv:2307.08579).
 
-Follows the authors' code, whose small variant has two blocks in the last stage and 22.55 M parameters (the paper's 20.5 M fit
-one block). Any image size.
+Follows the authors' code, whose small variant has two blocks in the last stage and 22.55 M
+parameters (the paper's 20.5 M match one block). Any image size.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of the LayerNorms of blocks and stages
-EMBED_EPS = 1e-5  # of the LayerNorms of the stem and the transitions
+EPS = 1e-6  # epsilon of the LayerNorms of blocks and stages
+EMBED_EPS = 1e-5  # epsilon of the LayerNorms of the stem and the transitions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SMTConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
-    depths: tuple[Depth, ...]  # blocks per stage; the third alternates, the fourth attends, the others modulate
-    mlp_ratios: tuple[Ratio, ...] = (4.0, 4.0, 4.0, 2.0)  # MLP hidden width / dim, per stage
-    modulation_heads: Count = 4
-    attention_heads: tuple[CountOrZero, ...] = (0, 0, 8, 16)  # per stage
-    stem_kernel: Side = 3
-    layer_scale_init: float | None = None  # None: no factor on the branches
+    dims: tuple[Count, ...]  # width of each stage
+    depths: tuple[Depth, ...]  # blocks per stage; the third stage alternates, the fourth attends, the others modulate
+    mlp_ratios: tuple[Ratio, ...] = (4.0, 4.0, 4.0, 2.0)  # MLP hidden width / dim of each stage
+    modulation_heads: Count = 4  # heads of blocks that modulate
+    attention_heads: tuple[CountOrZero, ...] = (0, 0, 8, 16)  # heads per stage, for blocks that attend
+    stem_kernel: Side = 3  # side of the stem's first kernel, in pixels; odd
+    layer_scale_init: float | None = None  # initial factor on the residual branches; None: no factor
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
@@ -43,7 +43,7 @@ class SMTConfig(VisionConfig):
 
     @property
     def min_size(self) -> int:
-        return 3  # the stem's second convolution, not padded, takes two rows of the first one's map
+        return 3  # the stem's second convolution, not padded, needs two rows of the first one's map
 
     def attends(self, stage: int, block: int) -> bool:
         """Whether a block has attention instead of modulation."""
@@ -89,7 +89,7 @@ class ConvolvedAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm block of modulation or attention, and of an MLP with a convolution inside."""
+    """Pre-norm block of modulation or attention and of an MLP with a convolution inside."""
 
     def __init__(self, config: SMTConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, init = config.dims[stage], config.dtype, config.layer_scale_init
@@ -112,7 +112,7 @@ class Block(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Strided convolution, batch norm, ReLU, then a 2x2 convolution of stride 2."""
+    """A strided convolution, batch norm, ReLU, then a 2x2 convolution of stride 2."""
 
     def __init__(self, in_channels: int, dim: int, *, kernel_size: int, dtype, rngs: nnx.Rngs):
         self.conv1 = Conv(in_channels, dim, kernel_size=kernel_size, stride=2, use_bias=False, dtype=dtype, rngs=rngs)
@@ -124,7 +124,7 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Stem or strided convolution, norm, blocks, norm."""
+    """A stem or a strided convolution, then a norm, the blocks and a norm."""
 
     def __init__(self, config: SMTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -145,7 +145,7 @@ class Stage(nnx.Module):
 
 
 class SMT(VisionModel[SMTConfig]):
-    """Stages, each with its norm; mean over the positions, linear head."""
+    """Stages that end in a norm each, then the mean over the positions and a linear head."""
 
     def __init__(self, config: SMTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -160,11 +160,11 @@ class SMT(VisionModel[SMTConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=True) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The normalised map at the end of each stage."""
+        """Returns the normalised map at the end of each stage."""
         return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the positions of the last map; float32."""
+        """Returns the mean over the positions of the last map, in float32."""
         return features[-1].astype(jnp.float32).mean((1, 2))
 
 

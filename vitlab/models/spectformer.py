@@ -1,7 +1,8 @@
-"""SpectFormer (Patro et al., arXiv:2304.06446), vanilla, and GFNet (Rao et al., arXiv:2107.00645), which is spectral throughout.
+"""Vanilla SpectFormer (Patro et al., arXiv:2304.06446) and GFNet (Rao et al., arXiv:2107.00645).
 
-Follows the authors' code: a spectral block has one residual around filter and MLP together. Any image of whole patches;
-positions and filters are resampled. The hierarchical SpectFormer is `spectformer_h`.
+All blocks of GFNet are spectral. Follows the authors' code: a spectral block has one residual
+around filter and MLP together. Any image of whole patches is accepted; positions and filters are
+resampled. The hierarchical SpectFormer is in `spectformer_h`.
 """
 
 import dataclasses
@@ -20,15 +21,15 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpectFormerConfig(VisionConfig):
-    dim: Count
+    dim: Count  # width of the residual stream
     depth: Depth  # number of blocks
-    num_spectral: CountOrZero = 4  # of them at the start; the others attend
-    num_heads: Count = 1  # of the blocks that attend
+    num_spectral: CountOrZero = 4  # the first so many blocks are spectral, the others attend
+    num_heads: Count = 1  # heads of the blocks that attend
     patch_size: Side = 16  # pixels per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
 
@@ -43,17 +44,18 @@ class SpectFormerConfig(VisionConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches, rows and columns."""
+        """Rows and columns of patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def num_class_tokens(self) -> int:
-        """The position embedding begins with the patches."""
+        """The position embedding has no class token; it starts with the patches."""
         return 0
 
 
-# arXiv:2304.06446 table 1 and the authors' vanilla_architecture/main_spectformer.py; the heads of base are not stated in it
-# (its comment's 12 does not divide 512). GFNet: arXiv:2107.00645 table 1.
+# arXiv:2304.06446 table 1 and the authors' vanilla_architecture/main_spectformer.py. It does not
+# state the heads of base (the 12 of its comment does not divide 512). GFNet: arXiv:2107.00645 table
+# 1.
 VARIANTS = {
     "spectformer_tiny": SpectFormerConfig(dim=256, depth=12, num_heads=4),
     "spectformer_xs": SpectFormerConfig(dim=384, depth=12, num_heads=6),
@@ -110,7 +112,10 @@ class AttentionBlock(nnx.Module):
 
 
 class SpectFormer(VisionModel[SpectFormerConfig]):
-    """Patches with positions, spectral blocks, attention blocks; norm, mean over the patches, linear head."""
+    """Patches with positions, spectral blocks, attention blocks.
+
+    The head is a norm, the mean over the patches and a linear map.
+    """
 
     def __init__(self, config: SpectFormerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -129,7 +134,7 @@ class SpectFormer(VisionModel[SpectFormerConfig]):
         return (FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=False),)
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map after the last block, not normalised."""
+        """Returns the map after the last block, not normalised."""
         x = self.patch_embed(self.checked(images))
         _, h, w, c = x.shape
         position = resample(self.pos_embed[...], self.config.grid, (h, w))
@@ -138,7 +143,7 @@ class SpectFormer(VisionModel[SpectFormerConfig]):
         return Features([x])
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised patches; float32."""
+        """Returns the mean over the normalised patches, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

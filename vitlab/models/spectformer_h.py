@@ -1,8 +1,8 @@
-"""Hierarchical SpectFormer (Patro et al., arXiv:2304.06446): spectral gating early, attention late, a class token at the end.
+"""Hierarchical SpectFormer (Patro et al., arXiv:2304.06446): spectral gating, then attention.
 
-Follows the authors' code, whose networks were trained with token labels: the logits are those of the class token plus half
-the largest that the auxiliary head gives any patch. Any image size; filters are resampled. The published accuracies need the
-labels of the tokens, which the recipe here lacks.
+Follows the authors' code, whose networks were trained with token labels: logits are the class
+token's plus half of each class's largest logit of the auxiliary head over patches. Any image size;
+filters are resampled. The published accuracies need token labels, which the recipe here lacks.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of the LayerNorms of blocks and stages
-EMBED_EPS = 1e-5  # of the LayerNorms of the stem and the transitions
+EPS = 1e-6  # epsilon of the LayerNorms of blocks and stages
+EMBED_EPS = 1e-5  # epsilon of the LayerNorms of the stem and the transitions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpectFormerHConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[CountOrZero, ...]  # per stage; 0: spectral gating instead of attention
-    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
-    stem_dim: Count = 64
+    num_heads: tuple[CountOrZero, ...]  # heads per stage; 0: spectral gating instead of attention
+    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim of each stage
+    stem_dim: Count = 64  # width of the stem
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
@@ -39,7 +39,7 @@ class SpectFormerHConfig(VisionConfig):
         self.check_stages("depths", "dims", "num_heads", "mlp_ratios")
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of a stage's map at the configured size."""
+        """Returns rows and columns of a stage's map at the configured image size."""
         stride = 4 * 2**stage
         return -(-self.image_size[0] // stride), -(-self.image_size[1] // stride)
 
@@ -59,7 +59,10 @@ PUBLISHED = {
 
 
 class SplitAttention(nnx.Module):
-    """Global attention with separate projections of the queries and of keys and values; with `only_first` only it asks."""
+    """Global attention with one projection for queries and one for keys and values.
+
+    With `only_first` the first token is the only query.
+    """
 
     def __init__(self, dim: int, *, num_heads: int, only_first: bool = False, dtype, rngs: nnx.Rngs):
         self.num_heads, self.head_dim, self.only_first = num_heads, head_dim_of(dim, num_heads), only_first
@@ -75,7 +78,7 @@ class SplitAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)); attn is a spectral gate early."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)); attn is a spectral gate in early stages."""
 
     def __init__(self, config: SpectFormerHConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, heads, dtype = config.dims[stage], config.num_heads[stage], config.dtype
@@ -98,7 +101,7 @@ class Block(nnx.Module):
 
 
 class ClassBlock(nnx.Module):
-    """Only the first token is changed: it attends to all, then its MLP."""
+    """Updates the first token only: it attends to all tokens and passes an MLP."""
 
     def __init__(self, dim: int, *, num_heads: int, mlp_ratio: float, dtype, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
@@ -113,7 +116,7 @@ class ClassBlock(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Three normalised convolutions, the first strided."""
+    """Three convolutions, each followed by batch norm and ReLU; the first one is strided."""
 
     def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.convs = nnx.List(
@@ -131,7 +134,7 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Strided convolution, norm, blocks, and a norm after all but the last stage."""
+    """A strided convolution, a norm and blocks, then a norm except in the last stage."""
 
     def __init__(self, config: SpectFormerHConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -151,7 +154,10 @@ class Stage(nnx.Module):
 
 
 class SpectFormerH(VisionModel[SpectFormerHConfig]):
-    """Stem, stages, a class block on the mean token; norm, a head for it and one for the patches."""
+    """A stem, stages, and a class block that starts from the mean token.
+
+    After a norm, one head takes the class token and an auxiliary head the patches.
+    """
 
     def __init__(self, config: SpectFormerHConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -171,21 +177,24 @@ class SpectFormerH(VisionModel[SpectFormerHConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=i < last) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; all but the last one are normalised."""
+        """Returns the map at the end of each stage; all but the last are normalised."""
         x = self.stem(self.checked(images), train=train)
         return run_stages(self.stages, x, train=train, rngs=rngs)
 
     def tokens(self, features: Features) -> Float[Array, "b n d"]:
-        """The normalised class token and patches."""
+        """Returns the normalised tokens: the class token, then the patches."""
         patches = features[-1].reshape(features[-1].shape[0], -1, features[-1].shape[-1])
         return self.norm(self.class_block(jnp.concatenate((patches.mean(1, keepdims=True), patches), 1)))
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The class token; float32."""
+        """Returns the class token, in float32."""
         return self.tokens(features)[:, 0].astype(jnp.float32)
 
     def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b k"]]:
-        """The class token's logits plus half of each class's largest among the patches; both heads are trained as one."""
+        """Returns the class token's logits plus half of each class's largest logit over patches.
+
+        One loss trains both heads.
+        """
         tokens = self.tokens(self.features(images, train=train, rngs=rngs)).astype(jnp.float32)
         if self.head is None or self.aux_head is None:
             return (tokens[:, 0],)

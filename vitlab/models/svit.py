@@ -1,7 +1,8 @@
-"""SViT, Vision Transformer with Super Token Sampling (Huang et al., arXiv:2211.11167); its repository is named STViT.
+"""SViT (Huang et al., arXiv:2211.11167): Vision Transformer with Super Token Sampling.
 
-Follows the authors' code. Any image size: maps are padded to whole cells of super tokens. Convolutions begin with He's normal and
-pointwise ones with a normal of 0.02, instead of torch's uniform default.
+The authors' repository is named STViT. Follows the authors' code. Any image size: maps are padded
+to whole cells of super tokens. Convolutions start with He's normal distribution and pointwise ones
+with a normal one of deviation 0.02, instead of torch's uniform default.
 """
 
 import dataclasses
@@ -20,16 +21,16 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SViTConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
-    cell_sizes: tuple[Side, ...] = (8, 4, 1, 1)  # tokens per side of a super token's cell; 1: global attention
-    layer_scale_init: tuple[float | None, ...] = (None, None, None, None)  # per stage; None: no factor on the branches
+    num_heads: tuple[Count, ...]  # heads of each stage
+    cell_sizes: tuple[Side, ...] = (8, 4, 1, 1)  # tokens per side of a super token's cell, per stage; 1: global attention
+    layer_scale_init: tuple[float | None, ...] = (None, None, None, None)  # initial factor on branches, per stage; None: no factor
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     head_dim: Count = 1024  # width of the projection before pooling
     drop_path_rate: Rate = 0.1
@@ -40,7 +41,8 @@ class SViTConfig(VisionConfig):
 
 
 _LATE = (None, None, 1e-6, 1e-6)
-# arXiv:2211.11167 table 1; drop path and layer scale: the authors' README and models/stvit.py.
+# arXiv:2211.11167 table 1. Drop path and layer scale are from the authors' README and
+# models/stvit.py.
 VARIANTS = {
     "svit_small": SViTConfig(dims=(64, 128, 320, 512), depths=(3, 5, 9, 3), num_heads=(1, 2, 5, 8)),
     "svit_base": SViTConfig(
@@ -50,7 +52,7 @@ VARIANTS = {
         dims=(96, 192, 448, 640), depths=(4, 7, 19, 8), num_heads=(2, 3, 7, 10), layer_scale_init=_LATE, drop_path_rate=0.6
     ),
 }
-# The authors' counts have 162 more a block: fixed one-hot kernels that their code holds as parameters.
+# The authors' counts have 162 more per block: fixed one-hot kernels stored as parameters.
 _SOURCE = "github.com/hhb072/STViT README; counts without the fixed one-hot kernels, 162 a block"
 PUBLISHED = {
     "svit_small": Published(params=25_495_624, gmacs=4.35, top1=83.6, source=_SOURCE),
@@ -60,7 +62,7 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Position encoding, then attention after LayerNorm and MLP after batch norm."""
+    """A position encoding, then attention after a LayerNorm and an MLP after a batch norm."""
 
     def __init__(self, config: SViTConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, init = config.dims[stage], config.dtype, config.layer_scale_init[stage]
@@ -81,7 +83,7 @@ class Block(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Four 3x3 convolutions of strides 2, 1, 2, 1, each followed by GELU and then by batch norm."""
+    """Four 3x3 convolutions of strides 2, 1, 2, 1, each followed by GELU and batch norm."""
 
     def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
         dims = (in_channels, dim // 2, dim // 2, dim, dim)
@@ -95,7 +97,7 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """A strided convolution and batch norm (but in the first stage), then the blocks."""
+    """A strided convolution and batch norm (except in the first stage), then the blocks."""
 
     def __init__(self, config: SViTConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
@@ -112,7 +114,7 @@ class Stage(nnx.Module):
 
 
 class SViT(VisionModel[SViTConfig]):
-    """Stages; projection, batch norm, swish, mean over the positions, linear head."""
+    """Stages, then a projection, batch norm, swish, the mean over positions and a linear head."""
 
     def __init__(self, config: SViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -130,12 +132,12 @@ class SViT(VisionModel[SViTConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage."""
+        """Returns the map at the end of each stage."""
         x = self.patch_embed(self.checked(images), train=train)
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the projected positions of the last map; float32."""
+        """Returns the mean over the projected positions of the last map, in float32."""
         return jax.nn.silu(self.norm(self.proj(features[-1]), train=train)).astype(jnp.float32).mean((1, 2))
 
 

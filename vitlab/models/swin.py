@@ -1,7 +1,7 @@
 """Swin Transformer (Liu et al., arXiv:2103.14030).
 
-Follows the authors' code. Any image size: the image is padded to whole patches and each map to whole windows, as in
-their detection code; see `WindowAttention` and `PatchMerging`.
+Follows the authors' code. Any image size: the image is padded to whole patches and each map to
+whole windows, as in the authors' detection code; see `WindowAttention` and `PatchMerging`.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SwinConfig(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     patch_size: Side = 4  # pixels per side
     window_size: Side = 7  # tokens per side
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    implementation: str | None = None  # of pallas_kernels.window_attention
+    implementation: str | None = None  # a key of window_attention.QKV_IMPLEMENTATIONS; None: the first that can run
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
@@ -43,7 +43,8 @@ class SwinConfig(VisionConfig):
         return tuple(self.dim * 2**i for i in range(len(self.depths)))
 
 
-# arXiv:2103.14030 section 3.3; drop path: the authors' configs/swin/*.yaml (large: their ImageNet-22k fine-tuning).
+# arXiv:2103.14030 section 3.3. Drop path rates are from the authors' configs/swin/*.yaml (large:
+# their ImageNet-22k fine-tuning).
 VARIANTS = {
     "swin_tiny": SwinConfig(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.2),
     "swin_small": SwinConfig(dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.3),
@@ -60,7 +61,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)); every second block shifts its windows."""
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+    Every second block shifts its windows.
+    """
 
     def __init__(self, config: SwinConfig, *, stage: int, shifted: bool, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -84,7 +88,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patch merging (but in the first stage), then the blocks."""
+    """Patch merging (except in the first stage), then the blocks."""
 
     def __init__(self, config: SwinConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         merge = PatchMerging(config.dims[stage - 1], eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
@@ -102,7 +106,7 @@ class Stage(nnx.Module):
 
 
 class Swin(VisionModel[SwinConfig]):
-    """Four stages of shifted-window blocks; norm, mean over the tokens, linear head."""
+    """Stages of shifted-window blocks, then a norm, the mean over tokens and a linear head."""
 
     def __init__(self, config: SwinConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -119,12 +123,12 @@ class Swin(VisionModel[SwinConfig]):
         return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.patch_embed(pad_to_multiple(self.checked(images), self.config.patch_size))
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised tokens of the last map; float32."""
+        """Returns the mean over the normalised tokens of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

@@ -1,7 +1,7 @@
 """Swin Transformer V2 (Liu et al., arXiv:2111.09883).
 
-Follows the authors' code. Any image size, as in Swin. Windows have at most the side of the stage's map at the configured
-`image_size`, which also sets the scale of the continuous bias.
+Follows the authors' code. Any image size, as in Swin. Windows have at most the side of the stage's
+map at the configured `image_size`, which also sets the scale of the continuous bias.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ from vitlab.models.contract import Images, ImageSize, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SwinV2Config(VisionConfig):
     dim: Count  # width of the first stage; each next stage doubles it
     depths: tuple[Depth, ...]  # blocks per stage
-    num_heads: tuple[Count, ...]
+    num_heads: tuple[Count, ...]  # heads of each stage
     patch_size: Side = 4  # pixels per side
     window_size: Side = 8  # tokens per side
-    pretrained_window_sizes: tuple[SideOrZero, ...] | None = None  # per stage, of the checkpoint that is fine-tuned
+    pretrained_window_sizes: tuple[SideOrZero, ...] | None = None  # window sides of a fine-tuned checkpoint, per stage; None: this one's
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    implementation: str | None = None  # of pallas_kernels.window_attention
+    implementation: str | None = None  # a key of window_attention.IMPLEMENTATIONS; None: the first that can run
     image_size: ImageSize = (256, 256)
     drop_path_rate: Rate = 0.2
 
@@ -48,7 +48,7 @@ class SwinV2Config(VisionConfig):
         return tuple(self.dim * 2**i for i in range(len(self.depths)))
 
     def window_of(self, stage: int) -> int:
-        """Tokens per side of a stage's window."""
+        """Returns the tokens per side of a stage's window."""
         return min(self.window_size, -(-max(self.image_size) // (self.patch_size * 2**stage)))
 
 
@@ -90,7 +90,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """Res-post-norm block: x + norm1(attn(x)), then x + norm2(mlp(x)); every second block shifts its windows."""
+    """Res-post-norm block: x + norm1(attn(x)), then x + norm2(mlp(x)).
+
+    Every second block shifts its windows.
+    """
 
     def __init__(self, config: SwinV2Config, *, stage: int, shifted: bool, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype, window = config.dims[stage], config.dtype, config.window_of(stage)
@@ -115,7 +118,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patch merging (but in the first stage), then the blocks."""
+    """Patch merging (except in the first stage), then the blocks."""
 
     def __init__(self, config: SwinV2Config, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         merge = PatchMerging(config.dims[stage - 1], norm_last=True, eps=EPS, dtype=config.dtype, rngs=rngs) if stage else None
@@ -133,7 +136,7 @@ class Stage(nnx.Module):
 
 
 class SwinV2(VisionModel[SwinV2Config]):
-    """Four stages of shifted-window blocks; norm, mean over the tokens, linear head."""
+    """Stages of shifted-window blocks, then a norm, the mean over tokens and a linear head."""
 
     def __init__(self, config: SwinV2Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -150,12 +153,12 @@ class SwinV2(VisionModel[SwinV2Config]):
         return tuple(FeatureInfo(stride=self.config.patch_size * 2**i, dim=dim, normalised=False) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage; the last one is not normalised."""
+        """Returns the map at the end of each stage; the last map is not normalised."""
         x = self.patch_embed(pad_to_multiple(self.checked(images), self.config.patch_size))
         return run_stages(self.layers, x, train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the normalised tokens of the last map; float32."""
+        """Returns the mean over the normalised tokens of the last map, in float32."""
         return self.norm(features[-1]).astype(jnp.float32).mean((1, 2))
 
 

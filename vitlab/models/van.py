@@ -1,6 +1,7 @@
 """Visual Attention Network (Guo et al., arXiv:2202.09741).
 
-Follows the authors' code, also in the third stage of b6, 384 wide, where the pattern of b5 would have 480. Any image size.
+Follows the authors' code, also in the third stage of b6, which is 384 wide, although b5 has 480.
+Any image size.
 """
 
 import dataclasses
@@ -17,15 +18,15 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VANConfig(VisionConfig):
-    dims: tuple[Count, ...]  # width per stage
+    dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Depth, ...]  # blocks per stage
-    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim, per stage
-    layer_scale_init: float = 1e-2
+    mlp_ratios: tuple[Ratio, ...] = (8.0, 8.0, 4.0, 4.0)  # MLP hidden width / dim of each stage
+    layer_scale_init: float = 1e-2  # initial factor on the residual branches
     drop_path_rate: Rate = 0.1
 
     def __post_init__(self):
@@ -33,7 +34,7 @@ class VANConfig(VisionConfig):
         self.check_stages("depths", "dims", "mlp_ratios")
 
 
-# arXiv:2202.09741 table 2; b4 to b6: the authors' models/van.py.
+# arXiv:2202.09741 table 2; b4 to b6 are from the authors' models/van.py.
 VARIANTS = {
     "van_b0": VANConfig(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2)),
     "van_b1": VANConfig(dims=(64, 128, 320, 512), depths=(2, 2, 4, 2)),
@@ -57,7 +58,10 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)); batch norms, a factor per channel on each branch."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)), with batch norms.
+
+    Each branch has a factor per channel.
+    """
 
     def __init__(self, config: VANConfig, *, stage: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -75,7 +79,7 @@ class Block(nnx.Module):
 
 
 class OverlapPatchEmbed(nnx.Module):
-    """Strided convolution, then batch norm."""
+    """A strided convolution, then a batch norm."""
 
     def __init__(self, in_dim: int, dim: int, *, kernel_size: int, stride: int, dtype, rngs: nnx.Rngs):
         self.proj = Conv(in_dim, dim, kernel_size=kernel_size, stride=stride, dtype=dtype, rngs=rngs)
@@ -86,7 +90,7 @@ class OverlapPatchEmbed(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patch embedding, blocks, LayerNorm."""
+    """A patch embedding, blocks and a LayerNorm."""
 
     def __init__(self, config: VANConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
@@ -104,7 +108,7 @@ class Stage(nnx.Module):
 
 
 class VAN(VisionModel[VANConfig]):
-    """Stages, each with its norm; mean over the positions, linear head."""
+    """Stages that end in a norm each, then the mean over the positions and a linear head."""
 
     def __init__(self, config: VANConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -118,11 +122,11 @@ class VAN(VisionModel[VANConfig]):
         return tuple(FeatureInfo(stride=4 * 2**i, dim=dim, normalised=True) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The normalised map at the end of each stage."""
+        """Returns the normalised map at the end of each stage."""
         return run_stages(self.stages, self.checked(images), train=train, rngs=rngs)
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The mean over the positions of the last map; float32."""
+        """Returns the mean over the positions of the last map, in float32."""
         return features[-1].astype(jnp.float32).mean((1, 2))
 
 

@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh that a run computes on, and what its processes agree on."""
+"""Devices and processes: the mesh that a run computes on, and agreement between processes."""

@@ -1,7 +1,7 @@
-"""Many processes, one a host or one a GPU: how they find each other, and what they have to agree on.
+"""Many processes, one per host or one per GPU: how they connect, and how they agree.
 
-Every process runs the same program; what is said here to be called by all must be called by all, in the same order. With one
-process nothing is sent.
+Every process runs the same program. All processes must call the functions that say so, in the same
+order. With one process nothing is sent.
 """
 
 import importlib.util
@@ -24,25 +24,31 @@ from vitlab.parallel.mesh import batch_sharding, make_mesh, replicated
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_TEXT_SIZE = 1000  # bytes of a message that processes send each other
+_TEXT_SIZE = 1000  # size of a message between processes, in bytes
 _RANKS = {"SLURM": ("SLURM_NTASKS", "SLURM_PROCID"), "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The flags of `initialize`."""
+    """Adds the flags of `initialize`."""
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, where the launcher does not tell")
     parser.add_argument("--num_processes", type=int, help="of the run, where the launcher does not tell")
     parser.add_argument("--process_id", type=int, help="of this process, from 0, where the launcher does not tell")
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes of the run, if there are any; to be called before anything is computed.
+    """Joins the other processes of the run, if there are any, before anything is computed.
 
-    With flags: as they say; numbers that are missing are those of SLURM or Open MPI. Without: under SLURM's `srun`, Open MPI's
-    `mpirun` and on a Cloud TPU, JAX finds out. Otherwise the process is alone.
+    With flags, missing numbers are taken from SLURM or Open MPI. Without flags, JAX finds the
+    processes under SLURM's `srun`, Open MPI's `mpirun` and on a Cloud TPU; anywhere else the
+    process is alone.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      num_processes: Number of processes of the run.
+      process_id: Number of this process, from 0.
 
     Raises:
-      ConfigError: The flags are incomplete, or the others cannot be found.
+      ConfigError: The flags are incomplete, or the other processes cannot be found.
     """
     ranks = _launched(os.environ)
     if coordinator is not None or num_processes is not None or process_id is not None:
@@ -54,7 +60,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
             raise ConfigError(f"--process_id={index} must be in [0, --num_processes={count})")
         flags: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
         if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
-            flags["local_device_ids"] = [int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])]  # JAX asks only Open MPI 4 itself
+            flags["local_device_ids"] = [int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])]  # JAX reads only Open MPI 4's number itself
         _join(flags)
     elif ranks is not None and ranks[0] > 1:
         if "OMPI_COMM_WORLD_SIZE" in os.environ and "OMPI_MCA_orte_hnp_uri" not in os.environ:
@@ -70,24 +76,24 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is process 0, which writes and prints."""
     return jax.process_index() == 0
 
 
 def on_first(fn: Callable[[], T]) -> T | None:
-    """Calls `fn` on process 0, while the others wait; to be called by all.
+    """Calls `fn` on process 0 while the others wait; all processes must call this.
 
     Raises:
-      ConfigError: That of process 0, on all.
+      ConfigError: On all processes, if process 0 raised it.
     """
     return everywhere(fn if is_first() else lambda: None)
 
 
 def everywhere(fn: Callable[[], T]) -> T:
-    """Calls `fn`; to be called by all.
+    """Calls `fn` on every process; all processes must call this.
 
     Raises:
-      ConfigError: On all, if one of them raised it.
+      ConfigError: On all processes, if one of them raised it.
     """
     value, error = None, None
     try:
@@ -101,7 +107,10 @@ def everywhere(fn: Callable[[], T]) -> T:
 
 
 def first_error(message: str) -> str:
-    """The first message that is not empty, with the number of its process; to be called by all."""
+    """Returns the first message that is not empty, with its process.
+
+    All processes must call this.
+    """
     if jax.process_count() == 1:
         return message
     text = np.frombuffer(message.encode()[:_TEXT_SIZE].ljust(_TEXT_SIZE, b"\0"), np.uint8)
@@ -110,7 +119,7 @@ def first_error(message: str) -> str:
 
 
 def from_first(value: T) -> T:
-    """The JSON value of process 0; to be called by all."""
+    """Returns process 0's JSON value; all processes must call this."""
     if jax.process_count() == 1:
         return value
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -121,10 +130,10 @@ def from_first(value: T) -> T:
 
 
 def check_same(what: str, value: Any) -> None:
-    """Refuses a JSON value that is not that of process 0; to be called by all.
+    """Refuses a JSON value that differs from process 0's; all processes must call this.
 
     Raises:
-      ConfigError: On all, if it differs on one of them.
+      ConfigError: On all processes, if the value differs on one of them.
     """
     text = json.dumps(value, sort_keys=True)
     message = first_error("" if from_first(text) == text else f"has another {what} than process 0")
@@ -133,13 +142,18 @@ def check_same(what: str, value: Any) -> None:
 
 
 class Vote:
-    """Whether to stop, asked by all processes between steps and answered alike: yes, once one of them was asked to stop.
+    """Agreement of all processes, between steps, on whether to stop.
 
-    Answers the question before the last, so that no process waits for another beyond the step they compute together.
+    The answer is yes once one process was asked to stop. Each call answers the question of the call
+    before, so that no process waits for another beyond the step that they compute together.
     """
 
     def __init__(self, wish: Callable[[], bool]):
-        """`wish` is this process's own."""
+        """Creates the vote.
+
+        Args:
+          wish: Says whether this process was asked to stop.
+        """
         self._wish, self._agreed, self._pending = wish, False, None
         if jax.process_count() > 1:
             mesh = make_mesh()
@@ -147,7 +161,7 @@ class Vote:
             self._any = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def __call__(self) -> bool:
-        """To be called by all."""
+        """Returns whether all processes stop; all processes must call this."""
         if jax.process_count() == 1:
             return self._wish()
         if not self._agreed:
@@ -158,7 +172,7 @@ class Vote:
 
 
 def _launched(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """Number of processes and of this one, as SLURM or Open MPI tell their processes."""
+    """Returns the number of processes and this process's number, as SLURM or Open MPI give them."""
     for count, index in _RANKS.values():
         if count in environment and index in environment and ("SLURM" not in count or "SLURM_STEP_NODELIST" in environment):
             return int(environment[count]), int(environment[index])

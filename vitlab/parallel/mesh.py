@@ -1,6 +1,7 @@
-"""All devices of all processes as one mesh: a batch is split over its axes `data` and `fsdp`, large parameters over `fsdp`.
+"""All devices of all processes as one mesh with the axes `data`, `fsdp` and `tensor`.
 
-Devices along its third axis, `tensor`, have the same images, and parts of the parameters that the model's family names.
+A batch is split over `data` and `fsdp`, large parameters over `fsdp`. Devices along `tensor` have
+the same images, and parts of those parameters that the model's family names.
 """
 
 import collections
@@ -18,15 +19,21 @@ from vitlab.config import ConfigError
 from vitlab.tree import leaf_names
 
 TensorSplit = Mapping[str, tuple[str | None, ...]]  # see vitlab/layers/tensor_split.py
-FSDP_FLOOR = 2**16  # elements; a smaller array costs more to gather than to keep everywhere
+FSDP_FLOOR = 2**16  # elements; a smaller array costs more to gather than to store on every device
 
 
 def make_mesh(*, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Axes `data`, `fsdp` and `tensor` over these devices; over all of all processes by default.
+    """Returns the mesh with the axes `data`, `fsdp` and `tensor`.
+
+    Args:
+      fsdp: Devices along `fsdp`.
+      tensor: Devices along `tensor`.
+      devices: Devices of the mesh; None: all devices of all processes.
 
     Raises:
-      ConfigError: The devices are not a multiple of `fsdp` * `tensor`, or cannot be laid out so; or a process has more of them than
-        another, or has parts of groups of `tensor` devices, so that a batch cannot be split evenly over the processes.
+      ConfigError: The number of devices is not a multiple of `fsdp` * `tensor`, or they cannot be
+        laid out so; or processes have different numbers of devices, or parts of groups of `tensor`
+        devices, so that a batch cannot be split evenly over processes.
     """
     if devices is None:
         devices = jax.devices()
@@ -38,17 +45,18 @@ def make_mesh(*, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None =
     shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
     try:
         mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
-    except NotImplementedError as error:  # links of a TPU slice that no such rings fit on
+    except NotImplementedError as error:  # the links of a TPU slice do not form these rings
         raise ConfigError(f"the devices cannot be laid out with mesh.fsdp={fsdp} and mesh.tensor={tensor}; try others") from error
     parts_of_batch(_processes(mesh))
     return mesh
 
 
 def state_shardings(state: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:
-    """Where each array lies; optimizer state follows its parameters, whose names and shapes it has.
+    """Returns the sharding of each array; optimizer state follows its parameters' names and shapes.
 
-    Over `tensor` as `split`, the family's, says of its name, where that divides; and, if it has at least `FSDP_FLOOR` elements, over
-    `fsdp` along the longest other dimension that it divides.
+    An array is split over `tensor` as `split`, the family's table, says for its name, if the axis
+    divides the dimension. An array of at least `FSDP_FLOOR` elements is also split over `fsdp`,
+    along the longest other dimension that `fsdp` divides.
     """
 
     def sharding(name: str, x: Any) -> NamedSharding:
@@ -67,24 +75,27 @@ def state_shardings(state: Any, mesh: Mesh, split: TensorSplit | None = None) ->
 
 
 def named_axes(name: str, shape: tuple[int, ...], split: TensorSplit) -> tuple[str | None, ...]:
-    """The axes that `split` names for an array; one of other rank, as of a factored moment, lies over none."""
+    """Returns the axes that `split` names for an array.
+
+    An array of another rank, such as a factored moment, is split over none.
+    """
     found = (axes for regex, axes in split.items() if len(axes) == len(shape) and re.search(regex, name))
     return next(found, (None,) * len(shape))
 
 
 def sharded_shapes(tree: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:
-    """Shapes and dtypes with the sharding that `state_shardings` gives them."""
+    """Returns shapes and dtypes with the sharding that `state_shardings` gives."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, state_shardings(tree, mesh, split))
 
 
 def share_of_device(tree: Any) -> float:
-    """The part of the elements of a tree of `sharded_shapes` that one device has."""
+    """Returns the share of elements of a tree of `sharded_shapes` that one device has."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves) / sum(x.size for x in leaves)
 
 
 def place(tree: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:
-    """Arrays that every process has, sent to the devices as `state_shardings` says."""
+    """Sends arrays that every process has to the devices, as `state_shardings` lays them out."""
 
     def send(x: Any, sharding: NamedSharding) -> jax.Array:
         x = np.asarray(x)
@@ -94,36 +105,47 @@ def place(tree: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding in which every device has the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first dimension is split over the devices, but for those along `tensor`, which have the same."""
+    """Returns the sharding of a batch: the first dimension over `data` and `fsdp`.
+
+    Devices along `tensor` have the same rows.
+    """
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Sends this process's part of a batch (see `part_of_process`) to its devices; all processes make one global batch."""
+    """Sends this process's part of a batch to its devices; all processes make one global batch.
+
+    Args:
+      batch: This process's rows of each array, see `part_of_process`.
+      mesh: The mesh.
+    """
     return {k: jax.make_array_from_process_local_data(batch_sharding(mesh), v) for k, v in batch.items()}
 
 
 def part_of_process(mesh: Mesh) -> tuple[int, int]:
-    """Which part of each batch this process reads, and of how many; processes along `tensor` read the same."""
+    """Returns which part of each batch this process reads, and the number of parts.
+
+    Processes along `tensor` read the same part.
+    """
     parts = parts_of_batch(_processes(mesh))
     return parts[jax.process_index()], max(parts.values()) + 1
 
 
 def _processes(mesh: Mesh) -> Int[np.ndarray, "groups tensor"]:
-    """Number of the process of each device; a group has the same rows of a batch."""
+    """Returns each device's process number; devices of a group have the same rows of a batch."""
     return np.array([device.process_index for device in mesh.devices.flat]).reshape(-1, mesh.shape["tensor"])
 
 
 def parts_of_batch(processes: Int[np.ndarray, "groups tensor"]) -> dict[int, int]:
-    """The part of a batch that each process reads, by the number of the process.
+    """Returns the part of a batch that each process reads, by process number.
 
     Args:
-      processes: That each device belongs to; those in a row have the same images.
+      processes: Process number of each device; devices of one row have the same images.
 
     Raises:
       ConfigError: The parts would overlap, or differ in size.
@@ -140,7 +162,7 @@ def check_divides(name: str, batch_size: int, mesh: Mesh) -> None:
     """Refuses a batch that cannot be split evenly.
 
     Raises:
-      ConfigError: The message has a batch size that can.
+      ConfigError: The batch size does not fit; the message has one that does.
     """
     tensor = mesh.shape["tensor"]
     count = mesh.size // tensor

@@ -1,1 +1,4 @@
-"""Parts of a user's own, in a package outside of vitlab's tree: what CONTRIBUTING.md describes, and `tests/test_plugins.py` runs."""
+"""Parts of a user's own, in a package outside of vitlab, as CONTRIBUTING.md describes them.
+
+`tests/test_plugins.py` runs them.
+"""

@@ -25,7 +25,7 @@ class SmallConfig(VisionConfig):
 
 
 class Small(VisionModel[SmallConfig]):
-    """Patches by a convolution, batch norm, dropout, the mean over the map, a linear head."""
+    """A strided convolution, batch norm, dropout, the mean over the map, a linear head."""
 
     def __init__(self, config: SmallConfig, *, rngs: nnx.Rngs):
         self.config = config

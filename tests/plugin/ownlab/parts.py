@@ -9,7 +9,7 @@ from flax import nnx
 
 
 class Shift(nnx.Module):
-    """Half of the channels moved by some tokens to the right, then a linear layer."""
+    """Moves half of the channels some tokens to the right, then applies a linear layer."""
 
     def __init__(self, dim, *, num_heads, tokens=1, dtype=jnp.float32, rngs):
         del num_heads
@@ -53,11 +53,11 @@ def open_stripes(split, *, data_dir, name):
 
 
 def focal(logits, targets):
-    """Cross-entropy that counts less where the network is sure (Lin et al., arXiv:1708.02002, gamma 2)."""
+    """Cross-entropy with less weight where the network is sure (arXiv:1708.02002, gamma 2)."""
     log_p = jax.nn.log_softmax(logits)
     return -(targets * (1 - jnp.exp(log_p)) ** 2 * log_p).sum(-1)
 
 
 def likelihood(logits, labels):
-    """The probability of the right class."""
+    """Returns the probability of the right class."""
     return jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=-1)[:, 0]

@@ -1,1 +1,1 @@
-"""One name map a family: how the tensors of its published checkpoints are called here."""
+"""Name maps, one per family: tensor names of published checkpoints -> names here."""

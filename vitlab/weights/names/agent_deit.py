@@ -1,4 +1,4 @@
-"""Names of LeapLabTHU/Agent-Attention's DeiT checkpoints, and the layout of the biases that its Swin and PVT share."""
+"""Names of LeapLabTHU/Agent-Attention's DeiT checkpoints; biases as in its Swin and PVT."""
 
 from vitlab.weights.rules import Axes, NameMap, Rule
 

@@ -1,4 +1,4 @@
-"""Names of LeapLabTHU/Agent-Attention's PVT checkpoints, whose stages are counted from 1."""
+"""Names of LeapLabTHU/Agent-Attention's PVT checkpoints, which count stages from 1."""
 
 from vitlab.weights.names import agent_deit, inline_pvt
 from vitlab.weights.rules import NameMap

@@ -1,4 +1,4 @@
-"""Names of LeapLabTHU/Agent-Attention's Swin checkpoints: those of Swin's authors, and the biases of the agents."""
+"""Names of LeapLabTHU/Agent-Attention's Swin checkpoints: Swin's names, and the agents' biases."""
 
 from vitlab.weights.names import agent_deit, swin
 from vitlab.weights.rules import NameMap

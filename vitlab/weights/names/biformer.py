@@ -1,4 +1,7 @@
-"""Names of rayleizhu/BiFormer's checkpoints; in the Swin layout the blocks are one level deeper and norms come first."""
+"""Names of rayleizhu/BiFormer's checkpoints.
+
+In the Swin layout the blocks are one level deeper and norms come first.
+"""
 
 from vitlab.weights.rules import NameMap, Rule
 

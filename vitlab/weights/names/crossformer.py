@@ -1,4 +1,4 @@
-"""Names of cheerss/CrossFormer's checkpoints, where the merging stands at the end of the stage before."""
+"""Names of cheerss/CrossFormer's checkpoints, whose merging ends the stage before."""
 
 from vitlab.weights.rules import NameMap, Rule
 
@@ -12,6 +12,6 @@ MAPS = (
             Rule(".pos.pos{i}.0.", ".pos.norms.{i-1}."),
             Rule(".pos.pos{i}.2.", ".pos.layers.{i-1}."),
         ),
-        ignored=(r"\.biases$", r"relative_position_index$", r"attn_mask$"),  # follow from the group size
+        ignored=(r"\.biases$", r"relative_position_index$", r"attn_mask$"),  # these follow from the group size
     ),
 )

@@ -1,4 +1,7 @@
-"""Names of timm's `crossvit_*` and of IBM/CrossViT's checkpoints (which have `pos_embed.0` for `pos_embed_0`)."""
+"""Names of timm's `crossvit_*` and of IBM/CrossViT's checkpoints.
+
+IBM's have `pos_embed.0` for timm's `pos_embed_0`.
+"""
 
 from vitlab.weights.rules import NameMap, Rule
 

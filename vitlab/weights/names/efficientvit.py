@@ -17,7 +17,7 @@ MAPS = (
             Rule(".blocks.{j}.ffn{i}.m.", ".blocks.{j}.ffn{i}."),
             Rule(".mixer.m.attn.", ".mixer."),
             Rule(".mixer.proj.1.", ".mixer.proj."),
-            Rule(".attention_biases$", ".attention_biases$", SquareTable(heads_first=True)),  # distances |dy|, |dx|
+            Rule(".attention_biases$", ".attention_biases$", SquareTable(heads_first=True)),  # indexed by distances |dy|, |dx|
             *pointwise(".se.fc{i}"),
         ),
         ignored=(r"attention_bias_idxs$",),  # follows from the window

@@ -1,4 +1,4 @@
-"""FMViT has no published checkpoint: the names are those of this project."""
+"""Names of this project: FMViT has no published checkpoint."""
 
 from vitlab.weights.rules import NameMap
 

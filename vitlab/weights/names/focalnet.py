@@ -1,7 +1,8 @@
 """Names of timm's `focalnet_*` and of microsoft/FocalNet's checkpoints.
 
-timm puts the downsampling at the start of a stage, as here; the authors put it at the end of the stage before (their stage 0
-has one) and call the stem patch_embed and the layer scales gamma_1 and gamma_2.
+timm puts the down-sampling at the start of a stage, as here; the authors put it at the end of the
+stage before (their stage 0 has one). The authors call the stem patch_embed and the layer scales
+gamma_1 and gamma_2.
 """
 
 from vitlab.weights.rules import NameMap, Rule, pointwise

@@ -4,7 +4,7 @@ from vitlab.weights.rules import Axes, NameMap, Rule
 
 SOURCE = "LeapLabTHU/InLine"
 RESIDUAL = (
-    Rule(".residual.{2i}.", ".residual{i+1}."),  # a GELU stands between
+    Rule(".residual.{2i}.", ".residual{i+1}."),  # a GELU stands between the two
     Rule(".residual{i}.weight$", ".residual{i}.weight$", Axes("oi1", "oi11")),
 )
 MAPS = (

@@ -1,4 +1,4 @@
-"""Names of LeapLabTHU/InLine's PVT checkpoints, whose stages are counted from 1."""
+"""Names of LeapLabTHU/InLine's PVT checkpoints, which count stages from 1."""
 
 from vitlab.weights.names import inline_deit
 from vitlab.weights.rules import NameMap, Rule

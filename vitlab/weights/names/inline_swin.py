@@ -1,4 +1,4 @@
-"""Names of LeapLabTHU/InLine's Swin checkpoints: those of Swin's authors, and the two maps that make the kernels."""
+"""Names of LeapLabTHU/InLine's Swin checkpoints: Swin's names, and the maps that make kernels."""
 
 from vitlab.weights.names import inline_deit, swin
 from vitlab.weights.rules import NameMap

@@ -1,4 +1,4 @@
-"""Names of ziplab/LITv2's checkpoints, where the token merging stands at the end of the stage before."""
+"""Names of ziplab/LITv2's checkpoints, whose token merging ends the stage before."""
 
 from vitlab.weights.rules import NameMap, Rule
 

@@ -1,6 +1,6 @@
-"""Names of timm's `maxvit_*_tf_*`, the port of the authors' checkpoints.
+"""Names of timm's `maxvit_*_tf_*`, a port of the authors' checkpoints.
 
-Their bias tables are at [key - query], those here at [query - key].
+timm indexes bias tables by key - query, this project by query - key.
 """
 
 from vitlab.weights.rules import Flipped, NameMap, Rule, pointwise
@@ -18,6 +18,6 @@ MAPS = (
             Rule(".rel_pos.relative_position_bias_table$", ".rel_pos_bias$", Flipped()),
             *pointwise(".conv.conv1", ".conv.conv3", ".se.fc{i}", ".expand"),
         ),
-        ignored=(r"(height|width)_lookup$",),  # follow from the window
+        ignored=(r"(height|width)_lookup$",),  # these follow from the window
     ),
 )

@@ -1,4 +1,4 @@
-"""The trunks with exchangeable mixers have no published checkpoint: the names are those of this project."""
+"""Names of this project: trunks with exchangeable mixers have no published checkpoint."""
 
 from vitlab.weights.rules import NameMap
 

@@ -1,6 +1,7 @@
 """Names of SHI-Labs/Neighborhood-Attention-Transformer's checkpoints.
 
-The merging stands at the end of the stage before; the isotropic networks have their blocks in `layers`, DiNAT_s its stages.
+The merging ends the stage before. `layers` holds the blocks of the isotropic networks, but the
+stages of DiNAT_s.
 """
 
 from vitlab.weights.rules import NameMap, Rule

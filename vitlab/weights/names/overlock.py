@@ -1,4 +1,7 @@
-"""Names of LMMMEng/OverLoCK's checkpoints in their training form; the head on the overview is left out."""
+"""Names of LMMMEng/OverLoCK's checkpoints in their training form.
+
+The auxiliary head on the overview is left out.
+"""
 
 from vitlab.weights.rules import Axes, NameMap, Rule, pointwise
 
@@ -6,7 +9,7 @@ _BASE, _FOCUS = "^blocks{s}.{b}", "^sub_blocks{s}.{b}"
 
 
 def _of(block: str, *parts: tuple[str, str]) -> tuple[Rule, ...]:
-    """Rules for the parts of a block."""
+    """Returns rules for the parts of a block."""
     return tuple(Rule(f"{block}.{foreign}.", f"{block}.{here}.") for foreign, here in parts)
 
 

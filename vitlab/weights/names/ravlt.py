@@ -1,4 +1,4 @@
-"""Names of qhfan/RALA's checkpoints, where the downsampling stands at the end of the stage before."""
+"""Names of qhfan/RALA's checkpoints, whose down-sampling ends the stage before."""
 
 from vitlab.weights.rules import Axes, NameMap, Rule, pointwise
 
@@ -6,7 +6,7 @@ MAPS = (
     NameMap(
         source="qhfan/RALA",
         rules=(
-            Rule("^patch_embed.proj.{3i}.", "^patch_embed.convs.{i}."),  # convolution, batch norm, GELU
+            Rule("^patch_embed.proj.{3i}.", "^patch_embed.convs.{i}."),  # convolution, batch norm and GELU by turns
             Rule("^patch_embed.proj.{3i+1}.", "^patch_embed.norms.{i}."),
             Rule("^layers.{i}.downsample.norm.", "^layers.{i+1}.norm."),
             Rule("^layers.{i}.downsample.reduction.", "^layers.{i+1}.downsample."),

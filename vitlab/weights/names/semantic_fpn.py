@@ -1,4 +1,7 @@
-"""Names of mmsegmentation's `FPNHead`, whose levels hold convolutions at even and resizing at odd places."""
+"""Names of mmsegmentation's `FPNHead`.
+
+Even places of its levels hold convolutions, odd places resizing.
+"""
 
 from vitlab.weights.rules import NameMap, Rule
 

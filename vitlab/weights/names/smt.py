@@ -1,4 +1,4 @@
-"""Names of AFeng-x/SMT's checkpoints, which number the stages from 1 in the names of their parts."""
+"""Names of AFeng-x/SMT's checkpoints, which number stages from 1 in the names of their parts."""
 
 from vitlab.weights.rules import NameMap, Rule, pointwise
 

@@ -1,4 +1,4 @@
-"""Names of badripatro/SpectFormers' vanilla checkpoints and of GFNet's: the same as here."""
+"""Names of badripatro/SpectFormers' vanilla checkpoints and GFNet's, which equal those here."""
 
 from vitlab.weights.rules import NameMap
 

@@ -1,4 +1,4 @@
-"""Names of badripatro/SpectFormers' hierarchical checkpoints, which number the stages from 1 in the names of their parts."""
+"""Names of badripatro/SpectFormers' hierarchical checkpoints, which number stages from 1."""
 
 from vitlab.weights.rules import NameMap, Rule
 

@@ -1,4 +1,4 @@
-"""Names of hhb072/STViT's checkpoints, where the downsampling stands at the end of the stage before."""
+"""Names of hhb072/STViT's checkpoints, whose down-sampling ends the stage before."""
 
 from vitlab.weights.rules import NameMap, Rule, pointwise
 
@@ -6,7 +6,7 @@ MAPS = (
     NameMap(
         source="hhb072/STViT",
         rules=(
-            Rule("^patch_embed.proj.{3i}.", "^patch_embed.convs.{i}."),  # convolution, GELU, batch norm
+            Rule("^patch_embed.proj.{3i}.", "^patch_embed.convs.{i}."),  # convolution, GELU and batch norm by turns
             Rule("^patch_embed.proj.{3i+2}.", "^patch_embed.norms.{i}."),
             Rule("^layers.{i}.downsample.proj.1.", "^layers.{i+1}.norm."),
             Rule("^layers.{i}.downsample.proj.0.", "^layers.{i+1}.downsample."),

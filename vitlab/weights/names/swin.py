@@ -1,7 +1,7 @@
 """Names of timm's `swin_*` and of microsoft/Swin-Transformer's checkpoints.
 
-timm puts the patch merging at the start of a stage, as here, and wraps the head; the authors put it at the end of the
-stage before (their stage 0 has one, timm's has none).
+timm puts the patch merging at the start of a stage, as here, and wraps the head. The authors put it
+at the end of the stage before (their stage 0 has one, timm's has none).
 """
 
 from vitlab.weights.rules import NameMap, Rule, SquareTable

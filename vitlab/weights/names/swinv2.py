@@ -1,4 +1,7 @@
-"""Names of timm's `swinv2_*` and of microsoft/Swin-Transformer's checkpoints; see `swin` for where the merging stands."""
+"""Names of timm's `swinv2_*` and of microsoft/Swin-Transformer's checkpoints.
+
+The module `swin` says where the patch merging stands.
+"""
 
 from vitlab.weights.rules import Axes, NameMap, Rule
 
@@ -7,7 +10,7 @@ _RULES = (
     Rule(".cpb_mlp.2.", ".cpb_fc2."),
     Rule(".logit_scale$", ".logit_scale$", Axes("n11", "n")),
 )
-_IGNORED = (r"relative_position_index$", r"relative_coords_table$", r"attn_mask$", r"k_bias$")  # follow from the architecture
+_IGNORED = (r"relative_position_index$", r"relative_coords_table$", r"attn_mask$", r"k_bias$")  # these follow from the architecture
 MAPS = (
     NameMap(source="timm", rules=(Rule("^head.fc.", "^head."), *_RULES), ignored=_IGNORED),
     NameMap(

@@ -1,4 +1,7 @@
-"""Names of mmsegmentation's `UPerHead`, whose pooled maps hold the pooling at place 0 and the convolution at place 1."""
+"""Names of mmsegmentation's `UPerHead`.
+
+Each pooled map holds the pooling at place 0 and the convolution at place 1.
+"""
 
 from vitlab.weights.rules import NameMap, Rule
 

@@ -1,4 +1,7 @@
-"""Names of Visual-Attention-Network/VAN-Classification's checkpoints, which number the stages from 1 in the names of their parts."""
+"""Names of Visual-Attention-Network/VAN-Classification's checkpoints.
+
+Their parts number the stages from 1.
+"""
 
 from vitlab.weights.rules import NameMap, Rule, pointwise
 

@@ -1,4 +1,4 @@
-"""Names of timm's `vit_*` and `deit_*` and of the authors' DeiT checkpoints: the same as here."""
+"""Names of timm's `vit_*` and `deit_*` and the authors' DeiT, which equal those here."""
 
 from vitlab.weights.rules import NameMap
 
