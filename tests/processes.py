@@ -6,11 +6,16 @@ import subprocess
 import sys
 import textwrap
 
+# Seconds after which a process counts as stuck. One takes ten, and several times that where others use the machine.
+SECONDS = 400
+
 
 def run_script(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Returns the script's output; fails with the end of its errors if the script fails."""
     env = os.environ | environment | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), *arguments], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments], capture_output=True, text=True, env=env, timeout=SECONDS
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

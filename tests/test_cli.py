@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.processes import SECONDS
 from tests.train.conftest import config_file, start, tiny_experiment
 from vitlab import cli, predict
 from vitlab.config import AugmentConfig
@@ -95,7 +96,7 @@ def test_a_workdir_that_is_not_writable_is_one_line(tmp_path, monkeypatch, capsy
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_one_line(tmp_path):
     process = start(config_file(tmp_path, tiny_experiment(batch_size=18)), tmp_path / "run", num_devices=4)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 2
     assert errors == "error: batch_size=18 must be a multiple of the 4 devices, such as 16\n"
     assert not (tmp_path / "run").exists()

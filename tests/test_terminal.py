@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.processes import SECONDS
 from vitlab import cli, terminal
 from vitlab.printable import printable
 from vitlab.terminal import LogHandler, say
@@ -68,7 +69,7 @@ def test_an_error_of_a_command_is_one_visible_line(monkeypatch, capsys):
 
 
 def run(code: str, **streams) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-c", code], timeout=60, **streams)
+    return subprocess.run([sys.executable, "-c", code], timeout=SECONDS, **streams)
 
 
 def test_a_result_that_cannot_be_written_is_a_failure_on_one_line():
@@ -86,7 +87,7 @@ def test_text_for_a_stream_that_is_closed_or_full_is_lost_and_the_exit_code_is_n
     with open("/dev/full", "w") as full:
         assert run(code, stdout=full, stderr=full).returncode == 0
     closed = ["sh", "-c", f'exec "$0" -c "{code}" >&- 2>&-', sys.executable]
-    assert subprocess.run(closed, timeout=60).returncode == 0
+    assert subprocess.run(closed, timeout=SECONDS).returncode == 0
     reader, writer = os.pipe()
     os.close(reader)
     assert run(code, stdout=writer, stderr=writer).returncode == 0

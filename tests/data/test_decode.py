@@ -16,6 +16,7 @@ from PIL import Image
 import vitlab
 from tests.data.conftest import smooth
 from tests.data.images import bomb, encoded, png, png_chunk, tiff
+from tests.processes import SECONDS
 from vitlab.config import DataConfig
 from vitlab.data.decode import DecodeError, decode, decoder
 
@@ -298,7 +299,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 def test_small_hostile_files_take_little_memory(kind):
     root = str(pathlib.Path(vitlab.__file__).parents[1])
     script = PEAK.format(root=root)
-    result = subprocess.run([sys.executable, "-c", script, kind], capture_output=True, text=True, timeout=120, check=True, cwd=root)
+    result = subprocess.run([sys.executable, "-c", script, kind], capture_output=True, text=True, timeout=SECONDS, check=True, cwd=root)
     assert int(result.stdout.split()[-1]) < 100e6, result.stdout + result.stderr
 
 

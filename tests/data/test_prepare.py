@@ -14,6 +14,7 @@ import time
 import pytest
 
 from tests.data.conftest import write_tree
+from tests.processes import SECONDS
 from vitlab.config import ConfigError
 from vitlab.data.lock import LOCK, locked
 from vitlab.data.prepare import main, prepare, verify
@@ -38,7 +39,7 @@ def start(*arguments: object) -> subprocess.Popen:
 
 def refused(process: subprocess.Popen, *words: str) -> bool:
     """Whether the command ended with exit code 2 and one line that has the words."""
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=SECONDS)
     one_line = errors.startswith("error: ") and errors.count("\n") == 1
     return process.returncode == 2 and one_line and all(word in errors for word in words)
 
@@ -228,7 +229,7 @@ def test_of_pairs_at_once_one_is_refused_or_both_succeed(images, tmp_path):
         pair = [start(images, folder, "--shard_size=3") for _ in range(2)]
         codes = []
         for process in pair:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=SECONDS)
             codes.append(process.returncode)
             assert process.returncode == 0 or (process.returncode == 2 and "is being written by" in errors and errors.count("\n") == 1)
         outcomes.append(sorted(codes))
@@ -248,7 +249,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_in_the_same_bytes(images, 
             time.sleep(0.001)
         time.sleep(rng.random() * 0.06)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=SECONDS)
         kills += process.returncode == -signal.SIGKILL
         if rng.random() < 0.25:  # start again from nothing
             for path in folder.iterdir():

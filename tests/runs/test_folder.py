@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.processes import SECONDS
 from tests.train.conftest import tiny_experiment
 from vitlab.config import ConfigError
 from vitlab.parallel.mesh import make_mesh
@@ -181,7 +182,10 @@ def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
         "except Exception as error: print(type(error).__name__, error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", f"import os; os.setuid(65534)\n{code}", str(tmp_path / "run")], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", f"import os; os.setuid(65534)\n{code}", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     if "ModuleNotFoundError" in done.stderr or "PermissionError" in done.stderr:
         pytest.skip("nobody may not read this checkout")

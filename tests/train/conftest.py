@@ -11,10 +11,9 @@ import time
 
 import pytest
 
+from tests.processes import SECONDS
 from vitlab.config import AugmentConfig, DataConfig, Experiment, ModelConfig, OptimizerConfig, to_json
 from vitlab.train.loop import train
-
-SECONDS = 120  # seconds after which a process counts as stuck
 
 CONFIG = """
 import json
@@ -101,7 +100,7 @@ def all_gone(pids: list[int]) -> bool:
 
     A dead process that was not yet waited for has no command line.
     """
-    return wait_for(lambda: not any(_runs(pid) for pid in pids), seconds=10)
+    return wait_for(lambda: not any(_runs(pid) for pid in pids), seconds=60)
 
 
 def _is_worker(path: pathlib.Path, run: int) -> bool:

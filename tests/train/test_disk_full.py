@@ -4,6 +4,7 @@ import errno
 
 import orbax.checkpoint as ocp
 
+from tests.processes import SECONDS
 from tests.train.conftest import checksums, config_file, start, tiny_experiment
 from vitlab.train.__main__ import main
 
@@ -24,7 +25,7 @@ Report.step = step
 
 def test_a_disk_that_is_full_for_a_while_costs_only_the_checkpoints_of_that_while(tmp_path, uninterrupted):
     process = start(config_file(tmp_path, tiny_experiment(), FULL_FROM_STEP_10_TO_25), tmp_path / "run")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     assert "metrics.jsonl cannot be written (File too large)" in errors
     assert all(f"step {step} could not be saved" in errors for step in (14, 20, 21)) and "step 28" not in errors

@@ -9,7 +9,8 @@ import socket
 import numpy as np
 import pytest
 
-from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for_step
+from tests.processes import SECONDS
+from tests.train.conftest import checksums, config_file, start, tiny_experiment, wait_for_step
 from vitlab.config import ConfigError, MeshConfig
 from vitlab.parallel import distributed
 from vitlab.signals import EXIT_STOPPED

@@ -4,7 +4,8 @@ import json
 import shutil
 import signal
 
-from tests.train.conftest import SECONDS, config_file, start, steps_recorded, tiny_experiment, wait_for, wait_for_step
+from tests.processes import SECONDS
+from tests.train.conftest import config_file, start, steps_recorded, tiny_experiment, wait_for, wait_for_step
 from vitlab.signals import EXIT_STOPPED
 
 LONG = tiny_experiment(duration="100000 steps", eval_every="100000 steps", checkpoint_every="5 steps")

@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for
+from tests.processes import SECONDS
+from tests.train.conftest import checksums, config_file, start, tiny_experiment, wait_for
 
 KILLS = 30  # number of kills in each test
 STEPS = 200

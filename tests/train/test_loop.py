@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.evaluate.test_commands import timm_tensors
+from tests.processes import SECONDS
 from tests.train.conftest import config_file, start, tiny_experiment
 from vitlab.analysis.counts import count_macs
 from vitlab.analysis.devices import peak_flops
@@ -57,7 +58,7 @@ def test_four_devices_follow_the_loss_of_one(tmp_path):
     experiment = tiny_experiment(duration="50 steps", log_every="1 steps", eval_batch_size=20)
     process = start(config_file(tmp_path, experiment), tmp_path / "four", num_devices=4)
     train(experiment, tmp_path / "one")
-    output, errors = process.communicate(timeout=180)
+    output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     assert "on 4 x cpu" in output
     one, four = (list(records(tmp_path / n, "train_loss").values()) for n in ("one", "four"))
@@ -81,7 +82,7 @@ def test_four_devices_that_split_parameters_both_ways_and_a_resumed_run_on_other
     split = dataclasses.replace(experiment, mesh=MeshConfig(fsdp=2, tensor=2), duration="12 steps")
     process = start(config_file(tmp_path, split), tmp_path / "run", num_devices=4)
     train(experiment, tmp_path / "one")
-    output, errors = process.communicate(timeout=180)
+    output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     assert re.search(r"on 4 x cpu, fsdp 2 by tensor 2: each has \d\d% of the state; compiled", output)
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "12" / "manifest" / "metadata").read_text())["leaves"]

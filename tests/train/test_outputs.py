@@ -13,7 +13,8 @@ import warnings
 import jax
 import pytest
 
-from tests.train.conftest import SECONDS, checksums, config_file, tiny_experiment
+from tests.processes import SECONDS
+from tests.train.conftest import checksums, config_file, tiny_experiment
 from vitlab import cli
 from vitlab.train.console import Console
 from vitlab.train.loop import train
@@ -44,16 +45,16 @@ def test_a_run_whose_reader_has_gone_is_done(tmp_path):
 def test_a_run_whose_terminal_is_closed_is_done(tmp_path):
     terminal, own = pty.openpty()
     process = subprocess.Popen(
-        command(tmp_path, duration="400 steps", eval_every="200 steps"), stdout=own, stderr=own, start_new_session=True
+        command(tmp_path, duration="100 steps", eval_every="50 steps"), stdout=own, stderr=own, start_new_session=True
     )
     os.close(own)
     seen = b""
-    while b"step 4/400" not in seen:
+    while b"step 4/100" not in seen:
         assert select.select([terminal], [], [], SECONDS)[0], seen
         seen += os.read(terminal, 10_000)
     os.close(terminal)  # from here on every write fails with EIO
     assert process.wait(timeout=SECONDS) == 0
-    assert b"\x1b[" in seen and checksums(tmp_path / "run", 400)  # a bar was drawn
+    assert b"\x1b[" in seen and checksums(tmp_path / "run", 100)  # a bar was drawn
 
 
 def test_side_files_that_cannot_be_written_are_said_once_and_end_nothing(tmp_path, caplog):

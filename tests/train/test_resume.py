@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from tests.processes import SECONDS
 from tests.train.conftest import (
-    SECONDS,
     all_gone,
     checksums,
     config_file,

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from tests.train.conftest import SECONDS, checksums, config_file, start, tiny_experiment, wait_for, wait_for_step, worker_processes
+from tests.processes import SECONDS
+from tests.train.conftest import checksums, config_file, start, tiny_experiment, wait_for, wait_for_step, worker_processes
 from vitlab import signals
 from vitlab.signals import EXIT_STOPPED, StopRequest
 
@@ -133,5 +134,5 @@ def test_a_second_signal_ends_the_process_at_once_whatever_it_is_in(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM: saving, then stopping" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
     process.communicate()

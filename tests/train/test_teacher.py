@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.processes import SECONDS
 from tests.train.conftest import checksums, config_file, start, tiny_experiment
 from vitlab import signals
 from vitlab.config import ConfigError, DistillationConfig, LossConfig, MeshConfig, ModelConfig, smoke
@@ -118,7 +119,7 @@ def test_four_devices_that_split_the_teacher_follow_the_loss_of_one(tmp_path):
     split = taught_by(tmp_path / "teacher", mesh=MeshConfig(fsdp=4), **short)
     process = start(config_file(tmp_path, split), tmp_path / "four", num_devices=4)
     train(taught_by(tmp_path / "teacher", **short), tmp_path / "one")
-    _, errors = process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     one, four = (list(records(tmp_path / n, "train_loss").values()) for n in ("one", "four"))
     assert len(one) == 5

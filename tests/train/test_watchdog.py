@@ -8,7 +8,8 @@ import signal
 import pytest
 
 from tests.data.test_workers import named_memory
-from tests.train.conftest import SECONDS, all_gone, config_file, start, tiny_experiment, wait_for_step, worker_processes
+from tests.processes import SECONDS
+from tests.train.conftest import all_gone, config_file, start, tiny_experiment, wait_for_step, worker_processes
 from vitlab.train.watchdog import EXIT_STUCK
 
 # From step 4 on the watchdog waits only eight seconds, which a busy machine may need for a step.
