@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 
-# Seconds after which a process counts as stuck. One takes ten, and several times that where others use the machine.
+# Seconds after which a process counts as stuck; one takes ten, more where others compute too.
 SECONDS = 400
 
 

@@ -115,7 +115,6 @@ def test_what_a_killed_probe_has_left_blocks_no_save(saved, leftover, tmp_path):
     assert [p.name for p in saved.iterdir()] == ["4"] and tmp_path.exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that TensorStore never awaits
 @pytest.mark.parametrize("harm", ["truncate", "remove"])
 def test_truncated_and_missing_files_fall_back(saved, harm):
     path = largest_file(saved / "3" / "weights")
@@ -200,7 +199,6 @@ def test_a_save_that_fails_is_said_and_tried_again_at_the_next_and_loses_nothing
     assert steps_of(folder) == [3] and restore(folder)[0] == 3
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # futures whose event loop Orbax has closed
 def test_a_write_that_fails_in_the_background_leaves_the_older_checkpoint(tmp_path, caplog):
     folder, unlimited = tmp_path / "checkpoints", (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     with Checkpoints(folder) as checkpoints:

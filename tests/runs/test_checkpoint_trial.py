@@ -37,7 +37,6 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that TensorStore never awaits
 @pytest.mark.parametrize("harm", ROUNDS)
 def test_damage_anywhere_in_a_checkpoint_is_found_or_changes_no_bit_of_the_state(tmp_path, harm):
     rng, outcomes = random.Random(harm), collections.Counter()
