@@ -12,7 +12,6 @@ Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder
 
 import argparse
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
@@ -158,8 +157,7 @@ def _measure(
     task, options = task_of(experiment)
     setting = setting_of(experiment, options, trained.model.preprocessing, num_classes=len(trained.class_names))
     evaluation = task.evaluation(setting)
-    prepare = functools.partial(task.prepare, rng=None, setting=setting)
-    step = make_eval_step(trained.model, mesh, evaluation, prepare, seen=outcomes is not None)
+    step = make_eval_step(trained.model, mesh, evaluation, lambda batch: task.prepare(batch, None, setting), seen=outcomes is not None)
     return evaluate(step, trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop, see=outcomes)
 
 

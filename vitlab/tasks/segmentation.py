@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Bounds
 from vitlab.data.fields import VOID_INDEX, IndexMap
 from vitlab.functional import Trunk
+from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.metrics.segmentation import class_scores, segmentation_scores
 from vitlab.models.registry import FeatureInfo
@@ -54,7 +55,7 @@ class Head(nnx.Module):
 def forward(trunk: Trunk, head: Head, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> dict[str, Float[Array, "b h w k"]]:
     """Logits of each head, at the size of the image."""
     maps = trunk.features(batch["image"], train=train, rngs=rngs)
-    size = batch["image"].shape[1:3]
+    size = map_size(batch["image"])
     out = {"logits": resize_bilinear(head.main(maps, train=train, rngs=rngs), size)}
     if train and head.aux is not None:
         out["aux"] = resize_bilinear(head.aux(maps[:-1] or maps, train=train, rngs=rngs), size)
