@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vitlab.bounds import Bounds
 from vitlab.data.fields import VOID_INDEX, IndexMap
@@ -116,19 +116,26 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, Any]:
-    """Gives "miou", "pixel_accuracy", "mean_accuracy", "mean_dice" (shares), "loss" (nats a pixel), and "class_iou", a list.
-
-    A class that is neither labelled nor predicted has the IoU None and counts in no mean.
-    """
+    """Gives what `scores_of` does, and "loss" in nats a pixel."""
     if not images:
         return {}
     confusion = totals["confusion"]  # rows are labels
-    counts = np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)])
-    scores = segmentation_scores(counts)
-    out = {"miou": scores.pop("mean_iou"), **scores} if "mean_iou" in scores else dict(scores)
     mean = exact_mean(totals["cross_entropy"], totals["pixels"])
-    out |= {} if mean is None else {"loss": mean}
-    return out | {"class_iou": [None if np.isnan(value) else float(value) for value in class_scores(counts)["iou"]]}
+    scores = scores_of(np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)]))
+    return scores | ({} if mean is None else {"loss": mean})
+
+
+def scores_of(counts: Int[np.ndarray, "3 classes"]) -> dict[str, Any]:
+    """Gives "miou", "pixel_accuracy", "mean_accuracy", "mean_dice" (shares), and "class_iou", a list.
+
+    A class that is neither labelled nor predicted has the IoU None and counts in no mean.
+
+    Args:
+      counts: Sum of `vitlab.metrics.segmentation.pixel_counts` over the set.
+    """
+    scores = segmentation_scores(counts)
+    out = {"miou": scores.pop("mean_iou")} if "mean_iou" in scores else {}
+    return out | scores | {"class_iou": [None if np.isnan(value) else float(value) for value in class_scores(counts)["iou"]]}
 
 
 TASK = Task(
