@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from vitlab.data import Source
 from vitlab.data.augment import evaluation_warp
@@ -98,7 +98,7 @@ def picture_scores(
 
 
 def slide(
-    logits: Logits, pixels: UInt8[np.ndarray, "h w c"], *, window: tuple[int, int], stride: tuple[int, ...]
+    logits: Logits, pixels: Shaped[np.ndarray, "h w c"], *, window: tuple[int, int], stride: tuple[int, ...]
 ) -> Float[np.ndarray, "h w k"]:
     """The mean of the logits of all windows over a picture; one smaller than the window is continued by its border."""
     height, width = pixels.shape[:2]

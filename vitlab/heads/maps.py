@@ -3,14 +3,14 @@
 import itertools
 from collections.abc import Sequence
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Maps = tuple[Float[Array, "b _h _w _c"], ...]  # the maps of a trunk, from fine to coarse
 # Pixels between neighbours of each map; the maps that are made for a trunk of 14 pixels a patch have strides of 3.5 and 7.
 Strides = Sequence[int | float]
 
 
-def map_size(x: Float[Array, "b h w c"]) -> tuple[int, int]:
+def map_size(x: Shaped[Array, "b h w c"]) -> tuple[int, int]:
     """Rows and columns of a map."""
     return x.shape[1], x.shape[2]
 

@@ -63,7 +63,7 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
     for key in _OPTIONAL:
         if key not in task.reads and getattr(experiment, key) != getattr(_default(), key):
             raise ConfigError(f'{key} means nothing to task "{name}": leave {key} at its default')
-    with refusing(ValueError, prefix="task."):
+    with refusing(ValueError):
         return task, task.options(**given)
 
 
