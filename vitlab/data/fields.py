@@ -381,6 +381,17 @@ def decode_example(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> di
     return out
 
 
+def paired(fields: Mapping[str, Kind]) -> dict[str, Kind]:
+    """The fields, of which those of one eye are exchanged by a flip only if those of the other eye are there."""
+
+    def alone(kind: Kind) -> Kind:
+        if isinstance(kind, (Image, ValueMap)) and kind.mirror is not None and kind.mirror not in fields:
+            return dataclasses.replace(kind, mirror=None)
+        return kind
+
+    return {name: alone(kind) for name, kind in fields.items()}
+
+
 def mirrored(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str, Any]:
     """An example whose fields of the two eyes are exchanged, which makes one of it that can be flipped."""
     return {name: example[getattr(kind, "mirror", None) or name] for name, kind in fields.items()}
