@@ -1,6 +1,7 @@
 """What users bring: pairs of files, COCO's JSON, tables."""
 
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image as Picture
 
 from tests.data.conftest import smooth
 from vitlab.config import AugmentConfig, ConfigError, DataConfig
-from vitlab.data import open_source
+from vitlab.data import open_source, prepare
 from vitlab.data.bad_images import reason
 from vitlab.data.fields import Boxes, Image, IndexMap, Labels, Value, ValueMap, decode_example, fields_of
 from vitlab.data.loader import train_batches
@@ -35,6 +36,7 @@ def decoded(source, index):
 @pytest.fixture
 def ade(tmp_path):
     """Six images of different sizes, whose map has 0 for void and 1, 2 for the classes."""
+    tmp_path = tmp_path / "ade"
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
             size = RNG(i).integers(20, 40, 2)
@@ -151,6 +153,7 @@ def test_run_lengths_are_those_of_the_mask_api():
 @pytest.fixture
 def coco(tmp_path):
     """Four images: two objects, a crowd, none, and one whose box lies outside."""
+    tmp_path = tmp_path / "coco"
     for i in range(4):
         save(tmp_path / "train2017" / f"{i}.jpg", smooth(RNG(i), 20, 30))
     rows = [
@@ -298,3 +301,44 @@ def test_index_maps_name_their_classes(ade):
         config("pairs", ade, ADE[0], "segmentation=annotations/{split}/{stem}.png"), train=True, fields=("image", "segmentation")
     )
     assert source.fields["segmentation"] == IndexMap(class_names=("a", "b", "c"))
+
+
+def test_shards_of_fields_give_what_their_source_gives(ade, coco, table, tmp_path):
+    cases = {
+        "pairs": (ade, ADE, ("image", "segmentation"), "train,val"),
+        "coco": (coco, COCO, ("image", "boxes", "labels", "count"), "train"),
+        "table": (table, ("value=mos", "labels=cat,dog"), ("image", "value", "labels"), "train"),
+    }
+    for kind, (root, files, names, splits) in cases.items():
+        if kind == "coco":
+            drop_outside(root)
+        folder = tmp_path / "shards" / kind
+        prepare.main([str(root), str(folder), f"--source={kind}", f"--split={splits}", *(f"--file={file}" for file in files)])
+        source = open_source(config(kind, root, *files), train=True, fields=names)
+        shards = open_source(DataConfig(source="shards", data_dir=str(folder)), train=True, fields=names)
+        assert len(shards) == len(source) and shards.class_names == source.class_names and fields_of(shards).keys() == set(names)
+        by_name = {source.name_of(i).rsplit("/", 1)[1]: decoded(source, i) for i in range(len(source))}
+        for i, example in enumerate(pickle.loads(pickle.dumps(shards)).__getitems__(range(len(shards)))):
+            example, expected = decode_example(example, fields_of(shards)), by_name[shards.name_of(i).rsplit("/", 1)[1]]
+            assert example.keys() == expected.keys()
+            for name in names:
+                np.testing.assert_array_equal(example[name], expected[name])
+
+
+def drop_outside(root):
+    """Leaves the object outside of its image out, which `prepare` refuses."""
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    with pytest.raises(ConfigError, match="3.jpg cannot be read: a box outside of the image"):
+        prepare.main([str(root), str(root / "refused"), "--source=coco", *(f"--file={file}" for file in COCO)])
+    content["annotations"].pop()
+    path.write_text(json.dumps(content))
+
+
+def test_shards_of_fields_lack_what_they_lack(ade, tmp_path):
+    prepare.main([str(ade), str(tmp_path / "s"), "--source=pairs", *(f"--file={file}" for file in ADE)])
+    data = DataConfig(source="shards", data_dir=str(tmp_path / "s"))
+    with pytest.raises(ConfigError, match='has no field "label", which the task needs; it has image, segmentation'):
+        open_source(data, train=True)
+    with pytest.raises(ConfigError, match="neither with --tfrecord nor with --short_side"):
+        prepare.main([str(ade), str(tmp_path / "t"), "--source=pairs", "--short_side=8", *(f"--file={file}" for file in ADE)])

@@ -100,7 +100,7 @@ def _refuse_missing(config: DataConfig | SourceConfig, there: Mapping[str, Kind]
         )
 
 
-_OF_FILES = {"pairs": open_pairs, "coco": open_coco, "table": open_table}  # sources that read `data.files`
+FILE_SOURCES = {"pairs": open_pairs, "coco": open_coco, "table": open_table}  # sources that read `data.files`
 
 
 def _open_kind(config: DataConfig | SourceConfig, split: str, fields: Sequence[str]) -> Source:
@@ -108,8 +108,8 @@ def _open_kind(config: DataConfig | SourceConfig, split: str, fields: Sequence[s
         return open_bundled(split)
     if config.source == "photographs":
         return open_photographs(split)
-    if config.source in _OF_FILES:
-        return _OF_FILES[config.source](config.data_dir, split, config.files, names=fields, follow_outside=config.follow_outside)
+    if config.source in FILE_SOURCES:
+        return FILE_SOURCES[config.source](config.data_dir, split, config.files, names=fields, follow_outside=config.follow_outside)
     if config.source == "image_folder":
         return open_images(config.data_dir, split, follow_outside=config.follow_outside)
     if config.source == "tfds":

@@ -37,6 +37,7 @@ class TableSource:
     ):
         """`columns` of each field but the image, [n, ...]; `sizes` int64 [n], bytes of the files."""
         self.root, self.files, self.columns, self.fields = root, tuple(files), dict(columns), dict(fields)
+        self.labels = self.columns.get("label")  # None where there is no label
         self._folder = os.fspath(root)
         digest = hashlib.blake2b(repr((self.files, fields)).encode("utf-8", "surrogateescape"), digest_size=8)
         for array in (sizes, *columns.values()):
