@@ -81,6 +81,12 @@ def test_stems_may_have_folders_and_a_list(tmp_path, caplog):
     (tmp_path / "train.txt").write_text("a/a_2\n\na/a_1 1\n")
     listed = open_source(config("pairs", tmp_path, *files, "list={split}.txt"), train=True, fields=("image",))
     assert listed.files == ("left/train/a/a_2_left.png", "left/train/a/a_1_left.png")
+    whole = ("image=left/train/{stem}_left.png",)  # as Pascal VOC, whose folders know nothing of splits
+    (tmp_path / "val.txt").write_text("b/b_1\n")
+    val = config("pairs", tmp_path, *whole, "list={split}.txt", eval_split="val")
+    assert open_source(val, train=False, fields=("image",)).files == ("left/train/b/b_1_left.png",)
+    with pytest.raises(ConfigError, match=r'has no \{split\}, so the only split is "train"'):
+        open_source(config("pairs", tmp_path, *whole, eval_split="val"), train=False, fields=("image",))
 
 
 def test_depth_disparity_and_targets_are_read_in_their_formats(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image as Picture
 
 from vitlab.config import ConfigError
 from vitlab.data.fields import Boxes, Image, IndexMap, Kind, Label, Labels, Value, ValueMap
+from vitlab.data.map_files import read_npy
 
 _KINDS = {kind.__name__: kind for kind in (Boxes, Image, IndexMap, Label, Labels, Value, ValueMap)}
 _MAPS = (Image, IndexMap, ValueMap)  # kinds that decode bytes themselves
@@ -37,7 +38,7 @@ def fields_from_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Kind
     for name, values in content.items():
         cls = _KINDS[values["kind"]]
         known = {field.name for field in dataclasses.fields(cls)}
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
+        options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
         out[name] = cls(**options)
     if "image" not in out:
         raise ValueError("there is no image")
@@ -58,5 +59,5 @@ def to_bytes(kind: Kind, value: Any) -> bytes:
 
 
 def from_bytes(kind: Kind, data: bytes) -> Any:
-    """The value that `kind.decode` takes; raises ValueError if there is none."""
-    return data if isinstance(kind, _MAPS) else np.load(io.BytesIO(data), allow_pickle=False)
+    """The value that `kind.decode` takes; raises DecodeError if there is none."""
+    return data if isinstance(kind, _MAPS) else read_npy(data)

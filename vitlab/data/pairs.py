@@ -102,6 +102,13 @@ def open_pairs(
     wanted = {name: entries[name] for name in entries if name != "list" and (names is None or name in names or name == "image")}
     name = split_name(split)
     fence = Fence(root, follow_outside=follow_outside)
+    by_list = "list" in entries and "{split}" in entries["list"].place
+    for entry in wanted.values():
+        if name != "train" and "{split}" not in entry.place and not by_list:
+            raise ConfigError(
+                f'{entry.text} has no {{split}}, so the only split is "train"; set data.train_split="train[:90%]" and '
+                'data.eval_split="train[90%:]"'
+            )
     found = {entry.field: _find(root, entry, name, fence) for entry in wanted.values()}
     stems = _listed(root, entries["list"], name, fence) if "list" in entries else sorted(found["image"])
     stems = _complete(stems, found, split)
@@ -121,11 +128,6 @@ def _find(root: epath.Path, entry: Entry, split: str, fence: Fence) -> dict[str,
     """Stem -> path relative to the root and bytes, of the files that match a pattern."""
     if entry.place.count("{stem}") != 1:
         raise ConfigError(f"{entry.text} must have {{stem}} once: {_EXAMPLE}")
-    if "{split}" not in entry.place and split != "train":
-        raise ConfigError(
-            f'{entry.text} has no {{split}}, so the only split is "train"; set data.train_split="train[:90%]" and '
-            'data.eval_split="train[90%:]"'
-        )
     tried = [entry.place.replace("{split}", name) for name in dict.fromkeys((split, *(EVAL_FOLDERS if split == "test" else ())))]
     for pattern in tried:
         before, after = pattern.split("{stem}")

@@ -45,7 +45,7 @@ def read_fields(records: ArrayRecordDataSource, indices: Sequence[int], fields: 
     try:
         examples = [named_bytes(record) for record in records.__getitems__(list(indices))]
         return [{name: from_bytes(kind, example[name]) for name, kind in fields.items()} for example in examples]
-    except (*DAMAGE, KeyError, EOFError) as error:
+    except (*DAMAGE, KeyError) as error:
         raise OSError("damaged record") from error
 
 
