@@ -2,7 +2,7 @@
 
 The count is the sum of a density that is learned from the number alone.
 
-Here: see docs/howto/tasks.md.
+Here: not yet run.
 Run: python -m vitlab.train --config=configs/count_scenes.py --workdir=runs/count
 """
 

@@ -2,7 +2,7 @@
 
 With task.degradation=downscale the same recipe learns super-resolution by 2.
 
-Here: see docs/howto/tasks.md.
+Here: not yet run.
 Run: python -m vitlab.train --config=configs/denoise_scenes.py --workdir=runs/denoise
 """
 

@@ -2,7 +2,7 @@
 
 Depths lie between 1.1 and 10, the background's.
 
-Here: see docs/howto/tasks.md.
+Here: not yet run.
 Run: python -m vitlab.train --config=configs/depth_scenes.py --workdir=runs/depth
 """
 

@@ -2,7 +2,7 @@
 
 Centres lie on a grid of stride 4, that of the patches.
 
-Here: see docs/howto/tasks.md.
+Here: not yet run.
 Run: python -m vitlab.train --config=configs/detect_scenes.py --workdir=runs/detect
 """
 

@@ -2,7 +2,7 @@
 
 The model's own head, a sigmoid for each class.
 
-Here: see docs/howto/tasks.md.
+Here: not yet run.
 Run: python -m vitlab.train --config=configs/multilabel_scenes.py --workdir=runs/multilabel
 """
 

@@ -3,7 +3,7 @@
 Patches of 4 make 256 tokens. A pixel shuffle over one map of all is cheap on a CPU; task.head=upernet gives a plain trunk ViTDet's
 simple feature pyramid first.
 
-Here: see docs/howto/tasks.md.
+Here: not yet run.
 Run: python -m vitlab.train --config=configs/segment_scenes.py --workdir=runs/segment
 """
 

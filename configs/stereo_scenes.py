@@ -2,7 +2,7 @@
 
 A flip would need the disparity of the right view, which the task does not read.
 
-Here: see docs/howto/tasks.md.
+Here: not yet run.
 Run: python -m vitlab.train --config=configs/stereo_scenes.py --workdir=runs/stereo
 """
 

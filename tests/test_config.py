@@ -95,7 +95,7 @@ def test_percent_of_the_whole_run_cannot_define_the_whole_run():
         ({"augment": {"crop_ratio": [2, 1]}}, "must have the smaller number first"),
         ({"data": {"source": "imagefolder"}}, r"own, package.module:name or file.py:name: did you mean image_folder\?"),
         ({"data": {"more_sources": [{"weight": 0}]}}, r"data.more_sources.weight=0 must be in \[1, "),
-        ({"augment": {"crop": "middle"}}, "one of 'random_resized', 'pad', 'center'"),
+        ({"augment": {"crop": "middle"}}, "one of 'random_resized', 'random', 'scale_jitter', 'pad'"),
         ({"augment": {"crop_scale": [0.1]}}, "crop_scale"),
         ({"optimizer": {"peak_lr": float("nan")}}, "must be float"),
     ],

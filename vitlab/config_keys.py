@@ -6,6 +6,7 @@ from vitlab import cli
 from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.config.reference import describe, markdown
 from vitlab.models.registry import model_config
+from vitlab.tasks import task_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +31,20 @@ def main(argv: Sequence[str]) -> int:
     experiment = cli.load_experiment(args.config, overrides) if args.config else None
     print(describe(experiment))
     print(family_fields(experiment) if experiment else "\n# model.*: fields of the model's family; --config=FILE shows them")
+    print(task_options(experiment) if experiment else "\n# task.*: options of the task; --config=FILE shows them")
     return 0
+
+
+def task_options(experiment: Experiment) -> str:
+    """The options of the task, which are keys of `task` too.
+
+    Raises:
+      ConfigError: There is no such task or option.
+    """
+    _, options = task_of(experiment)
+    given, cls = experiment.task.fields, type(options)
+    lines = [f"task.{name} = {value!r}{' (set by the config)' * (name in given)}" for name, value in vars(options).items()]
+    return "\n".join(["", f"# task.*: options of {experiment.task.name}, of {cls.__name__} in {cls.__module__}", *(lines or ["# none"])])
 
 
 def family_fields(experiment: Experiment) -> str:

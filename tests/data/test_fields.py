@@ -34,6 +34,15 @@ def png(array, mode=None) -> bytes:
     return buffer.getvalue()
 
 
+def npy(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+NPY = npy(np.ones((5, 6), np.float32))
+
+
 def scenes(*names, train=True):
     return open_source(SCENES, train=train, fields=names)
 
@@ -143,6 +152,10 @@ def test_boxes_that_are_cut_off_are_dropped_and_lose_their_area():
         (IndexMap(), png(np.zeros((5, 6, 3), np.uint8)), "an image of mode RGB; an index map is grey or has a palette"),
         (IndexMap(), b"no image at all", "not an image"),
         (IndexMap(), np.full((5, 6), 300), r"an index outside: 300 to 300 is not in 0..255"),
+        (ValueMap(), NPY[:-3], "a damaged .npy file"),
+        (ValueMap(), NPY.replace(b"(5, 6)", b"(9**9"), "a damaged .npy file"),
+        (IndexMap(), NPY.replace(b"(5, 6), }   ", b"(500, 6), } "), "a damaged .npy file"),
+        (Image(), np.zeros((5, 6, 3), np.float32), "an image of float32; it must be uint8"),
         (ValueMap(), b"Pf\n6 5\n-1.0\n" + bytes(7), "a truncated PFM"),
         (ValueMap(), np.zeros((5, 6, 2), np.float32), "a value map is numbers"),
         (Boxes(count=1), [[0, 0, 1, 1], [0, 0, 2, 2]], "too many boxes: 2, more than 1"),

@@ -1,5 +1,6 @@
 """An evaluation is the same to the last bit, however its images are batched and over however many devices they lie."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -42,11 +43,8 @@ def results(task, batch_size, devices=1):
     setting = setting_of(experiment, options, model.preprocessing, num_classes=len(class_names_of(source)))
     evaluation, mesh = own.evaluation(setting), make_mesh(devices=jax.devices()[:devices])
 
-    class Stored:
-        def run(self, weights, batch, rng=None):
-            return stored(task, batch["image"]), {}
-
-    step = make_eval_step(Stored(), mesh, evaluation, lambda batch: own.prepare(batch, None, setting))
+    model = dataclasses.replace(model, forward=lambda trunk, head, batch, **_: stored(task, batch["image"]))
+    step = make_eval_step(model, mesh, evaluation, lambda batch: own.prepare(batch, None, setting))
     batches = open_batches(model, source, experiment, channels=3, batch_size=batch_size, mesh=mesh)
     found = evaluate(step, weights, batches, evaluation, mesh=mesh)
     assert found.pop("images") == 8

@@ -53,15 +53,20 @@ CASES = {
 def total(task, options, outputs, batch, parts=1):
     """Loss and gradient as the step computes them, of outputs in place of parameters."""
     own, told = _tasks()[task], setting(task, **options)
-    batch = jax.tree.map(jnp.asarray, {"image": jnp.zeros((B, H, W, 3)), **batch})
-    scales = None if own.weights is None else _scales(own.weights(batch, told), parts)
+    batch = whole = jax.tree.map(jnp.asarray, {"image": jnp.zeros((B, H, W, 3)), **batch})
 
     def part(factor, state, batch, rng):
+        scales = None if own.weights is None else _scales(own.weights(whole, told), parts)
         rows = jax.tree.map(lambda x: factor * x, batch["outputs"])
         values = {name: x.mean() if scales is None else x.sum() * scales[name] for name, x in own.loss(rows, batch, told).items()}
         return sum(values.values()), ({}, state)
 
-    value, _, _, gradient = _accumulate(part, jnp.ones(()), {}, {**batch, "outputs": outputs}, jax.random.key(0), parts=parts)
+    @jax.jit  # one program in place of many small ones
+    def run(batch):
+        value, _, _, gradient = _accumulate(part, jnp.ones(()), {}, batch, jax.random.key(0), parts=parts)
+        return value, gradient
+
+    value, gradient = run({**batch, "outputs": outputs})
     return float(value), float(gradient)
 
 

@@ -8,7 +8,7 @@ A record is data of others: whatever its bytes, a reader takes time linear in th
 """
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _VARINT, _LENGTH = 0, 2  # wire types
 _WIDTHS = {1: 8, 5: 4}  # wire type of fixed-width values -> bytes
@@ -31,6 +31,16 @@ def image_and_label(record: bytes, image_key: bytes = b"image", label_key: bytes
     if image is None or label is None:
         raise ValueError(f'the record has no bytes "{image_key.decode()}" and integer "{label_key.decode()}"')
     return image, label
+
+
+def named_bytes(record: bytes) -> dict[str, bytes]:
+    """The first value of every feature of bytes, by name.
+
+    Raises:
+      ValueError: The bytes are no Example, or a name is no text.
+    """
+    values = {name.decode(): _first_bytes(record, start, stop) for name, start, stop in _features(record, 0, len(record))}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def integer(data: bytes | mmap.mmap, key: bytes, start: int, stop: int) -> int:
@@ -68,6 +78,16 @@ def serialize(image: bytes, label: int, file_name: str) -> bytes:
         b"label": _message(3, _message(1, _as_varint(label))),
         b"file_name": _message(1, _message(1, file_name.encode("utf-8", "surrogateescape"))),
     }
+    return _example(features)
+
+
+def serialize_bytes(values: Mapping[str, bytes], file_name: str) -> bytes:
+    """An Example with features of bytes, and "file_name"."""
+    features = {name.encode(): _message(1, _message(1, value)) for name, value in values.items()}
+    return _example({**features, b"file_name": _message(1, _message(1, file_name.encode("utf-8", "surrogateescape")))})
+
+
+def _example(features: Mapping[bytes, bytes]) -> bytes:
     return _message(1, b"".join(_message(1, _message(1, name) + _message(2, feature)) for name, feature in features.items()))
 
 

@@ -30,7 +30,10 @@ _LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
 class Kind(Protocol):
     """What a field is. A kind is frozen and pickles, so that worker processes know it."""
 
-    suffix: str  # of the files that `write` makes, ".png"
+    @property
+    def suffix(self) -> str:
+        """Of the files that `write` makes, ".png"."""
+        ...
 
     def empty(self, count: int, size: Size) -> np.ndarray:
         """The field of `count` images of (height, width), with nothing in it."""
@@ -75,6 +78,8 @@ class Image:
         return np.zeros((count, size[0] * self.scale, size[1] * self.scale, self.channels or 3), np.uint8)
 
     def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        if isinstance(value, np.ndarray) and value.dtype != np.uint8:
+            raise DecodeError(f"an image of {value.dtype}; it must be uint8")
         pixels = self.decoder(value, self.channels or 3)
         if size is not None:
             _check_size(pixels, (size[0] * self.scale, size[1] * self.scale))
@@ -379,6 +384,17 @@ def decode_example(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> di
             except DecodeError as error:
                 raise DecodeError(f"{name}: {error}") from error
     return out
+
+
+def paired(fields: Mapping[str, Kind]) -> dict[str, Kind]:
+    """The fields, of which those of one eye are exchanged by a flip only if those of the other eye are there."""
+
+    def alone(kind: Kind) -> Kind:
+        if isinstance(kind, (Image, ValueMap)) and kind.mirror is not None and kind.mirror not in fields:
+            return dataclasses.replace(kind, mirror=None)
+        return kind
+
+    return {name: alone(kind) for name, kind in fields.items()}
 
 
 def mirrored(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 from typing import Any
@@ -39,7 +40,7 @@ def index_map_of(value: Any) -> UInt8[np.ndarray, "h w"]:
 
 def _index_image(data: bytes) -> np.ndarray:
     if data[:6] == _NPY:
-        return _npy(data)
+        return read_npy(data)
     _check(data)
     try:
         with Image.open(io.BytesIO(data), formats=_LOSSLESS) as file:
@@ -71,7 +72,7 @@ def value_map_of(value: Any, unit: float) -> Float32[np.ndarray, "h w"]:
 
 def _values(data: bytes, unit: float) -> np.ndarray:
     if data[:6] == _NPY:
-        return _npy(data)
+        return read_npy(data)
     if match := _PFM.match(data):
         return _pfm(data, match)
     _check(data)
@@ -81,10 +82,21 @@ def _values(data: bytes, unit: float) -> np.ndarray:
     return np.where(counts == 0, np.float32(np.nan), counts.astype(np.float32) / np.float32(unit))
 
 
-def _npy(data: bytes) -> np.ndarray:
+def read_npy(data: bytes) -> np.ndarray:
+    """The array of a .npy file of numbers.
+
+    Raises:
+      DecodeError: It is damaged, or says that it is larger than it is.
+    """
+    file = io.BytesIO(data)
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, column_major, dtype = read_header(file)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+            raise ValueError(f"{len(data)} bytes are no {dtype} of {shape}")
+        return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if column_major else "C")
+    except Exception as error:  # numpy raises what it meets in a damaged header
         raise DecodeError(f"a damaged .npy file: {error}") from error
 
 

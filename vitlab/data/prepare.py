@@ -1,6 +1,7 @@
 """Writes array_record shards from an image folder: python -m vitlab.data.prepare SRC DST [--short_side=N] [--split=train,val].
 
-With --tfrecord, SRC is a folder of TFRecord files, ImageNet's usual layout; they are read without TensorFlow.
+With --tfrecord, SRC is a folder of TFRecord files, ImageNet's usual layout; they are read without TensorFlow. With --source=pairs, coco
+or table, SRC is what data.data_dir would be, and each --file an entry of data.files; all these fields are in the shards.
 
 The same command again goes on where it was stopped; what is finished is kept, and one process at a time may write to DST. Train on
 the shards with data.source="shards" and data.data_dir=DST. Checking the checksums: python -m vitlab.data.prepare --verify DST.
@@ -18,11 +19,15 @@ from etils import epath
 from vitlab import cli
 from vitlab.config import ConfigError
 from vitlab.data.classes import read_class_list
+from vitlab.data.field_files import parse_files
+from vitlab.data.field_json import fields_to_json
+from vitlab.data.fields import CLASSIFICATION, fields_of
 from vitlab.data.image_csv import open_images
 from vitlab.data.lock import LOCK, locked
 from vitlab.data.paths import data_path, is_remote, refuse_undecodable, refuse_unreadable
-from vitlab.data.shard_writer import Images, temporary_name, write_shards
+from vitlab.data.shard_writer import Images, labels_to_spread, temporary_name, write_shards
 from vitlab.data.shards import INDEX, TEMPORARY_INDEX, DamagedIndexError, Index, Shard, check, read_index
+from vitlab.data.source import FILE_SOURCES
 from vitlab.data.split_folders import find_split_folders
 from vitlab.data.splits import is_sliced, margin_of
 from vitlab.data.tfrecord import Layout, open_tfrecords
@@ -32,11 +37,28 @@ _EXAMPLES = """examples:
   python -m vitlab.data.prepare /data/flowers /data/flowers_shards --short_side=256
   python -m vitlab.data.prepare /data/flowers/train.csv /data/flowers_shards
   python -m vitlab.data.prepare /data/imagenet_tfrecords /data/imagenet_shards --tfrecord --first_label=1
+  python -m vitlab.data.prepare /data/ade20k /data/ade20k_shards --source=pairs --split=training,validation \\
+      --file="image=images/{split}/{stem}.jpg" --file="segmentation=annotations/{split}/{stem}.png first=1"
   python -m vitlab.data.prepare --verify /data/flowers_shards
 """
 
 
-def prepare(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fields:
+    """A source whose examples have other fields than an image and its class."""
+
+    source: str  # of `FILE_SOURCES`
+    files: tuple[str, ...]  # as data.files
+
+    def open(self, src: str, splits: Sequence[str], follow_outside: bool) -> dict[str, Images]:
+        """The splits, of which none means "train" only."""
+        names = [entry.field for entry in parse_files(self.files).values() if entry.field not in ("list", "annotations")]
+        wanted = None if self.source == "coco" else ["image", *(name for name in names if name != "image")]
+        open_split = FILE_SOURCES[self.source]
+        return {split: open_split(src, split, self.files, names=wanted, follow_outside=follow_outside) for split in splits or ("train",)}
+
+
+def prepare(  # noqa: PLR0913  one argument for each of the command's
     src: str,
     dst: str | os.PathLike[str],
     *,
@@ -45,9 +67,10 @@ def prepare(
     short_side: int | None = None,
     num_threads: int = 0,
     tfrecord: Layout | None = None,
+    fields: Fields | None = None,
     follow_outside: bool = False,
 ) -> Index:
-    """Writes, or goes on writing, the shards of an image folder or of TFRecord files.
+    """Writes, or goes on writing, the shards of an image folder, of TFRecord files, or of images with other fields.
 
     Args:
       src: What `open_images` opens: a folder or a CSV; or what `open_tfrecords` opens.
@@ -58,19 +81,22 @@ def prepare(
         transparent pixels over white; other images, and those that cannot be decoded, are kept byte for byte. None: all are.
       num_threads: That read and resize; 0: one per core.
       tfrecord: Of the records, if `src` holds TFRecord files.
+      fields: Where the fields of the examples come from, if they are others than an image and its class.
       follow_outside: Whether a CSV or symbolic links may lead to files outside the folder of SRC.
 
     Raises:
       ConfigError: SRC holds no images or a damaged record, DST holds other shards, is being written by another process or cannot
         be written, or an argument is out of range. Shards that are finished remain, of an unfinished one nothing does.
     """
+    if fields and (tfrecord or short_side is not None):
+        raise ConfigError("--source goes neither with --tfrecord nor with --short_side, which would shrink the image alone")
     if shard_size < 1 or (short_side is not None and short_side < 1) or num_threads < 0:
         raise ConfigError(f"--shard_size={shard_size} and --short_side={short_side} must be at least 1, --num_threads={num_threads} 0")
     folder = data_path(dst)
     refuse_undecodable(folder, "shards")
     _check_names(splits)
     with refuse_unreadable(src):
-        sources = _open(src, splits, tfrecord, follow_outside)
+        sources = fields.open(src, splits, follow_outside) if fields else _open(src, splits, tfrecord, follow_outside)
     _check_names(list(sources))
     plan = _plan(sources, shard_size, short_side)
     with _claimed(folder):
@@ -145,7 +171,8 @@ def _plan(sources: dict[str, Images], shard_size: int, short_side: int | None) -
         short_side=short_side,
         sources={split: source.fingerprint for split, source in sources.items()},
         splits=splits,
-        margins={split: margin_of(source.labels) for split, source in sources.items()},
+        margins={split: margin_of(labels_to_spread(source)) for split, source in sources.items()},
+        fields=None if fields_of(first) is CLASSIFICATION else fields_to_json(fields_of(first)),
     )
 
 
@@ -194,7 +221,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         options = {"shard_size": args.shard_size, "short_side": args.short_side, "num_threads": args.num_threads}
         splits = tuple(filter(None, args.split.split(",")))
-        index = prepare(args.src, args.dst, splits=splits, tfrecord=_layout(args), follow_outside=args.follow_outside, **options)
+        readers = {"tfrecord": _layout(args), "fields": _fields(args)}
+        index = prepare(args.src, args.dst, splits=splits, follow_outside=args.follow_outside, **readers, **options)
     for split, shards in index.splits.items():
         gigabytes = sum(shard.size or 0 for shard in shards) / 1e9
         done = "checksums agree" if args.verify else args.dst
@@ -224,7 +252,17 @@ def _parser() -> cli.Parser:
     parser.add_argument("--image_key", help=f"with --tfrecord: feature of the encoded image ({Layout.image_key})")
     parser.add_argument("--label_key", help=f"with --tfrecord: feature of the integer label ({Layout.label_key})")
     parser.add_argument("--first_label", type=int, help="with --tfrecord: label of the first class of SRC/classes.txt (0)")
+    parser.add_argument("--source", choices=tuple(FILE_SOURCES), help="SRC has other fields than a class: the kind of data.source")
+    parser.add_argument(
+        "--file", action="append", default=[], help="with --source: FIELD=PLACE, an entry of data.files; again for each field"
+    )
     return parser
+
+
+def _fields(args: argparse.Namespace) -> Fields | None:
+    if args.file and args.source is None:
+        raise ConfigError("--file says where a field lies: give --source=pairs, coco or table too")
+    return None if args.source is None else Fields(source=args.source, files=tuple(args.file))
 
 
 def _layout(args: argparse.Namespace) -> Layout | None:

@@ -1,11 +1,13 @@
 """Labelled images in array_record files, whoever wrote them: what is damaged or has no class is an OSError, never an example."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from vitlab.data.example import image_and_label
+from vitlab.data.example import image_and_label, named_bytes
+from vitlab.data.field_json import from_bytes
+from vitlab.data.fields import Kind
 
 DAMAGE = (RuntimeError, ValueError)  # raised by array_record for a wrong checksum, a file that ends, or another kind of file
 
@@ -31,6 +33,19 @@ def read_examples(records: ArrayRecordDataSource, indices: Sequence[int], num_cl
     try:
         return [_example(record, num_classes) for record in records.__getitems__(indices)]
     except DAMAGE as error:
+        raise OSError("damaged record") from error
+
+
+def read_fields(records: ArrayRecordDataSource, indices: Sequence[int], fields: Mapping[str, Kind]) -> list[dict[str, Any]]:
+    """The examples at `indices`, with a value for each field.
+
+    Raises:
+      OSError: A record is damaged, is no example, or lacks a field, for one of them.
+    """
+    try:
+        examples = [named_bytes(record) for record in records.__getitems__(list(indices))]
+        return [{name: from_bytes(kind, example[name]) for name, kind in fields.items()} for example in examples]
+    except (*DAMAGE, KeyError) as error:
         raise OSError("damaged record") from error
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Integer, UInt8
 
 from vitlab.config import ConfigError, near_misses
 from vitlab.data.bundled import CLASS_NAMES, open_bundled
-from vitlab.data.fields import BOX_COLUMNS, Boxes, Image, IndexMap, Kind, Labels, Value, ValueMap
+from vitlab.data.fields import BOX_COLUMNS, Boxes, Image, IndexMap, Kind, Labels, Value, ValueMap, paired
 from vitlab.data.splits import split_name, split_range
 
 SIDE = 64  # pixels
@@ -56,8 +56,7 @@ class ScenesSource:
     @property
     def fields(self) -> dict[str, Kind]:
         """Those of `names`; the fields of the eyes are exchanged by a flip if both are there."""
-        fields = {name: FIELDS[name] for name in self.names}
-        return {name: _without_lone_mirror(kind, fields) for name, kind in fields.items()}
+        return paired({name: FIELDS[name] for name in self.names})
 
     @property
     def fingerprint(self) -> str:
@@ -93,12 +92,6 @@ def open_scenes(split: str, names: Sequence[str]) -> ScenesSource:
         raise ConfigError(f'the scenes have no split "{name}"; {near_misses(name, LENGTHS)}')
     part = split_range(split, LENGTHS[name])
     return ScenesSource(split=name, start=part.start, stop=part.stop, names=tuple(names))
-
-
-def _without_lone_mirror(kind: Kind, fields: Mapping[str, Kind]) -> Kind:
-    if isinstance(kind, (Image, ValueMap)) and kind.mirror is not None and kind.mirror not in fields:
-        return dataclasses.replace(kind, mirror=None)
-    return kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

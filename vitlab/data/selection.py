@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitlab.data.fields import Kind, fields_of
+from vitlab.data.fields import Kind, fields_of, paired
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,7 +17,7 @@ class SelectedSource:
     @property
     def fields(self) -> dict[str, Kind]:
         """Those of `names`, in their order."""
-        return {name: fields_of(self.source)[name] for name in self.names}
+        return paired({name: fields_of(self.source)[name] for name in self.names})
 
     @property
     def class_names(self) -> tuple[str, ...]:

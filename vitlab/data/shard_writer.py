@@ -17,15 +17,22 @@ from PIL import Image
 
 from vitlab.config import ConfigError
 from vitlab.cores import usable_cores
+from vitlab.data.coco import CocoSource
 from vitlab.data.decode import DecodeError, decode
-from vitlab.data.example import serialize
+from vitlab.data.example import serialize, serialize_bytes
+from vitlab.data.field_json import to_bytes
+from vitlab.data.fields import fields_of
 from vitlab.data.image_folder import ImageFolderSource
+from vitlab.data.pairs import PairsSource
 from vitlab.data.paths import is_remote
 from vitlab.data.shards import Index, Shard, check, sha256
 from vitlab.data.splits import spread_order
+from vitlab.data.table import TableSource
 from vitlab.data.tfrecord import TfrecordSource
 
-Images = ImageFolderSource | TfrecordSource  # sources that can be converted: `files` name their images
+Images = (
+    ImageFolderSource | TfrecordSource | PairsSource | CocoSource | TableSource
+)  # sources that can be converted: `files` name their images
 logger = logging.getLogger(__name__)
 
 _JPEG_QUALITY = 95
@@ -88,7 +95,7 @@ def write_shards(folder: epath.Path, index: Index, sources: dict[str, Images], n
                 if _is_finished(folder, shard):
                     progress.add(shard.records)
                     continue
-                records = _records(source, indices, index.short_side, pool)
+                records = _records(source, indices, index, pool)
                 index = _replaced(index, split, number, _write_shard(folder, shard, records, progress))
                 index.write(folder)
     progress.end()
@@ -110,11 +117,17 @@ def _is_finished(dst: epath.Path, shard: Shard) -> bool:
 
 def order_of(source: Images) -> np.ndarray:
     """Indices in an order that is the same on every machine, and of which every stretch has its share of every class."""
-    return spread_order(source.files, source.labels)
+    return spread_order(source.files, labels_to_spread(source))
 
 
-def _records(source: Images, indices: Sequence[int], short_side: int | None, pool: concurrent.futures.Executor) -> Iterator[bytes]:
-    make = functools.partial(_record, source, short_side)
+def labels_to_spread(source: Images) -> np.ndarray:
+    """Labels int [n] that every stretch of the records has its share of; all 0 where an image has none."""
+    labels = getattr(source, "labels", None)
+    return np.zeros(len(source), np.int32) if labels is None else labels
+
+
+def _records(source: Images, indices: Sequence[int], index: Index, pool: concurrent.futures.Executor) -> Iterator[bytes]:
+    make = functools.partial(_record, source, index.short_side) if index.fields is None else functools.partial(_record_of_fields, source)
     for start in range(0, len(indices), _AT_ONCE):
         yield from pool.map(make, indices[start : start + _AT_ONCE])
 
@@ -126,6 +139,15 @@ def _record(source: Images, short_side: int | None, index: int) -> bytes:
         raise ConfigError(f"{source.name_of(index)} cannot be read: {error.strerror}") from error
     data = example["image"] if short_side is None else _shrunk(example["image"], short_side, source, index)
     return serialize(data, example["label"], source.files[index])
+
+
+def _record_of_fields(source: Images, index: int) -> bytes:
+    """The record of an example with other fields; what is wrong with them is found when they are decoded."""
+    try:
+        example = source[index]
+    except OSError as error:
+        raise ConfigError(f"{source.name_of(index)} cannot be read: {error.strerror or error}") from error
+    return serialize_bytes({name: to_bytes(kind, example[name]) for name, kind in fields_of(source).items()}, source.files[index])
 
 
 def _shrunk(data: bytes, short_side: int, source: Images, index: int) -> bytes:

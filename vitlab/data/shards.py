@@ -1,13 +1,14 @@
 """Shards of our own: array_record files of encoded images with an index, written by `python -m vitlab.data.prepare`.
 
 The records of a split lie in the order of `spread_order`, so that every slice of it ("train[:90%]") has its share of every class.
+Version 1 of the index is of images and labels, version 2 of other fields, whose kinds it has.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -15,14 +16,16 @@ from etils import epath
 
 from vitlab.config import ConfigError, near_misses
 from vitlab.data.example import file_name
+from vitlab.data.field_json import fields_from_json
+from vitlab.data.fields import CLASSIFICATION, Kind
 from vitlab.data.paths import data_path, is_remote, refuse_remote, refuse_undecodable, size_of
-from vitlab.data.records import DAMAGE, read_example, read_examples
+from vitlab.data.records import DAMAGE, read_example, read_examples, read_fields
 from vitlab.data.split_folders import EVAL_FOLDERS
 from vitlab.data.splits import split_name, split_range
 
 INDEX = "index.json"
 TEMPORARY_INDEX = INDEX + ".tmp"  # becomes the index when it is whole
-_VERSION = 1  # of the format
+_VERSION, _VERSION_WITH_FIELDS = 1, 2  # of the format
 _CHUNK = 2**20  # bytes read at once
 
 
@@ -54,9 +57,10 @@ class Index:
     sources: dict[str, str]  # split -> fingerprint of what it was made of
     splits: dict[str, tuple[Shard, ...]]
     margins: dict[str, int] = dataclasses.field(default_factory=dict)  # split -> its classes of at least two images; see `split_range`
+    fields: dict[str, dict[str, Any]] | None = None  # see `fields_to_json`; None: an image and its label
 
     def __post_init__(self):
-        if len(self.class_names) < 2 or not all(isinstance(name, str) for name in self.class_names):
+        if (self.fields is None and len(self.class_names) < 2) or not all(isinstance(name, str) for name in self.class_names):
             raise ValueError(f"class_names={self.class_names!r} must be two names or more")
         if self.channels not in (1, 3) or not (self.short_side is None or _is_count(self.short_side)):
             raise ValueError(f"channels={self.channels!r} must be 1 or 3, short_side={self.short_side!r} at least 1")
@@ -65,10 +69,16 @@ class Index:
         for split, margin in self.margins.items():
             if not (margin == 0 or _is_count(margin)) or 2 * margin > sum(shard.records for shard in self.splits[split]):
                 raise ValueError(f"margins={self.margins!r} must be at most half of the records of each split")
+        if self.fields is not None:
+            fields_from_json(self.fields)
 
     def write(self, folder: epath.Path) -> None:
         """Replaces the folder's index at once; in a bucket, where a file appears whole, without a temporary name."""
-        text = json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=1) + "\n"
+        values = dataclasses.asdict(self)
+        version = _VERSION if values["fields"] is None else _VERSION_WITH_FIELDS
+        if version == _VERSION:
+            del values["fields"]
+        text = json.dumps({"version": version, **values}, indent=1) + "\n"
         if is_remote(folder):
             (folder / INDEX).write_text(text)
             return
@@ -99,7 +109,9 @@ def read_index(folder: epath.Path) -> Index:
     try:
         values = json.loads((folder / INDEX).read_bytes())
         version = values.pop("version")
-        if version == _VERSION:
+        if version in (_VERSION, _VERSION_WITH_FIELDS):
+            if (version == _VERSION_WITH_FIELDS) != ("fields" in values):
+                raise ValueError("only version 2 has fields")
             return _index(values)
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} has no {INDEX}; write shards with python -m vitlab.data.prepare SRC {folder}") from error
@@ -107,7 +119,9 @@ def read_index(folder: epath.Path) -> Index:
         raise ConfigError(f"{folder / INDEX} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedIndexError(f"{folder / INDEX} is damaged; {again}") from error
-    raise ConfigError(f"{folder / INDEX} has {version=}, not {_VERSION}; write the shards anew into another folder")
+    raise ConfigError(
+        f"{folder / INDEX} has {version=}, not {_VERSION} or {_VERSION_WITH_FIELDS}; write the shards anew into another folder"
+    )
 
 
 def _index(values: dict[str, Any]) -> Index:
@@ -124,16 +138,26 @@ class ShardsSource:
     channels: int
     fingerprint: str
     split: str
+    kinds: Mapping[str, Kind] | None = None  # of version 2; None: an image and its label
+
+    @property
+    def fields(self) -> Mapping[str, Kind]:
+        """The kinds by name."""
+        return CLASSIFICATION if self.kinds is None else self.kinds
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The example; raises OSError if its record is damaged or its label none of the classes."""
+        if self.kinds is not None:
+            return self.__getitems__([index])[0]
         return read_example(self.records, index, len(self.class_names))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The examples at `indices`; raises OSError as `__getitem__`, for one of them."""
+        if self.kinds is not None:
+            return read_fields(self.records, indices, self.kinds)
         return read_examples(self.records, indices, len(self.class_names))
 
     def name_of(self, index: int) -> str:
@@ -175,6 +199,7 @@ def open_shards(data_dir: str | None, split: str) -> ShardsSource:
         channels=index.channels,
         fingerprint=_fingerprint(index, name, part),
         split=split,
+        kinds=None if index.fields is None else fields_from_json(index.fields),
     )
 
 

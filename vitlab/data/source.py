@@ -6,14 +6,18 @@ from typing import Any, Protocol, runtime_checkable
 from vitlab.config import ConfigError, DataConfig, SourceConfig
 from vitlab.config.references import is_reference, load_reference
 from vitlab.data.bundled import open_bundled
+from vitlab.data.coco import open_coco
 from vitlab.data.fields import CLASSIFICATION, Kind, fields_of
 from vitlab.data.image_csv import open_images
 from vitlab.data.labels import labels_of
 from vitlab.data.mixture import mixture
+from vitlab.data.pairs import open_pairs
 from vitlab.data.paths import refuse_unreadable
+from vitlab.data.photographs import open_photographs
 from vitlab.data.scenes import FIELDS, open_scenes
 from vitlab.data.selection import selected
 from vitlab.data.shards import open_shards
+from vitlab.data.table import open_table
 from vitlab.data.tfds import open_tfds
 
 
@@ -83,7 +87,7 @@ def _open(config: DataConfig | SourceConfig, split: str, fields: Sequence[str]) 
         source = open_scenes(split, fields)
     else:
         with refuse_unreadable(config.data_dir):
-            source = _open_kind(config, split)
+            source = _open_kind(config, split, fields)
     _refuse_missing(config, fields_of(source), fields)
     return selected(source, fields)
 
@@ -96,9 +100,16 @@ def _refuse_missing(config: DataConfig | SourceConfig, there: Mapping[str, Kind]
         )
 
 
-def _open_kind(config: DataConfig | SourceConfig, split: str) -> Source:
+FILE_SOURCES = {"pairs": open_pairs, "coco": open_coco, "table": open_table}  # sources that read `data.files`
+
+
+def _open_kind(config: DataConfig | SourceConfig, split: str, fields: Sequence[str]) -> Source:
     if config.source == "bundled":
         return open_bundled(split)
+    if config.source == "photographs":
+        return open_photographs(split)
+    if config.source in FILE_SOURCES:
+        return FILE_SOURCES[config.source](config.data_dir, split, config.files, names=fields, follow_outside=config.follow_outside)
     if config.source == "image_folder":
         return open_images(config.data_dir, split, follow_outside=config.follow_outside)
     if config.source == "tfds":

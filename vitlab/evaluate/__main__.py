@@ -5,14 +5,14 @@ folder: to evaluations/NAME/evaluation.json and, as the newest of its kind, to e
 confusions, calibration, the worst images and all predictions to evaluations/NAME.
 
 Protocols: task (the metrics that the run was trained for; classification is its name where that is the task); knn, linear and few_shot
-learn from features of the training split, and the head is not used, so the classes may be others than the model's.
+learn from features of the training split, and the head is not used, so the classes may be others than the model's; original scores
+segmentation at the pictures' own size, by windows that slide over each.
 
 Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder or data cannot be used; 42 stopped by a signal.
 """
 
 import argparse
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
@@ -31,6 +31,7 @@ from vitlab.evaluate.features import Features, extract
 from vitlab.evaluate.few_shot import few_shot
 from vitlab.evaluate.knn import knn
 from vitlab.evaluate.linear_probe import linear_probe
+from vitlab.evaluate.original_size import evaluate_at_original_size
 from vitlab.evaluate.output import check_name, default_name, make_folder, write_result
 from vitlab.evaluate.report import Outcomes, write_report
 from vitlab.evaluate.split import evaluate, make_eval_step, open_batches
@@ -40,11 +41,13 @@ from vitlab.runs import folder
 from vitlab.runs.arguments import add_model_arguments, check_model_arguments
 from vitlab.runs.trained import Trained, from_run, from_weights, without_head
 from vitlab.signals import EXIT_STOPPED, StopRequest
-from vitlab.tasks import class_names_of, names_of, setting_of, task_of
+from vitlab.tasks import Task, class_names_of, names_of, setting_of, task_of
+from vitlab.tasks.segmentation import Options as SegmentationOptions
 
 logger = logging.getLogger(__name__)
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {"knn": knn, "linear": linear_probe, "few_shot": few_shot}
+_ALONE = ("original", *PROBES)  # protocols of one process, which do not replace the run's evaluation.json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,14 +55,11 @@ def main(argv: Sequence[str]) -> int:
     parent = args.output or (args.workdir and args.workdir / "evaluations")
     cli.begin()
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-    if jax.process_count() > 1 and (args.report or args.protocol in PROBES):
-        raise ConfigError("--report, knn, linear and few_shot run in one process, which may have several devices")
+    if jax.process_count() > 1 and (args.report or args.protocol in _ALONE):
+        raise ConfigError(f"--report and --protocol={', '.join(_ALONE)} run in one process, which may have several devices")
     experiment = _experiment(args, overrides)
     task, options = task_of(experiment)
-    if args.report and experiment.task.name != "classification":
-        raise ConfigError(f"--report describes classes of images; task={experiment.task.name} has none: vitlab.predict draws its results")
-    if args.protocol == "classification" and experiment.task.name != "classification":
-        raise ConfigError(f"the run was trained for task={experiment.task.name}: leave --protocol out, or name one of {', '.join(PROBES)}")
+    _check_task(args, experiment, task, options)
     if args.report:
         make_folder(parent)
     mesh = _make_mesh(experiment.mesh)
@@ -70,12 +70,14 @@ def main(argv: Sequence[str]) -> int:
     other_data = bool(args.config) or any(key.startswith("data.") for key in overrides)
     split = experiment.data.eval_split
     name = args.name or default_name(
-        args.protocol if args.protocol in PROBES else "classification", trained.origin, split, source.fingerprint if other_data else None
+        args.protocol if args.protocol in _ALONE else "classification", trained.origin, split, source.fingerprint if other_data else None
     )
     outcomes = Outcomes() if args.report else None
     with StopRequest() as stop:
         should_stop = distributed.Vote(lambda: stop.requested)
-        if args.protocol in PROBES:
+        if args.protocol == "original":
+            found = evaluate_at_original_size(trained, source, scales=args.scales, flip=args.flip, should_stop=should_stop)
+        elif args.protocol in PROBES:
             found = _probe(args.protocol, trained, source, mesh, should_stop)
         else:
             found = _measure(trained, source, mesh, should_stop, outcomes)
@@ -83,11 +85,11 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_STOPPED
     if not distributed.is_first():
         return 0
-    result = {**trained.origin, "split": split, **({"protocol": args.protocol} if args.protocol in PROBES else {}), **found}
+    result = {**trained.origin, "split": split, **({"protocol": args.protocol} if args.protocol in _ALONE else {}), **found}
     described = _report(parent / name, outcomes, source, trained) if outcomes is not None else {}
     print(json.dumps(result | (described or {})))
     if parent:
-        newest = [args.workdir] if args.workdir and not args.output and args.protocol not in PROBES else []
+        newest = [args.workdir] if args.workdir and not args.output and args.protocol not in _ALONE else []
         write_result(result | (described or {}), parent / name, *newest)
     return 0 if described is not None else 1
 
@@ -102,14 +104,17 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     )
     add_model_arguments(parser)
     parser.add_argument("--config", help="config file that names the data; with --workdir the run's own if not given")
-    choices = ("task", "classification", *PROBES)
+    choices = ("task", "classification", "original", *PROBES)
     parser.add_argument("--protocol", choices=choices, default="task", help="what is measured; the metrics of the run's task by default")
+    parser.add_argument("--scales", default="1", help="with --protocol=original: sizes of each picture, such as 0.75,1,1.25")
+    parser.add_argument("--flip", action="store_true", help="with --protocol=original: also each picture mirrored")
     parser.add_argument("--report", action="store_true", help="also write tables, pictures and all predictions")
     parser.add_argument("--name", help="of this evaluation; made of step and split if not given")
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder for evaluations, in place of the run folder's")
     distributed.add_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
+    args.scales = _scales(args.scales)
     check_model_arguments(args)
     if args.model and not args.config:
         raise ConfigError("--model needs --config=FILE, which names the data")
@@ -120,6 +125,38 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     if args.model and not args.output and (args.report or args.name):
         raise ConfigError("--report and --name of a checkpoint of others need --output=DIR, the folder to write to")
     return args, overrides
+
+
+def _check_task(args: argparse.Namespace, experiment: Experiment, task: Task, options: Any) -> None:
+    """Refuses what is measured of another task than the run's.
+
+    Raises:
+      ConfigError: One line.
+    """
+    name = experiment.task.name
+    if args.report and name != "classification":
+        raise ConfigError(f"--report describes classes of images; task={name} has none: vitlab.predict draws its results")
+    if args.protocol == "original" and not isinstance(options, SegmentationOptions):
+        raise ConfigError(f"--protocol=original scores segmentation; the run was trained for task={name}")
+    if args.protocol == "classification" and name != "classification":
+        raise ConfigError(f"the run was trained for task={name}: leave --protocol out, or name one of {', '.join(PROBES)}")
+    if args.model and task.head is not None and args.protocol not in PROBES:
+        raise ConfigError(f"a checkpoint of others has no head for task={name}: train one on it with model.weights={args.weights}")
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    """The numbers of "0.75,1,1.25".
+
+    Raises:
+      ConfigError: They are none, or not above 0.
+    """
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 < scale <= 16 for scale in scales):
+        raise ConfigError(f"--scales={text} must be numbers above 0 and up to 16, with commas between")
+    return scales
 
 
 def _experiment(args: argparse.Namespace, overrides: Mapping[str, str]) -> Experiment:
@@ -158,8 +195,7 @@ def _measure(
     task, options = task_of(experiment)
     setting = setting_of(experiment, options, trained.model.preprocessing, num_classes=len(trained.class_names))
     evaluation = task.evaluation(setting)
-    prepare = functools.partial(task.prepare, rng=None, setting=setting)
-    step = make_eval_step(trained.model, mesh, evaluation, prepare, seen=outcomes is not None)
+    step = make_eval_step(trained.model, mesh, evaluation, lambda batch: task.prepare(batch, None, setting), seen=outcomes is not None)
     return evaluate(step, trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop, see=outcomes)
 
 

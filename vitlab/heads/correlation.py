@@ -39,11 +39,11 @@ class Correlation(nnx.Module):
         self.conv1 = Conv(dim + count, dim, kernel_size=3, kernel_init=lecun_normal, dtype=dtype, rngs=rngs)
         self.conv2 = declare(Conv(dim, count, kernel_size=3, kernel_init=lecun_normal, rngs=rngs), "head")
 
-    def __call__(self, features: Maps, images: Float[Array, "n h w c"]) -> Float[Array, "b h w k"]:
-        """Logits [b, h, w, max_disparity + 1], float32.
+    def __call__(self, features: Maps, images: Float[Array, "b h w c"]) -> Float[Array, "pairs h w k"]:
+        """Logits [pairs, h, w, max_disparity + 1], float32.
 
         Args:
-          features: Maps of both views, [2 b, ...], the left and the right one of each pair after each other.
+          features: Maps of both views, [2 pairs, ...], the left and the right one of each pair after each other.
           images: The views, normalised, in the same order.
         """
         maps = self.pixel_map(features, images)

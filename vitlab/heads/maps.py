@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Maps = tuple[Float[Array, "b _h _w _c"], ...]  # maps of a trunk, from fine to coarse
 # Image pixels between neighbouring positions of each map. Fractions occur: a pyramid made for
@@ -11,7 +11,7 @@ Maps = tuple[Float[Array, "b _h _w _c"], ...]  # maps of a trunk, from fine to c
 Strides = Sequence[int | float]
 
 
-def map_size(x: Float[Array, "b h w c"]) -> tuple[int, int]:
+def map_size(x: Shaped[Array, "b h w c"]) -> tuple[int, int]:
     """Returns rows and columns of a map."""
     return x.shape[1], x.shape[2]
 

@@ -14,13 +14,12 @@ from jaxtyping import Float, UInt8
 
 from vitlab.config import Experiment
 from vitlab.data.decode import decoder
-from vitlab.data.fields import Kind
 from vitlab.data.read_image import is_single, read_image
 from vitlab.data.warp import size_of
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import Trained, from_run
-from vitlab.tasks import setting_of, task_of
+from vitlab.tasks import Result, setting_of, task_of
 
 _BATCH_SIZE = 64  # images that go through the model at once, unless the caller says otherwise
 
@@ -124,7 +123,7 @@ class LoadedRun:
         return np.asarray(self._logits(self.trained.weights, _filled(pixels)))[: len(pixels)]
 
     @property
-    def kinds(self) -> dict[str, Kind]:
+    def kinds(self) -> dict[str, Result]:
         """Kind of each thing that the run's task predicts beside classes, by name; kinds of classes have their names."""
         kinds = self._task.results
         return {name: _with_names(kind, self.class_names) for name, kind in kinds.items()}
@@ -156,7 +155,7 @@ class LoadedRun:
         warp = self.trained.warp_of(size_of(pixels[0]))
         batch = {name: warp.apply(one)[None] for name, one in zip(self.inputs, pixels, strict=True)}
         found = jax.device_get(self._predictions(self.trained.weights, batch))
-        return {name: kind.warp(np.asarray(found[name])[0], warp.inverse) for name, kind in self.kinds.items()}
+        return {name: np.asarray(kind.warp(np.asarray(found[name])[0], warp.inverse)) for name, kind in self.kinds.items()}
 
     def _predicted(self, weights: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         assert self._task.predictions is not None
@@ -193,7 +192,7 @@ class LoadedRun:
             yield np.stack([self.preprocess(image) for image in chunk])
 
 
-def _with_names(kind: Kind, class_names: tuple[str, ...]) -> Kind:
+def _with_names(kind: Result, class_names: tuple[str, ...]) -> Result:
     return dataclasses.replace(kind, class_names=class_names) if hasattr(kind, "class_names") else kind  # type: ignore[type-var]
 
 

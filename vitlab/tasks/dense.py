@@ -52,7 +52,7 @@ def check_head(name: str, choices: Sequence[str]) -> None:
       ValueError: It is none of the choices.
     """
     if name not in choices:
-        raise ValueError(f'head="{name}" must be one of {", ".join(choices)}')
+        raise ValueError(f'task.head="{name}" must be one of {", ".join(choices)}')
 
 
 def exact_sum(values: np.ndarray) -> float:

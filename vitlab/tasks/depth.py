@@ -13,6 +13,7 @@ from vitlab.bounds import Bounds, Share
 from vitlab.data.fields import ValueMap
 from vitlab.functional import Trunk
 from vitlab.heads import OnTrunk
+from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.models.registry import FeatureInfo
 from vitlab.tasks.dense import MAP_HEADS, check_head, exact_sum, on_trunk
@@ -46,7 +47,7 @@ def head(setting: Setting, feature_info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
 def forward(trunk: Trunk, head: OnTrunk, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w"]:
     """The logarithm of the depth of each pixel of the image."""
     out = head(trunk.features(batch["image"], train=train, rngs=rngs), train=train, rngs=rngs)
-    return resize_bilinear(out, batch["image"].shape[1:3])[..., 0]
+    return resize_bilinear(out, map_size(batch["image"]))[..., 0]
 
 
 def loss(outputs: Float[Array, "b h w"], batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:

@@ -43,7 +43,7 @@ class Options(TaskOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoredBoxes:
-    """Predicted boxes, rows (left, top, right, bottom, class, score), as a kind of result; see `vitlab.data.fields.Kind`."""
+    """Predicted boxes, rows (left, top, right, bottom, class, score), as a kind of result."""
 
     class_names: tuple[str, ...] = ()
     min_score: float = 0.3

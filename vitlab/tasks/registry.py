@@ -63,7 +63,7 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
     for key in _OPTIONAL:
         if key not in task.reads and getattr(experiment, key) != getattr(_default(), key):
             raise ConfigError(f'{key} means nothing to task "{name}": leave {key} at its default')
-    with refusing(ValueError, prefix="task."):
+    with refusing(ValueError):
         return task, task.options(**given)
 
 
@@ -74,8 +74,8 @@ def names_of(task: Task, options: Any) -> tuple[str, ...]:
 
 def class_names_of(source: Source) -> tuple[str, ...]:
     """Names of the classes that a source's fields have, in their order; those of the source where no field names any."""
-    named = (kind.class_names for kind in fields_of(source).values() if getattr(kind, "class_names", ()))
-    return tuple(next(named, source.class_names))
+    named = (getattr(kind, "class_names", ()) for kind in fields_of(source).values())
+    return tuple(next(filter(None, named), source.class_names))
 
 
 @functools.cache

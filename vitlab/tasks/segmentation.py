@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vitlab.bounds import Bounds
 from vitlab.data.fields import VOID_INDEX, IndexMap
 from vitlab.functional import Trunk
+from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.metrics.segmentation import class_scores, segmentation_scores
 from vitlab.models.registry import FeatureInfo
@@ -54,7 +55,7 @@ class Head(nnx.Module):
 def forward(trunk: Trunk, head: Head, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> dict[str, Float[Array, "b h w k"]]:
     """Logits of each head, at the size of the image."""
     maps = trunk.features(batch["image"], train=train, rngs=rngs)
-    size = batch["image"].shape[1:3]
+    size = map_size(batch["image"])
     out = {"logits": resize_bilinear(head.main(maps, train=train, rngs=rngs), size)}
     if train and head.aux is not None:
         out["aux"] = resize_bilinear(head.aux(maps[:-1] or maps, train=train, rngs=rngs), size)
@@ -115,19 +116,26 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, Any]:
-    """Gives "miou", "pixel_accuracy", "mean_accuracy", "mean_dice" (shares), "loss" (nats a pixel), and "class_iou", a list.
-
-    A class that is neither labelled nor predicted has the IoU None and counts in no mean.
-    """
+    """Gives what `scores_of` does, and "loss" in nats a pixel."""
     if not images:
         return {}
     confusion = totals["confusion"]  # rows are labels
-    counts = np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)])
-    scores = segmentation_scores(counts)
-    out = {"miou": scores.pop("mean_iou"), **scores} if "mean_iou" in scores else dict(scores)
     mean = exact_mean(totals["cross_entropy"], totals["pixels"])
-    out |= {} if mean is None else {"loss": mean}
-    return out | {"class_iou": [None if np.isnan(value) else float(value) for value in class_scores(counts)["iou"]]}
+    scores = scores_of(np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)]))
+    return scores | ({} if mean is None else {"loss": mean})
+
+
+def scores_of(counts: Int[np.ndarray, "3 classes"]) -> dict[str, Any]:
+    """Gives "miou", "pixel_accuracy", "mean_accuracy", "mean_dice" (shares), and "class_iou", a list.
+
+    A class that is neither labelled nor predicted has the IoU None and counts in no mean.
+
+    Args:
+      counts: Sum of `vitlab.metrics.segmentation.pixel_counts` over the set.
+    """
+    scores = segmentation_scores(counts)
+    out = {"miou": scores.pop("mean_iou")} if "mean_iou" in scores else {}
+    return out | scores | {"class_iou": [None if np.isnan(value) else float(value) for value in class_scores(counts)["iou"]]}
 
 
 TASK = Task(

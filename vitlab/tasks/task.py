@@ -5,8 +5,9 @@ A batch is a dict of arrays [b, ...]: "image", uint8 pixels, and one entry for e
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import check_bounds, hints_of
 from vitlab.config import Experiment, typed
+from vitlab.data.warp import Warp
 from vitlab.device.erase import erase
 from vitlab.functional import Trunk
 from vitlab.models.registry import FeatureInfo, Preprocessing
@@ -41,8 +43,8 @@ class TaskOptions:
           ValueError: The value is of another type than the option's, or out of its bounds.
         """
         plain, bounded = hints_of(cls)[name]
-        value = typed(value, plain, (name,))
-        check_bounds(name, value, bounded)
+        value = typed(value, plain, ("task", name))
+        check_bounds(f"task.{name}", value, bounded)
         return value
 
 
@@ -79,6 +81,19 @@ class Evaluation:
     finish: Callable[[Mapping[str, Any], int], dict[str, Any]]  # sums and rows, and the number of images -> metrics; none is NaN
     rows: tuple[str, ...] = ()
     seen: Callable[[Outputs], Array] | None = None  # what a report is given of each image; None: there is no report
+
+
+@runtime_checkable
+class Result(Protocol):
+    """What is predicted of a picture: any kind of field, or an object of fewer methods, see `vitlab.data.fields.Kind`."""
+
+    suffix: str
+
+    def warp(self, value: np.ndarray, warp: Warp) -> np.ndarray: ...
+
+    def draw(self, picture: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, str]: ...
+
+    def write(self, path: str | os.PathLike[str], value: np.ndarray) -> None: ...
 
 
 Head = Callable[[Setting, tuple[FeatureInfo, ...], nnx.Rngs], nnx.Module]
@@ -130,7 +145,7 @@ class Task:
     # How an evaluation or a prediction brings a picture to the model's size: its centre, or all of it.
     fit: Literal["crop", "stretch", "letterbox"] = "stretch"
     # Kind of each thing that is predicted, by name; and the prediction itself, {name: [b, ...]} at the size of the images.
-    results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    results: Mapping[str, Result] = dataclasses.field(default_factory=dict)
     predictions: Callable[[Outputs, Setting], dict[str, Array]] | None = None
     # Groups of the config, and its key `metrics`, that mean something to this task; others must be left at their defaults.
     reads: tuple[str, ...] = ()

@@ -1,7 +1,6 @@
 """What a run is made of, built from its experiment; everything that can be refused is refused here, before the run folder."""
 
 import dataclasses
-import functools
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
@@ -248,7 +247,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         periods=periods,
         train_step=traced,
         evaluation=evaluation,
-        eval_step=make_eval_step(model, mesh, evaluation, functools.partial(task.prepare, rng=None, setting=setting)),
+        eval_step=make_eval_step(model, mesh, evaluation, lambda batch: task.prepare(batch, None, setting)),
         create_weights=create_weights if start is None else lambda: start,
         create_state=create_state,
         abstract_state=state,

@@ -88,9 +88,9 @@ def make_train_step(
             keep &= (skips["kept"] < STEADY_STEPS) | (grad_norm <= spike_factor * skips["usual_norm"])
         means = {"loss": value, **{name: sums.pop(name) for name in terms}}
         interval = _add(state, means, sums, images, log_every, keep)
-        names = dict.fromkeys(("loss", *terms)) | task.counts
+        logged = {name: name for name in ("loss", *terms)} | {name: count.metric for name, count in task.counts.items()}
         metrics = {
-            **{count.metric if count else name: interval[name] / interval["images"] for name, count in names.items()},
+            **{metric: interval[name] / interval["images"] for name, metric in logged.items()},
             "lr": schedule(state["step"]),
             "grad_norm": grad_norm,
             "finite": finite,
