@@ -34,6 +34,7 @@ _REMEDY = "restore it from a copy, or begin anew in another folder"
 _FIXED = ("model", "data", "augment", "batch_size", "seed", "duration")  # a change of these makes it another run
 _FREE_DATA = ("data_dir", "follow_outside", "num_threads", "num_workers", "max_bad_fraction", "max_image_bytes", "eval_split")
 _FREE = tuple(f"data.{name}" for name in _FREE_DATA)
+_LONGEST_CHANGE = 500  # characters of a change in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ def _remove_leftovers(root: pathlib.Path) -> None:
 
 def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> None:
     old, old_data = read(workdir)
-    changes = {name: f"{name}: {a!r} -> {b!r}" for name, (a, b) in difference(old, experiment).items()}
+    changes = {name: _cut(f"{name}: {a!r} -> {b!r}") for name, (a, b) in difference(old, experiment).items()}
     if old_data != data:
         changes["data.fingerprint"] = change_of_data(old_data, data, experiment.data.train_split)
     refused = [text for name, text in changes.items() if name.split(".")[0] in _FIXED and name not in _FREE]
@@ -190,6 +191,11 @@ def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *
         )
     for text in changes.values():
         logger.warning("resuming with a change: %s", text)
+
+
+def _cut(text: str) -> str:
+    """Returns a change without what is too long to read: a config.json may be damaged."""
+    return text if len(text) <= _LONGEST_CHANGE else f"{text[:_LONGEST_CHANGE]}..."
 
 
 def change_of_data(old: DataInfo, new: DataInfo, split: str) -> str:
