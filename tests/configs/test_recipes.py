@@ -18,7 +18,7 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 # Their networks take seven seconds or more to compile even so; what their settings name has tests of its own.
 LARGE = {"crossvit", "davit", "efficientvit", "fmvit", "glnet", "maxvit", "overlock", "ravlt", "shvit", "smt", "svit"}
 SLOW = [path for path in CONFIGS if path.stem.removesuffix("_imagenet") in LARGE]
-TASKS = [path for path in CONFIGS if path.stem.endswith("_scenes")]  # tests/tasks/test_commands.py trains these
+TASKS = [path for path in CONFIGS if path.stem.endswith(("_scenes", "_photographs"))]  # tests/tasks/test_commands.py trains these
 QUICK = [path for path in CONFIGS if path not in (*SLOW, *TASKS)]
 
 
