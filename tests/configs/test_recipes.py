@@ -19,7 +19,7 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 # settings of other networks name have tests of their own.
 RUN = {"quickstart", "finetune_folder", "metaformer_bundled", "vit_cifar10", "vit_imagenet", "swin_imagenet", "nextvit_imagenet"}
 QUICK = [path for path in CONFIGS if path.stem in RUN]
-TASKS = [path for path in CONFIGS if path.stem.endswith("_scenes")]  # tests/tasks/test_commands.py trains these
+TASKS = [path for path in CONFIGS if path.stem.endswith(("_scenes", "_photographs"))]  # tests/tasks/test_commands.py trains these
 SLOW = [path for path in CONFIGS if path not in (*QUICK, *TASKS)]
 
 

@@ -28,7 +28,7 @@ RECIPES = {
     "multilabel": "multilabel_scenes",
     "depth": "depth_scenes",
     "stereo": "stereo_scenes",
-    "restoration": "denoise_scenes",
+    "restoration": "denoise_photographs",
 }
 
 

@@ -9,7 +9,7 @@ from vitlab.config import Experiment, ModelConfig
 from vitlab.heads.center_point import CenterMaps
 from vitlab.models.registry import Preprocessing
 from vitlab.tasks import setting_of
-from vitlab.tasks.registry import _tasks
+from vitlab.tasks.registry import named_task
 from vitlab.train.step import _accumulate, _scales
 
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ def normal(*shape):
 
 def setting(task, **options):
     preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, image_size=(H, W))
-    return setting_of(Experiment(model=ModelConfig()), _tasks()[task].options(**options), preprocessing, num_classes=K)
+    return setting_of(Experiment(model=ModelConfig()), named_task(task).options(**options), preprocessing, num_classes=K)
 
 
 def labels(void=0.3):
@@ -52,7 +52,7 @@ CASES = {
 
 def total(task, options, outputs, batch, parts=1):
     """Loss and gradient as the step computes them, of outputs in place of parameters."""
-    own, told = _tasks()[task], setting(task, **options)
+    own, told = named_task(task), setting(task, **options)
     batch = whole = jax.tree.map(jnp.asarray, {"image": jnp.zeros((B, H, W, 3)), **batch})
 
     def part(factor, state, batch, rng):

@@ -113,8 +113,10 @@ class LoadedRun:
 
         Raises:
           OSError, DecodeError: As `preprocess`.
-          ValueError: `batch_size` is below 1.
+          ValueError: `batch_size` is below 1, or the run was trained for another task than classes.
         """
+        if self._task.head is not None:
+            raise ValueError(f"a run of task {self.experiment.task.name} has no logits of classes: use `results`")
         parts = [self.logits(pixels) for pixels in self._prepared(images, batch_size)]
         return np.concatenate(parts) if parts else np.zeros((0, self._num_logits), np.float32)
 
@@ -178,6 +180,8 @@ class LoadedRun:
 
         `run.predict("cat.jpg")[0].top(3)` gives three names with their probabilities.
         """
+        if self.kinds:
+            raise ValueError(f"a run of task {self.experiment.task.name} gives no probabilities of classes: use `results`")
         return [Prediction(probabilities=p, class_names=self.class_names) for p in softmax(self(images, batch_size=batch_size))]
 
     @property

@@ -16,7 +16,7 @@ from vitlab.heads import OnTrunk
 from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import MAP_HEADS, check_head, exact_sum, on_trunk
+from vitlab.tasks.dense import MAP_HEADS, check_head, exact_sum, on_trunk, pixel_sum
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 Distance = Annotated[float, Bounds(0, 1e6, open_least=True)]
@@ -82,7 +82,7 @@ def evaluation(setting: Setting) -> Evaluation:
         ratio = jnp.maximum(found / truth, truth / found)
         of_pixels = {"abs_rel": jnp.abs(off) / truth, "sq_rel": jnp.square(off) / truth, "square": jnp.square(off)}
         of_pixels |= {"log": log, "log_square": jnp.square(log), **{f"delta{i}": ratio < 1.25**i for i in (1, 2, 3)}}
-        return {name: jnp.where(known, x, 0).sum((1, 2)) for name, x in of_pixels.items()} | {"pixels": known.sum((1, 2))}
+        return {name: pixel_sum(jnp.where(known, x, 0)) for name, x in of_pixels.items()} | {"pixels": known.sum((1, 2))}
 
     rows = ("abs_rel", "sq_rel", "square", "log", "log_square", "delta1", "delta2", "delta3", "pixels")
     return Evaluation(measure=measure, finish=finish, rows=rows)

@@ -20,23 +20,20 @@ from vitlab.functional import FunctionalModel, Weights
 from vitlab.models.registry import FeatureInfo, Preprocessing
 from vitlab.tasks.task import Setting, Task, TaskOptions
 
-_PARTS = ("registry", "task")
 _OPTIONAL = ("mix", "loss", "metrics")  # keys of an experiment that not every task reads
 
 
 @functools.cache
-def _tasks() -> dict[str, Task]:
-    found = {
-        info.name: importlib.import_module(f"vitlab.tasks.{info.name}")
-        for info in pkgutil.iter_modules(vitlab.tasks.__path__)
-        if info.name not in _PARTS
-    }
-    return {name: module.TASK for name, module in found.items() if hasattr(module, "TASK")}
+def named_task(name: str) -> Task | None:
+    """The task of a name; None if there is none. Others are not imported."""
+    if name not in {info.name for info in pkgutil.iter_modules(vitlab.tasks.__path__)}:
+        return None
+    return getattr(importlib.import_module(f"vitlab.tasks.{name}"), "TASK", None)
 
 
 def list_tasks() -> list[str]:
     """Names of the tasks, sorted."""
-    return sorted(_tasks())
+    return sorted(info.name for info in pkgutil.iter_modules(vitlab.tasks.__path__) if named_task(info.name))
 
 
 def task_of(experiment: Experiment) -> tuple[Task, Any]:
@@ -51,10 +48,8 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
         task = load_reference(name)
         if not isinstance(task, Task):
             raise ConfigError(f'task.name="{name}" must name a vitlab.tasks.Task, not a {type(task).__name__}')
-    elif name in _tasks():
-        task = _tasks()[name]
-    else:
-        raise ConfigError(f'unknown task "{name}": {near_misses(name, _tasks())}')
+    elif (task := named_task(name)) is None:
+        raise ConfigError(f'unknown task "{name}": {near_misses(name, list_tasks())}')
     known = [field.name for field in dataclasses.fields(task.options)]
     for field in given:
         if field not in known:

@@ -1,4 +1,4 @@
-"""Restoration: a picture from a degraded one, which is made of the picture itself on the device.
+"""Restoration: a picture from a degraded one, which is made of the picture itself on the device, or is data of its own.
 
 Denoising adds normal noise, and super-resolution averages squares of pixels and enlarges them again, so that both pictures have one
 size. A prediction takes the picture as it is for the degraded one.
@@ -24,7 +24,7 @@ from vitlab.layers.initial import zeros_init
 from vitlab.layers.resize import resize_bicubic
 from vitlab.layers.roles import declare
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import exact_sum
+from vitlab.tasks.dense import exact_sum, pixel_sum
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 _NOISE = 2**31 - 3  # folded into a step's key for the noise
@@ -36,7 +36,7 @@ _STEP = 32.0  # pixel values that one unit of the head's output changes
 class Options(TaskOptions):
     """Options of the task."""
 
-    degradation: Literal["noise", "downscale"] = "noise"
+    degradation: Literal["noise", "downscale", "none"] = "noise"  # none: the data has the field "target", of the size of the image
     sigma: Annotated[float, Bounds(0, 255)] = 25.0  # deviation of the noise, of pixels in [0, 255]
     scale: Annotated[int, Bounds(2, 8)] = 2  # pixels on a side that become one; it must divide the image's sides
     dim: Count = 32  # width of the features of each pixel
@@ -61,6 +61,10 @@ class Head(nnx.Module):
 def prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
     """Keeps the picture as "target" and degrades "image", with other noise at each step, and the same one in every evaluation."""
     options, target = setting.options, batch["image"]
+    if options.degradation == "none":
+        if batch["target"].shape != target.shape:
+            raise ValueError(f"a target of {batch['target'].shape[1:]} must be as large as its image, {target.shape[1:]}")
+        return batch
     if options.degradation == "downscale":
         return batch | {"image": _downscaled(target.astype(jnp.float32), options.scale), "target": target}
     if rng is None:
@@ -110,7 +114,7 @@ def evaluation(setting: Setting) -> Evaluation:
     def measure(outputs: Float[Array, "b h w c"], batch: Batch) -> dict[str, Array]:
         target = compared(batch["target"])
         pairs = {"error": _whole(outputs), "degraded_error": batch["image"]}
-        return {name: jnp.square(compared(x) - target).mean((1, 2, 3)) for name, x in pairs.items()}
+        return {name: pixel_sum(jnp.square(compared(x) - target)) / target[0].size for name, x in pairs.items()}
 
     return Evaluation(measure=measure, finish=finish, rows=("error", "degraded_error"))
 
@@ -129,7 +133,7 @@ def _psnr(errors: np.ndarray) -> float:
 
 TASK = Task(
     options=Options,
-    fields=lambda options: (),
+    fields=lambda options: ("target",) if options.degradation == "none" else (),
     head=Head,
     forward=forward,
     prepare=prepare,

@@ -22,7 +22,7 @@ from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.metrics.segmentation import class_scores, segmentation_scores
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import MAP_HEADS, check_head, exact_mean, on_trunk
+from vitlab.tasks.dense import MAP_HEADS, check_head, exact_mean, on_trunk, pixel_sum
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 Weight = Annotated[float, Bounds(0, 100)]
@@ -65,9 +65,9 @@ def forward(trunk: Trunk, head: Head, batch: Batch, *, train: bool, rngs: nnx.Rn
 def loss(outputs: dict[str, Array], batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
     """Cross-entropy summed over the known pixels of an image, and what the options add."""
     options, labels = setting.options, batch["segmentation"]
-    terms = {"cross_entropy": _cross_entropy(outputs["logits"], labels)}
+    terms = {"cross_entropy": _entropies(outputs["logits"], labels).sum((1, 2))}
     if options.aux_weight:
-        terms["aux"] = options.aux_weight * _cross_entropy(outputs["aux"], labels)
+        terms["aux"] = options.aux_weight * _entropies(outputs["aux"], labels).sum((1, 2))
     if options.dice_weight:
         terms["dice"] = options.dice_weight * _dice(outputs["logits"], labels)
     return terms
@@ -84,10 +84,11 @@ def terms_of(options: Options) -> tuple[str, ...]:
     return ("cross_entropy", *["aux"] * bool(options.aux_weight), *["dice"] * bool(options.dice_weight))
 
 
-def _cross_entropy(logits: Float[Array, "b h w k"], labels: Array) -> Float[Array, " b"]:
+def _entropies(logits: Float[Array, "b h w k"], labels: Array) -> Float[Array, "b h w"]:
+    """The cross-entropy of each pixel (nats), 0 where it is void."""
     known = labels != VOID_INDEX
     own = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[..., None].astype(jnp.int32), -1)[..., 0]
-    return -jnp.where(known, own, 0).sum((1, 2))
+    return -jnp.where(known, own, 0)
 
 
 def _dice(logits: Float[Array, "b h w k"], labels: Array) -> Float[Array, " b"]:
@@ -110,7 +111,7 @@ def evaluation(setting: Setting) -> Evaluation:
         cells = jnp.where(known, labels, 0).astype(jnp.int32) * k + outputs["logits"].argmax(-1)
         confusion = jnp.zeros(k * k, jnp.int32).at[cells].add(known.astype(jnp.int32))
         pixels = (labels != VOID_INDEX).sum((1, 2))
-        return {"confusion": confusion.reshape(k, k), "cross_entropy": _cross_entropy(outputs["logits"], labels), "pixels": pixels}
+        return {"confusion": confusion.reshape(k, k), "cross_entropy": pixel_sum(_entropies(outputs["logits"], labels)), "pixels": pixels}
 
     return Evaluation(measure=measure, finish=finish, rows=("cross_entropy", "pixels"))
 

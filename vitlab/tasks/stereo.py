@@ -15,7 +15,7 @@ from vitlab.functional import Trunk
 from vitlab.heads.correlation import Correlation, expected_disparity
 from vitlab.metrics.disparity import BAD, disparity_scores
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import exact_sum
+from vitlab.tasks.dense import exact_sum, pixel_sum
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 
@@ -80,7 +80,7 @@ def evaluation(setting: Setting) -> Evaluation:
         counted = known & batch["mask"][:, None, None]
         out = {f"bad{x}": (counted & (off > x)).sum() for x in BAD}
         out |= {"pixels": counted.sum(), "outliers": (counted & (off > 3) & (off > 0.05 * jnp.abs(truth))).sum()}
-        return out | {"error": off.sum((1, 2)), "square": jnp.square(off).sum((1, 2))}
+        return out | {"error": pixel_sum(off), "square": pixel_sum(jnp.square(off))}
 
     return Evaluation(measure=measure, finish=finish, rows=("error", "square"))
 

@@ -55,7 +55,6 @@ def make_train_step(
     are the step's third argument: neither state nor constants of the program. The `class_weights` are, see `label_loss`.
     """
     skip, spike_factor = experiment.nonfinite == "skip", experiment.spike_factor
-
     task, options = task_of(experiment)
     setting = setting_of(experiment, options, model.preprocessing, num_classes=num_classes, class_weights=class_weights)
     terms = logged_terms(task, options)
