@@ -30,6 +30,7 @@ from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import PartitionAttention
 from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.mixers.rank_augmented_linear import rotary_angles, rotate
+from vitlab.mixers.relative_attention import RelativeAttention
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.mixers.spectral import SpectralGating
@@ -110,6 +111,16 @@ def test_hilo_is_window_attention_beside_attention_to_the_means():
     means = np.asarray(X)[0].reshape(3, 2, 3, 2, 8).mean((1, 3)).reshape(9, 8)
     kv = linear(mixer.l_kv, means)
     same(out[..., 4:].reshape(36, 4), linear(mixer.l_proj, dense(linear(mixer.l_q, FLAT), kv[:, :4], kv[:, 4:], 1)))
+
+
+def test_relative_attention_is_global_attention_with_a_number_for_each_offset():
+    mixer = build(RelativeAttention, 8, num_heads=2, grid=(6, 6))
+    qkv = linear(mixer.qkv, FLAT).reshape(36, 2, 3, 4)  # heads outermost
+    rows, cols = np.divmod(np.arange(36), 6)
+    bias = np.asarray(mixer.rel_pos_bias[...])[:, rows[:, None] - rows + 5, cols[:, None] - cols + 5]
+    logits = np.einsum("qhd,khd->hqk", qkv[:, :, 0], qkv[:, :, 1]) / 2 + bias
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    same(mixer(X)[0].reshape(36, 8), linear(mixer.proj, np.einsum("hqk,khd->qhd", weights, qkv[:, :, 2]).reshape(36, 8)))
 
 
 def test_super_tokens_of_one_token_are_global_attention_with_heads_outermost():

@@ -59,6 +59,10 @@ RULES = {
         variants=("biformer_tiny",), source=f"{TOKENS}, of which it has none", embeds="stages/0/downsample/", blocks=STAGED,
         after="(norm|head)/",
     ),
+    "coatnet": Rules(
+        variants=("coatnet_0",), source="timm: relative_position_bias_table", kept=".*/rel_pos_bias$", embeds="stem/", blocks=STAGED,
+        after="(norm|head)/",
+    ),
     "crossformer": Rules(
         variants=("crossformer_tiny", "crossformer_pp_small"), source=f"{SWIN}; not the MLP of the dynamic position bias",
         embeds="(patch_embed|embed_norm)/", blocks=LAYERED, after="(norm|head)/",

@@ -16,6 +16,7 @@ from tests.weights.recorded import model_of
         ("nat_mini_192x256", {}, ("nat_mini", {})),
         ("crossvit_9_dagger_240", {}, ("crossvit_9_dagger", {})),
         ("crossvit_15_dagger_408", {}, ("crossvit_15_dagger_408", {})),
+        ("coatnet_1_224_rect", {"img_size": [192, 256]}, ("coatnet_1", {})),
         ("maxvit_small_tf_224", {}, ("maxvit_small", {})),
         ("vit_small_patch16_224", {"depth": 3}, ("vit_small_patch16", {"depth": 3})),
         ("spectformer_h_b", {}, ("spectformerh_base", {})),

@@ -38,6 +38,7 @@ NAMES = {
     "swin_tiny": "swin_tiny_patch4_window7_224",
     "swinv2_tiny_window8_256": "swinv2_tiny_window8_256",
     "maxvit_tiny": "maxvit_tiny_tf_224",
+    "coatnet_0": "coatnet_0_224",
     "focalnet_tiny_srf": "focalnet_tiny_srf",
     "davit_tiny": "davit_tiny",
     "efficientvit_m0": "efficientvit_m0",

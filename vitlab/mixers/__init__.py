@@ -27,6 +27,7 @@ from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
 from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
+from vitlab.mixers.relative_attention import RelativeAttention
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.mixers.spectral import SpectralGating
@@ -51,6 +52,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "large_kernel": LargeKernelAttention,
     "neighborhood": NeighborhoodAttention,
     "rank_augmented_linear": RankAugmentedLinearAttention,
+    "relative": RelativeAttention,
     "scale_aware_modulation": ScaleAwareModulation,
     "single_head": SingleHeadAttention,
     "spectral": SpectralGating,

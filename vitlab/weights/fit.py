@@ -43,6 +43,8 @@ def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None,
         value = _to_flax_layout(value, shape)
     if leaf == "pos_map" or grid is not None:
         return _fit_positions(value, shape, (shape[1], shape[2]) if grid is None else grid, declared)
+    if leaf == "rel_pos_bias" and value.ndim == 2:
+        value = _offsets_of(value, shape)
     if value.shape == shape:
         return jnp.asarray(value), ""
     if leaf in _TABLES and value.ndim == len(shape) and 0 not in value.shape:
@@ -104,6 +106,21 @@ def _grid_of(tokens: int, prefix: int, new: Grid, declared: Grid | None) -> Grid
     if count == math.prod(new):
         return new
     raise ValueError(f"{tokens} positions are not {prefix} and a square, nor {prefix} + {_size(new)}; the grid is unknown")
+
+
+def _offsets_of(value: np.ndarray, shape: Shape) -> np.ndarray:
+    """A table of relative positions [heads, y, x] from [heads, positions]: of the model's rows and columns, or else of a square.
+
+    Raises:
+      ValueError: The positions are neither.
+    """
+    heads, count = value.shape
+    side = math.isqrt(count)
+    if count == math.prod(shape[1:]):
+        return value.reshape(heads, *shape[1:])
+    if side**2 != count or not side:
+        raise ValueError(f"{count} relative positions are neither {_size(shape[1:])} nor a square; the map is unknown")
+    return value.reshape(heads, side, side)
 
 
 _BICUBIC = "bicubic with antialiasing"
