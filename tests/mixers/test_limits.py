@@ -18,6 +18,7 @@ from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.context_mixing import ContextMixing
 from vitlab.mixers.cosine_window import CosineWindowAttention
+from vitlab.mixers.cross_shaped import CrossShapedAttention
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.gated_conv import GatedConv
@@ -29,9 +30,13 @@ from vitlab.mixers.light_attention import LightAttention
 from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import PartitionAttention
 from vitlab.mixers.neighborhood import NeighborhoodAttention
+from vitlab.mixers.pooling import Pooling
 from vitlab.mixers.rank_augmented_linear import rotary_angles, rotate
+from vitlab.mixers.relative_attention import RelativeAttention
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
+from vitlab.mixers.self_guided import HybridScaleAttention, SelfGuidedAttention
 from vitlab.mixers.single_head import SingleHeadAttention
+from vitlab.mixers.spatial_reduction import SpatialReductionAttention
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.mixers.super_token import SuperTokenAttention
 
@@ -110,6 +115,75 @@ def test_hilo_is_window_attention_beside_attention_to_the_means():
     means = np.asarray(X)[0].reshape(3, 2, 3, 2, 8).mean((1, 3)).reshape(9, 8)
     kv = linear(mixer.l_kv, means)
     same(out[..., 4:].reshape(36, 4), linear(mixer.l_proj, dense(linear(mixer.l_q, FLAT), kv[:, :4], kv[:, 4:], 1)))
+
+
+def test_cross_shaped_attention_is_attention_inside_a_column_and_a_row_of_stripes():
+    mixer = build(CrossShapedAttention, 8, num_heads=2, split_size=2)
+    qkv = linear(mixer.qkv, FLAT).reshape(6, 6, 3, 8)
+    column, row = qkv[:, 2:4, :, :4].reshape(12, 3, 4), qkv[4:, :, :, 4:].reshape(12, 3, 4)
+    (left, right), part = mixer.lepe, lambda y: tuple(y[:, i] for i in range(3))
+    outs = [attend(*part(column)).reshape(6, 2, 4), attend(*part(row)).reshape(2, 6, 4)]
+    outs[0] += depthwise(left, column[:, 2].reshape(6, 2, 4))
+    outs[1] += depthwise(right, row[:, 2].reshape(2, 6, 4))
+    both = np.concatenate((outs[0][4:], outs[1][:, 2:4]), -1)  # where they cross
+    same(mixer(X)[0, 4:, 2:4], linear(mixer.proj, both))
+
+
+def test_reduction_to_cells_of_one_token_is_global_attention_to_normalised_tokens():
+    plain, reduced = (build(SpatialReductionAttention, 8, num_heads=2, sr_ratio=ratio) for ratio in (1, 2))
+    kv = linear(plain.kv, FLAT)
+    same(plain(X)[0].reshape(36, 8), linear(plain.proj, dense(linear(plain.q, FLAT), kv[:, :8], kv[:, 8:], 2)))
+    cells = np.asarray(X)[0].reshape(3, 2, 3, 2, 8).swapaxes(1, 2).reshape(9, 2, 2, 8)
+    cells = np.einsum("nhwc,hwcd->nd", cells, np.asarray(reduced.sr.kernel[...])) + np.asarray(reduced.sr.bias[...])
+    kv = linear(reduced.kv, reduced.norm(jnp.asarray(cells, jnp.float32)))
+    same(reduced(X)[0].reshape(36, 8), linear(reduced.proj, dense(linear(reduced.q, FLAT), kv[:, :8], kv[:, 8:], 2)))
+    assert reduced(X[:, :5, :5]).shape == (1, 5, 5, 8)
+
+
+def test_pooling_is_the_mean_of_the_neighbours_inside_the_map_less_the_position():
+    out = Pooling(8, rngs=nnx.Rngs(0))(X)
+    same(out[0, 0, 0], np.asarray(X)[0, :2, :2].mean((0, 1)) - np.asarray(X)[0, 0, 0])
+    same(out[0, 3, 2], np.asarray(X)[0, 2:5, 1:4].mean((0, 1)) - np.asarray(X)[0, 3, 2])
+
+
+def test_relative_attention_is_global_attention_with_a_number_for_each_offset():
+    mixer = build(RelativeAttention, 8, num_heads=2, grid=(6, 6))
+    qkv = linear(mixer.qkv, FLAT).reshape(36, 2, 3, 4)  # heads outermost
+    rows, cols = np.divmod(np.arange(36), 6)
+    bias = np.asarray(mixer.rel_pos_bias[...])[:, rows[:, None] - rows + 5, cols[:, None] - cols + 5]
+    logits = np.einsum("qhd,khd->hqk", qkv[:, :, 0], qkv[:, :, 1]) / 2 + bias
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    same(mixer(X)[0].reshape(36, 8), linear(mixer.proj, np.einsum("hqk,khd->qhd", weights, qkv[:, :, 2]).reshape(36, 8)))
+
+
+def test_significance_is_the_mean_attention_that_a_token_and_its_cell_get():
+    mixer = build(HybridScaleAttention, 8, num_heads=2, sr_ratio=2, window_size=3)
+    _, significance = mixer(X)
+    cells = gelu(np.asarray(mixer.norm(mixer.sr(X)))[0].reshape(9, 8))
+    weights = lambda q, k: np.exp(q @ k.T / 2) / np.exp(q @ k.T / 2).sum(-1, keepdims=True)  # noqa: E731
+    coarse = weights(linear(mixer.q1, FLAT), linear(mixer.kv1, cells)[:, :4]).mean(0).reshape(3, 3).repeat(2, 0).repeat(2, 1)
+    window = np.asarray(X)[0, 3:, :3].reshape(9, 8)
+    local = weights(linear(mixer.q2, window), linear(mixer.kv2, window)[:, :4]).mean(0).reshape(3, 3)
+    same(significance[0, 3:, :3], coarse[3:, :3] + local)
+    padded = mixer(X[:, :5, :4])[1]  # a window of 2 x 1 tokens: what is padded is not seen
+    assert float(padded.sum()) == pytest.approx(4.0 + 5 * 4 * 0.25, rel=0.2)
+
+
+def test_self_guided_attention_merges_tokens_in_the_order_of_their_significance():
+    mixer = build(SelfGuidedAttention, 8, num_heads=2, sr_ratio=2)
+    significance = jax.random.uniform(jax.random.key(0), (1, 6, 6))
+
+    def keys(x, score):
+        tokens = x[np.argsort(score)]
+        two, one = (np.asarray(merge.kernel[...]) for merge in mixer.merges)
+        biases = [np.asarray(merge.bias[...]) for merge in mixer.merges]
+        return np.concatenate((np.einsum("nkc,ko->nc", tokens[:18].reshape(9, 2, 8), two) + biases[0], tokens[18:] * one + biases[1]))
+
+    by_rows = linear(mixer.kv1, keys(FLAT, np.asarray(significance).reshape(36)))
+    by_cols = linear(mixer.kv2, keys(np.asarray(X)[0].swapaxes(0, 1).reshape(36, 8), np.asarray(significance)[0].T.reshape(36)))
+    q = linear(mixer.q, FLAT)
+    out = np.concatenate((attend(q[:, :4], by_rows[:, :4], by_rows[:, 4:]), attend(q[:, 4:], by_cols[:, :4], by_cols[:, 4:])), -1)
+    same(mixer(X, significance)[0].reshape(36, 8), linear(mixer.proj, out + np.asarray(mixer.lepe(X))[0].reshape(36, 8)))
 
 
 def test_super_tokens_of_one_token_are_global_attention_with_heads_outermost():

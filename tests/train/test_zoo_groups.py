@@ -60,6 +60,14 @@ RULES = {
         variants=("biformer_tiny",), source=f"{TOKENS}, of which it has none", embeds="stages/0/downsample/", blocks=STAGED,
         after="(norm|head)/",
     ),
+    "coatnet": Rules(
+        variants=("coatnet_0",), source="timm: relative_position_bias_table", kept=".*/rel_pos_bias$", embeds="stem/", blocks=STAGED,
+        after="(norm|head)/",
+    ),
+    "convnext": Rules(
+        variants=("convnext_atto", "convnextv2_atto"), source="an empty list", embeds="stages/0/downsample/", blocks=STAGED,
+        after="(norm|head)/",
+    ),
     "crossformer": Rules(
         variants=("crossformer_tiny", "crossformer_pp_small"), source=f"{SWIN}; not the MLP of the dynamic position bias",
         embeds="(patch_embed|embed_norm)/", blocks=LAYERED, after="(norm|head)/",
@@ -68,6 +76,10 @@ RULES = {
         variants=("crossvit_9", "crossvit_9_dagger"), source="cls_token, pos_embed of each branch (timm: cls_token_0, pos_embed_0, ...)",
         kept=r"embeddings/\d/(cls_token|pos_embed)$", embeds="embeddings/", blocks=r"encoders/(\d)/blocks/\d/(\d)/",
         after="(norms|head)/", joins=tuple((f"encoders/{i}/fusions/", f"encoders/{i}/blocks/1/2/") for i in range(3)),
+    ),
+    "cswin": Rules(
+        variants=("cswin_tiny", "agent_cswin_tiny", "inline_cswin_tiny"), source=f"{TOKENS}, of which it has none{AGENTS}", kept=TABLES,
+        embeds="stages/0/(conv|norm)/", blocks=STAGED, after="(norm|head)/",
     ),
     "davit": Rules(variants=("davit_tiny",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
     "efficientvit": Rules(
@@ -85,6 +97,10 @@ RULES = {
     "halonet": Rules(
         variants=("halonet_h0", "halonet_h3"), source=f"{TIMM}; height_rel and width_rel are tables of positions",
         kept=".*/(height|width)_rel$", embeds="stem/", blocks=STAGED, after="(final_conv|head)/",
+    ),
+    "halonet_resnet": Rules(
+        variants=("halonet26t",), source=f"{TIMM}; height_rel and width_rel are tables of positions", kept=".*/(height|width)_rel$",
+        embeds="stem/", blocks=STAGED, after="head/",
     ),
     "inline_deit": Rules(
         variants=("inline_deit_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
@@ -116,7 +132,21 @@ RULES = {
         embeds="base/0/embed/", blocks=r"base/(\d)/blocks/(\d+)/|focus/(\d)/(\d+)/", after="(proj|head)/",
         joins=(("context_proj/", "focus/0/0/"), ("[xh]_down/", "focus/1/0/")),
     ),
+    "poolformer": Rules(
+        variants=("poolformer_s12",), source="an empty list", embeds="stages/0/downsample/", blocks=STAGED, after="(norm|head)/"
+    ),
+    "pvt": Rules(
+        variants=("pvt_tiny",), source=PVT, kept=".*/(pos_map|pos_tokens)$|cls_token$", embeds="stages/0/embed/", blocks=STAGED,
+        after="(norm|head)/|cls_token$",
+    ),
+    "pvt_v2": Rules(
+        variants=("pvt_v2_b0", "pvt_v2_b2_li"), source=PVT, embeds="stages/0/downsample/", blocks=STAGED, after="head/"
+    ),
     "ravlt": Rules(variants=("ravlt_tiny",), source=SWIN, embeds="patch_embed/", blocks=LAYERED, after="(proj|norm|head)/"),
+    "sgformer": Rules(
+        variants=("sgformer_small",), source="pos_embed1 to 4 and cls_token, of which it has none; it forgets its own pos_embed",
+        kept="stem/pos_map$", embeds="stem/", blocks=STAGED, after="head/",
+    ),
     "shvit": Rules(variants=("shvit_s1",), source="timm: an empty list", embeds="patch_embed/", blocks=STAGED, after="(norm|head)/"),
     "smt": Rules(
         variants=("smt_tiny", "smt_large"), source="pos_embed1 to 4 and cls_token, of which it has none",

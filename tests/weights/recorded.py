@@ -27,8 +27,14 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"(deit_\w+?)_distilled_patch(\d+)", r"\1_distilled_patch\2"),
     (r"(.+)", r"\1"),
 )
-# Arguments of the authors' constructors that are fields here by another name. Other arguments are
-# values that the variant has already.
+_CSWIN = {
+    "embed_dim": "dim",
+    "depth": "depths",
+    "num_heads": "num_heads",
+    "split_size": "split_sizes",
+    "agent_num": "num_agents",
+}
+# Arguments of the authors' constructors that are fields here under another name; others say what the variant has anyway.
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "agent_swin": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "agent_num": "num_agents"},
     "inline_swin": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads"},
@@ -39,14 +45,22 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "group_size": "group_sizes",
         "crs_interval": "intervals",
     },
+    "agent_cswin": _CSWIN,
+    "inline_cswin": _CSWIN,
+    "cswin": _CSWIN,
     "litv2": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "alpha": "alpha", "local_ws": "window_sizes"},
+    "spectformerh_": {"token_label": "token_labels"},
     "spectformer_": {"embed_dim": "dim", "depth": "depth"},
     "vit_": {"depth": "depth"},
     "deit_": {"depth": "depth"},
 }
-# Letters of `attn_type`, one per stage, for blocks with the mechanism that the family is named
-# after.
-STAGES = {"agent_swin": ("agent_depths", "A"), "inline_swin": ("inline_depths", "I")}
+# Letters of `attn_type`, one a stage, whose blocks have the mechanism that the family is named after.
+STAGES = {
+    "agent_swin": ("agent_depths", "A"),
+    "inline_swin": ("inline_depths", "I"),
+    "agent_cswin": ("linear_depths", "A"),
+    "inline_cswin": ("linear_depths", "I"),
+}
 
 
 def model_of(stem: str, meta: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -88,9 +102,12 @@ def _fields(name: str, stem: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for key, field in FIELDS[family].items() if family else ():
         if key in kwargs:
             fields[field] = tuple(kwargs[key]) if isinstance(kwargs[key], list) else kwargs[key]
-    if family in STAGES and len(kwargs.get("attn_type", "")) == len(fields["depths"]):
+    if "num_agents" in fields:  # the authors read them from text, "9-16-49-49"
+        fields["num_agents"] = tuple(int(n) for n in fields["num_agents"])
+    depths = fields.get("depths", getattr(model_config(name), "depths", ()))
+    if family in STAGES and len(kwargs.get("attn_type", "")) == len(depths):
         field, letter = STAGES[family]
-        fields[field] = tuple(d if kind == letter else 0 for d, kind in zip(fields["depths"], kwargs["attn_type"], strict=True))
+        fields[field] = tuple(d if kind == letter else 0 for d, kind in zip(depths, kwargs["attn_type"], strict=True))
     if name.startswith("swin_") and (window := re.search(r"window(\d+)", stem)):
         fields["window_size"] = int(window[1])
     if kwargs.get("global_pool") == "avg" or re.search(r"_(avg|gap)(_|$)", stem):

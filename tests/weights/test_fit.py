@@ -115,6 +115,15 @@ def test_tables_of_relative_positions_are_resampled(leaf):
         fit(f"a.{leaf}", value, (3, 15, 15))  # heads are not resampled
 
 
+def test_a_flat_table_of_relative_positions_is_the_models_or_else_a_square():
+    value = random(2, 3 * 27)
+    np.testing.assert_array_equal(fit("a.rel_pos_bias", value, (2, 3, 27))[0], value.reshape(2, 3, 27))
+    np.testing.assert_array_equal(fit("a.rel_pos_bias", value, (2, 9, 9))[0], value.reshape(2, 9, 9))
+    assert fit("a.rel_pos_bias", value, (2, 7, 7))[1] == "2 x 9 x 9 to 2 x 7 x 7, bicubic with antialiasing"
+    with pytest.raises(ValueError, match="neither 7 x 7 nor a square"):
+        fit("a.rel_pos_bias", random(2, 15), (2, 7, 7))
+
+
 def test_a_table_of_distances_is_resampled_as_its_symmetric_whole():
     value = random(2, 4, 4)
     fitted, rule = fit("a.attention_biases", value, (2, 5, 5))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vitlab.weights.rules import Axes, Flipped, NameMap, Rule, SquareTable, pointwise
+from vitlab.weights.rules import Axes, FlatTable, Flipped, NameMap, Rule, SquareTable, pointwise
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_a_map_read_backwards_leaves_out_what_would_not_come_back():
         (SquareTable(), (25, 3), (3, 5, 5)),
         (SquareTable(heads_first=True), (3, 25), (3, 5, 5)),
         (Flipped(), (3, 5, 5), (3, 5, 5)),
+        (FlatTable(), (15, 3), (3, 15)),
     ],
 )
 def test_a_layout_and_its_inverse(layout, foreign, here):

@@ -1,5 +1,6 @@
 """MLP with a depthwise convolution between its layers (PVT v2, arXiv:2106.13797, section 3.2)."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -22,15 +23,16 @@ class ConvMlp(nnx.Module):
         *,
         mlp_dim: int,
         kernel_size: int = 3,
-        residual: bool = False,  # True: h + dwconv(h) inside the activation, h being fc1's output
+        residual: bool = False,  # h + dwconv(h) inside the activation
+        relu: bool = False,  # ReLU before the convolution (PVT v2's linear form)
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.residual = residual
+        self.residual, self.relu = residual, relu
         self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
         self.dwconv = Conv(mlp_dim, mlp_dim, kernel_size=kernel_size, groups=mlp_dim, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = self.fc1(x)
+        x = jax.nn.relu(self.fc1(x)) if self.relu else self.fc1(x)
         return self.fc2(gelu(x + self.dwconv(x) if self.residual else self.dwconv(x)))

@@ -14,8 +14,8 @@ from vitlab.layers.roles import declare
 class PlacedPatches(nnx.Module):
     """Patches of a map, normalised, plus a learned position embedding.
 
-    As in the authors' code, rows and columns that fill no patch are left out, and the embedding,
-    stored for maps of `grid`, is resized (bilinear) for others.
+    As in the authors' code rows and columns that fill no patch are left out, and for another map than `grid` the embedding
+    is resized (bilinear). With `prefix` the embedding has one more position, the first, for a token that is not of the map.
     """
 
     def __init__(
@@ -24,13 +24,17 @@ class PlacedPatches(nnx.Module):
         dim: int,
         *,
         patch_size: int,
-        grid: tuple[int, int],  # rows and columns of patches for which the embedding is stored
+        grid: tuple[int, int],  # rows and columns of patches
+        prefix: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.patch_size = patch_size
         self.patch_embed = PatchEmbed(in_dim, dim, patch_size=patch_size, norm_eps=1e-5, dtype=dtype, rngs=rngs)
-        self.pos_map = declare(nnx.Param(normal_init(rngs.params(), (1, *grid, dim))), "position")
+        self.grid = grid
+        shape = (1, 1 + grid[0] * grid[1], dim) if prefix else (1, *grid, dim)
+        table = declare(nnx.Param(normal_init(rngs.params(), shape), **({"grid": grid} if prefix else {})), "position")
+        self.pos_tokens, self.pos_map = (table, None) if prefix else (None, table)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         p = self.patch_size
@@ -38,4 +42,10 @@ class PlacedPatches(nnx.Module):
         if not rows or not cols:
             raise ValueError(f"a map of {x.shape[1]}x{x.shape[2]} must have at least {p} rows and columns, a patch: use larger images")
         x = self.patch_embed(x[:, : rows * p, : cols * p])
-        return x + resize_bilinear(self.pos_map[...], (rows, cols)).astype(x.dtype)
+        table = self.pos_map[...] if self.pos_tokens is None else self.pos_tokens[...][:, 1:].reshape(1, *self.grid, -1)
+        return x + resize_bilinear(table, (rows, cols)).astype(x.dtype)
+
+    def first_position(self) -> Float[Array, "1 1 d"]:
+        """The embedding of the position before the map."""
+        assert self.pos_tokens is not None
+        return self.pos_tokens[...][:, :1]

@@ -27,10 +27,10 @@ def position_table(key: Any, grid: tuple[int, int], dim: int, *, num_prefix: int
     return nnx.Param(normal_init(key, (1, num_prefix + grid[0] * grid[1], dim)), grid=grid)
 
 
-def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "1 n dim"]:
-    """Returns a fixed sine-cosine embedding; each coordinate takes half of the width.
+def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.0, endpoint: bool = True) -> Float[np.ndarray, "1 n dim"]:
+    """Fixed sine-cosine embedding of the two coordinates, half of the width each, columns first (MoCo v3, arXiv:2104.02057).
 
-    MoCo v3, arXiv:2104.02057.
+    With `endpoint` the lowest frequency is 1 / temperature; without it (MAE, arXiv:2111.06377) the next one would be.
 
     Raises:
       ValueError: dim is not a multiple of 4.
@@ -38,7 +38,7 @@ def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.
     if dim % 4:
         raise ValueError(f"{dim=} must be a multiple of 4 for a sine-cosine position embedding")
     y, x = np.mgrid[:height, :width]
-    omega = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
+    omega = temperature ** -(np.arange(dim // 4) / (dim // 4 - endpoint))
     angles = [axis.reshape(-1, 1) * omega for axis in (x, y)]
     out = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
     return out[None].astype(np.float32)

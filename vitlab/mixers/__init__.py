@@ -15,6 +15,7 @@ from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.context_mixing import ContextMixing
 from vitlab.mixers.cosine_window import CosineWindowAttention
+from vitlab.mixers.cross_shaped import CrossShapedAttention
 from vitlab.mixers.efficient_attention import EfficientAttention
 from vitlab.mixers.focal_modulation import FocalModulation
 from vitlab.mixers.gated_conv import GatedConv
@@ -29,9 +30,12 @@ from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
 from vitlab.mixers.neighborhood import NeighborhoodAttention
+from vitlab.mixers.pooling import Pooling
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
+from vitlab.mixers.relative_attention import RelativeAttention
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.mixers.single_head import SingleHeadAttention
+from vitlab.mixers.spatial_reduction import SpatialReductionAttention
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
@@ -55,10 +59,14 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "large_kernel": LargeKernelAttention,
     "neighborhood": NeighborhoodAttention,
     "rank_augmented_linear": RankAugmentedLinearAttention,
+    "pooling": Pooling,
+    "relative": RelativeAttention,
     "scale_aware_modulation": ScaleAwareModulation,
     "single_head": SingleHeadAttention,
     "spectral": SpectralGating,
     "super_token": SuperTokenAttention,
+    "cross_shaped": CrossShapedAttention,
+    "spatial_reduction": SpatialReductionAttention,
     "cosine_window": CosineWindowAttention,
     "efficient": EfficientAttention,
     "gated_conv": GatedConv,

@@ -27,7 +27,8 @@ class InLineAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        fused: bool = True,  # True: one projection for queries, keys and values; False: queries have their own (PVT variants)
+        fused: bool = True,  # one projection for queries, keys and values; else queries have their own, as in the PVT variants
+        lepe: bool = False,  # whether a convolution with kernels of its own is added too, as in the CSWin variants
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -39,16 +40,16 @@ class InLineAttention(nnx.Module):
         self.residual1, self.residual2 = (
             Conv(dim, width, kernel_size=1, groups=num_heads, kernel_init=torch_uniform, dtype=dtype, rngs=rngs) for width in (dim, 9 * dim)
         )
+        conv = {"kernel_size": 3, "groups": dim, "kernel_init": torch_uniform, "dtype": dtype}
+        self.lepe = Conv(dim, dim, **conv, rngs=rngs) if lepe else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], chooses: Float[Array, "b c"] | None = None) -> Float[Array, "b h w c"]:
+        """Attention over the map; the kernels come from `chooses`, or else from the mean token."""
         b, h, w, c = x.shape
-        return self.tokens(x.reshape(b, h * w, c), (h, w)).reshape(b, h, w, c)
+        return self.tokens(x.reshape(b, h * w, c), (h, w), chooses).reshape(b, h, w, c)
 
-    def tokens(self, x: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b n d"]:
-        """Mixes class tokens, if any, followed by the tokens of a map in row-major order.
-
-        The convolution covers the map's tokens only.
-        """
+    def tokens(self, x: Float[Array, "b n d"], grid: tuple[int, int], chooses: Float[Array, "b d"] | None = None) -> Float[Array, "b n d"]:
+        """The same for the tokens of a map in row-major order after any class tokens, which the convolution does not see."""
         b, n, d = x.shape
         first = n - grid[0] * grid[1]
         if self.q is not None and self.kv is not None:
@@ -57,8 +58,11 @@ class InLineAttention(nnx.Module):
             assert self.qkv is not None
             q, k, v = jnp.split(self.qkv(x), 3, -1)
         out = injective_linear(*(y.reshape(b, n, self.num_heads, self.head_dim) for y in (q, k, v))).reshape(b, n, d)
-        kernels = self.residual2(gelu(self.residual1(x.mean(1)[:, None, None]))).reshape(b, d, 3, 3)
-        local = convolve_each(v[:, first:].reshape(b, *grid, d), kernels.transpose(0, 2, 3, 1))
+        chooses = x.mean(1) if chooses is None else chooses
+        kernels = self.residual2(gelu(self.residual1(chooses[:, None, None]))).reshape(b, d, 3, 3)
+        values = v[:, first:].reshape(b, *grid, d)
+        local = convolve_each(values, kernels.transpose(0, 2, 3, 1))
+        local = local if self.lepe is None else local + self.lepe(values)
         return self.proj(out.at[:, first:].add(local.reshape(b, -1, d)))
 
 

@@ -42,7 +42,10 @@ def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None,
     if leaf == "kernel":
         value = _to_flax_layout(value, shape)
     if leaf == "pos_map" or grid is not None:
-        return _fit_positions(value, shape, (shape[1], shape[2]) if grid is None else grid, declared)
+        resize = _bilinear if leaf in ("pos_map", "pos_tokens") else resample
+        return _fit_positions(value, shape, (shape[1], shape[2]) if grid is None else grid, declared, resize)
+    if leaf == "rel_pos_bias" and value.ndim == 2:
+        value = _offsets_of(value, shape)
     if value.shape == shape:
         return jnp.asarray(value), ""
     if leaf in _TABLES and value.ndim == len(shape) and 0 not in value.shape:
@@ -69,7 +72,15 @@ def _to_flax_layout(value: np.ndarray, shape: Shape) -> np.ndarray:
     return value.reshape(shape) if value.shape[-2:] == shape[-2:] and all(n == 1 for w in windows for n in w) else value
 
 
-def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | None) -> tuple[jax.Array, str]:
+def _bilinear(tokens: jax.Array, old: Grid, new: Grid, *, num_prefix: int) -> jax.Array:
+    """As `resample`, but bilinear and not antialiased, as PVT's positions are resized."""
+    resized = resize_bilinear(tokens[:, num_prefix:].reshape(1, *old, -1), new).reshape(1, math.prod(new), -1)
+    return jnp.concatenate((tokens[:, :num_prefix], resized), 1)
+
+
+def _fit_positions(
+    value: np.ndarray, shape: Shape, new: Grid, declared: Grid | None, resize: Callable[..., jax.Array]
+) -> tuple[jax.Array, str]:
     """A position embedding of a grid: [1, prefix tokens and grid, dim], or a map [1, rows, columns, dim] of the model."""
     is_map = len(shape) == 4
     if is_map and value.ndim == 4:
@@ -80,8 +91,8 @@ def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | 
     old = _grid_of(value.shape[1], prefix, new, declared)
     tokens = jnp.asarray(value)
     if old != new:
-        tokens = resize_bilinear(tokens.reshape(1, *old, -1), new) if is_map else resample(tokens, old, new, num_prefix=prefix)
-    rule = f"{_size(old)} to {_size(new)} positions, {'bilinear' if is_map else _BICUBIC}"
+        tokens = resize(tokens, old, new, num_prefix=prefix)
+    rule = f"{_size(old)} to {_size(new)} positions, {'bilinear' if resize is _bilinear else _BICUBIC}"
     return tokens.reshape(shape), "" if old == new else rule if declared else f"{rule}; the checkpoint's are taken to be a square"
 
 
@@ -104,6 +115,21 @@ def _grid_of(tokens: int, prefix: int, new: Grid, declared: Grid | None) -> Grid
     if count == math.prod(new):
         return new
     raise ValueError(f"{tokens} positions are not {prefix} and a square, nor {prefix} + {_size(new)}; the grid is unknown")
+
+
+def _offsets_of(value: np.ndarray, shape: Shape) -> np.ndarray:
+    """A table of relative positions [heads, y, x] from [heads, positions]: of the model's rows and columns, or else of a square.
+
+    Raises:
+      ValueError: The positions are neither.
+    """
+    heads, count = value.shape
+    side = math.isqrt(count)
+    if count == math.prod(shape[1:]):
+        return value.reshape(heads, *shape[1:])
+    if side**2 != count or not side:
+        raise ValueError(f"{count} relative positions are neither {_size(shape[1:])} nor a square; the map is unknown")
+    return value.reshape(heads, side, side)
 
 
 _BICUBIC = "bicubic with antialiasing"

@@ -76,6 +76,18 @@ class SquareTable(Layout):
         return table if self.heads_first else table.T
 
 
+class FlatTable(Layout):
+    """A table [positions, heads] as [heads, positions], of a map that need not be square: `fit` knows its rows and columns."""
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim != 2:
+            raise ValueError(f"a table of shape {value.shape} must have two axes, positions and heads")
+        return value.T
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return value.reshape(value.shape[0], -1).T
+
+
 class Flipped(Layout):
     """Both position axes of a table [heads, y, x] reversed, as key - query is the opposite of query - key."""
 
