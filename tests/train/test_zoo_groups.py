@@ -73,6 +73,10 @@ RULES = {
         variants=("efficientvit_m0",), source="all of attention_biases", kept=".*/attention_biases$", embeds="patch_embed/",
         blocks=STAGED, after="(norm|head)/",
     ),
+    "evit": Rules(
+        variants=("evit_deit_tiny_k07",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
+        after="(norm|head)/",
+    ),
     "fmvit": Rules(variants=("fmvit_tiny",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
     "focalnet": Rules(
         variants=("focalnet_tiny_srf", "focalnet_huge_fl3"), source="an empty list", embeds="stem/", blocks=LAYERED, after="(norm|head)/"

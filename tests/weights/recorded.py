@@ -20,6 +20,7 @@ SIZES = {
 }
 # A pattern of whole names of files, and the model that it stands for; the first that fits and is in the zoo counts.
 NAMES: tuple[tuple[str, str], ...] = (
+    (r"evit_deit_([a-z]+)", r"evit_deit_\1_k07"),
     (r"spectformer_h_(\w+)", r"spectformerh_\1"),
     (r"(?:stvit|svit)_(\w+)", r"svit_\1"),
     (r"(maxvit_\w+?)_tf", r"\1"),
@@ -40,6 +41,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "litv2": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "alpha": "alpha", "local_ws": "window_sizes"},
     "spectformer_": {"embed_dim": "dim", "depth": "depth"},
+    "evit_": {"base_keep_rate": "keep_rate", "fuse_token": "fuse", "drop_loc": "reduce_at"},
     "vit_": {"depth": "depth"},
     "deit_": {"depth": "depth"},
 }
