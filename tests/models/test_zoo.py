@@ -15,10 +15,12 @@ from vitlab.analysis.counts import count_macs, count_params
 from vitlab.models.registry import abstract_model, family_of, list_models, model_config
 
 # Parameters that the logits do not depend on, as in the authors' networks. What the class token does not feel in the last block:
-# the convolution over the patches, and the biases of the patches' queries. A shift before a convolution whose batch norm removes it.
+# the convolution over the patches, and the biases of the patches' queries.
+# What chooses a mask. A shift before a convolution whose batch norm removes it.
 UNFELT = {
     "agent_deit_tiny": tuple(f"blocks.1.attn.{name}" for name in ("dwc", "na_bias", "ha_bias", "wa_bias")),
     "inline_deit_tiny": ("blocks.1.attn.residual",),
+    "sparsifiner_small": tuple(f"blocks.{block}.attn.mask_predictor" for block in (0, 1)),
     "shvit_s1": tuple(f"stages.{stage}.blocks.{block}.mixer.pre_norm.bias" for stage in (1, 2) for block in (0, 1)),
 }
 

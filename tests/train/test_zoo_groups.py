@@ -125,6 +125,10 @@ RULES = {
         variants=("smt_tiny", "smt_large"), source="pos_embed1 to 4 and cls_token, of which it has none",
         embeds="stages/0/(stem|embed_norm)/", blocks=STAGED, after="head/",
     ),
+    "sparsifiner": Rules(
+        variants=("sparsifiner_small", "sparsifiner_lvvit_small"), source="pos_embed, cls_token; the predictors' tables decay",
+        kept="embed/(cls_token|pos_embed)$", embeds="(stem|embed)/", blocks=r"blocks/(\d+)/", after="(norm|head|aux_head)/",
+    ),
     "spectformer": Rules(
         variants=("spectformer_tiny", "gfnet_tiny"), source="pos_embed, cls_token; the filters decay", kept="pos_embed$",
         embeds="(patch_embed/|pos_embed$)", blocks=r"blocks/(\d+)/", after="(norm|head)/",

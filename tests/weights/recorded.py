@@ -42,6 +42,19 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "litv2": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "alpha": "alpha", "local_ws": "window_sizes"},
     "spectformer_": {"embed_dim": "dim", "depth": "depth"},
     "evit_": {"base_keep_rate": "keep_rate", "fuse_token": "fuse", "drop_loc": "reduce_at"},
+    "sparsifiner_": {
+        "embed_dim": "dim",
+        "depth": "depth",
+        "num_heads": "num_heads",
+        "mlp_ratio": "mlp_ratio",
+        "attn_keep_rate": "keep_rate",
+        "token_keep_rate": "token_keep_rate",
+        "reduce_n_factor": "reduce_tokens",
+        "reduce_c_factor": "reduce_dim",
+        "BASIS_THRESHOLD": "basis_threshold",
+        "TOPK": "num_coefficients",
+        "TOKEN_PRUNING_LOC": "prune_at",
+    },
     "vit_": {"depth": "depth"},
     "deit_": {"depth": "depth"},
 }
@@ -63,7 +76,8 @@ def model_of(stem: str, meta: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name = next((name for text in (stem, meta.get("entrypoint") or "") for name in _candidates(text)), None)
     if name is None:
         raise LookupError(f"no model of the zoo is called {stem} or {meta.get('entrypoint')}")
-    return name, _fields(name, stem, meta.get("kwargs") or {})
+    cfg = meta.get("cfg") or {}
+    return name, _fields(name, stem, {**cfg, **cfg.get("BASIS_COEF", {}), **(meta.get("kwargs") or {})})
 
 
 def _candidates(text: str):
