@@ -16,7 +16,22 @@ from vitlab.train.setup import set_up
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 # Their networks take seven seconds or more to compile even so; what their settings name has tests of its own.
-LARGE = {"crossvit", "davit", "efficientvit", "evit", "fmvit", "glnet", "maxvit", "overlock", "ravlt", "shvit", "smt", "svit"}
+LARGE = {
+    "crossvit",
+    "davit",
+    "efficientvit",
+    "evit",
+    "fmvit",
+    "glnet",
+    "maxvit",
+    "overlock",
+    "ravlt",
+    "shvit",
+    "smt",
+    "sparsifiner",
+    "svit",
+    "transnext",
+}
 SLOW = [path for path in CONFIGS if path.stem.removesuffix("_imagenet") in LARGE]
 QUICK = [path for path in CONFIGS if path not in SLOW]
 

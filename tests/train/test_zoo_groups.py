@@ -89,6 +89,10 @@ RULES = {
         variants=("halonet_h0", "halonet_h3"), source=f"{TIMM}; height_rel and width_rel are tables of positions",
         kept=".*/(height|width)_rel$", embeds="stem/", blocks=STAGED, after="(final_conv|head)/",
     ),
+    "illama": Rules(
+        variants=("illama_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
+        after="(norm|head)/",
+    ),
     "inline_deit": Rules(
         variants=("inline_deit_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
         after="(norm|head)/",
@@ -144,6 +148,12 @@ RULES = {
     "swinv2": Rules(
         variants=("swinv2_tiny_window8_256",), source="absolute_pos_embed; keywords cpb_mlp, logit_scale, relative_position_bias_table",
         kept=r".*/cpb_fc\d/kernel$", embeds="patch_embed/", blocks=LAYERED, after="(norm|head)/",
+    ),
+    "transnext": Rules(
+        variants=("transnext_micro", "moh_transnext_base_50"),
+        source="keywords query_embedding, relative_pos_bias_local, cpb, temperature",
+        kept=r".*/(query_embedding$|relative_pos_bias_local$|cpb_fc\d/kernel$)", embeds="stages/0/patch_embed/", blocks=STAGED,
+        after="head/",
     ),
     "van": Rules(
         variants=("van_b0",), source="pos_embed1 to 4 and cls_token, of which it has none", embeds="stages/0/patch_embed/", blocks=STAGED,
