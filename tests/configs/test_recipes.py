@@ -32,7 +32,7 @@ LARGE = {
     "svit",
     "transnext",
 }
-SLOW = [path for path in CONFIGS if path.stem.removesuffix("_imagenet") in LARGE]
+SLOW = [path for path in CONFIGS if path.stem.rpartition("_")[0] in LARGE]
 QUICK = [path for path in CONFIGS if path not in SLOW]
 
 

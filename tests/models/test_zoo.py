@@ -18,6 +18,7 @@ from vitlab.models.registry import abstract_model, family_of, list_models, model
 # the convolution over the patches, and the biases of the patches' queries.
 # What chooses a mask. A shift before a convolution whose batch norm removes it.
 UNFELT = {
+    "dynperceiver_mbv3_075_t128": ("head.cnn",),  # an exit that is not trained
     "agent_deit_tiny": tuple(f"blocks.1.attn.{name}" for name in ("dwc", "na_bias", "ha_bias", "wa_bias")),
     "inline_deit_tiny": ("blocks.1.attn.residual",),
     "sparsifiner_small": tuple(f"blocks.{block}.attn.mask_predictor" for block in (0, 1)),
@@ -163,6 +164,8 @@ def test_remat_recomputes_the_blocks(representative):
 
 
 def test_blocks_that_are_alike_run_as_a_loop(representative):
+    if representative.startswith("terminator"):
+        pytest.skip("each block is wider than the one before: no two are alike")
     name, size = {"fmvit_tiny": "fmvit_large"}.get(representative, representative), size_of(representative)  # no two alike in tiny
     model, x = abstract_model(name, image_size=size, scan_blocks=True), jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     assert "scan" in {eqn.primitive.name for eqn in trace(model, x).eqns}

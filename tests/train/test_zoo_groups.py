@@ -69,6 +69,18 @@ RULES = {
         after="(norms|head)/", joins=tuple((f"encoders/{i}/fusions/", f"encoders/{i}/blocks/1/2/") for i in range(3)),
     ),
     "davit": Rules(variants=("davit_tiny",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
+    "dcal": Rules(
+        variants=("dcal_deit_tiny",), source=f"{TOKENS}, as DeiT", kept="embed/(cls_token|pos_embed)$", embeds="embed/",
+        blocks=r"blocks/(\d+)/", after="(norm|head|aux_head|glca|glca_norm2?|glca_mlp)/",
+    ),
+    "dependencyvit": Rules(
+        variants=("dependencyvit_tiny",), source=f"{TOKENS}, as DeiT", kept="pos_embed$", embeds="(patch_embed/|pos_embed$)",
+        blocks=r"blocks/(\d+)/", after="(norm|head)/",
+    ),
+    "dynperceiver": Rules(
+        variants=("dynperceiver_mbv3_05_t128",), source=f"{TIMM}; the latents and the additions to keys are tokens and positions",
+        kept=r"latent$|.*/relative_position_bias$", embeds="stem/|latent$", blocks=STAGED, after="(last_write|head)/",
+    ),
     "efficientvit": Rules(
         variants=("efficientvit_m0",), source="all of attention_biases", kept=".*/attention_biases$", embeds="patch_embed/",
         blocks=STAGED, after="(norm|head)/",
@@ -123,6 +135,10 @@ RULES = {
         embeds="base/0/embed/", blocks=r"base/(\d)/blocks/(\d+)/|focus/(\d)/(\d+)/", after="(proj|head)/",
         joins=(("context_proj/", "focus/0/0/"), ("[xh]_down/", "focus/1/0/")),
     ),
+    "path_ensemble": Rules(
+        variants=("path_ensemble_deit_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/",
+        blocks=r"blocks/(\d+)/", after="(norm|head)/",
+    ),
     "ravlt": Rules(variants=("ravlt_tiny",), source=SWIN, embeds="patch_embed/", blocks=LAYERED, after="(proj|norm|head)/"),
     "shvit": Rules(variants=("shvit_s1",), source="timm: an empty list", embeds="patch_embed/", blocks=STAGED, after="(norm|head)/"),
     "smt": Rules(
@@ -148,6 +164,10 @@ RULES = {
     "swinv2": Rules(
         variants=("swinv2_tiny_window8_256",), source="absolute_pos_embed; keywords cpb_mlp, logit_scale, relative_position_bias_table",
         kept=r".*/cpb_fc\d/kernel$", embeds="patch_embed/", blocks=LAYERED, after="(norm|head)/",
+    ),
+    "terminator": Rules(
+        variants=("terminator_cifar10",), source="all decays in the author's Kar3; bias_p are tables of positions", kept=".*/bias_p$",
+        embeds="blocks/0/", blocks=r"blocks/(\d+)/", after="head/",
     ),
     "transnext": Rules(
         variants=("transnext_micro", "moh_transnext_base_50"),

@@ -1,5 +1,6 @@
 """The model of the zoo that a recording is of, by the name of its file and its metadata."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,8 @@ SIZES = {
 # A pattern of whole names of files, and the model that it stands for; the first that fits and is in the zoo counts.
 NAMES: tuple[tuple[str, str], ...] = (
     (r"evit_deit_([a-z]+)", r"evit_deit_\1_k07"),
+    (r"dynperceiver_(\w+)_t\d+", r"dynperceiver_\1_t128"),
+    (r"dynperceiver_(\w+)", r"dynperceiver_\1_t128"),
     (r"spectformer_h_(\w+)", r"spectformerh_\1"),
     (r"(?:stvit|svit)_(\w+)", r"svit_\1"),
     (r"(maxvit_\w+?)_tf", r"\1"),
@@ -105,9 +108,34 @@ def _fields(name: str, stem: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if family in STAGES and len(kwargs.get("attn_type", "")) == len(fields["depths"]):
         field, letter = STAGES[family]
         fields[field] = tuple(d if kind == letter else 0 for d, kind in zip(fields["depths"], kwargs["attn_type"], strict=True))
+    if name.startswith("dynperceiver_") and (latents := re.search(r"_t(\d+)", stem)):
+        fields["num_latents"] = int(latents[1])
+    if "depth_factor" in kwargs:
+        fields["depths"] = tuple(layers * factor for layers, factor in zip((3, 3, 9, 3), kwargs["depth_factor"], strict=True))
+    if name.startswith("terminator_"):
+        fields |= _terminator(kwargs.get("cfg", {}))
     if name.startswith("swin_") and (window := re.search(r"window(\d+)", stem)):
         fields["window_size"] = int(window[1])
     if kwargs.get("global_pool") == "avg" or re.search(r"_(avg|gap)(_|$)", stem):
         fields["pool"] = "mean"
     config = model_config(name)
     return {field: value for field, value in fields.items() if getattr(config, field) != value}
+
+
+def _terminator(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by the author's config, where it says them."""
+    places = {
+        "factors": ("net", "block", "bottleneck_factors"),
+        "depths": ("kernel_g", "num_layers_list"),
+        "hidden": ("kernel_g", "no_hidden"),
+        "local_hidden": ("kernel_l", "no_hidden"),
+        "channel_hidden": ("kernel_gc", "no_hidden"),
+        "interact_hidden": ("kernel_gc_hi", "no_hidden"),
+        "kernel_sizes": ("kernel_l", "sizes"),
+    }
+    fields = {}
+    for field, keys in places.items():
+        value = functools.reduce(lambda part, key: part.get(key, {}), keys, cfg)
+        if value:
+            fields[field] = tuple(value) if isinstance(value, list) else value
+    return fields

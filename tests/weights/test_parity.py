@@ -24,8 +24,10 @@ FAMILIES = sorted({name.split("_")[0] + "_" for name in list_models()} | {"stvit
 # agrees with its recorded gradient to 8.4e-6, and in float32, as the processor rounds, to 1e-3 or 2.5e-2 (6.1e-6 at the median).
 # halonet_h1's input changed by 1e-7 of itself, which moves the logits by 4e-7, moves the largest deviation between 7.1e-3 and
 # 0.16 (3e-6 to 7e-6 at the median); on another processor it was below 2.1e-3, and 0.16 with fewer optimizations.
+# dynperceiver_mbv3_075_t128's network in float64 agrees with its recorded float64 logits to 2e-13, and misses its recorded float32
+# gradient by 1.9e-2 (5e-6 at the median), where the network in float32 misses it by 0.11 (6e-6).
 # For these the gate holds at the median, and for the norm of the whole gradient.
-KINKED = ("halonet", "nextvit", "shvit")  # families
+KINKED = ("dynperceiver", "halonet", "nextvit", "shvit")  # families
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

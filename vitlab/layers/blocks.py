@@ -1,7 +1,7 @@
 """How the blocks of a stage run: in turn or as a loop, rematerialised, and where their results lie on several devices."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,16 @@ from vitlab.layers.drop_path import DropPath
 # What the backward pass recomputes of a block: nothing; everything from its input; or everything but the products with weights,
 # which are kept (attention's own products are recomputed).
 Remat = Literal["none", "full", "dots"]
+T = TypeVar("T")  # what goes from block to block
 _POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def run_blocks(
-    blocks: Sequence[Callable[..., Array]], x: Array, *, remat: Remat, scan: bool, train: bool, rngs: nnx.Rngs | None, **options: Any
-) -> Array:
+    blocks: Sequence[Callable[..., T]], x: T, *, remat: Remat, scan: bool, train: bool, rngs: nnx.Rngs | None, **options: Any
+) -> T:
     """x = block(x, train=train, rngs=rngs, **options) for each block, recomputed in the backward pass as `remat` says.
+
+    What goes from block to block is an array, or a tuple of arrays.
 
     With `scan`, blocks in a row that differ only in the values of their parameters (and in how often they drop their paths), or
     groups of such blocks that repeat, are compiled once and run as a loop: the same numbers, less time to compile, and a copy of
@@ -30,10 +33,10 @@ def run_blocks(
     parameters and not activations.
     """
 
-    def call(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
+    def call(block: Callable[..., T], x: T, rngs: nnx.Rngs | None) -> T:
         return block(x, train=train, rngs=rngs, **options)
 
-    def run(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
+    def run(block: Callable[..., T], x: T, rngs: nnx.Rngs | None) -> T:
         return _split_over_batch((call if remat == "none" else nnx.remat(call, policy=_POLICIES[remat]))(block, x, rngs))
 
     for groups in _alike(blocks) if scan else [[blocks]]:
@@ -79,14 +82,14 @@ def _drop_paths(blocks: Any) -> list[DropPath]:
     return [module for _, module in nnx.iter_modules(blocks) if isinstance(module, DropPath)]
 
 
-def _loop(run: Callable[..., Array], groups: Sequence[Sequence[Any]], x: Array, rngs: nnx.Rngs | None) -> Array:
+def _loop(run: Callable[..., T], groups: Sequence[Sequence[Any]], x: T, rngs: nnx.Rngs | None) -> T:
     """`run` over all blocks of the groups, compiled for one group."""
     lists = [nnx.List(group) for group in groups]
     graphdef = nnx.graphdef(lists[0])
     rngs_def, rngs_state = nnx.split(rngs)
     rates = jnp.asarray([[path.rate for path in _drop_paths(blocks)] for blocks in lists], jnp.float32)
 
-    def body(carry: tuple[Array, Any], one: tuple[Any, Array]) -> tuple[tuple[Array, Any], Any]:
+    def body(carry: tuple[Any, Any], one: tuple[Any, Array]) -> tuple[tuple[Any, Any], Any]:
         x, rngs_state = carry
         blocks, rngs = nnx.merge(graphdef, one[0], copy=True), nnx.merge(rngs_def, rngs_state, copy=True)
         for path, rate in zip(_drop_paths(blocks), one[1], strict=True):
@@ -103,7 +106,7 @@ def _loop(run: Callable[..., Array], groups: Sequence[Sequence[Any]], x: Array, 
     return x
 
 
-def _split_over_batch(x: Array) -> Array:
+def _split_over_batch(x: T) -> T:
     mesh = jax.sharding.get_abstract_mesh()
     if "fsdp" not in mesh.axis_names or mesh.shape["fsdp"] == 1:
         return x

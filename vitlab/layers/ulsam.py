@@ -25,7 +25,7 @@ class Subspace(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
         y = jax.nn.relu(self.bn_dws(self.conv_dws(x), train=train))
-        y = nnx.max_pool(y, (3, 3), padding=((1, 1), (1, 1)))
+        y = nnx.max_pool(y, (3, 3), padding="SAME")
         y = jax.nn.relu(self.bn_point(self.conv_point(y), train=train)).astype(jnp.float32)
         return x + x * jax.nn.softmax(y, axis=(1, 2)).astype(x.dtype)
 

@@ -97,7 +97,7 @@ class AggregatedAttention(nnx.Module):
         b, h, w, c = x.shape
         heads, grid = (self.num_heads, self.head_dim), (max(1, h // self.pool_ratio), max(1, w // self.pool_ratio))
         flat = x.reshape(b, h * w, c)
-        inside = around(np.ones((1, h, w, 1), np.float32))[0, ..., 0]  # [n, 9]
+        inside = tokens_inside(h, w)
         q = unit(self.q(flat).reshape(b, h * w, *heads))
         scaled = self.scale(q, inside.sum(1) + grid[0] * grid[1])
         k, v = jnp.moveaxis(self.kv(flat).reshape(b, h * w, 2, *heads), 2, 0)
@@ -115,12 +115,17 @@ class AggregatedAttention(nnx.Module):
         return self.proj(gated(out, self.gates, flat).reshape(x.shape))
 
 
-def around(x):
-    """The 3 x 3 positions around each of a map [b, h, w, c], row by row, zeros outside: [b, h * w, 9, c]."""
+def around(x: Float[Array, "b h w c"]) -> Float[Array, "b n 9 c"]:
+    """The 3 x 3 positions around each, row by row, zeros outside."""
     b, h, w, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))) if isinstance(x, jax.Array) else np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    stack = jnp.stack if isinstance(x, jax.Array) else np.stack
-    return stack([padded[:, 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w] for dy, dx in _AROUND], 3).reshape(b, h * w, len(_AROUND), c)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jnp.stack([padded[:, 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w] for dy, dx in _AROUND], 3).reshape(b, h * w, len(_AROUND), c)
+
+
+def tokens_inside(h: int, w: int) -> Float[np.ndarray, "n 9"]:
+    """1 where one of the 3 x 3 positions around a token is inside of the map, else 0."""
+    row, col = (x.reshape(-1, 1) + np.array(shift) for x, shift in zip(np.mgrid[:h, :w], zip(*_AROUND, strict=True), strict=True))
+    return ((row >= 0) & (row < h) & (col >= 0) & (col < w)).astype(np.float32)
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

@@ -10,6 +10,7 @@ where theirs falls from 1 during the first 110 epochs; another image size resamp
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class EViTConfig(VisionConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.keep_rate > 1:
-            raise ValueError(f"{self.keep_rate=} must be at most 1")
+            raise ValueError(f"keep_rate={self.keep_rate} must be at most 1")
 
     @property
     def size_multiple(self) -> int:
@@ -58,7 +59,8 @@ class EViTConfig(VisionConfig):
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
 
-_TINY, _SMALL, _BASE = ({"dim": 64 * heads, "num_heads": heads} for heads in (3, 6, 12))
+_SIZES: list[dict[str, Any]] = [{"dim": 64 * heads, "num_heads": heads} for heads in (3, 6, 12)]
+_TINY, _SMALL, _BASE = _SIZES
 # The authors' evit.py and README.
 VARIANTS = {
     "evit_deit_tiny_k07": EViTConfig(**_TINY),

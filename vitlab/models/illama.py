@@ -46,7 +46,7 @@ class ILLaMAConfig(VisionConfig):
     def __post_init__(self):
         super().__post_init__()
         if head_dim_of(self.dim, self.num_heads) % 2:
-            raise ValueError(f"the width of a head, {self.dim=} / {self.num_heads=}, must be even for rotary positions")
+            raise ValueError(f"the width of a head, dim={self.dim} / num_heads={self.num_heads}, must be even for rotary positions")
 
     @property
     def size_multiple(self) -> int:

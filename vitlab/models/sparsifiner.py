@@ -50,9 +50,9 @@ class SparsifinerConfig(VisionConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.keep_rate > 1 or self.token_keep_rate > 1:
-            raise ValueError(f"{self.keep_rate=} and {self.token_keep_rate=} must be at most 1")
+            raise ValueError(f"keep_rate={self.keep_rate} and token_keep_rate={self.token_keep_rate} must be at most 1")
         if self.lvvit and self.patch_size % 2:
-            raise ValueError(f"{self.patch_size=} must be even after the stem of stride 2")
+            raise ValueError(f"patch_size={self.patch_size} must be even after the stem of stride 2")
 
     @property
     def size_multiple(self) -> int:
