@@ -167,7 +167,7 @@ RULES = {
     ),
     "terminator": Rules(
         variants=("terminator_cifar10",), source="all decays in the author's Kar3; bias_p are tables of positions", kept=".*/bias_p$",
-        embeds="blocks/0/", blocks=r"blocks/(\d+)/", after="head/",
+        embeds="blocks/0/", blocks=r"blocks/([1-9]\d*)/", after="head/",
     ),
     "transnext": Rules(
         variants=("transnext_micro", "moh_transnext_base_50"),
