@@ -160,3 +160,8 @@ def distilled_loss(
 
 def _distillation(logits: Array, teacher: Array, options: DistillationConfig) -> Array:
     return soft_distillation(logits, teacher, options.temperature) if options.kind == "soft" else hard_distillation(logits, teacher)
+
+
+def uncertainty_weighted(losses: Float[Array, " k"], log_variances: Float[Array, " k"]) -> Float[Array, ""]:
+    """Half the sum of exp(-w) * loss + w: losses weighed by learned uncertainties (Kendall et al., arXiv:1705.07115, eq. 7)."""
+    return 0.5 * (jnp.exp(-log_variances) * losses + log_variances).sum()

@@ -11,6 +11,7 @@ from flax import nnx
 from vitlab.layers import Attention
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.resize import resize_bilinear
+from vitlab.layers.rotary import rotary_angles, rotate
 from vitlab.mixers import MIXERS
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
@@ -31,7 +32,6 @@ from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import PartitionAttention
 from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.mixers.pooling import Pooling
-from vitlab.mixers.rank_augmented_linear import rotary_angles, rotate
 from vitlab.mixers.relative_attention import RelativeAttention
 from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.mixers.self_guided import HybridScaleAttention, SelfGuidedAttention

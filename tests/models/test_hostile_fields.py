@@ -25,8 +25,8 @@ def hostile(hint, value):
         for one in arguments:
             yield from hostile(one, value)
     elif origin is tuple and isinstance(value, tuple):
-        yield from ((), value[:1], (*value, value[0]))
-        yield from ((*value[:-1], one) for one in hostile(arguments[0], value[-1]))
+        yield from ((), value[:1], (*value, *value[:1]))
+        yield from ((*value[:-1], one) for one in hostile(arguments[0], value[-1] if value else 0))
     elif hint is int:
         yield from (*INTS, True, 1.5)
     elif hint is float:

@@ -16,10 +16,13 @@ from vitlab.models.registry import abstract_model, family_of, list_models, model
 
 # Parameters that the logits do not depend on, as in the authors' networks. In the last block the
 # class token does not depend on the convolution over the patches, nor on the biases of the patches'
-# queries. A batch norm cancels a shift before the convolution in front of it.
+# queries. A predicted mask only chooses. A batch norm cancels a shift before the convolution in
+# front of it.
 UNFELT = {
+    "dynperceiver_mbv3_075_t128": ("head.cnn",),  # an exit that is not trained
     "agent_deit_tiny": tuple(f"blocks.1.attn.{name}" for name in ("dwc", "na_bias", "ha_bias", "wa_bias")),
     "inline_deit_tiny": ("blocks.1.attn.residual",),
+    "sparsifiner_small": tuple(f"blocks.{block}.attn.mask_predictor" for block in (0, 1)),
     "shvit_s1": tuple(f"stages.{stage}.blocks.{block}.mixer.pre_norm.bias" for stage in (1, 2) for block in (0, 1)),
 }
 
@@ -163,7 +166,9 @@ def test_remat_recomputes_the_blocks(representative):
 
 
 def test_blocks_that_are_alike_run_as_a_loop(representative):
-    # Fmvit_tiny has no two blocks alike.
+    if representative.startswith("terminator"):
+        pytest.skip("each block is wider than the one before: no two are alike")
+    # The variant fmvit_tiny has no two blocks alike.
     name, size = {"fmvit_tiny": "fmvit_large"}.get(representative, representative), size_of(representative)
     model, x = abstract_model(name, image_size=size, scan_blocks=True), jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     assert "scan" in {eqn.primitive.name for eqn in trace(model, x).eqns}

@@ -82,9 +82,25 @@ RULES = {
         embeds="stages/0/(conv|norm)/", blocks=STAGED, after="(norm|head)/",
     ),
     "davit": Rules(variants=("davit_tiny",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
+    "dcal": Rules(
+        variants=("dcal_deit_tiny",), source=f"{TOKENS}, as DeiT", kept="embed/(cls_token|pos_embed)$", embeds="embed/",
+        blocks=r"blocks/(\d+)/", after="(norm|head|aux_head|glca|glca_norm2?|glca_mlp)/",
+    ),
+    "dependencyvit": Rules(
+        variants=("dependencyvit_tiny",), source=f"{TOKENS}, as DeiT", kept="pos_embed$", embeds="(patch_embed/|pos_embed$)",
+        blocks=r"blocks/(\d+)/", after="(norm|head)/",
+    ),
+    "dynperceiver": Rules(
+        variants=("dynperceiver_mbv3_05_t128",), source=f"{TIMM}; the latents and the additions to keys are tokens and positions",
+        kept=r"latent$|.*/relative_position_bias$", embeds="stem/|latent$", blocks=STAGED, after="(last_write|head)/",
+    ),
     "efficientvit": Rules(
         variants=("efficientvit_m0",), source="all of attention_biases", kept=".*/attention_biases$", embeds="patch_embed/",
         blocks=STAGED, after="(norm|head)/",
+    ),
+    "evit": Rules(
+        variants=("evit_deit_tiny_k07",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
+        after="(norm|head)/",
     ),
     "fmvit": Rules(variants=("fmvit_tiny",), source=TIMM, embeds="stem/", blocks=STAGED, after="(norm|head)/"),
     "focalnet": Rules(
@@ -101,6 +117,10 @@ RULES = {
     "halonet_resnet": Rules(
         variants=("halonet26t",), source=f"{TIMM}; height_rel and width_rel are tables of positions", kept=".*/(height|width)_rel$",
         embeds="stem/", blocks=STAGED, after="head/",
+    ),
+    "illama": Rules(
+        variants=("illama_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
+        after="(norm|head)/",
     ),
     "inline_deit": Rules(
         variants=("inline_deit_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
@@ -142,6 +162,10 @@ RULES = {
     "pvt_v2": Rules(
         variants=("pvt_v2_b0", "pvt_v2_b2_li"), source=PVT, embeds="stages/0/downsample/", blocks=STAGED, after="head/"
     ),
+    "path_ensemble": Rules(
+        variants=("path_ensemble_deit_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/",
+        blocks=r"blocks/(\d+)/", after="(norm|head)/",
+    ),
     "ravlt": Rules(variants=("ravlt_tiny",), source=SWIN, embeds="patch_embed/", blocks=LAYERED, after="(proj|norm|head)/"),
     "sgformer": Rules(
         variants=("sgformer_small",), source="pos_embed1 to 4 and cls_token, of which it has none; it forgets its own pos_embed",
@@ -151,6 +175,10 @@ RULES = {
     "smt": Rules(
         variants=("smt_tiny", "smt_large"), source="pos_embed1 to 4 and cls_token, of which it has none",
         embeds="stages/0/(stem|embed_norm)/", blocks=STAGED, after="head/",
+    ),
+    "sparsifiner": Rules(
+        variants=("sparsifiner_small", "sparsifiner_lvvit_small"), source="pos_embed, cls_token; the predictors' tables decay",
+        kept="embed/(cls_token|pos_embed)$", embeds="(stem|embed)/", blocks=r"blocks/(\d+)/", after="(norm|head|aux_head)/",
     ),
     "spectformer": Rules(
         variants=("spectformer_tiny", "gfnet_tiny"), source="pos_embed, cls_token; the filters decay", kept="pos_embed$",
@@ -167,6 +195,16 @@ RULES = {
     "swinv2": Rules(
         variants=("swinv2_tiny_window8_256",), source="absolute_pos_embed; keywords cpb_mlp, logit_scale, relative_position_bias_table",
         kept=r".*/cpb_fc\d/kernel$", embeds="patch_embed/", blocks=LAYERED, after="(norm|head)/",
+    ),
+    "terminator": Rules(
+        variants=("terminator_cifar10",), source="all decays in the author's Kar3; bias_p are tables of positions", kept=".*/bias_p$",
+        embeds="blocks/0/", blocks=r"blocks/([1-9]\d*)/", after="head/",
+    ),
+    "transnext": Rules(
+        variants=("transnext_micro", "moh_transnext_base_50"),
+        source="keywords query_embedding, relative_pos_bias_local, cpb, temperature",
+        kept=r".*/(query_embedding$|relative_pos_bias_local$|cpb_fc\d/kernel$)", embeds="stages/0/patch_embed/", blocks=STAGED,
+        after="head/",
     ),
     "van": Rules(
         variants=("van_b0",), source="pos_embed1 to 4 and cls_token, of which it has none", embeds="stages/0/patch_embed/", blocks=STAGED,

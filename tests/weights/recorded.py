@@ -1,5 +1,6 @@
 """The model of the zoo for a recording, found by the recording's file name and metadata."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,9 @@ SIZES = {
 }
 # (pattern of whole file names, name of the model); the first match that is in the zoo counts.
 NAMES: tuple[tuple[str, str], ...] = (
+    (r"evit_deit_([a-z]+)", r"evit_deit_\1_k07"),
+    (r"dynperceiver_(\w+)_t\d+", r"dynperceiver_\1_t128"),
+    (r"dynperceiver_(\w+)", r"dynperceiver_\1_t128"),
     (r"spectformer_h_(\w+)", r"spectformerh_\1"),
     (r"(?:stvit|svit)_(\w+)", r"svit_\1"),
     (r"(maxvit_\w+?)_tf", r"\1"),
@@ -51,6 +55,20 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "litv2": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "alpha": "alpha", "local_ws": "window_sizes"},
     "spectformerh_": {"token_label": "token_labels"},
     "spectformer_": {"embed_dim": "dim", "depth": "depth"},
+    "evit_": {"base_keep_rate": "keep_rate", "fuse_token": "fuse", "drop_loc": "reduce_at"},
+    "sparsifiner_": {
+        "embed_dim": "dim",
+        "depth": "depth",
+        "num_heads": "num_heads",
+        "mlp_ratio": "mlp_ratio",
+        "attn_keep_rate": "keep_rate",
+        "token_keep_rate": "token_keep_rate",
+        "reduce_n_factor": "reduce_tokens",
+        "reduce_c_factor": "reduce_dim",
+        "BASIS_THRESHOLD": "basis_threshold",
+        "TOPK": "num_coefficients",
+        "TOKEN_PRUNING_LOC": "prune_at",
+    },
     "vit_": {"depth": "depth"},
     "deit_": {"depth": "depth"},
 }
@@ -77,7 +95,8 @@ def model_of(stem: str, meta: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name = next((name for text in (stem, meta.get("entrypoint") or "") for name in _candidates(text)), None)
     if name is None:
         raise LookupError(f"no model of the zoo is called {stem} or {meta.get('entrypoint')}")
-    return name, _fields(name, stem, meta.get("kwargs") or {})
+    cfg = meta.get("cfg") or {}
+    return name, _fields(name, stem, {**cfg, **cfg.get("BASIS_COEF", {}), **(meta.get("kwargs") or {})})
 
 
 def _candidates(text: str):
@@ -108,9 +127,34 @@ def _fields(name: str, stem: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if family in STAGES and len(kwargs.get("attn_type", "")) == len(depths):
         field, letter = STAGES[family]
         fields[field] = tuple(d if kind == letter else 0 for d, kind in zip(depths, kwargs["attn_type"], strict=True))
+    if name.startswith("dynperceiver_") and (latents := re.search(r"_t(\d+)", stem)):
+        fields["num_latents"] = int(latents[1])
+    if "depth_factor" in kwargs:
+        fields["depths"] = tuple(layers * factor for layers, factor in zip((3, 3, 9, 3), kwargs["depth_factor"], strict=True))
+    if name.startswith("terminator_"):
+        fields |= _terminator(kwargs.get("cfg", {}))
     if name.startswith("swin_") and (window := re.search(r"window(\d+)", stem)):
         fields["window_size"] = int(window[1])
     if kwargs.get("global_pool") == "avg" or re.search(r"_(avg|gap)(_|$)", stem):
         fields["pool"] = "mean"
     config = model_config(name)
     return {field: value for field, value in fields.items() if getattr(config, field) != value}
+
+
+def _terminator(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by the author's config, where it says them."""
+    places = {
+        "factors": ("net", "block", "bottleneck_factors"),
+        "depths": ("kernel_g", "num_layers_list"),
+        "hidden": ("kernel_g", "no_hidden"),
+        "local_hidden": ("kernel_l", "no_hidden"),
+        "channel_hidden": ("kernel_gc", "no_hidden"),
+        "interact_hidden": ("kernel_gc_hi", "no_hidden"),
+        "kernel_sizes": ("kernel_l", "sizes"),
+    }
+    fields = {}
+    for field, keys in places.items():
+        value = functools.reduce(lambda part, key: part.get(key, {}), keys, cfg)
+        if value:
+            fields[field] = tuple(value) if isinstance(value, list) else value
+    return fields

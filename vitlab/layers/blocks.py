@@ -1,7 +1,7 @@
 """Runs the blocks of a stage: one by one or as a compiled loop, rematerialised or not."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,26 +15,29 @@ from vitlab.layers.drop_path import DropPath
 # from the block's input; "dots", everything but products with weights, whose results stay in memory
 # (attention's own products are recomputed).
 Remat = Literal["none", "full", "dots"]
+T = TypeVar("T")  # what goes from block to block
 _POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def run_blocks(
-    blocks: Sequence[Callable[..., Array]], x: Array, *, remat: Remat, scan: bool, train: bool, rngs: nnx.Rngs | None, **options: Any
-) -> Array:
-    """Computes x = block(x, train=train, rngs=rngs, **options) for each block in turn.
+    blocks: Sequence[Callable[..., T]], x: T, *, remat: Remat, scan: bool, train: bool, rngs: nnx.Rngs | None, **options: Any
+) -> T:
+    """x = block(x, train=train, rngs=rngs, **options) for each block, recomputed in the backward pass as `remat` says.
 
-    With `scan`, consecutive blocks, or consecutive groups of blocks, that differ only in parameter
-    values and drop path rates are compiled once and run as a loop. Results are equal and
-    compilation is shorter; a copy of the blocks' parameters takes memory while a step runs.
+    What goes from block to block is an array, or a tuple of arrays.
+
+    With `scan`, blocks in a row that differ only in the values of their parameters (and in how often they drop their paths), or
+    groups of such blocks that repeat, are compiled once and run as a loop: the same numbers, less time to compile, and a copy of
+    the blocks' parameters in memory while a step runs.
 
     Under a mesh with an axis `fsdp`, results stay split over the batch as the images are, so that
     the compiler gathers parameters and not activations.
     """
 
-    def call(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
+    def call(block: Callable[..., T], x: T, rngs: nnx.Rngs | None) -> T:
         return block(x, train=train, rngs=rngs, **options)
 
-    def run(block: Callable[..., Array], x: Array, rngs: nnx.Rngs | None) -> Array:
+    def run(block: Callable[..., T], x: T, rngs: nnx.Rngs | None) -> T:
         return _split_over_batch((call if remat == "none" else nnx.remat(call, policy=_POLICIES[remat]))(block, x, rngs))
 
     for groups in _alike(blocks) if scan else [[blocks]]:
@@ -80,14 +83,14 @@ def _drop_paths(blocks: Any) -> list[DropPath]:
     return [module for _, module in nnx.iter_modules(blocks) if isinstance(module, DropPath)]
 
 
-def _loop(run: Callable[..., Array], groups: Sequence[Sequence[Any]], x: Array, rngs: nnx.Rngs | None) -> Array:
-    """Runs all blocks of the groups in a loop that is compiled for one group."""
+def _loop(run: Callable[..., T], groups: Sequence[Sequence[Any]], x: T, rngs: nnx.Rngs | None) -> T:
+    """`run` over all blocks of the groups, compiled for one group."""
     lists = [nnx.List(group) for group in groups]
     graphdef = nnx.graphdef(lists[0])
     rngs_def, rngs_state = nnx.split(rngs)
     rates = jnp.asarray([[path.rate for path in _drop_paths(blocks)] for blocks in lists], jnp.float32)
 
-    def body(carry: tuple[Array, Any], one: tuple[Any, Array]) -> tuple[tuple[Array, Any], Any]:
+    def body(carry: tuple[Any, Any], one: tuple[Any, Array]) -> tuple[tuple[Any, Any], Any]:
         x, rngs_state = carry
         blocks, rngs = nnx.merge(graphdef, one[0], copy=True), nnx.merge(rngs_def, rngs_state, copy=True)
         for path, rate in zip(_drop_paths(blocks), one[1], strict=True):
@@ -104,7 +107,7 @@ def _loop(run: Callable[..., Array], groups: Sequence[Sequence[Any]], x: Array, 
     return x
 
 
-def _split_over_batch(x: Array) -> Array:
+def _split_over_batch(x: T) -> T:
     mesh = jax.sharding.get_abstract_mesh()
     if "fsdp" not in mesh.axis_names or mesh.shape["fsdp"] == 1:
         return x

@@ -20,6 +20,7 @@ __all__ = [
     "InitRngs",
     "constant",
     "full",
+    "gabor",
     "he_normal",
     "lecun_normal",
     "normal",
@@ -103,6 +104,23 @@ def uniform(bound: float) -> nnx.Initializer:
     return _drawn(
         lambda key, shape: np.float32(bound) * (2 * key.random(shape, np.float32) - 1),
         lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+    )
+
+
+@functools.cache
+def gabor(alpha: float, omega: float) -> nnx.Initializer:
+    """Frequencies: uniform in [-1, 1) / sqrt(inputs), times 2 pi omega and a draw of the gamma distribution of this shape (scale 1)."""
+    factor = 2 * math.pi * omega
+    return _drawn(
+        lambda key, shape: np.asarray(
+            factor / math.sqrt(shape[0]) * (2 * key.random(shape) - 1) * key.gamma(alpha, size=shape), np.float32
+        ),
+        lambda key, shape, dtype: (
+            factor
+            / math.sqrt(shape[0])
+            * jax.random.uniform(key, shape, dtype, -1, 1)
+            * jax.random.gamma(jax.random.split(key)[0], alpha, shape)
+        ),
     )
 
 

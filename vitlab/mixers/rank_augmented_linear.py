@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.conv import Conv
 from vitlab.layers.linear import Linear
+from vitlab.layers.rotary import rotary_angles, rotate
 
 
 class RankAugmentedLinearAttention(nnx.Module):
@@ -51,21 +51,3 @@ def _linear(q, k, v, angles) -> Float[Array, "b n heads head_dim"]:
     context = jnp.einsum("bnhk,bnhv->bhkv", rotate(k, angles) * n**-0.5, v.astype(jnp.float32) * n**-0.5)
     normaliser = 1 / (jnp.einsum("bnhd,bhd->bnh", q, k.mean(1)) + 1e-6)
     return (jnp.einsum("bnhk,bhkv->bnhv", rotate(q, angles), context) * normaliser[..., None]).astype(dtype)
-
-
-def rotary_angles(h: int, w: int, head_dim: int) -> Float[np.ndarray, "n half"]:
-    """Returns the angle of each pair of channels at each position.
-
-    The first half of the pairs encodes the row, the second the column.
-    """
-    frequency = 1 / 10000 ** np.linspace(0, 1, head_dim // 4, dtype=np.float32)
-    rows, cols = (np.arange(side, dtype=np.float32)[:, None] * frequency for side in (h, w))
-    angles = np.concatenate((np.repeat(rows[:, None], w, 1), np.repeat(cols[None], h, 0)), -1)
-    return angles.reshape(h * w, -1)
-
-
-def rotate(x: Float[Array, "b n heads head_dim"], angles: Float[np.ndarray, "n half"]) -> Float[Array, "b n heads head_dim"]:
-    """Rotates each pair of neighbouring channels by its angle (arXiv:2104.09864, eq. 34)."""
-    sin, cos = (jnp.asarray(f(angles), x.dtype)[None, :, None] for f in (np.sin, np.cos))
-    even, odd = x[..., ::2], x[..., 1::2]
-    return jnp.stack((even * cos - odd * sin, odd * cos + even * sin), -1).reshape(x.shape)

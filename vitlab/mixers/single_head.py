@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count
 from vitlab.layers.conv_norm import ConvNorm
-from vitlab.layers.initial import full
+from vitlab.layers.group_norm import GroupNorm
 from vitlab.layers.narrow_attention import narrow_attention
 
 
@@ -45,18 +45,3 @@ class SingleHeadAttention(nnx.Module):
         q, k, v = jnp.split(qkv, (self.key_dim, 2 * self.key_dim), -1)
         x1 = narrow_attention(q, k, v).reshape(b, h, w, -1)
         return self.proj(jax.nn.relu(jnp.concatenate((x1, x2), -1)), train=train)
-
-
-class GroupNorm(nnx.Module):
-    """Normalises each image over all channels and positions, in float32; epsilon is 1e-5."""
-
-    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        del rngs  # unused: initial values are constants
-        self.dtype = dtype
-        self.scale, self.bias = nnx.Param(full(dim, 1.0)), nnx.Param(full(dim, 0.0))
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = x.astype(jnp.float32)
-        mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
-        x = (x - mean) * jax.lax.rsqrt(var + 1e-5)
-        return (x * self.scale[...][None, None, None] + self.bias[...][None, None, None]).astype(self.dtype)

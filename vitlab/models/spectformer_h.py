@@ -8,14 +8,14 @@ labels of the tokens, which the recipe here lacks. With `token_labels=False` the
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, CountOrZero, Depth, Rate, Ratio
-from vitlab.layers import BatchNorm, Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import dot_product_attention, head_dim_of
+from vitlab.layers.conv_stem import ConvStem
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.models.contract import Images, VisionConfig, VisionModel
@@ -117,24 +117,6 @@ class ClassBlock(nnx.Module):
         return jnp.concatenate((first, x[:, 1:]), 1)
 
 
-class Stem(nnx.Module):
-    """Three convolutions, each followed by batch norm and ReLU; the first one is strided."""
-
-    def __init__(self, in_channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
-        self.convs = nnx.List(
-            [
-                Conv(in_channels if not i else dim, dim, kernel_size=k, stride=s, use_bias=False, dtype=dtype, rngs=rngs)
-                for i, (k, s) in enumerate(((7, 2), (3, 1), (3, 1)))
-            ]
-        )
-        self.norms = nnx.List([BatchNorm(dim, dtype=dtype, rngs=rngs) for _ in range(3)])
-
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jax.nn.relu(norm(conv(x), train=train))
-        return x
-
-
 class Stage(nnx.Module):
     """A strided convolution, a norm and blocks, then a norm except in the last stage."""
 
@@ -164,7 +146,7 @@ class SpectFormerH(VisionModel[SpectFormerHConfig]):
     def __init__(self, config: SpectFormerHConfig, *, rngs: nnx.Rngs):
         self.config = config
         dim, dtype = config.dims[-1], config.dtype
-        self.stem = Stem(config.in_channels, config.stem_dim, dtype=dtype, rngs=rngs)
+        self.stem = ConvStem(config.in_channels, config.stem_dim, dtype=dtype, rngs=rngs)
         declare(self.stem, "embedding")
         rates = stage_drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List([Stage(config, stage=i, rates=rates[i], rngs=rngs) for i in range(len(rates))])

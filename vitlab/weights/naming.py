@@ -14,7 +14,7 @@ _LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",)
 # Names of the attributes in which wrappers keep a network: torch's DDP and AveragedModel, Lightning, trainers, self-supervision.
 _WRAPPERS = {"module", "model", "backbone", "encoder", "teacher", "student", "base_encoder", "visual", "trunk", "net", "network"}
 _COMPILED = "_orig_mod."  # put by torch.compile before the names of any part
-_ROOMS = re.compile(r"vitlab\.(?:models|heads)\.")  # rooms whose modules' checkpoints have names of their own
+_ROOMS = re.compile(r"vitlab\.(?:models|heads|layers)\.")  # rooms whose modules' checkpoints have names of their own
 _OWN = (NameMap(source="vitlab"),)
 
 

@@ -100,6 +100,16 @@ class Flipped(Layout):
         return self.forward(value)
 
 
+class LastFirst(Layout):
+    """The last row of a table [1, positions, dim] in front of the others: that of a class token behind its patches."""
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        return np.roll(value, 1, axis=1)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return np.roll(value, -1, axis=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """Two templates of a part of a name, the foreign one and the one here, and the change of layout that goes with it.
