@@ -87,8 +87,8 @@ def picture_scores(
     for scale in scales:
         for mirrored in (False, True)[: 1 + flip]:
             side = scale * min(window) / min(pixels.shape[:2])
-            size = tuple(max(1, int(n * side + 0.5)) for n in pixels.shape[:2])
-            view = evaluation_warp(size_of(pixels), size, "bilinear", 1.0, "stretch").apply(pixels)
+            height, width = (max(1, int(n * side + 0.5)) for n in size_of(pixels))
+            view = evaluation_warp(size_of(pixels), (height, width), "bilinear", 1.0, "stretch").apply(pixels)
             found = slide(logits, view[:, ::-1] if mirrored else view, window=window, stride=stride)
             found = np.asarray(resize_bilinear(jnp.asarray(found)[None], size_of(pixels))[0])
             views.append(found[:, ::-1] if mirrored else found)

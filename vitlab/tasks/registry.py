@@ -59,7 +59,7 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
         if key not in task.reads and getattr(experiment, key) != getattr(_default(), key):
             raise ConfigError(f'{key} means nothing to task "{name}": leave {key} at its default')
     with refusing(ValueError):
-        return task, task.options(**given)
+        return task, task.options(**{key: task.options.checked_field(key, value) for key, value in given.items()})
 
 
 def names_of(task: Task, options: Any) -> tuple[str, ...]:

@@ -87,7 +87,10 @@ class Evaluation:
 class Result(Protocol):
     """What is predicted of a picture: any kind of field, or an object of fewer methods, see `vitlab.data.fields.Kind`."""
 
-    suffix: str
+    @property
+    def suffix(self) -> str:
+        """Of the files that `write` makes, ".png"."""
+        ...
 
     def warp(self, value: np.ndarray, warp: Warp) -> np.ndarray: ...
 
