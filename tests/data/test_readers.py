@@ -12,6 +12,7 @@ from tests.data.conftest import smooth
 from vitlab.config import AugmentConfig, ConfigError, DataConfig
 from vitlab.data import open_source, prepare
 from vitlab.data.bad_images import reason
+from vitlab.data.coco import _filled
 from vitlab.data.fields import Boxes, Image, IndexMap, Labels, Value, ValueMap, decode_example, fields_of
 from vitlab.data.loader import train_batches
 from vitlab.data.rle import decode_rle, unpack_counts
@@ -348,3 +349,11 @@ def test_shards_of_fields_lack_what_they_lack(ade, tmp_path):
         open_source(data, train=True)
     with pytest.raises(ConfigError, match="neither with --tfrecord nor with --short_side"):
         prepare.main([str(ade), str(tmp_path / "t"), "--source=pairs", "--short_side=8", *(f"--file={file}" for file in ADE)])
+
+
+def test_a_polygon_holds_the_pixels_whose_centres_lie_in_it():
+    for seed in range(20):
+        points = RNG(seed).uniform((-3, -3), (23, 17), (5, 2))
+        contour = points.astype(np.float32)[:, None]
+        expected = [[cv2.pointPolygonTest(contour, (x + 0.5, y + 0.5), False) > 0 for x in range(20)] for y in range(14)]
+        np.testing.assert_array_equal(_filled(contour[:, 0].astype(np.float64), (14, 20)), expected)
