@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tarfile
 
 import cv2
 import numpy as np
@@ -340,6 +341,42 @@ def drop_outside(root):
         prepare.main([str(root), str(root / "refused"), "--source=coco", *(f"--file={file}" for file in COCO)])
     content["annotations"].pop()
     path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def tars(ade):
+    """The pairs of `ade` in two tar files, with labels."""
+    (ade / "classes.txt").write_text("wall\nsky\n")
+    for number, stems in enumerate((("0", "1"), ("2", "3"))):
+        with tarfile.open(ade / f"train-{number}.tar", "w") as tar:
+            for stem in stems:
+                tar.add(ade / "images" / "train" / f"{stem}.jpg", f"a/{stem}.jpg")
+                tar.add(ade / "annotations" / "train" / f"{stem}.png", f"a/{stem}.seg.png")
+                (ade / "label").write_text(stem if stem == "3" else "1\n")
+                tar.add(ade / "label", f"a/{stem}.cls")
+            tar.add(ade / "label", "a/9.cls")  # lacks its image
+    return ade
+
+
+def test_members_of_one_key_are_an_example(tars):
+    files = ("tars={split}-*.tar", "image=png|jpg", "segmentation=seg.png first=1", "label=cls")
+    source = open_source(config("tars", tars, *files), train=True, fields=("image", "segmentation", "label"))
+    pairs = open_source(config("pairs", tars, *ADE), train=True, fields=("image", "segmentation"))
+    assert source.keys == ("a/0", "a/1", "a/2", "a/3") and source.class_names == ("wall", "sky") and source.channels == 3
+    source = pickle.loads(pickle.dumps(source))
+    for i in range(3):
+        example = decoded(source, i)
+        assert example["label"] == 1
+        for name, value in decoded(pairs, i).items():
+            np.testing.assert_array_equal(example[name], value)
+    assert "label b'3' is not in 0..1" in reason(source, 3, source.fields)
+    with pytest.raises(ConfigError, match="matches no file in"):
+        open_source(config("tars", tars, *files), train=False, fields=("image", "label"))
+    with pytest.raises(ConfigError, match="no member of every field"):
+        open_source(config("tars", tars, "tars={split}-*.tar", "image=webp"), train=True, fields=("image",))
+    (tars / "train-0.tar").write_bytes(b"no tar file" * 100)
+    with pytest.raises(ConfigError, match=r"train-0.tar is damaged, or compressed"):
+        open_source(config("tars", tars, *files), train=True, fields=("image", "label"))
 
 
 def test_shards_of_fields_lack_what_they_lack(ade, tmp_path):
