@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tarfile
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from tests.data.conftest import smooth
 from vitlab.config import AugmentConfig, ConfigError, DataConfig
 from vitlab.data import open_source, prepare
 from vitlab.data.bad_images import reason
+from vitlab.data.coco import _filled
 from vitlab.data.fields import Boxes, Image, IndexMap, Labels, Value, ValueMap, decode_example, fields_of
 from vitlab.data.loader import train_batches
 from vitlab.data.rle import decode_rle, unpack_counts
@@ -341,6 +343,42 @@ def drop_outside(root):
     path.write_text(json.dumps(content))
 
 
+@pytest.fixture
+def tars(ade):
+    """The pairs of `ade` in two tar files, with labels."""
+    (ade / "classes.txt").write_text("wall\nsky\n")
+    for number, stems in enumerate((("0", "1"), ("2", "3"))):
+        with tarfile.open(ade / f"train-{number}.tar", "w") as tar:
+            for stem in stems:
+                tar.add(ade / "images" / "train" / f"{stem}.jpg", f"a/{stem}.jpg")
+                tar.add(ade / "annotations" / "train" / f"{stem}.png", f"a/{stem}.seg.png")
+                (ade / "label").write_text(stem if stem == "3" else "1\n")
+                tar.add(ade / "label", f"a/{stem}.cls")
+            tar.add(ade / "label", "a/9.cls")  # lacks its image
+    return ade
+
+
+def test_members_of_one_key_are_an_example(tars):
+    files = ("tars={split}-*.tar", "image=png|jpg", "segmentation=seg.png first=1", "label=cls")
+    source = open_source(config("tars", tars, *files), train=True, fields=("image", "segmentation", "label"))
+    pairs = open_source(config("pairs", tars, *ADE), train=True, fields=("image", "segmentation"))
+    assert source.keys == ("a/0", "a/1", "a/2", "a/3") and source.class_names == ("wall", "sky") and source.channels == 3
+    source = pickle.loads(pickle.dumps(source))
+    for i in range(3):
+        example = decoded(source, i)
+        assert example["label"] == 1
+        for name, value in decoded(pairs, i).items():
+            np.testing.assert_array_equal(example[name], value)
+    assert "label b'3' is not in 0..1" in reason(source, 3, source.fields)
+    with pytest.raises(ConfigError, match="matches no file in"):
+        open_source(config("tars", tars, *files), train=False, fields=("image", "label"))
+    with pytest.raises(ConfigError, match="no member of every field"):
+        open_source(config("tars", tars, "tars={split}-*.tar", "image=webp"), train=True, fields=("image",))
+    (tars / "train-0.tar").write_bytes(b"no tar file" * 100)
+    with pytest.raises(ConfigError, match=r"train-0.tar is damaged, or compressed"):
+        open_source(config("tars", tars, *files), train=True, fields=("image", "label"))
+
+
 def test_shards_of_fields_lack_what_they_lack(ade, tmp_path):
     prepare.main([str(ade), str(tmp_path / "s"), "--source=pairs", *(f"--file={file}" for file in ADE)])
     data = DataConfig(source="shards", data_dir=str(tmp_path / "s"))
@@ -348,3 +386,11 @@ def test_shards_of_fields_lack_what_they_lack(ade, tmp_path):
         open_source(data, train=True)
     with pytest.raises(ConfigError, match="neither with --tfrecord nor with --short_side"):
         prepare.main([str(ade), str(tmp_path / "t"), "--source=pairs", "--short_side=8", *(f"--file={file}" for file in ADE)])
+
+
+def test_a_polygon_holds_the_pixels_whose_centres_lie_in_it():
+    for seed in range(20):
+        points = RNG(seed).uniform((-3, -3), (23, 17), (5, 2))
+        contour = points.astype(np.float32)[:, None]
+        expected = [[cv2.pointPolygonTest(contour, (x + 0.5, y + 0.5), False) > 0 for x in range(20)] for y in range(14)]
+        np.testing.assert_array_equal(_filled(contour[:, 0].astype(np.float64), (14, 20)), expected)

@@ -19,7 +19,7 @@ Weight = Annotated[int, Bounds(1, 10_000)]
 LearningRate = Annotated[float, Bounds(0, 1e30)]  # beyond, float32 overflows
 Momentum = Annotated[float, Bounds(0, 1, open_most=True)]
 Positive = Annotated[float, Bounds(0, 1e6, open_least=True)]
-Source = Annotated[str, Part(("bundled", "scenes", "photographs", "image_folder", "pairs", "coco", "table", "tfds", "shards"))]
+Source = Annotated[str, Part(("bundled", "scenes", "photographs", "image_folder", "pairs", "coco", "table", "tars", "tfds", "shards"))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,13 +123,13 @@ class DataConfig(Group):
     source: Annotated[Source, "Kind of the source. A part of your own is a function (split, *, data_dir, name) -> Source."] = "bundled"
     data_dir: Annotated[
         str | None,
-        "Place of the images. For image_folder, the root folder or a CSV of path,label, here or at gs://; for pairs and coco, the root "
-        "folder; for table, a CSV or TSV; for shards, their folder; for tfds, the folder of the prepared data sets.",
+        "Place of the images. For image_folder, the root folder or a CSV of path,label, here or at gs://; for pairs, coco and tars, the "
+        "root folder; for table, a CSV or TSV; for shards, their folder; for tfds, the folder of the prepared data sets.",
     ] = None
     name: Annotated[str | None, 'Name of the data set, for tfds: "cifar10" or "imagenet2012:5.1.0".'] = None
     files: Annotated[
         tuple[str, ...],
-        'Place of each field, for pairs, coco and table: ("image=images/{split}/{stem}.jpg", "segmentation=maps/{split}/{stem}.png"); '
+        'Place of each field of pairs, coco, table and tars: ("image=images/{split}/{stem}.jpg", "segmentation=maps/{split}/{stem}.png"); '
         "see `vitlab.data.field_files`.",
     ] = ()
     train_split: Annotated[str, 'Split of the source to train on; it may be a slice, "train[:99%]".'] = "train"

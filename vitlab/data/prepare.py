@@ -1,7 +1,7 @@
 """Writes array_record shards from an image folder: python -m vitlab.data.prepare SRC DST [--short_side=N] [--split=train,val].
 
-With --tfrecord, SRC is a folder of TFRecord files, ImageNet's usual layout; they are read without TensorFlow. With --source=pairs, coco
-or table, SRC is what data.data_dir would be, and each --file an entry of data.files; all these fields are in the shards.
+With --tfrecord, SRC is a folder of TFRecord files, ImageNet's usual layout; they are read without TensorFlow. With --source=pairs, coco,
+table or tars, SRC is what data.data_dir would be, and each --file an entry of data.files; all these fields are in the shards.
 
 The same command again goes on where it was stopped; what is finished is kept, and one process at a time may write to DST. Train on
 the shards with data.source="shards" and data.data_dir=DST. Checking the checksums: python -m vitlab.data.prepare --verify DST.
@@ -52,7 +52,7 @@ class Fields:
 
     def open(self, src: str, splits: Sequence[str], follow_outside: bool) -> dict[str, Images]:
         """The splits, of which none means "train" only."""
-        names = [entry.field for entry in parse_files(self.files).values() if entry.field not in ("list", "annotations")]
+        names = [entry.field for entry in parse_files(self.files).values() if entry.field not in ("list", "annotations", "tars")]
         wanted = None if self.source == "coco" else ["image", *(name for name in names if name != "image")]
         open_split = FILE_SOURCES[self.source]
         return {split: open_split(src, split, self.files, names=wanted, follow_outside=follow_outside) for split in splits or ("train",)}
@@ -261,7 +261,7 @@ def _parser() -> cli.Parser:
 
 def _fields(args: argparse.Namespace) -> Fields | None:
     if args.file and args.source is None:
-        raise ConfigError("--file says where a field lies: give --source=pairs, coco or table too")
+        raise ConfigError("--file says where a field lies: give --source=pairs, coco, table or tars too")
     return None if args.source is None else Fields(source=args.source, files=tuple(args.file))
 
 

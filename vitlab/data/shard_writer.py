@@ -28,10 +28,11 @@ from vitlab.data.paths import is_remote
 from vitlab.data.shards import Index, Shard, check, sha256
 from vitlab.data.splits import spread_order
 from vitlab.data.table import TableSource
+from vitlab.data.tars import TarSource
 from vitlab.data.tfrecord import TfrecordSource
 
 Images = (
-    ImageFolderSource | TfrecordSource | PairsSource | CocoSource | TableSource
+    ImageFolderSource | TfrecordSource | PairsSource | CocoSource | TableSource | TarSource
 )  # sources that can be converted: `files` name their images
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from vitlab.data.scenes import FIELDS, open_scenes
 from vitlab.data.selection import selected
 from vitlab.data.shards import open_shards
 from vitlab.data.table import open_table
+from vitlab.data.tars import open_tars
 from vitlab.data.tfds import open_tfds
 
 
@@ -100,7 +101,7 @@ def _refuse_missing(config: DataConfig | SourceConfig, there: Mapping[str, Kind]
         )
 
 
-FILE_SOURCES = {"pairs": open_pairs, "coco": open_coco, "table": open_table}  # sources that read `data.files`
+FILE_SOURCES = {"pairs": open_pairs, "coco": open_coco, "table": open_table, "tars": open_tars}  # sources that read `data.files`
 
 
 def _open_kind(config: DataConfig | SourceConfig, split: str, fields: Sequence[str]) -> Source:
