@@ -2,7 +2,7 @@
 
 Published: tiny 75.1, small 79.8, medium 81.2, large 81.7 % top-1. Here: not yet run.
 Drop path is
-the variant's own; the authors clip at 1 for large only.
+the variant's own; the authors clip at 1 for medium and large.
 Run: python -m vitlab.train --config=configs/pvt_imagenet.py:tiny --workdir=... --config.data.data_dir=...
 """
 

@@ -32,6 +32,8 @@ def fewer_parts(config, in_the_middle: int = 2) -> dict:
         shrink["depths"] = tuple(min(d, in_the_middle if i == len(config.depths) // 2 else 1) for i, d in enumerate(config.depths))
     if "depth" in names:
         shrink["depth"] = min(config.depth, in_the_middle)
+    if isinstance(getattr(config, "layer_scale_init", None), float):
+        shrink["layer_scale_init"] = 0.1  # so that what the branches add is felt
     if "kernel_sizes" in names:
         shrink["kernel_sizes"] = tuple(min(k, 5) for k in config.kernel_sizes)
     return shrink

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.initial import normal_init
 from vitlab.layers.patch_embed import PatchEmbed
+from vitlab.layers.pos_embed import position_table
 from vitlab.layers.resize import resize_bilinear
 from vitlab.layers.roles import declare
 
@@ -32,9 +33,10 @@ class PlacedPatches(nnx.Module):
         self.patch_size = patch_size
         self.patch_embed = PatchEmbed(in_dim, dim, patch_size=patch_size, norm_eps=1e-5, dtype=dtype, rngs=rngs)
         self.grid = grid
-        shape = (1, 1 + grid[0] * grid[1], dim) if prefix else (1, *grid, dim)
-        table = declare(nnx.Param(normal_init(rngs.params(), shape), **({"grid": grid} if prefix else {})), "position")
-        self.pos_tokens, self.pos_map = (table, None) if prefix else (None, table)
+        if prefix:
+            self.pos_tokens, self.pos_map = declare(position_table(rngs.params(), grid, dim, num_prefix=1), "position"), None
+        else:
+            self.pos_tokens, self.pos_map = None, declare(nnx.Param(normal_init(rngs.params(), (1, *grid, dim))), "position")
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         p = self.patch_size
@@ -42,7 +44,11 @@ class PlacedPatches(nnx.Module):
         if not rows or not cols:
             raise ValueError(f"a map of {x.shape[1]}x{x.shape[2]} must have at least {p} rows and columns, a patch: use larger images")
         x = self.patch_embed(x[:, : rows * p, : cols * p])
-        table = self.pos_map[...] if self.pos_tokens is None else self.pos_tokens[...][:, 1:].reshape(1, *self.grid, -1)
+        if self.pos_map is not None:
+            table = self.pos_map[...]
+        else:
+            assert self.pos_tokens is not None
+            table = self.pos_tokens[...][:, 1:].reshape(1, *self.grid, -1)
         return x + resize_bilinear(table, (rows, cols)).astype(x.dtype)
 
     def first_position(self) -> Float[Array, "1 1 d"]:

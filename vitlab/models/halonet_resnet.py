@@ -131,7 +131,7 @@ class Stem(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
         for conv in self.convs:
             x = self.activation(conv(x, train=train))
-        return nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf), (3, 3), (2, 2))
 
 
 class HaloResNet(VisionModel[HaloResNetConfig]):

@@ -109,18 +109,19 @@ class Block(nnx.Module):
     """Hybrid-scale attention and the self-guided attention that uses its significance, or one part alone."""
 
     def __init__(self, config: SGFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
+        rate, *rest = rates
         dim, heads, ratio, dtype = config.dims[stage], config.num_heads[stage], config.sr_ratios[stage], config.dtype
         if ratio == 1:
             first = PlainAttention(dim, num_heads=heads, dtype=dtype, rngs=rngs)
         else:
             first = HybridScaleAttention(dim, num_heads=heads, sr_ratio=ratio, window_size=config.window_size, dtype=dtype, rngs=rngs)
-        self.first = Part(config, first, dim=dim, drop_path_rate=rates[0], rngs=rngs)
-        guided = SelfGuidedAttention(dim, num_heads=heads, sr_ratio=ratio, dtype=dtype, rngs=rngs) if len(rates) > 1 else None
-        self.guided = None if guided is None else Part(config, guided, dim=dim, drop_path_rate=rates[1], rngs=rngs)
+        self.first = Part(config, first, dim=dim, drop_path_rate=rate, rngs=rngs)
+        guided = SelfGuidedAttention(dim, num_heads=heads, sr_ratio=ratio, dtype=dtype, rngs=rngs) if rest else None
+        self.guided = None if guided is None else Part(config, guided, dim=dim, drop_path_rate=rest[0], rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
         x, significance = self.first(x, train=train, rngs=rngs)
-        return x if self.guided is None else self.guided(x, significance, train=train, rngs=rngs)[0]
+        return x if self.guided is None or significance is None else self.guided(x, significance, train=train, rngs=rngs)[0]
 
 
 class ConvNorm(nnx.Module):

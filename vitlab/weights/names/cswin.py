@@ -6,7 +6,7 @@ from vitlab.weights.rules import NameMap, Rule
 _STAGES = (
     Rule("^stage1_conv_embed.0.", "^stages.0.conv."),
     Rule("^stage1_conv_embed.2.", "^stages.0.norm."),
-    Rule("^merge{i}.", "^stages.{i}."),
+    Rule("^merge{i+1}.", "^stages.{i+1}."),
     Rule("^stage{i}.{j}.", "^stages.{i-1}.blocks.{j}."),
     Rule(".blocks.{j}.{x:qkv|proj}.", ".blocks.{j}.attn.{x}."),
 )

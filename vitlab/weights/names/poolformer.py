@@ -8,7 +8,7 @@ MAPS = (
         source="timm",
         rules=(
             Rule("^stem.conv.", "^stages.0.downsample."),
-            Rule(".downsample.conv.", ".downsample."),
+            Rule("^stages.{i+1}.downsample.conv.", "^stages.{i+1}.downsample."),
             Rule(".layer_scale{i}.scale$", ".ls{i}.gamma$"),
             Rule("^head.norm.", "^norm."),
             Rule("^head.fc.", "^head."),
