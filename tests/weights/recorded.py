@@ -45,6 +45,9 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "litv2": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "alpha": "alpha", "local_ws": "window_sizes"},
     "spectformer_": {"embed_dim": "dim", "depth": "depth"},
     "evit_": {"base_keep_rate": "keep_rate", "fuse_token": "fuse", "drop_loc": "reduce_at"},
+    "illama_": {"soft_mask_rate": "soft_mask_rate"},
+    "transnext": {"pretrain_size": "pretrain_size"},
+    "moh_": {"pretrain_size": "pretrain_size"},
     "sparsifiner_": {
         "embed_dim": "dim",
         "depth": "depth",
@@ -127,6 +130,7 @@ def _terminator(cfg: Mapping[str, Any]) -> dict[str, Any]:
     places = {
         "factors": ("net", "block", "bottleneck_factors"),
         "depths": ("kernel_g", "num_layers_list"),
+        "slow_depth": ("kernel_l", "num_layers"),
         "hidden": ("kernel_g", "no_hidden"),
         "local_hidden": ("kernel_l", "no_hidden"),
         "channel_hidden": ("kernel_gc", "no_hidden"),
