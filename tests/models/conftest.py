@@ -40,7 +40,7 @@ def small(name: str, **fields):
 
 def size_of(name: str) -> int:
     """Pixels per side that are enough for every family's smallest map, and whole patches."""
-    return {"CrossViT": 96, "EfficientViT": 128}.get(family_of(name).model.__name__, 64)
+    return {"CrossViT": 96, "EfficientViT": 128, "Terminator": 16}.get(family_of(name).model.__name__, 64)
 
 
 def apply(model, images, **kwargs):

@@ -16,12 +16,20 @@ from vitlab.models.registry import abstract_model, family_of, list_models, model
 
 # Parameters that the logits do not depend on, as in the authors' networks. What the class token does not feel in the last block:
 # the convolution over the patches, and the biases of the patches' queries.
-# What chooses a mask. A shift before a convolution whose batch norm removes it.
+# The predictor of a mask has a loss of its own, and an early exit none here. A norm removes a shift before it.
 UNFELT = {
-    "dynperceiver_mbv3_075_t128": ("head.cnn",),  # an exit that is not trained
+    "dynperceiver_mbv3_075_t128": ("head.cnn",),
     "agent_deit_tiny": tuple(f"blocks.1.attn.{name}" for name in ("dwc", "na_bias", "ha_bias", "wa_bias")),
     "inline_deit_tiny": ("blocks.1.attn.residual",),
     "sparsifiner_small": tuple(f"blocks.{block}.attn.mask_predictor" for block in (0, 1)),
+    "terminator_cifar100": tuple(
+        f"blocks.{block}.{name}.bias"
+        for block in range(5)
+        for name in (
+            *(f"locals.{branch}{part}" for branch in range(4) for part in ("", ".channel_mixer")),
+            *("channel_mixer_mlp", "bottleneck_layer", "fast_rgu.fast_linear_y", "slow_rgu.fast_linear_y"),
+        )
+    ),
     "shvit_s1": tuple(f"stages.{stage}.blocks.{block}.mixer.pre_norm.bias" for stage in (1, 2) for block in (0, 1)),
 }
 
