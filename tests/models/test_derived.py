@@ -18,13 +18,16 @@ VIT = {"patch_size": "patch_size", "embed_dim": "dim", "depth": "depth", "num_he
 
 def vit_of(name, meta, **fields):
     kwargs = meta["kwargs"]
-    return create_model(name, image_size=kwargs["img_size"], **{ours: kwargs[theirs] for theirs, ours in VIT.items()}, **fields)
+    return create_model(name, image_size=size_of(meta), **{ours: kwargs[theirs] for theirs, ours in VIT.items()}, **fields)
+
+
+def size_of(meta):
+    size = meta["kwargs"]["img_size"]
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def images_of(meta, results):
-    size = meta["kwargs"]["img_size"]
-    given = results.get("input/images", golden.image(2, *((size, size) if isinstance(size, int) else size)))
-    return jnp.asarray(given.transpose(0, 2, 3, 1))
+    return jnp.asarray(results.get("input/images", golden.image(2, *size_of(meta))).transpose(0, 2, 3, 1))
 
 
 def same(actual, expected):

@@ -22,7 +22,7 @@ def test_a_slow_net_is_products_of_sines_and_linear_maps():
 
 
 def test_images_of_a_batch_touch_each_other_and_other_sizes_are_resized():
-    model = create_model("terminator_cifar10", num_classes=3, image_size=8, depths=(1,) * 5, kernel_sizes=(3,) * 4, hidden=4)
+    model = create_model("terminator_cifar10", num_classes=3, image_size=8, depths=(1,) * 5, slow_depth=1, kernel_sizes=(3,) * 4, hidden=4)
     graphdef, state = nnx.split(model)
     forward = jax.jit(lambda x: nnx.merge(graphdef, state, copy=True)(x))
     images = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8, 8, 3)), jnp.float32)

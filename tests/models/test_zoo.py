@@ -16,13 +16,21 @@ from vitlab.models.registry import abstract_model, family_of, list_models, model
 
 # Parameters that the logits do not depend on, as in the authors' networks. In the last block the
 # class token does not depend on the convolution over the patches, nor on the biases of the patches'
-# queries. A predicted mask only chooses. A batch norm cancels a shift before the convolution in
-# front of it.
+# queries. The predictor of a mask has a loss of its own, and an early exit has none here. A norm
+# cancels a shift before it.
 UNFELT = {
-    "dynperceiver_mbv3_075_t128": ("head.cnn",),  # an exit that is not trained
+    "dynperceiver_mbv3_075_t128": ("head.cnn",),
     "agent_deit_tiny": tuple(f"blocks.1.attn.{name}" for name in ("dwc", "na_bias", "ha_bias", "wa_bias")),
     "inline_deit_tiny": ("blocks.1.attn.residual",),
     "sparsifiner_small": tuple(f"blocks.{block}.attn.mask_predictor" for block in (0, 1)),
+    "terminator_cifar100": tuple(
+        f"blocks.{block}.{name}.bias"
+        for block in range(5)
+        for name in (
+            *(f"locals.{branch}{part}" for branch in range(4) for part in ("", ".channel_mixer")),
+            *("channel_mixer_mlp", "bottleneck_layer", "fast_rgu.fast_linear_y", "slow_rgu.fast_linear_y"),
+        )
+    ),
     "shvit_s1": tuple(f"stages.{stage}.blocks.{block}.mixer.pre_norm.bias" for stage in (1, 2) for block in (0, 1)),
 }
 

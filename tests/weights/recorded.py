@@ -56,6 +56,9 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "spectformerh_": {"token_label": "token_labels"},
     "spectformer_": {"embed_dim": "dim", "depth": "depth"},
     "evit_": {"base_keep_rate": "keep_rate", "fuse_token": "fuse", "drop_loc": "reduce_at"},
+    "illama_": {"soft_mask_rate": "soft_mask_rate"},
+    "transnext": {"pretrain_size": "pretrain_size"},
+    "moh_": {"pretrain_size": "pretrain_size"},
     "sparsifiner_": {
         "embed_dim": "dim",
         "depth": "depth",
@@ -146,6 +149,7 @@ def _terminator(cfg: Mapping[str, Any]) -> dict[str, Any]:
     places = {
         "factors": ("net", "block", "bottleneck_factors"),
         "depths": ("kernel_g", "num_layers_list"),
+        "slow_depth": ("kernel_l", "num_layers"),
         "hidden": ("kernel_g", "no_hidden"),
         "local_hidden": ("kernel_l", "no_hidden"),
         "channel_hidden": ("kernel_gc", "no_hidden"),

@@ -34,6 +34,21 @@ from tests.weights.recorded import model_of
         ("spectformer_ti", {}, ("spectformer_tiny", {})),
         ("overlock_xt_320", {}, ("overlock_xt", {})),
         ("litv2_m", {"alpha": 0.5, "local_ws": [0, 0, 2, 1]}, ("litv2_medium", {"alpha": 0.5})),
+        ("evit_deit_s_k05_rect", {"base_keep_rate": 0.5, "fuse_token": False}, ("evit_deit_small_k05", {"fuse": False})),
+        ("evit_deit_b", {"base_keep_rate": 0.9, "drop_loc": [2, 4]}, ("evit_deit_base_k07", {"keep_rate": 0.9, "reduce_at": (2, 4)})),
+        ("sparsifiner_lvvit_s", {"attn_keep_rate": 0.5}, ("sparsifiner_lvvit_small", {"keep_rate": 0.5})),
+        ("moh_transnext_base_50_256", {}, ("moh_transnext_base_50", {})),
+        ("illama_s", {}, ("illama_small", {})),
+        (
+            "dynperceiver_reg800m_t256",
+            {"depth_factor": [1, 1, 1, 1]},
+            ("dynperceiver_reg800m_t128", {"num_latents": 256, "depths": (3, 3, 9, 3)}),
+        ),
+        (
+            "terminator_cifar10",
+            {"cfg": {"kernel_g": {"no_hidden": 32}, "kernel_l": {"sizes": [3, 5, 5, 7]}}},
+            ("terminator_cifar10", {"hidden": 32, "kernel_sizes": (3, 5, 5, 7)}),
+        ),
         (
             "agent_swin_s",
             {"depths": [2, 2, 18, 2], "attn_type": "AAAB", "agent_num": [9, 16, 49, 49]},

@@ -36,10 +36,12 @@ _EPS = 1e-5  # of the standardisation
 class TerminatorConfig(VisionConfig):
     factors: tuple[Count, ...] = (4, 3, 2, 2, 2)  # width after a block / before it
     depths: tuple[Depth, ...] = (3, 2, 2, 2, 2)  # layers of each block's global slow net
-    hidden: Count = 64  # widths of the slow nets: global and spatial, local, of the channels, of the channels of the interaction
+    slow_depth: Depth = 2  # layers of all other slow nets
+    hidden: Count = 64  # widths of the slow nets: global, local, of the channels, of the channels and positions of the interaction
     local_hidden: Count = 32
     channel_hidden: Count = 32
     interact_hidden: Count = 16
+    spatial_hidden: Count = 64
     kernel_sizes: tuple[Side, Side, Side, Side] = (3, 9, 5, 7)  # of the local kernels, odd
     dropout_rate: Rate = 0.05  # probability that a channel of the output of a block but the first is dropped
     preprocessing: Preprocessing = Preprocessing(crop_fraction=1.0)
@@ -109,8 +111,7 @@ class LocalBranch(nnx.Module):
     """A depthwise convolution with a kernel that depends on a map, then a linear layer, standardised over the batch, GELU."""
 
     def __init__(self, dim: int, *, kernel_size: int, config: TerminatorConfig, rngs: nnx.Rngs):
-        depth = min(2, max(config.depths))
-        self.slow_net = ContextSlowNet(kernel_size, dim, hidden=config.local_hidden, depth=depth, rngs=rngs)
+        self.slow_net = ContextSlowNet(kernel_size, dim, hidden=config.local_hidden, depth=config.slow_depth, rngs=rngs)
         self.channel_mixer = pointwise(dim, dim, dtype=config.dtype, rngs=rngs)
         self.bias = nnx.Param(full(1, 0.0))
 
@@ -133,10 +134,10 @@ class Block(nnx.Module):
         inputs = _BRANCHES + len(_EARLIER[index])
         self.bottleneck_layer = pointwise(dim * inputs, out_dim, dtype=dtype, rngs=rngs)
         self.fast_rgu, self.slow_rgu = (RecursiveGatedUnit(dim, side=side, dtype=dtype, rngs=rngs) for _ in range(2))
-        depth = min(2, max(config.depths))
+        depth = config.slow_depth
         self.slow_net_gc = SlowNet((dim,), 1, hidden=config.channel_hidden, depth=depth, rngs=rngs)
         self.slow_net_gc_hi = SlowNet((dim,), 1, hidden=config.interact_hidden, depth=depth, rngs=rngs)
-        self.slow_net_gs_hi = SlowNet((side, side), 1, hidden=config.hidden, depth=depth, rngs=rngs)
+        self.slow_net_gs_hi = SlowNet((side, side), 1, hidden=config.spatial_hidden, depth=depth, rngs=rngs)
         self.bias = nnx.Param(full(1, 0.0))
 
     def __call__(
