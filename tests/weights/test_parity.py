@@ -10,12 +10,13 @@ import pytest
 from flax import nnx
 
 from tests.goldens import golden
-from tests.weights.recorded import model_of
+from tests.weights.recorded import classes_of, model_of
 from vitlab import create_model, load_weights
 from vitlab.models.registry import abstract_model, list_models
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
-FAMILIES = sorted({name.split("_")[0] + "_" for name in list_models()} | {"stvit_"})
+ORIGINS = {"hf_", "facebook_", "google_", "openai_", "openclip_", "apple_", "microsoft_", "stvit_"}
+FAMILIES = sorted({name.split("_")[0] + "_" for name in list_models()} | ORIGINS)
 
 
 # In a ReLU network a pre-activation within rounding of zero switches a path on or off, so that the largest deviation of the
@@ -45,7 +46,8 @@ def deviation(path: pathlib.Path, model=None) -> Deviation:
         name, fields = model_of(path.stem, meta)
         # Of shapes only: loading is strict, so that every parameter gets its value, and initial values need not be computed.
         # Blocks that are alike are compiled once: tests/layers/test_blocks.py shows that the numbers are those of blocks in turn.
-        options = {"num_classes": meta["num_classes"], "image_size": tuple(meta["image_size"]), "scan_blocks": True}
+        shapes = {tensor: value.shape for tensor, value in state.items()}
+        options = {"num_classes": classes_of(meta, shapes), "image_size": tuple(meta["image_size"]), "scan_blocks": True}
         model = abstract_model(name, **options, **fields)
     load_weights(model, state)
     graphdef, params = nnx.split(model)

@@ -1,4 +1,4 @@
-"""Layer normalisation with the epsilon said at each use: the papers differ, even inside one model."""
+"""Normalisation of tokens, with the epsilon said at each use: the papers differ, even inside one model."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,6 +18,17 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(
             dim, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, scale_init=ones_init, bias_init=zeros_init, rngs=rngs
         )
+        self.out_dtype = dtype
+
+    def __call__(self, x: Float[Array, "*b dim"], *, mask: Array | None = None) -> Float[Array, "*b dim"]:
+        return super().__call__(x, mask=mask).astype(self.out_dtype)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """Root-mean-square normalisation over the last axis (arXiv:1910.07467), computed in float32, returned in `dtype`."""
+
+    def __init__(self, dim: int, *, eps: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(dim, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, scale_init=ones_init, rngs=rngs)
         self.out_dtype = dtype
 
     def __call__(self, x: Float[Array, "*b dim"], *, mask: Array | None = None) -> Float[Array, "*b dim"]:

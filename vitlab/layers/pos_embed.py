@@ -1,6 +1,6 @@
 """Position embeddings of a grid of tokens, and their resampling to another grid."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +9,32 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.layers.initial import normal_init
+from vitlab.layers.resize import resize_bicubic
+
+# How a table gets another grid: bicubic with antialiasing and a = -0.5, as timm does it; without and with a = -0.75, as torch and
+# Hugging Face; the latter with the scale (new + 0.1) / old for new / old, as DINOv2's authors do it.
+PosResize = Literal["antialias", "bicubic", "bicubic_offset"]
+RESIZE_WORDS: dict[PosResize, str] = {
+    "antialias": "bicubic with antialiasing",
+    "bicubic": "bicubic without antialiasing",
+    "bicubic_offset": "bicubic without antialiasing, scale (new + 0.1) / old",
+}
 
 
-def position_table(key: Any, grid: tuple[int, int], dim: int, *, num_prefix: int = 0) -> nnx.Param:
+def position_table(key: Any, grid: tuple[int, int], dim: int, *, num_prefix: int = 0, resize: PosResize = "antialias") -> nnx.Param:
     """A learned position embedding [1, num_prefix + rows * columns, dim].
 
     Its metadata `grid` says the rows and columns of patches: their product, which is the shape, does not tell 14 x 14 from
-    7 x 28, and loading weights of another grid resamples them.
+    7 x 28, and loading weights of another grid resamples them by the rule that its metadata `resize` names.
 
     Args:
       key: The source of its initial values, as `InitRngs.params` gives it.
       grid: Rows and columns of patches.
       dim: Width of a token.
       num_prefix: Tokens before the patches that have positions.
+      resize: How it gets another grid.
     """
-    return nnx.Param(normal_init(key, (1, num_prefix + grid[0] * grid[1], dim)), grid=grid)
+    return nnx.Param(normal_init(key, (1, num_prefix + grid[0] * grid[1], dim)), grid=grid, resize=resize)
 
 
 def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "1 n dim"]:
@@ -42,15 +53,22 @@ def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.
 
 
 def resample(
-    pos_embed: Float[Array, "1 n dim"], old: tuple[int, int], new: tuple[int, int], *, num_prefix: int = 0
+    pos_embed: Float[Array, "1 n dim"],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    *,
+    num_prefix: int = 0,
+    resize: PosResize = "antialias",
 ) -> Float[Array, "1 m dim"]:
-    """Resizes the grid part of a position embedding from `old` to `new` (height, width); the prefix tokens keep theirs.
-
-    Bicubic with antialiasing (a = -0.5), as timm's `resample_abs_pos_embed`.
-    """
+    """Resizes the grid part of a position embedding from `old` to `new` (height, width); the prefix tokens keep theirs."""
     if old == new:
         return pos_embed
     prefix, grid = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
     dim = grid.shape[-1]
-    grid = jax.image.resize(grid.reshape(1, *old, dim), (1, *new, dim), "cubic")
+    grid = grid.reshape(1, *old, dim)
+    if resize == "antialias":
+        grid = jax.image.resize(grid, (1, *new, dim), "cubic")
+    else:
+        offset = resize == "bicubic_offset"
+        grid = resize_bicubic(grid, new, scales=((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1]) if offset else (None, None))
     return jnp.concatenate([prefix, grid.reshape(1, -1, dim)], axis=1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitlab.layers.pos_embed import resample
+from vitlab.layers.pos_embed import RESIZE_WORDS, PosResize, resample
 from vitlab.layers.resize import resize_axis, resize_bilinear
 from vitlab.mixers.spectral import resample_filter
 from vitlab.weights.reading import is_floating
@@ -16,7 +16,15 @@ Shape = tuple[int, ...]
 Grid = tuple[int, int]
 
 
-def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None, declared: Grid | None = None) -> tuple[jax.Array, str]:
+def fit(
+    name: str,
+    value: np.ndarray,
+    shape: Shape,
+    *,
+    grid: Grid | None = None,
+    declared: Grid | None = None,
+    resize: PosResize = "antialias",
+) -> tuple[jax.Array, str]:
     """Brings a foreign tensor, in torch's layout, into the form of a parameter.
 
     Args:
@@ -27,6 +35,7 @@ def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None,
       declared: Rows and columns of the tensor's own positions, where the checkpoint says them. Otherwise positions are
         taken to be of a square, the form in which checkpoints are published, and of the model's grid where their number is
         no square.
+      resize: How a position embedding gets the model's grid.
 
     Returns:
       The parameter, float32 [*shape], and the rule by which it was resampled; "" where it was not.
@@ -42,7 +51,7 @@ def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None,
     if leaf == "kernel":
         value = _to_flax_layout(value, shape)
     if leaf == "pos_map" or grid is not None:
-        return _fit_positions(value, shape, (shape[1], shape[2]) if grid is None else grid, declared)
+        return _fit_positions(value, shape, (shape[1], shape[2]) if grid is None else grid, declared, resize)
     if value.shape == shape:
         return jnp.asarray(value), ""
     if leaf in _TABLES and value.ndim == len(shape) and 0 not in value.shape:
@@ -69,7 +78,7 @@ def _to_flax_layout(value: np.ndarray, shape: Shape) -> np.ndarray:
     return value.reshape(shape) if value.shape[-2:] == shape[-2:] and all(n == 1 for w in windows for n in w) else value
 
 
-def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | None) -> tuple[jax.Array, str]:
+def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | None, resize: PosResize) -> tuple[jax.Array, str]:
     """A position embedding of a grid: [1, prefix tokens and grid, dim], or a map [1, rows, columns, dim] of the model."""
     is_map = len(shape) == 4
     if is_map and value.ndim == 4:
@@ -80,8 +89,10 @@ def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | 
     old = _grid_of(value.shape[1], prefix, new, declared)
     tokens = jnp.asarray(value)
     if old != new:
-        tokens = resize_bilinear(tokens.reshape(1, *old, -1), new) if is_map else resample(tokens, old, new, num_prefix=prefix)
-    rule = f"{_size(old)} to {_size(new)} positions, {'bilinear' if is_map else _BICUBIC}"
+        tokens = (
+            resize_bilinear(tokens.reshape(1, *old, -1), new) if is_map else resample(tokens, old, new, num_prefix=prefix, resize=resize)
+        )
+    rule = f"{_size(old)} to {_size(new)} positions, {'bilinear' if is_map else RESIZE_WORDS[resize]}"
     return tokens.reshape(shape), "" if old == new else rule if declared else f"{rule}; the checkpoint's are taken to be a square"
 
 
@@ -106,7 +117,7 @@ def _grid_of(tokens: int, prefix: int, new: Grid, declared: Grid | None) -> Grid
     raise ValueError(f"{tokens} positions are not {prefix} and a square, nor {prefix} + {_size(new)}; the grid is unknown")
 
 
-_BICUBIC = "bicubic with antialiasing"
+_BICUBIC = RESIZE_WORDS["antialias"]
 
 
 def _resize_lines(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
