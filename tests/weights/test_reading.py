@@ -152,7 +152,7 @@ def test_files_that_are_none_are_refused_with_the_rule(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_checkpoint(tmp_path / "absent.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(ValueError, match="is a folder; weights are read from a file"):
+    with pytest.raises(ValueError, match="is a folder without weights; they are read from"):
         read_checkpoint(tmp_path / "folder.safetensors")
     (tmp_path / "weights.npy").write_bytes(b"x")
     with pytest.raises(ValueError, match="are read from .safetensors"):

@@ -58,6 +58,8 @@ def fit(
         resized, rule = _TABLES[leaf](jnp.asarray(value), shape)
         if resized.shape == shape:
             return resized, f"{_size(value.shape)} to {_size(shape)}, {rule}"
+    if [n for n in value.shape if n != 1] == [n for n in shape if n != 1]:  # a layer scale (1, c, 1, 1), say
+        return jnp.asarray(value.reshape(shape)), ""
     raise ValueError(f"checkpoint {found}, model {shape}")
 
 

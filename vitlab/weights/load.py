@@ -14,6 +14,7 @@ from flax import nnx
 
 from vitlab.weights.fit import fit
 from vitlab.weights.flax_tree import dotted
+from vitlab.weights.hub import download
 from vitlab.weights.naming import Naming, find_naming, maps_of
 from vitlab.weights.reading import Checkpoint, read_checkpoint
 from vitlab.weights.report import LoadReport, WeightsMismatchError
@@ -43,8 +44,8 @@ def load_weights(
 
     Args:
       model: From `create_model`.
-      source: A `.safetensors`, `.npz` or torch file, `hf://owner/name` (extra `hub`), or tensors by name. A file of
-        several entries takes "file.pth#entry".
+      source: A `.safetensors`, `.npz` or torch file, a `*.index.json` of several, a folder of either,
+        `hf://owner/name[@revision][/file]` (extra `hub`), or tensors by name. A file of several entries takes "file.pth#entry".
       strict: Refuse a missing, unexpected, mismatched or non-finite tensor; otherwise it is only reported. A tensor with NaN
         or infinity makes every output NaN, so a strict load refuses it like one that is missing.
       head: "load" treats the head as every other part. "fit" loads the head where it fits and leaves the rest of it as
@@ -82,23 +83,15 @@ def _read(source: str, entry: str | None) -> Checkpoint:
         if entry is not None and named != entry:
             raise ValueError(f"{source}#{named} and {entry=} name two entries; give one")
         entry = named
-    return read_checkpoint(_local(source), entry)
-
-
-def _local(source: str) -> pathlib.Path:
-    if not source.startswith("hf://"):
-        return pathlib.Path(source)
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise ImportError(f'{source} needs huggingface_hub: pip install "vitlab[hub]"') from error
-    return pathlib.Path(hf_hub_download(source.removeprefix("hf://"), "model.safetensors"))
+    return read_checkpoint(download(source) if source.startswith("hf://") else pathlib.Path(source), entry)
 
 
 def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[LoadReport, dict[str, jax.Array]]:
     """The report, and the new values of the parameters."""
     targets = parameters(model)
     naming = find_naming(checkpoint.tensors, targets, maps_of(model))
+    if (fused := naming.name_map.deployed) and any(re.search(fused, naming.strip(name)) for name in checkpoint.tensors):
+        raise ValueError(f"{checkpoint.origin or 'the checkpoint'} is of the deployed form, its branches fused: load the training form")
     placed, unexpected, ignored = _place(checkpoint, naming, targets, head)
     new, rules, reasons = _values(placed, checkpoint, targets)
     zeros = _zeros(naming.name_map.zeros, targets, placed)

@@ -56,6 +56,19 @@ def _rearranged(value: np.ndarray, old: str, new: str) -> np.ndarray:
     return value[tuple(None if axis == "1" else slice(None) for axis in new)]
 
 
+class ChannelMap(Layout):
+    """A table [1, channels, rows, columns], of a square, as [1, positions, channels]."""
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim != 4 or value.shape[0] != 1:
+            raise ValueError(f"shape {value.shape} must be (1, channels, rows, columns)")
+        return value.reshape(*value.shape[:2], -1).swapaxes(1, 2)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        side = math.isqrt(value.shape[1])
+        return value.swapaxes(1, 2).reshape(1, -1, side, side)
+
+
 class SquareTable(Layout):
     """A table [positions, heads] or, with `heads_first`, [heads, positions] of a square of positions, as [heads, side, side]."""
 
@@ -206,6 +219,7 @@ class NameMap:
     ignored: tuple[str, ...] = ()  # regular expressions of foreign names without a parameter here
     suits: str = ""  # regular expression that is found in the names here, a line each, of the networks that are saved in these names
     copies: tuple[Rule, ...] = ()  # each gives a tensor that it matches a second name, to which `rules` apply as to the first
+    deployed: str = ""  # regular expression of foreign names that only files of the deployed form have, whose branches are fused
     zeros: str = ""  # regular expression of parameters here that are zero where a checkpoint has none of them
 
     def apply(self, name: str) -> tuple[str, tuple[Layout, ...]]:
