@@ -79,6 +79,8 @@ class ViTConfig(VisionConfig):
             raise ValueError(
                 f"rel_pos_bias must have one class token and no registers, not {self.num_class_tokens} and {self.num_registers}"
             )
+        if self.rope is not None and (self.dim % self.num_heads == 0 and self.dim // self.num_heads % 4):
+            raise ValueError(f"with rope={self.rope} head_dim={self.dim // self.num_heads} must be a multiple of 4")
         if self.pool == "map" and self.num_registers:
             raise ValueError(f'pool="map" reads all tokens: num_registers={self.num_registers} must be 0')
 
