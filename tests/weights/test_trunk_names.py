@@ -198,13 +198,15 @@ def test_leftovers_of_pre_training_are_passed_over_by_name():
 def test_positions_are_resized_by_the_rule_of_the_variant_when_loading_as_when_running():
     fields = {"image_size": 70, "num_classes": 0}
     source = make("dinov2_small_patch14", 3, pos_grid=(7, 7), **fields)
+    source.pos_embed[...] *= 50.0  # positions of size one, as trained ones
     tensors = to_foreign(source)
     running, loaded = make("dinov2_small_patch14", pos_grid=(7, 7), **fields), make("dinov2_small_patch14", pos_grid=None, **fields)
     assert not load_weights(running, tensors).rules
     rule = load_weights(loaded, tensors).rules["pos_embed"]
     assert rule.startswith("7 x 7 to 5 x 5 positions, bicubic without antialiasing, scale (new + 0.1) / old")
     x = np.random.default_rng(0).standard_normal((1, 70, 70, 3)).astype(np.float32)
-    np.testing.assert_allclose(running(x), loaded(x), atol=1e-5)  # the same sums
+    first, second = (np.asarray(model.features(x)[-1]) for model in (running, loaded))
+    np.testing.assert_allclose(first, second, atol=1e-5)  # the same sums
     other = make("dinov2_small_patch14", pos_grid=None, pos_resize="antialias", **fields)
     load_weights(other, tensors)
-    assert np.abs(np.asarray(other(x)) - np.asarray(loaded(x))).max() > 1e-4
+    assert np.abs(np.asarray(other.features(x)[-1]) - first).max() > 1e-2

@@ -57,9 +57,11 @@ def _rearranged(value: np.ndarray, old: str, new: str) -> np.ndarray:
 
 
 class ChannelMap(Layout):
-    """A table [1, channels, rows, columns], of a square, as [1, positions, channels]."""
+    """A table [1, channels, rows, columns], of a square, as [1, positions, channels]; one of that form is left as it is."""
 
     def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 3:
+            return value
         if value.ndim != 4 or value.shape[0] != 1:
             raise ValueError(f"shape {value.shape} must be (1, channels, rows, columns)")
         return value.reshape(*value.shape[:2], -1).swapaxes(1, 2)

@@ -16,7 +16,6 @@ LEFTOVERS = (
 
 _COMMON = (
     Rule("^patch_embed.norm.", "^patch_norm."),
-    Rule("^visual.head.proj.", "^head."),  # OpenCLIP around a trunk of timm's
     Rule(".attn.relative_position_bias_table$", ".rel_pos.table$", ClassLast()),
 )
 _GAMMA = Rule(".gamma_{i}$", ".ls{i}.gamma$")
@@ -45,6 +44,11 @@ TIMM = (
     NameMap(source="timm", rules=_COMMON, ignored=LEFTOVERS),
 )
 AUTHORS = (
+    NameMap(  # OpenCLIP around a trunk of timm's
+        source="mlfoundations/open_clip, timm",
+        rules=(*_COMMON, *_EVA, Rule("^visual.head.proj.", "^head.")),
+        ignored=LEFTOVERS,
+    ),
     NameMap(
         source="baaivision/EVA",
         rules=(*_COMMON, *_EVA, Rule(".mlp.w1.", ".mlp.fc1_g."), Rule(".mlp.w2.", ".mlp.fc1_x."), Rule(".mlp.w3.", ".mlp.fc2.")),
