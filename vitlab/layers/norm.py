@@ -31,5 +31,5 @@ class RMSNorm(nnx.RMSNorm):
         super().__init__(dim, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, scale_init=ones_init, rngs=rngs)
         self.out_dtype = dtype
 
-    def __call__(self, x: Float[Array, "*b dim"], *, mask: Array | None = None) -> Float[Array, "*b dim"]:
+    def __call__(self, x: Float[Array, "*b dim"], mask: Array | None = None) -> Float[Array, "*b dim"]:
         return super().__call__(x, mask=mask).astype(self.out_dtype)

@@ -65,11 +65,11 @@ VARIANTS = {  # arXiv:2306.00989 Table 1; abswin: timm's, with the tables of arX
     "hiera_large": HieraConfig(dims=_LARGE, depths=(2, 6, 36, 4), num_heads=_LARGE_HEADS),
     "hiera_huge": HieraConfig(dims=(256, 512, 1024, 2048), depths=(2, 6, 36, 4), num_heads=(4, 8, 16, 32)),
     "hiera_small_abswin": HieraConfig(
-        dims=_TINY, depths=(1, 2, 11, 2), num_heads=_SMALL_HEADS, image_size=256, pos_grid=(16, 16), unit_pos=True, widen=False,
+        dims=_TINY, depths=(1, 2, 11, 2), num_heads=_SMALL_HEADS, image_size=(256, 256), pos_grid=(16, 16), unit_pos=True, widen=False,
         layer_scale=1e-5,
     ),
     "hiera_base_abswin": HieraConfig(
-        dims=_TINY, depths=(2, 3, 16, 3), num_heads=_SMALL_HEADS, image_size=256, pos_grid=(14, 14), unit_pos=True, layer_scale=1e-5
+        dims=_TINY, depths=(2, 3, 16, 3), num_heads=_SMALL_HEADS, image_size=(256, 256), pos_grid=(14, 14), unit_pos=True, layer_scale=1e-5
     ),
 }  # fmt: skip
 

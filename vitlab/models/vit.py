@@ -119,7 +119,7 @@ class Block(nnx.Module):
     """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)), each branch scaled where there is a layer scale."""
 
     def __init__(self, config: ViTConfig, *, drop_path_rate: float, rngs: nnx.Rngs):
-        self.rope = config.rope
+        self.rope: Rope | None = config.rope
         self.norm1 = _norm(config, rngs)
         self.attn = Attention(
             config.dim,

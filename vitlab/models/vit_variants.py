@@ -85,6 +85,7 @@ _EVA02: Fields = {"patch_size": 14, "rope": "eva02", "key_bias": False, "preproc
 _EVA02_MIM: Fields = _EVA02 | _FC_NORM
 _EVA02_LARGE: Fields = _EVA02_MIM | {"mlp": "swiglu", "mlp_norm": True, "image_size": 448}
 _EVA02_CLIP: Fields = _EVA02 | {"mlp": "swiglu", "mlp_norm": True, "attn_norm": True}
+_EVA02_CLIP_16: Fields = _EVA02_CLIP | {"patch_size": 16}
 # arXiv:2411.14402; heads are 128 wide.
 _AIMV2: Fields = {
     "patch_size": 14,
@@ -202,7 +203,7 @@ _ROWS: dict[str, tuple[ViTConfig, Published]] = {
         Published(params=303_966_208, top1=75.5, source=_BY_OPENCLIP),
     ),
     "clip_large_patch14_336": (
-        ViTConfig(**_LARGE, patch_size=14, image_size=336, num_classes=768, **_CLIP),
+        ViTConfig(**_LARGE, patch_size=14, image_size=(336, 336), num_classes=768, **_CLIP),
         Published(params=304_293_888, top1=76.6, source=_BY_OPENCLIP),
     ),
     "openclip_base_patch32": (
@@ -231,58 +232,58 @@ _ROWS: dict[str, tuple[ViTConfig, Published]] = {
     ),
     "siglip_base_patch16": (ViTConfig(**_BASE, **_SIGLIP), Published(params=92_884_224, top1=76.0, source=_BY_OPENCLIP)),
     "siglip_base_patch16_256": (
-        ViTConfig(**_BASE, image_size=256, **_SIGLIP),
+        ViTConfig(**_BASE, image_size=(256, 256), **_SIGLIP),
         Published(params=92_930_304, top1=76.5, source=_BY_OPENCLIP),
     ),
-    "siglip_base_patch16_384": (ViTConfig(**_BASE, image_size=384, **_SIGLIP), Published(params=93_176_064, source=_BY_TIMM)),
-    "siglip_base_patch16_512": (ViTConfig(**_BASE, image_size=512, **_SIGLIP), Published(params=93_520_128, source=_BY_TIMM)),
+    "siglip_base_patch16_384": (ViTConfig(**_BASE, image_size=(384, 384), **_SIGLIP), Published(params=93_176_064, source=_BY_TIMM)),
+    "siglip_base_patch16_512": (ViTConfig(**_BASE, image_size=(512, 512), **_SIGLIP), Published(params=93_520_128, source=_BY_TIMM)),
     "siglip_large_patch16_256": (
-        ViTConfig(**_LARGE, image_size=256, **_SIGLIP),
+        ViTConfig(**_LARGE, image_size=(256, 256), **_SIGLIP),
         Published(params=315_956_224, top1=80.5, source=_BY_OPENCLIP),
     ),
-    "siglip_large_patch16_384": (ViTConfig(**_LARGE, image_size=384, **_SIGLIP), Published(params=316_283_904, source=_BY_TIMM)),
+    "siglip_large_patch16_384": (ViTConfig(**_LARGE, image_size=(384, 384), **_SIGLIP), Published(params=316_283_904, source=_BY_TIMM)),
     "siglip_so400m_patch14": (
         ViTConfig(**_SO400M, patch_size=14, **_SIGLIP),
         Published(params=427_680_704, top1=82.0, source=_BY_OPENCLIP),
     ),
     "siglip_so400m_patch14_378": (  # its authors' 384 pixels, of which their embedding leaves out what is no whole patch
-        ViTConfig(**_SO400M, patch_size=14, image_size=378, **_SIGLIP),
+        ViTConfig(**_SO400M, patch_size=14, image_size=(378, 378), **_SIGLIP),
         Published(params=428_225_600, top1=83.1, source=_BY_OPENCLIP),
     ),
     "siglip2_base_patch32_256": (
-        ViTConfig(**_BASE, patch_size=32, image_size=256, **_SIGLIP),
+        ViTConfig(**_BASE, patch_size=32, image_size=(256, 256), **_SIGLIP),
         Published(params=94_552_320, source=_BY_TIMM),
     ),
     "siglip2_base_patch16": (ViTConfig(**_BASE, **_SIGLIP), Published(params=92_884_224, top1=78.2, source=_BY_SIGLIP2)),
     "siglip2_base_patch16_256": (
-        ViTConfig(**_BASE, image_size=256, **_SIGLIP),
+        ViTConfig(**_BASE, image_size=(256, 256), **_SIGLIP),
         Published(params=92_930_304, top1=79.1, source=_BY_SIGLIP2),
     ),
-    "siglip2_base_patch16_384": (ViTConfig(**_BASE, image_size=384, **_SIGLIP), Published(params=93_176_064, source=_BY_TIMM)),
-    "siglip2_base_patch16_512": (ViTConfig(**_BASE, image_size=512, **_SIGLIP), Published(params=93_520_128, source=_BY_TIMM)),
+    "siglip2_base_patch16_384": (ViTConfig(**_BASE, image_size=(384, 384), **_SIGLIP), Published(params=93_176_064, source=_BY_TIMM)),
+    "siglip2_base_patch16_512": (ViTConfig(**_BASE, image_size=(512, 512), **_SIGLIP), Published(params=93_520_128, source=_BY_TIMM)),
     "siglip2_large_patch16_256": (
-        ViTConfig(**_LARGE, image_size=256, **_SIGLIP),
+        ViTConfig(**_LARGE, image_size=(256, 256), **_SIGLIP),
         Published(params=315_956_224, top1=82.5, source=_BY_SIGLIP2),
     ),
-    "siglip2_large_patch16_384": (ViTConfig(**_LARGE, image_size=384, **_SIGLIP), Published(params=316_283_904, source=_BY_TIMM)),
-    "siglip2_large_patch16_512": (ViTConfig(**_LARGE, image_size=512, **_SIGLIP), Published(params=316_742_656, source=_BY_TIMM)),
+    "siglip2_large_patch16_384": (ViTConfig(**_LARGE, image_size=(384, 384), **_SIGLIP), Published(params=316_283_904, source=_BY_TIMM)),
+    "siglip2_large_patch16_512": (ViTConfig(**_LARGE, image_size=(512, 512), **_SIGLIP), Published(params=316_742_656, source=_BY_TIMM)),
     "siglip2_so400m_patch14": (
         ViTConfig(**_SO400M, patch_size=14, **_SIGLIP),
         Published(params=427_680_704, top1=83.2, source=_BY_SIGLIP2),
     ),
     "siglip2_so400m_patch14_378": (
-        ViTConfig(**_SO400M, patch_size=14, image_size=378, **_SIGLIP),
+        ViTConfig(**_SO400M, patch_size=14, image_size=(378, 378), **_SIGLIP),
         Published(params=428_225_600, source=_BY_TIMM),
     ),
-    "siglip2_so400m_patch16_256": (ViTConfig(**_SO400M, image_size=256, **_SIGLIP), Published(params=427_888_064, source=_BY_TIMM)),
-    "siglip2_so400m_patch16_384": (ViTConfig(**_SO400M, image_size=384, **_SIGLIP), Published(params=428_256_704, source=_BY_TIMM)),
-    "siglip2_so400m_patch16_512": (ViTConfig(**_SO400M, image_size=512, **_SIGLIP), Published(params=428_772_800, source=_BY_TIMM)),
+    "siglip2_so400m_patch16_256": (ViTConfig(**_SO400M, image_size=(256, 256), **_SIGLIP), Published(params=427_888_064, source=_BY_TIMM)),
+    "siglip2_so400m_patch16_384": (ViTConfig(**_SO400M, image_size=(384, 384), **_SIGLIP), Published(params=428_256_704, source=_BY_TIMM)),
+    "siglip2_so400m_patch16_512": (ViTConfig(**_SO400M, image_size=(512, 512), **_SIGLIP), Published(params=428_772_800, source=_BY_TIMM)),
     "siglip2_giantopt_patch16_256": (
-        ViTConfig(dim=1536, depth=40, num_heads=16, image_size=256, **_SIGLIP),
+        ViTConfig(dim=1536, depth=40, num_heads=16, image_size=(256, 256), **_SIGLIP),
         Published(params=1_163_168_256, top1=84.5, source=_BY_SIGLIP2),
     ),
     "siglip2_giantopt_patch16_384": (
-        ViTConfig(dim=1536, depth=40, num_heads=16, image_size=384, **_SIGLIP),
+        ViTConfig(dim=1536, depth=40, num_heads=16, image_size=(384, 384), **_SIGLIP),
         Published(params=1_163_659_776, source=_BY_TIMM),
     ),
     "mae_base_patch16": (ViTConfig(**_BASE, **_MAE), Published(params=85_798_656, source="as vit_base_patch16 without a head")),
@@ -308,11 +309,11 @@ _ROWS: dict[str, tuple[ViTConfig, Published]] = {
     ),
     "beitv2_large_patch16": (ViTConfig(**_LARGE, layer_scale=1e-5, **_BEIT), Published(params=304_430_568, source=_BY_TIMM)),
     "eva02_tiny_patch14": (
-        ViTConfig(**_TINY, mlp="packed_swiglu", mlp_dim=512, image_size=336, **_EVA02_MIM),
+        ViTConfig(**_TINY, mlp="packed_swiglu", mlp_dim=512, image_size=(336, 336), **_EVA02_MIM),
         Published(params=5_756_584, top1=80.65, source=_BY_CSV),
     ),
     "eva02_small_patch14": (
-        ViTConfig(**_SMALL, mlp="packed_swiglu", mlp_dim=1024, image_size=336, **_EVA02_MIM),
+        ViTConfig(**_SMALL, mlp="packed_swiglu", mlp_dim=1024, image_size=(336, 336), **_EVA02_MIM),
         Published(params=22_129_000, top1=85.77, source=_BY_CSV),
     ),
     "eva02_base_patch14": (
@@ -324,7 +325,7 @@ _ROWS: dict[str, tuple[ViTConfig, Published]] = {
         Published(params=305_080_232, top1=89.63, source=_BY_CSV),
     ),
     "eva02_clip_base_patch16": (
-        ViTConfig(**_BASE, mlp_dim=2048, num_classes=512, **(_EVA02_CLIP | {"patch_size": 16})),
+        ViTConfig(**_BASE, mlp_dim=2048, num_classes=512, **_EVA02_CLIP_16),
         Published(params=86_263_040, top1=74.7, source=_BY_OPENCLIP),
     ),
     "eva02_clip_large_patch14": (
@@ -332,7 +333,7 @@ _ROWS: dict[str, tuple[ViTConfig, Published]] = {
         Published(params=304_105_152, top1=79.8, source=_BY_OPENCLIP),
     ),
     "eva02_clip_large_patch14_336": (
-        ViTConfig(**_LARGE, mlp_dim=2730, image_size=336, num_classes=768, **_EVA02_CLIP),
+        ViTConfig(**_LARGE, mlp_dim=2730, image_size=(336, 336), num_classes=768, **_EVA02_CLIP),
         Published(params=304_432_832, top1=80.4, source=_BY_OPENCLIP),
     ),
     "aimv2_large_patch14": (
@@ -352,14 +353,14 @@ _ROWS: dict[str, tuple[ViTConfig, Published]] = {
         Published(params=2_720_658_432, top1=88.5, source=_BY_AIMV2),
     ),
     "ijepa_huge_patch14": (ViTConfig(**_HUGE, patch_size=14, **_IJEPA), Published(params=630_762_240, source=_BY_TIMM)),
-    "ijepa_huge_patch16_448": (ViTConfig(**_HUGE, image_size=448, **_IJEPA), Published(params=631_668_480, source=_BY_TIMM)),
+    "ijepa_huge_patch16_448": (ViTConfig(**_HUGE, image_size=(448, 448), **_IJEPA), Published(params=631_668_480, source=_BY_TIMM)),
     "ijepa_giant_patch16": (ViTConfig(**_GIANT, **_IJEPA), Published(params=1_011_368_576, source=_BY_TIMM)),
     "pe_core_tiny_patch16_384": (
-        ViTConfig(**_TINY, image_size=384, rope_grid=24, num_classes=512, **_PE_CLS),
+        ViTConfig(**_TINY, image_size=(384, 384), rope_grid=24, num_classes=512, **_PE_CLS),
         Published(params=6_140_544, source=_BY_TIMM),
     ),
     "pe_core_small_patch16_384": (
-        ViTConfig(**_SMALL, image_size=384, rope_grid=24, num_classes=512, **_PE_CLS),
+        ViTConfig(**_SMALL, image_size=(384, 384), rope_grid=24, num_classes=512, **_PE_CLS),
         Published(params=23_782_656, source=_BY_TIMM),
     ),
     "pe_core_base_patch16": (
@@ -367,12 +368,12 @@ _ROWS: dict[str, tuple[ViTConfig, Published]] = {
         Published(params=93_672_960, source=_BY_TIMM),
     ),
     "pe_core_large_patch14_336": (
-        ViTConfig(**_LARGE, patch_size=14, image_size=336, rope_grid=24, num_classes=1024, **_PE_CLS),
+        ViTConfig(**_LARGE, patch_size=14, image_size=(336, 336), rope_grid=24, num_classes=1024, **_PE_CLS),
         Published(params=317_151_232, source=_BY_TIMM),
     ),
     "pe_core_gigantic_patch14_448": (  # no class token
         ViTConfig(
-            dim=1536, depth=50, num_heads=16, mlp_dim=8960, pool_mlp_dim=6144, patch_size=14, image_size=448, rope_grid=32,
+            dim=1536, depth=50, num_heads=16, mlp_dim=8960, pool_mlp_dim=6144, patch_size=14, image_size=(448, 448), rope_grid=32,
             num_classes=1280, **_PE,
         ),
         Published(params=1_882_032_640, source=_BY_TIMM),

@@ -236,7 +236,7 @@ class NameMap:
             second = rule.apply(name)
             if second is not None:
                 here, layouts = self.apply(second)
-                out.append((here, (*[rule.layout] * (rule.layout is not None), *layouts)))
+                out.append((here, layouts if rule.layout is None else (rule.layout, *layouts)))
         return out
 
     def undo(self, name: str) -> tuple[str, tuple[Layout, ...]] | None:
