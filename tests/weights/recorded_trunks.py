@@ -50,9 +50,9 @@ def trunk_of(meta: Mapping[str, Any]) -> Found | None:
     """Variant and fields of a recording by its reference and entry point; None where it is of no such trunk."""
     reference, entry, kwargs = meta.get("reference", ""), meta.get("entrypoint") or "", meta.get("kwargs") or {}
     if reference.startswith("transformers"):
-        return _hugging_face(entry, kwargs)
+        return _hugging_face_swin(kwargs) if entry.startswith("Swin") and "2" not in entry else _hugging_face(entry, kwargs)
     if reference.startswith("facebookresearch/"):
-        return _facebook(entry)
+        return _facebook(entry, kwargs)
     found = _siglip(entry) or _timm(entry)
     if found is None:
         return None
@@ -79,6 +79,10 @@ def _siglip(entry: str) -> Found | None:
     return f"siglip2_{row[size, patch]}", {"activation": "gelu" if exact else "gelu_tanh"} | ({"pool": "mean"} if gap else {})
 
 
+_DINOV3 = ("dinov3", "eupe", "lingbot")
+_KEEP_NORM = _DINOV3  # their norm stays before the mean in timm, too
+
+
 def _of_timm(found: Found, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Fields for the arguments of timm's constructors."""
     name, fields = found
@@ -86,24 +90,26 @@ def _of_timm(found: Found, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if kwargs.get("dynamic_img_size") and "img_size" not in kwargs and "pos_grid" in fields:
         out["pos_grid"] = (37, 37)
     pool = kwargs.get("global_pool")
+    patches_only = (fields.get("pool") == "mean" and not name.startswith(_DINOV3)) or name.startswith(("aimv2", "ijepa"))
     if pool == "token":
         out |= {"pool": "cls", "pool_norm": "before"}
-    elif pool == "avg":
-        keeps = name.startswith(("dinov3", "eupe", "lingbot", "siglip", "aimv2", "ijepa")) or "_gap" in name
-        out |= {"pool": "mean"} if keeps else {"pool": "mean", "pool_norm": "after"}
-        out |= {} if name.startswith(("siglip", "aimv2", "ijepa")) else {"class_token": True}
-    elif fields.get("pool") == "mean" and name.startswith(("dinov3", "eupe")):
-        out["class_token"] = True
+    elif pool == "avg" and not patches_only:
+        keeps = name.startswith(_KEEP_NORM)
+        out |= {"pool": "mean"} | ({} if name.startswith("siglip") else {"class_token": True})
+        out |= {} if keeps else {"pool_norm": "after"}
+    if fields.get("pool") == "mean" and name.startswith(_DINOV3):
+        out.setdefault("class_token", True)
     return out
 
 
-_LETTERS = {"s": "small", "b": "base", "l": "large", "g": "giant", "splus": "small_plus", "hplus": "huge_plus", "7b": "7b"}
+_LETTERS = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "7b": "7b"}
 
 
-def _facebook(entry: str) -> Found | None:
-    if match := re.fullmatch(r"(dinov[23])_vit(7b|splus|hplus|[sblg])(\d\d)(_reg)?", entry):
-        family, size, patch, registers = match.groups()
-        return f"{family}_{_LETTERS[size]}{'_reg4' if registers else ''}_patch{patch}", {}
+def _facebook(entry: str, kwargs: Mapping[str, Any]) -> Found | None:
+    if match := re.fullmatch(r"(dinov[23])_vit(7b|[sblhg])(\d\d)(plus)?(_reg)?", entry):
+        family, size, patch, plus, registers = match.groups()
+        name = f"{family}_{_LETTERS[size]}{'_plus' * bool(plus)}{'_reg4' * bool(registers)}_patch{patch}"
+        return name, {"depth": kwargs["depth"]} if "depth" in kwargs else {}
     return None
 
 
@@ -155,7 +161,14 @@ def _hugging_face(entry: str, config: Mapping[str, Any]) -> Found | None:
         fields["pool"] = "cls_mean"
     if kind == "Beit":
         fields["pool"] = "mean" if config.get("use_mean_pooling", True) else "cls"
+        fields["rel_pos_bias"] = config.get("use_relative_position_bias", True)
     return name, fields
+
+
+def _hugging_face_swin(config: Mapping[str, Any]) -> Found:
+    words = {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "window_size": "window_size"}
+    fields = {here: config[there] for there, here in words.items() if there in config}
+    return "swin_tiny", {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def classes_of(meta: Mapping[str, Any], shapes: Mapping[str, Any]) -> int:

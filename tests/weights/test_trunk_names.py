@@ -193,6 +193,8 @@ def test_leftovers_of_pre_training_are_passed_over_by_name():
     extra = {n: np.zeros(2, np.float32) for n in ("mask_token", "decoder_pos_embed", "decoder_blocks.0.norm1.weight", "decoder_pred.bias")}
     assert set(load_weights(model, to_foreign(source) | extra).ignored) == set(extra)
     equal(model, source)
+    moco = {f"module.base_encoder.{n}": v for n, v in to_foreign(source).items()} | {"module.momentum_encoder.norm.bias": np.zeros(16)}
+    assert load_weights(model, moco).prefixes == ("module.base_encoder.",)
 
 
 def test_positions_are_resized_by_the_rule_of_the_variant_when_loading_as_when_running():

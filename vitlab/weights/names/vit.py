@@ -6,7 +6,7 @@ from vitlab.weights.rules import Axes, ClassLast, NameMap, Part, Rule, Share, Su
 # Parts of pre-training, towers of text, and constants.
 LEFTOVERS = (
     r"^mask_token$",
-    r"^(decoder|predictor|dino_head|ibot_head|projectors?|lm_head|local_cls_norm)[._]",
+    r"^(module\.)?(decoder|predictor|momentum_encoder|dino_head|ibot_head|projectors?|lm_head|local_cls_norm)[._]",
     r"^(text|txt|token_embedding|ln_final|logit_scale|logit_bias|text_projection)(\.|$)",
     r"(^|\.)rope(_embed)?\.",
     r"relative_position_index$",
