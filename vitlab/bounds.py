@@ -33,6 +33,7 @@ Depth = Annotated[int, Bounds(1, 1000)]  # blocks in a row
 Side = Annotated[int, Bounds(1, 1000)]  # pixels or tokens per side of a kernel, window or patch
 SideOrZero = Annotated[int, Bounds(0, 1000)]
 Ratio = Annotated[float, Bounds(0, 1000, open_least=True)]  # one width or size / another
+Epsilon = Annotated[float, Bounds(0, 1, open_least=True)]  # summand that keeps a norm's divisor from zero
 Rate = Annotated[float, Bounds(0, 1, open_most=True)]  # probability of dropping something
 Share = Annotated[float, Bounds(0, 1)]  # part of a whole
 

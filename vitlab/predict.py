@@ -23,12 +23,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from vitlab import cli
-from vitlab.config import ConfigError, Experiment, ModelConfig
+from vitlab.config import ConfigError, Experiment, ModelConfig, refusing
 from vitlab.data.decode import DecodeError, decoder
 from vitlab.data.image_list import find_images
 from vitlab.data.map_files import write_picture
 from vitlab.data.read_image import read_image
 from vitlab.files import write_atomically
+from vitlab.models.registry import model_config
 from vitlab.printable import printable
 from vitlab.runs.arguments import add_model_arguments, check_model_arguments
 from vitlab.runs.loaded import LoadedRun, Prediction, chunks, one_device, softmax
@@ -226,8 +227,21 @@ def _trained(args: argparse.Namespace, overrides: dict[str, str]) -> Trained:
     if args.workdir:
         return from_run(args.workdir, one_device(), raw=args.raw, step=args.step)
     experiment = cli.override(Experiment(model=ModelConfig(name=args.model)), overrides)
-    names = _class_names(args.classes) if args.classes else tuple(map(str, range(experiment.model.num_classes or 1000)))
+    names = _class_names(args.classes) if args.classes else tuple(map(str, range(_num_classes(experiment.model))))
     return from_weights(args.model, args.weights, experiment, names, one_device())
+
+
+def _num_classes(model: ModelConfig) -> int:
+    """The classes of a model, its variant's own where the config does not say.
+
+    Raises:
+      ConfigError: There is no such model, or it was published without classes.
+    """
+    with refusing(ValueError):
+        count = model.num_classes or model_config(model.name).num_classes
+    if not count:
+        raise ConfigError(f"--model={model.name} has no classes; --classes=FILE names those of a checkpoint with a head")
+    return count
 
 
 def _class_names(path: pathlib.Path) -> tuple[str, ...]:

@@ -234,16 +234,17 @@ def test_center_point_is_as_fine_as_it_was_asked_to_be(strides, stride):
 
 def test_attention_pool_is_softmax_attention_of_one_query():
     head = AttentionPool((8,), (16,), 3, num_heads=2, rngs=nnx.Rngs(0))
-    head.latent[...] = jnp.asarray(rand(1, 1, 8))
-    for layer in (head.q, head.kv):
-        layer.kernel[...] = layer.kernel[...] * 30  # larger weights make attention differ from a mean
+    pool = head.pool
+    pool.latent[...] = jnp.asarray(rand(1, 1, 8))
+    for layer in (pool.q, pool.kv):
+        layer.kernel[...] = layer.kernel[...] * 30  # weights that differ from equal ones
     x = rand(2, 2, 3, 8)
-    query = np.asarray(head.q(head.latent[...])).reshape(2, 4)
-    key, value = np.moveaxis(np.asarray(head.kv(jnp.asarray(x))).reshape(2, 6, 2, 2, 4), 2, 0)
+    query = np.asarray(pool.q(pool.latent[...])).reshape(2, 4)
+    key, value = np.moveaxis(np.asarray(pool.kv(jnp.asarray(x))).reshape(2, 6, 2, 2, 4), 2, 0)
     weights = np.exp(np.einsum("gd,bngd->bgn", query, key) / 2)
     weights /= weights.sum(-1, keepdims=True)
-    y = head.proj(jnp.asarray(np.einsum("bgn,bngd->bgd", weights, value).reshape(2, 8)))
-    pooled = y + head.mlp(head.norm(y))
+    y = pool.proj(jnp.asarray(np.einsum("bgn,bngd->bgd", weights, value).reshape(2, 8)))
+    pooled = y + pool.mlp(pool.norm(y))
     np.testing.assert_allclose(head((jnp.asarray(x),), train=False), head.head(pooled), **ROUNDING)
     turned = jnp.asarray(x[:, ::-1, ::-1].copy())
     np.testing.assert_allclose(head((turned,), train=False), head((jnp.asarray(x),), train=False), **ROUNDING)

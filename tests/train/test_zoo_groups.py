@@ -122,6 +122,10 @@ RULES = {
         variants=("illama_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
         after="(norm|head)/",
     ),
+    "hiera": Rules(
+        variants=("hiera_tiny", "hiera_small_abswin"), source="pos_embed (and pos_embed_win)", kept="(pos|unit)_embed$",
+        embeds=r"patch_embed/|(pos|unit)_embed$", blocks=r"blocks/(\d+)/", after="(norm|head)/",
+    ),
     "inline_deit": Rules(
         variants=("inline_deit_tiny",), source=TOKENS, kept="embed/(cls_token|pos_embed)$", embeds="embed/", blocks=r"blocks/(\d+)/",
         after="(norm|head)/",
@@ -211,9 +215,12 @@ RULES = {
         after="head/",
     ),
     "vit": Rules(
-        variants=("vit_tiny_patch16", "deit_tiny_distilled_patch16"), source="pos_embed, cls_token, dist_token, reg_token",
-        kept=r"(cls_token|dist_token|reg_token|pos_embed)$", embeds=r"(patch_embed/|(cls|dist|reg)_token$|pos_embed$)",
-        blocks=r"blocks/(\d+)/", after="(norm|head|head_dist)/",
+        variants=("vit_tiny_patch16", "deit_tiny_distilled_patch16", "beit_base_patch16", "pe_core_tiny_patch16_384",
+                  "aimv2_large_patch14"),
+        source="pos_embed, cls_token, dist_token, reg_token; BEiT: relative_position_bias_table; the latent of a pool is a token",
+        kept=r"(cls_token|dist_token|reg_token|pos_embed)$|.*rel_pos/table$|attn_pool/latent$",
+        embeds=r"(patch_embed/|patch_norm/|norm_pre/|(cls|dist|reg)_token$|pos_embed$)",
+        blocks=r"blocks/(\d+)/", after="(norm|fc_norm|attn_pool|head|head_dist)/",
     ),
 }  # fmt: skip
 FIELDS = {"deit_tiny_distilled_patch16": {"num_registers": 2}}

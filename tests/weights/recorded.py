@@ -5,7 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tests.weights.recorded_trunks import classes_of, trunk_of
 from vitlab.models.registry import list_models, model_config
+
+__all__ = ["NAMES", "classes_of", "model_of"]
 
 SIZES = {
     "xxs": "xxs",
@@ -27,6 +30,9 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"spectformer_h_(\w+)", r"spectformerh_\1"),
     (r"(?:stvit|svit)_(\w+)", r"svit_\1"),
     (r"(maxvit_\w+?)_tf", r"\1"),
+    (r"hf_swin_(\w+)", r"swin_\1"),
+    (r"google_augreg_ti16", "vit_tiny_patch16"),
+    (r"google_augreg_([sbl])(16|32)", r"vit_\1_patch\2"),
     (r"(swin_\w+?)_patch4_window\d+", r"\1"),
     (r"(deit_\w+?)_distilled_patch(\d+)", r"\1_distilled_patch\2"),
     (r"(.+)", r"\1"),
@@ -72,7 +78,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "TOPK": "num_coefficients",
         "TOKEN_PRUNING_LOC": "prune_at",
     },
-    "vit_": {"depth": "depth"},
+    "vit_": {"depth": "depth", "patch_size": "patch_size"},
     "deit_": {"depth": "depth"},
 }
 # Letters of `attn_type`, one a stage, whose blocks have the mechanism that the family is named after.
@@ -95,6 +101,8 @@ def model_of(stem: str, meta: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
       LookupError: No model of the zoo has such a name.
     """
+    if trunk := trunk_of(meta):
+        return trunk[0], _changed(*trunk)
     name = next((name for text in (stem, meta.get("entrypoint") or "") for name in _candidates(text)), None)
     if name is None:
         raise LookupError(f"no model of the zoo is called {stem} or {meta.get('entrypoint')}")
@@ -139,7 +147,12 @@ def _fields(name: str, stem: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if name.startswith("swin_") and (window := re.search(r"window(\d+)", stem)):
         fields["window_size"] = int(window[1])
     if kwargs.get("global_pool") == "avg" or re.search(r"_(avg|gap)(_|$)", stem):
-        fields["pool"] = "mean"
+        fields |= {"pool": "mean", "class_token": True, "pool_norm": "after"}
+    return _changed(name, fields)
+
+
+def _changed(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields whose values are not those of the variant."""
     config = model_config(name)
     return {field: value for field, value in fields.items() if getattr(config, field) != value}
 

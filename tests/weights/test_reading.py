@@ -152,7 +152,7 @@ def test_files_that_are_none_are_refused_with_the_rule(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_checkpoint(tmp_path / "absent.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(ValueError, match="is a folder; weights are read from a file"):
+    with pytest.raises(ValueError, match="is a folder without weights; they are read from"):
         read_checkpoint(tmp_path / "folder.safetensors")
     (tmp_path / "weights.npy").write_bytes(b"x")
     with pytest.raises(ValueError, match="are read from .safetensors"):
@@ -182,3 +182,54 @@ def test_a_file_without_entries_takes_none(tmp_path):
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="has no entries"):
         read_checkpoint(tmp_path / "a.safetensors", "model")
+
+
+def sharded(folder, names=("a", "b", "c")):
+    """A checkpoint of two files and its index."""
+    for file, part in (("model-1.safetensors", names[:2]), ("model-2.safetensors", names[2:])):
+        save_file({name: np.full(2, ord(name), np.float32) for name in part}, folder / file)
+    files = {name: f"model-{1 + (i > 1)}.safetensors" for i, name in enumerate(names)}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return index
+
+
+def test_an_index_and_the_folder_that_has_it_are_read_as_one_checkpoint(tmp_path):
+    index = sharded(tmp_path)
+    for path in (index, tmp_path):
+        read = read_checkpoint(path)
+        assert sorted(read.tensors) == ["a", "b", "c"] and read.origin == "model.safetensors.index.json (2 files)"
+        assert read.tensors["c"][0] == ord("c")
+
+
+def test_a_folder_of_one_file_is_read_and_one_of_several_is_asked_which(tmp_path):
+    save_file({"a": np.ones(1, np.float32)}, tmp_path / "x.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert list(read_checkpoint(tmp_path).tensors) == ["a"]
+    save_file({"b": np.ones(1, np.float32)}, tmp_path / "y.safetensors")
+    with pytest.raises(ValueError, match=r"several files of weights: name one of x.safetensors, y.safetensors"):
+        read_checkpoint(tmp_path)
+    save_file({"c": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
+    assert list(read_checkpoint(tmp_path).tensors) == ["c"]
+
+
+def test_an_index_that_promises_what_is_not_there_is_refused(tmp_path):
+    index = sharded(tmp_path)
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"names model-2.safetensors, which is not beside it"):
+        read_checkpoint(index)
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "z": "model-1.safetensors"}}))
+    with pytest.raises(ValueError, match=r"model-1.safetensors lacks 1 of its tensors, first z"):
+        read_checkpoint(index)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b.safetensors"}}',
+     '{"weight_map": {"a": "/etc/b.safetensors"}}', '{"weight_map": {"a": "model.safetensors.index.json"}}'],
+)  # fmt: skip
+def test_an_index_that_is_none_or_leads_elsewhere_is_refused(tmp_path, text):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(ValueError, match=r"no index of tensors|names no tensors|must be in a file beside the index"):
+        read_checkpoint(index)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 
-from tests.weights.recorded import model_of
+from tests.weights.recorded import classes_of, model_of
 from tests.weights.test_parity import FAMILIES
 from vitlab import create_model, load_weights
 from vitlab.models.registry import abstract_model, list_models
@@ -33,7 +33,8 @@ def state_of(path: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]]:
 def test_a_checkpoint_comes_back_bit_for_bit(golden_file):
     meta, state = state_of(golden_file)
     name, fields = model_of(golden_file.stem, meta)
-    model = abstract_model(name, num_classes=meta["num_classes"], image_size=tuple(meta["image_size"]), **fields)
+    classes = classes_of(meta, {tensor: value.shape for tensor, value in state.items()})
+    model = abstract_model(name, num_classes=classes, image_size=tuple(meta["image_size"]), **fields)
     report = load_weights(model, state)
     back = to_foreign(model)
     assert back.keys() == state.keys() - set(report.ignored)

@@ -17,11 +17,12 @@ import jax
 from flax import nnx
 
 from vitlab import cli
-from vitlab.config import ConfigError, Experiment, ModelConfig
+from vitlab.config import ConfigError, Experiment, ModelConfig, refusing
 from vitlab.export.description import as_metadata, describe
 from vitlab.export.onnx import to_onnx
 from vitlab.export.stablehlo import PLATFORMS, to_stablehlo
 from vitlab.files import write_atomically
+from vitlab.models.registry import model_config
 from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import Trained, from_run, from_weights
 from vitlab.tasks import task_of
@@ -56,7 +57,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--raw", action="store_true", help="the weights themselves, of a run that averages them")
     parser.add_argument("--model", help="a model of the zoo")
     parser.add_argument("--weights", help="its checkpoint: .safetensors, .npz, .pth (FILE#ENTRY names a part), hf://owner/name")
-    parser.add_argument("--num_classes", type=int, help="classes of that checkpoint, 0 for none; 1000 if not given")
+    parser.add_argument("--num_classes", type=int, help="classes of that checkpoint, 0 for none; the variant's own if not given")
     parser.add_argument("--image_size", type=int, help="pixels per side for that model; its own if not given")
     parser.add_argument("--format", required=True, choices=list(_FORMATS))
     parser.add_argument("--batch_size", type=int, help="images of each call of an onnx file; 1 if not given")
@@ -88,7 +89,8 @@ def _open(args: argparse.Namespace) -> Trained:
     mesh = make_mesh(devices=jax.local_devices()[:1])
     if args.workdir:
         return from_run(args.workdir, mesh, raw=args.raw, step=args.step)
-    classes = 1000 if args.num_classes is None else args.num_classes
+    with refusing(ValueError):
+        classes = model_config(args.model).num_classes if args.num_classes is None else args.num_classes
     experiment = Experiment(model=ModelConfig(name=args.model, num_classes=classes, image_size=args.image_size))
     return from_weights(args.model, args.weights, experiment, (), mesh)
 

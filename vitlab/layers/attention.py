@@ -7,7 +7,10 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention import attention, attention_qkv
 from pallas_kernels.target import platform
+from vitlab.layers.initial import full
 from vitlab.layers.linear import Linear
+from vitlab.layers.norm import LayerNorm
+from vitlab.layers.rope import Rope, rotate
 from vitlab.layers.tensor_split import project_qkv
 
 
@@ -40,6 +43,10 @@ class Attention(nnx.Module):
 
     The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one. On a TPU the operator adds its
     bias, whose gradient costs a pass over the projection's elsewhere.
+
+    With rotary positions the queries and keys are turned before their product; without `key_bias` only queries and values have a
+    bias (BEiT, arXiv:2106.08254); with `norm_eps` a LayerNorm over all heads precedes the output projection (EVA-02,
+    arXiv:2303.11331, section 2).
     """
 
     def __init__(
@@ -48,6 +55,9 @@ class Attention(nnx.Module):
         *,
         num_heads: int,
         qkv_bias: bool = True,
+        key_bias: bool = True,
+        proj_bias: bool = True,
+        norm_eps: float | None = None,
         implementation: str | None = None,  # a key of pallas_kernels.attention.IMPLEMENTATIONS; None: the fastest that applies
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -55,12 +65,35 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
         self.head_dim = head_dim_of(dim, num_heads)
         self.implementation = implementation
-        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
-        self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias and key_bias, dtype=dtype, rngs=rngs)
+        apart = qkv_bias and not key_bias
+        self.q_bias = nnx.Param(full(dim, 0.0)) if apart else None
+        self.v_bias = nnx.Param(full(dim, 0.0)) if apart else None
+        self.norm = None if norm_eps is None else LayerNorm(dim, eps=norm_eps, dtype=dtype, rngs=rngs)
+        self.proj = Linear(dim, dim, use_bias=proj_bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        *,
+        rope: Rope | None = None,
+        table: Float[Array, "2 n head_dim"] | None = None,  # `vitlab.layers.rope.rotation`, with `rope`
+        bias: Float[Array, "heads n n"] | None = None,  # added to the logits
+    ) -> Float[Array, "b n d"]:
         b, n, d = x.shape
-        bias = None if self.qkv.bias is None or platform() != "tpu" else self.qkv.bias[...].reshape(3, self.num_heads, self.head_dim)
-        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads, add_bias=bias is None)
-        out = attention_qkv(qkv, qkv_bias=bias, implementation=self.implementation)
-        return self.proj(out.reshape(b, n, d))
+        heads = (3, self.num_heads, self.head_dim)
+        by_operator = platform() == "tpu" and rope is None
+        qkv_bias = None if self.qkv.bias is None or not by_operator else self.qkv.bias[...].reshape(heads)
+        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads, add_bias=qkv_bias is None)
+        if self.q_bias is not None and self.v_bias is not None:
+            parts = (self.q_bias[...], jnp.zeros(d, self.q_bias[...].dtype), self.v_bias[...])
+            qkv += jnp.stack(parts).reshape(1, 1, *heads).astype(qkv.dtype)
+        if rope is not None and table is not None:
+            query_and_key = rotate(qkv[:, :, :2], table, rope)
+            out = dot_product_attention(
+                query_and_key[:, :, 0], query_and_key[:, :, 1], qkv[:, :, 2], bias, implementation=self.implementation
+            )
+        else:
+            out = attention_qkv(qkv, qkv_bias=qkv_bias, bias=bias, implementation=self.implementation)
+        out = out.reshape(b, n, d)
+        return self.proj(out if self.norm is None else self.norm(out))

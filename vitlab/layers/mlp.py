@@ -14,6 +14,12 @@ from vitlab.layers.linear import Linear
 from vitlab.layers.pos_conv import PosConv
 
 gelu = partial(jax.nn.gelu, approximate=False)  # torch's default, by erf
+gelu_tanh = partial(jax.nn.gelu, approximate=True)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x), the approximation of OpenAI's CLIP (Hendrycks & Gimpel, arXiv:1606.08415, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
 
 
 class Mlp(nnx.Module):
@@ -25,12 +31,13 @@ class Mlp(nnx.Module):
         *,
         mlp_dim: int,
         activation: Callable[[jax.Array], jax.Array] = gelu,
+        use_bias: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.activation = activation
-        self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(dim, mlp_dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(mlp_dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
         return self.fc2(self.activation(self.fc1(x)))

@@ -1,12 +1,11 @@
-"""Layer and root-mean-square normalisation, with the epsilon said at each use: the papers differ, even inside one model."""
+"""Normalisation of tokens, with the epsilon said at each use: the papers differ, even inside one model."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vitlab.layers.initial import full, ones_init, zeros_init
+from vitlab.layers.initial import ones_init, zeros_init
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -25,18 +24,12 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x, mask=mask).astype(self.out_dtype)
 
 
-class RMSNorm(nnx.Module):
-    """scale * x / sqrt(mean of x^2 + eps) over the last axis (Zhang and Sennrich, arXiv:1910.07467, eq. 4).
-
-    It is computed in float32 and returned in `dtype`.
-    """
+class RMSNorm(nnx.RMSNorm):
+    """Root-mean-square normalisation over the last axis (arXiv:1910.07467), computed in float32, returned in `dtype`."""
 
     def __init__(self, dim: int, *, eps: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        del rngs  # nothing here is random
-        self.eps, self.dtype = eps, dtype
-        self.scale = nnx.Param(full(dim, 1.0))
+        super().__init__(dim, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, scale_init=ones_init, rngs=rngs)
+        self.out_dtype = dtype
 
-    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps)
-        return (x * self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+    def __call__(self, x: Float[Array, "*b dim"], mask: Array | None = None) -> Float[Array, "*b dim"]:
+        return super().__call__(x, mask=mask).astype(self.out_dtype)

@@ -25,13 +25,22 @@ class PatchEmbed(nnx.Module):
         *,
         patch_size: int,
         norm_eps: float | None = None,
+        use_bias: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.patch_size = patch_size
         # `proj` holds the parameters in a convolution's layout, [p, p, in, out]; it is not called.
         self.proj = Conv(
-            in_channels, dim, kernel_size=patch_size, stride=patch_size, padding=0, kernel_init=lecun_normal, dtype=dtype, rngs=rngs
+            in_channels,
+            dim,
+            kernel_size=patch_size,
+            stride=patch_size,
+            padding=0,
+            use_bias=use_bias,
+            kernel_init=lecun_normal,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm = None if norm_eps is None else LayerNorm(dim, eps=norm_eps, dtype=dtype, rngs=rngs)
 
@@ -44,6 +53,7 @@ class PatchEmbed(nnx.Module):
         patches = patches.reshape(b, height // p, width // p, p * p * channels)
         dtype = self.proj.dtype or images.dtype
         kernel = self.proj.kernel[...].reshape(p * p * channels, -1).astype(dtype)
-        assert self.proj.bias is not None
-        x = dot_general(patches.astype(dtype), kernel, (((3,), (0,)), ((), ()))) + self.proj.bias[...].astype(dtype)
+        x = dot_general(patches.astype(dtype), kernel, (((3,), (0,)), ((), ())))
+        if self.proj.bias is not None:
+            x += self.proj.bias[...].astype(dtype)
         return x if self.norm is None else self.norm(x)

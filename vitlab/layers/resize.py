@@ -8,9 +8,9 @@ _A = -0.75  # parameter of torch's cubic; `jax.image.resize` has -0.5
 Taps = list[tuple[np.ndarray, np.ndarray]]  # for each tap: old position [new] and its weight [new]
 
 
-def bicubic_taps(size: int, new_size: int) -> Taps:
-    """Returns the four taps around the half-pixel centre; the border is repeated."""
-    source = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+def bicubic_taps(size: int, new_size: int, *, scale: float | None = None) -> Taps:
+    """Four taps around the half-pixel centre, the border repeated; `scale` is new pixels per old one, None the sizes' ratio."""
+    source = (np.arange(new_size) + 0.5) * (size / new_size if scale is None else 1 / scale) - 0.5
     first = np.floor(source).astype(int)
     taps = []
     for tap in (-1, 0, 1, 2):
@@ -34,9 +34,13 @@ def bilinear_taps(size: int, new_size: int, *, align_corners: bool = False) -> T
     return [(np.clip(first, 0, size - 1), 1 - share), (np.clip(first + 1, 0, size - 1), share)]
 
 
-def resize_bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Resizes by bicubic interpolation, not antialiased."""
-    return _apply(_apply(x, 1, bicubic_taps(x.shape[1], size[0])), 2, bicubic_taps(x.shape[2], size[1]))
+def resize_bicubic(
+    x: Float[Array, "b h w c"], size: tuple[int, int], *, scales: tuple[float | None, float | None] = (None, None)
+) -> Float[Array, "b h2 w2 c"]:
+    """Bicubic, not antialiased; `scales` are those of `bicubic_taps`."""
+    for axis, (new, scale) in enumerate(zip(size, scales, strict=True), 1):
+        x = _apply(x, axis, bicubic_taps(x.shape[axis], new, scale=scale))
+    return x
 
 
 def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False) -> Float[Array, "b h2 w2 c"]:

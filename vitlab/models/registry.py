@@ -153,7 +153,7 @@ def _remedy(field: str, known: Iterable[str]) -> str:
 def create_model(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     in_channels: int = 3,
     drop_path_rate: float | None = None,
@@ -164,10 +164,9 @@ def create_model(
     """Builds a variant of the zoo.
 
     Args:
-      name: `<family>_<variant>`, one of `list_models()`, or a variant of one's own,
-        `package.module:variant` or `file.py:variant`.
-      num_classes: Width of the head; 0: the model returns pooled features.
-      image_size: Pixels, (height, width) or the side of a square; None: the variant's.
+      name: `<family>_<variant>`, one of `list_models()`, or a variant of one's own, `package.module:variant` or `file.py:variant`.
+      num_classes: Width of the head; 0 gives the pooled features, None the variant's own.
+      image_size: Pixels, (height, width) or the side of a square; None for the variant's.
       in_channels: Channels of the images.
       drop_path_rate: Probability, in [0, 1), that the last block drops a branch; it rises from 0
         over the blocks. None: the variant's.
@@ -184,9 +183,14 @@ def create_model(
       ValueError: Unknown name or field (similar names are listed), a value out of bounds, or fields
         that cannot work together.
     """
-    given = {"image_size": image_size, "drop_path_rate": drop_path_rate, "dtype": dtype if dtype is None else _name_of(dtype)}
+    given = {
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "drop_path_rate": drop_path_rate,
+        "dtype": dtype if dtype is None else _name_of(dtype),
+    }
     fields = {k: v for k, v in given.items() if v is not None} | family_fields
-    config = model_config(name, num_classes=num_classes, in_channels=in_channels, **fields)
+    config = model_config(name, in_channels=in_channels, **fields)
     return family_of(name).model(config, rngs=InitRngs(0) if rngs is None else rngs)
 
 

@@ -1,9 +1,10 @@
-"""Vision Transformer (Dosovitskiy et al., arXiv:2010.11929) and DeiT (Touvron et al., arXiv:2012.12877).
+"""Vision Transformer (Dosovitskiy et al., arXiv:2010.11929), DeiT (Touvron et al., arXiv:2012.12877) and their pretrained kin.
 
-The checkpoints' code (timm) is followed: pre-norm blocks, LayerNorm epsilon 1e-6, exact GELU, no dropout. With
+The checkpoints' code is followed (timm's for AugReg and DeiT): pre-norm blocks, LayerNorm epsilon 1e-6, exact GELU, no dropout. With
 `pool="mean"` the final norm comes before the mean over the patches (big_vision, arXiv:2205.01580). Registers (Darcet et
 al., arXiv:2309.16588) stand after the class token and have no position. Another image size than the model's resamples
-the position embedding on the fly.
+the position embedding on the fly. The fields without a word here are what DINOv2, CLIP and others do
+otherwise; `vitlab.models.vit_variants` has their values and their papers.
 """
 
 import dataclasses
@@ -14,18 +15,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.bounds import Count, CountOrZero, Depth, Ratio, Side
-from vitlab.layers import Attention, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, drop_path_rates, run_blocks
+from vitlab.bounds import Count, CountOrZero, Depth, Epsilon, Ratio, Side
+from vitlab.layers import Attention, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, drop_path_rates, run_blocks
+from vitlab.layers.attention_pool import AttentionPool
 from vitlab.layers.initial import normal
-from vitlab.layers.pos_embed import position_table, resample, sincos_2d
+from vitlab.layers.mlp import gelu, gelu_tanh, quick_gelu
+from vitlab.layers.norm import RMSNorm
+from vitlab.layers.pos_embed import PosResize, position_table, resample, sincos_2d
+from vitlab.layers.rel_pos_table import RelPosTable
 from vitlab.layers.roles import declare
-from vitlab.layers.tensor_split import TENSOR_SPLIT
+from vitlab.layers.rope import Rope, rotation
+from vitlab.layers.swiglu import SwiGLU
 from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
-from vitlab.models.preprocessing import Preprocessing
-from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,18 +38,51 @@ class ViTConfig(VisionConfig):
     depth: Depth  # number of blocks
     num_heads: Count
     patch_size: Side = 16  # pixels per side
-    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    qkv_bias: bool = True
-    pool: Literal["cls", "mean"] = "cls"
+    patch_norm: bool = False  # a norm of the patches before positions are added
+    pre_norm: bool = False  # a norm of all tokens before the blocks; the embedding of patches then has no bias
+    class_token: bool | None = None  # None: where `pool` reads it
     distilled: bool = False  # a second class token with its own head; the two heads' logits are averaged
     num_registers: CountOrZero = 0
-    pos_embed: Literal["learned", "sincos2d"] = "learned"  # sincos2d is fixed, and excludes class tokens
+    pos_embed: Literal["learned", "sincos2d", "none"] = "learned"  # sincos2d is fixed, and excludes class tokens
+    pos_prefix: bool = True  # whether the learned table has positions of the class tokens
+    pos_grid: tuple[Count, Count] | None = None  # rows and columns of the learned table; None: those of the image
+    pos_resize: PosResize = "antialias"  # how the table gets the grid of an image
+    rope: Rope | None = None  # rotary positions in every block
+    rope_grid: Count = 16  # rows, and columns, of the grid of pre-training; `dinov3` has none
+    rel_pos_bias: bool = False  # a bias of attention for relative positions in every block; needs one class token and no other
+    norm: Literal["layer", "rms"] = "layer"
+    eps: Epsilon = 1e-6  # of every norm
+    qkv_bias: bool = True
+    key_bias: bool = True  # False: only queries and values have the bias
+    attn_norm: bool = False  # a norm of the heads' results before their projection
+    branch_bias: bool = True  # bias of attention's projection and of the MLP
+    mlp: Literal["plain", "swiglu", "packed_swiglu"] = "plain"  # packed: gate and value are halves of one projection
+    mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
+    mlp_dim: Count | None = None  # MLP hidden width; None: dim * mlp_ratio, rounded down
+    mlp_norm: bool = False  # a norm before the last projection of a SwiGLU
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"  # of the plain MLP
+    layer_scale: Ratio | None = None  # initial factor of every branch; None: there is none
+    pool: Literal["cls", "mean", "cls_mean", "map"] = "cls"  # mean: of the patches; cls_mean: both, side by side; map: attention
+    pool_norm: Literal["before", "after"] = "before"  # whether the tokens are normalised, or only the pooled vector
+    pool_heads: Count | None = None  # heads of `map`; None: num_heads
+    pool_mlp_dim: Count | None = None  # MLP hidden width of `map`; None: that of the blocks
+    head_bias: bool = True
     implementation: Literal["pallas_tpu", "cudnn", "xla", "reference"] | None = None  # of attention; None: the fastest that applies
 
     def __post_init__(self):
         super().__post_init__()
         if self.distilled and self.pool != "cls":
             raise ValueError(f'a distilled model reads its class tokens: pool="{self.pool}" must be "cls"')
+        if self.pool in ("cls", "cls_mean") and self.class_token is False:
+            raise ValueError(f'pool="{self.pool}" reads the class token: class_token must not be False')
+        if self.rel_pos_bias and (self.num_class_tokens, self.num_registers) != (1, 0):
+            raise ValueError(
+                f"rel_pos_bias must have one class token and no registers, not {self.num_class_tokens} and {self.num_registers}"
+            )
+        if self.rope is not None and (self.dim % self.num_heads == 0 and self.dim // self.num_heads % 4):
+            raise ValueError(f"with rope={self.rope} head_dim={self.dim // self.num_heads} must be a multiple of 4")
+        if self.pool == "map" and self.num_registers:
+            raise ValueError(f'pool="map" reads all tokens: num_registers={self.num_registers} must be 0')
 
     @property
     def size_multiple(self) -> int:
@@ -53,88 +90,111 @@ class ViTConfig(VisionConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of the model's own image."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def num_class_tokens(self) -> int:
-        return (self.pool == "cls") + self.distilled
+        has_class = self.pool in ("cls", "cls_mean") if self.class_token is None else self.class_token
+        return has_class + self.distilled
+
+    @property
+    def hidden(self) -> int:
+        """MLP hidden width."""
+        return int(self.dim * self.mlp_ratio) if self.mlp_dim is None else self.mlp_dim
 
 
-# Widths: Ti, S: arXiv:2012.12877 Table 1. B, L: arXiv:2010.11929 Table 1.
-_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"dim": 192, "depth": 12, "num_heads": 3},
-    "small": {"dim": 384, "depth": 12, "num_heads": 6},
-    "base": {"dim": 768, "depth": 12, "num_heads": 12},
-    "large": {"dim": 1024, "depth": 24, "num_heads": 16},
-}
-# The AugReg checkpoints (arXiv:2106.10270) that these names stand for take pixels in [-1, 1].
-_VIT = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
-VARIANTS = {
-    "vit_tiny_patch16": ViTConfig(**_SIZES["tiny"], preprocessing=_VIT),
-    "vit_tiny_patch32": ViTConfig(**_SIZES["tiny"], patch_size=32, preprocessing=_VIT),
-    "vit_small_patch16": ViTConfig(**_SIZES["small"], preprocessing=_VIT),
-    "vit_small_patch32": ViTConfig(**_SIZES["small"], patch_size=32, preprocessing=_VIT),
-    "vit_base_patch16": ViTConfig(**_SIZES["base"], preprocessing=_VIT),
-    "vit_base_patch32": ViTConfig(**_SIZES["base"], patch_size=32, preprocessing=_VIT),
-    "vit_large_patch16": ViTConfig(**_SIZES["large"], preprocessing=_VIT),
-    "vit_large_patch32": ViTConfig(**_SIZES["large"], patch_size=32, preprocessing=_VIT),
-    "deit_tiny_patch16": ViTConfig(**_SIZES["tiny"], drop_path_rate=0.1),
-    "deit_small_patch16": ViTConfig(**_SIZES["small"], drop_path_rate=0.1),
-    "deit_base_patch16": ViTConfig(**_SIZES["base"], drop_path_rate=0.1),
-    "deit_tiny_distilled_patch16": ViTConfig(**_SIZES["tiny"], distilled=True, drop_path_rate=0.1),
-    "deit_small_distilled_patch16": ViTConfig(**_SIZES["small"], distilled=True, drop_path_rate=0.1),
-    "deit_base_distilled_patch16": ViTConfig(**_SIZES["base"], distilled=True, drop_path_rate=0.1),
-}
+def _norm(config: ViTConfig, rngs: nnx.Rngs) -> LayerNorm | RMSNorm:
+    return (LayerNorm if config.norm == "layer" else RMSNorm)(config.dim, eps=config.eps, dtype=config.dtype, rngs=rngs)
+
+
+def _mlp(config: ViTConfig, rngs: nnx.Rngs) -> Mlp | SwiGLU:
+    options: dict[str, Any] = {"mlp_dim": config.hidden, "use_bias": config.branch_bias, "dtype": config.dtype, "rngs": rngs}
+    if config.mlp == "plain":
+        return Mlp(config.dim, activation=ACTIVATIONS[config.activation], **options)
+    return SwiGLU(config.dim, packed=config.mlp == "packed_swiglu", norm_eps=config.eps if config.mlp_norm else None, **options)
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)), each branch scaled where there is a layer scale."""
 
     def __init__(self, config: ViTConfig, *, drop_path_rate: float, rngs: nnx.Rngs):
-        dim, dtype = config.dim, config.dtype
-        self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
+        self.rope: Rope | None = config.rope
+        self.norm1 = _norm(config, rngs)
         self.attn = Attention(
-            dim,
+            config.dim,
             num_heads=config.num_heads,
             qkv_bias=config.qkv_bias,
+            key_bias=config.key_bias,
+            proj_bias=config.branch_bias,
+            norm_eps=config.eps if config.attn_norm else None,
             implementation=config.implementation,
-            dtype=dtype,
+            dtype=config.dtype,
             rngs=rngs,
         )
-        self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.rel_pos = RelPosTable(config.grid, num_heads=config.num_heads, rngs=rngs) if config.rel_pos_bias else None
+        self.ls1 = None if config.layer_scale is None else LayerScale(config.dim, init=config.layer_scale)
+        self.norm2 = _norm(config, rngs)
+        self.mlp = _mlp(config, rngs)
+        self.ls2 = None if config.layer_scale is None else LayerScale(config.dim, init=config.layer_scale)
         self.drop_path = DropPath(drop_path_rate)
 
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
-        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
-        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+    def __call__(
+        self, x: Float[Array, "b n d"], *, grid: tuple[int, int], rotations: Array | None, train: bool, rngs: nnx.Rngs | None
+    ) -> Float[Array, "b n d"]:
+        bias = None if self.rel_pos is None else self.rel_pos(grid)
+        y = self.attn(self.norm1(x), rope=self.rope, table=rotations, bias=bias)
+        x = x + self.drop_path(y if self.ls1 is None else self.ls1(y), train=train, rngs=rngs)
+        y = self.mlp(self.norm2(x))
+        return x + self.drop_path(y if self.ls2 is None else self.ls2(y), train=train, rngs=rngs)
 
 
 class ViT(VisionModel[ViTConfig]):
-    """Patches, a position embedding, equal blocks, a final norm, a linear head."""
+    """Patches, positions, equal blocks, a final norm, pooling, a linear head."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.config = config
-        dim, dtype = config.dim, config.dtype
-        self.patch_embed = PatchEmbed(config.in_channels, dim, patch_size=config.patch_size, dtype=dtype, rngs=rngs)
-        declare(self.patch_embed, "embedding")
-        token = normal(1e-6)
-        self.cls_token = declare(nnx.Param(token(rngs.params(), (1, 1, dim))), "token", "embedding") if config.pool == "cls" else None
-        self.dist_token = declare(nnx.Param(token(rngs.params(), (1, 1, dim))), "token", "embedding") if config.distilled else None
-        self.reg_token = (
-            declare(nnx.Param(token(rngs.params(), (1, config.num_registers, dim))), "token", "embedding") if config.num_registers else None
+        dim, classes = config.dim, config.num_classes
+        self.patch_embed = PatchEmbed(
+            config.in_channels, dim, patch_size=config.patch_size, use_bias=not config.pre_norm, dtype=config.dtype, rngs=rngs
         )
-        position = position_table(rngs.params(), config.grid, dim, num_prefix=config.num_class_tokens)
+        declare(self.patch_embed, "embedding")
+        self.patch_norm = declare(_norm(config, rngs), "embedding") if config.patch_norm else None
+
+        def tokens(count: int) -> nnx.Param | None:
+            return declare(nnx.Param(normal(1e-6)(rngs.params(), (1, count, dim))), "token", "embedding") if count else None
+
+        self.cls_token = tokens(config.num_class_tokens - config.distilled)
+        self.dist_token = tokens(int(config.distilled))
+        self.reg_token = tokens(config.num_registers)
+        table_grid, prefix = config.pos_grid or config.grid, config.num_class_tokens if config.pos_prefix else 0
+        position = position_table(rngs.params(), table_grid, dim, num_prefix=prefix, resize=config.pos_resize)
         self.pos_embed = declare(position, "position", "embedding") if config.pos_embed == "learned" else None
+        self.norm_pre = declare(_norm(config, rngs), "embedding") if config.pre_norm else None
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = nnx.List([Block(config, drop_path_rate=r, rngs=rngs) for r in rates])
-        self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
-        self.head = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes else None
-        self.head_dist = declare(Linear(dim, config.num_classes, rngs=rngs), "head") if config.num_classes and config.distilled else None
+        self.norm = _norm(config, rngs) if config.pool_norm == "before" else None
+        self.attn_pool = (
+            AttentionPool(
+                dim,
+                num_heads=config.pool_heads or config.num_heads,
+                mlp_dim=config.pool_mlp_dim or config.hidden,
+                activation=ACTIVATIONS[config.activation],
+                eps=config.eps,
+                dtype=config.dtype,
+                rngs=rngs,
+            )
+            if config.pool == "map"
+            else None
+        )
+        self.fc_norm = _norm(config, rngs) if config.pool_norm == "after" else None
+        width = dim * (2 if config.pool == "cls_mean" else 1)
+        self.head = declare(Linear(width, classes, use_bias=config.head_bias, rngs=rngs), "head") if classes else None
+        self.head_dist = declare(Linear(dim, classes, rngs=rngs), "head") if classes and config.distilled else None
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        last = self.config.depth
+        last = self.config.depth if self.norm is not None else None
         return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
 
     @property
@@ -142,80 +202,80 @@ class ViT(VisionModel[ViTConfig]):
         depth = self.config.depth
         return tuple(sorted({max(1, depth * k // 4) for k in (1, 2, 3, 4)}))
 
-    def _embed(self, images: Images) -> Float[Array, "b n d"]:
-        patches = self.patch_embed(self.checked(images))
+    def _embed(self, images: Images) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
+        """All tokens before the blocks, and what the blocks need to know of their places."""
+        config, patches = self.config, self.patch_embed(self.checked(images))
         b, h, w, d = patches.shape
         x = patches.reshape(b, h * w, d)
+        if self.patch_norm is not None:
+            x = self.patch_norm(x)
         classes = [t[...] for t in (self.cls_token, self.dist_token) if t is not None]
         prefix = [jnp.broadcast_to(t, (b, 1, d)).astype(x.dtype) for t in classes]
         if self.pos_embed is None:
-            x = jnp.concatenate([*prefix, x + jnp.asarray(sincos_2d(h, w, d), x.dtype)], axis=1)
+            x = jnp.concatenate([*prefix, x + jnp.asarray(sincos_2d(h, w, d), x.dtype) if config.pos_embed == "sincos2d" else x], axis=1)
         else:
-            position = resample(self.pos_embed[...], self.config.grid, (h, w), num_prefix=len(prefix))
-            x = jnp.concatenate([*prefix, x], axis=1) + position.astype(x.dtype)
-        if self.reg_token is None:
-            return x
-        registers = jnp.broadcast_to(self.reg_token[...], (b, self.config.num_registers, d)).astype(x.dtype)
-        return jnp.concatenate([x[:, : len(prefix)], registers, x[:, len(prefix) :]], axis=1)
+            count = len(prefix) if config.pos_prefix else 0
+            table = self.pos_embed[...]
+            position = resample(table, config.pos_grid or config.grid, (h, w), num_prefix=count, resize=config.pos_resize).astype(x.dtype)
+            x = jnp.concatenate([*prefix, x], axis=1) + position if config.pos_prefix else jnp.concatenate([*prefix, x + position], axis=1)
+        if self.reg_token is not None:
+            registers = jnp.broadcast_to(self.reg_token[...], (b, config.num_registers, d)).astype(x.dtype)
+            x = jnp.concatenate([x[:, : len(prefix)], registers, x[:, len(prefix) :]], axis=1)
+        places: dict[str, Any] = {"grid": (h, w), "rotations": None}
+        if config.rope is not None:
+            before = len(prefix) + config.num_registers
+            places["rotations"] = jnp.asarray(
+                rotation(config.rope, (h, w), d // config.num_heads, num_prefix=before, reference=config.rope_grid)
+            )
+        return x if self.norm_pre is None else self.norm_pre(x), places
 
-    def _run(self, start: int, end: int, x: Float[Array, "b n d"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
+    def _run(self, start: int, end: int, x: Float[Array, "b n d"], *, train: bool, rngs: nnx.Rngs | None, **places: Any) -> Array:
         options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "train": train, "rngs": rngs}
-        return run_blocks(self.blocks[start:end], x, **options)
+        return run_blocks(self.blocks[start:end], x, **options, **places)
 
     def tokens(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Float[Array, "b n d"]:
-        """All tokens after the final norm: class tokens, registers, patches in row-major order."""
-        return self.norm(self._run(0, self.config.depth, self._embed(images), train=train, rngs=rngs))
+        """All tokens after the final norm, if there is one: class tokens, registers, patches in row-major order."""
+        x, places = self._embed(images)
+        x = self._run(0, self.config.depth, x, train=train, rngs=rngs, **places)
+        return x if self.norm is None else self.norm(x)
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
-        x, kept = self._embed(images), []
-        b, height, width, _ = images.shape
-        grid = (height // self.config.patch_size, width // self.config.patch_size)
+        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised, if the tokens are."""
+        (x, places), kept = self._embed(images), []
+        rows, columns = places["grid"]
         for start, end in itertools.pairwise((0, *self._feature_depths)):
-            x = self._run(start, end, x, train=train, rngs=rngs)
+            x = self._run(start, end, x, train=train, rngs=rngs, **places)
             kept.append(x)
-        x = self.norm(x)
-        maps = [y[:, -grid[0] * grid[1] :].reshape(b, *grid, -1) for y in (*kept[:-1], x)]
+        x = x if self.norm is None else self.norm(x)
+        maps = [y[:, -rows * columns :].reshape(len(y), rows, columns, -1) for y in (*kept[:-1], x)]
         return Features(maps, class_tokens=tuple(x[:, i] for i in range(self.config.num_class_tokens)))
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The class token, or the mean over the patches, of the normalised tokens; float32."""
-        if self.config.pool == "cls":
-            return features.class_tokens[0].astype(jnp.float32)
-        return features[-1].astype(jnp.float32).mean((1, 2))
+        """The vector that the config's `pool` and `pool_norm` make of the last map and the class tokens; float32."""
+        b, h, w, d = features[-1].shape
+        classes = [t[:, None] for t in features.class_tokens]
+        return self._pooled(jnp.concatenate([*classes, features[-1].reshape(b, h * w, d)], axis=1), self.config.num_class_tokens)
+
+    def _pooled(self, tokens: Float[Array, "b n d"], num_prefix: int) -> Float[Array, "b _d"]:
+        """One vector of the tokens, the first `num_prefix` of which are no patches; float32."""
+        kind, x = self.config.pool, tokens.astype(jnp.float32)
+        if self.attn_pool is not None:
+            x = self.attn_pool(tokens)
+        elif kind == "cls_mean":
+            x = jnp.concatenate([x[:, 0], x[:, num_prefix:].mean(1)], axis=1)
+        else:
+            x = x[:, 0] if kind == "cls" else x[:, num_prefix:].mean(1)
+        return (x if self.fc_norm is None else self.fc_norm(x)).astype(jnp.float32)
 
     def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b _k"], ...]:
-        """Logits of the class token (or mean) and, if `distilled`, of the distillation token.
+        """Logits of the pooled vector and, if `distilled`, of the distillation token.
 
         The blocks run as one row, which `scan_blocks` compiles once; for `features` the row is cut in four.
         """
-        tokens = self.tokens(images, train=train, rngs=rngs).astype(jnp.float32)
-        pooled = tokens[:, 0] if self.config.pool == "cls" else tokens[:, self.config.num_registers :].mean(1)
+        tokens = self.tokens(images, train=train, rngs=rngs)
+        pooled = self._pooled(tokens, self.config.num_class_tokens + self.config.num_registers)
         if self.head is None:
             return (pooled,)
         if self.head_dist is None:
             return (self.head(pooled),)
-        return self.head(pooled), self.head_dist(tokens[:, 1])
-
-
-# Counts: timm 1.0.31, and torchvision's table for base and large with patch 32. Top-1 of vit_*: timm's results for
-# augreg_in21k_ft_in1k; of deit_*: arXiv:2012.12877 Table 5.
-_AUGREG = "timm results-imagenet.csv, augreg_in21k_ft_in1k"
-_DEIT = "arXiv:2012.12877 Table 5"
-PUBLISHED = {
-    "vit_tiny_patch16": Published(params=5_717_416, gmacs=1.254, top1=75.5, source=_AUGREG),
-    "vit_tiny_patch32": Published(source="not published"),
-    "vit_small_patch16": Published(params=22_050_664, gmacs=4.599, top1=81.4, source=_AUGREG),
-    "vit_small_patch32": Published(params_m=22.88, top1=76.0, source=_AUGREG),
-    "vit_base_patch16": Published(params=86_567_656, gmacs=17.564, top1=84.5, source=_AUGREG),
-    "vit_base_patch32": Published(params=88_224_232, top1=80.7, source=_AUGREG),
-    "vit_large_patch16": Published(params=304_326_632, gmacs=61.555, top1=85.9, source=_AUGREG),
-    "vit_large_patch32": Published(params=306_535_400, source="torchvision vit_l_32"),
-    "deit_tiny_patch16": Published(params=5_717_416, gmacs=1.254, top1=72.2, source=_DEIT),
-    "deit_small_patch16": Published(params=22_050_664, gmacs=4.599, top1=79.8, source=_DEIT),
-    "deit_base_patch16": Published(params=86_567_656, gmacs=17.564, top1=81.8, source=_DEIT),
-    "deit_tiny_distilled_patch16": Published(params=5_910_800, gmacs=1.261, top1=74.5, source=_DEIT),
-    "deit_small_distilled_patch16": Published(params=22_436_432, gmacs=4.624, top1=81.2, source=_DEIT),
-    "deit_base_distilled_patch16": Published(params_m=87.34, top1=83.4, source=_DEIT),
-}
-FAMILY = Family(ViT, VARIANTS, PUBLISHED, TENSOR_SPLIT, layers=lambda m: m.blocks)
+        return self.head(pooled), self.head_dist(tokens[:, 1].astype(jnp.float32))

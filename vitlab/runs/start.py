@@ -22,11 +22,16 @@ _HEADS = ("head", "aux_head", "task_head")  # first parts of the names of all th
 
 
 def run_of(source: str) -> tuple[pathlib.Path, int | None] | None:
-    """The run folder and the step that "runs/a" or "runs/a@3000" names; None if it names no folder."""
+    """The run folder and the step that "runs/a" or "runs/a@3000" names; None if it names no folder, or one of a checkpoint of others."""
     if os.path.isdir(source):
-        return pathlib.Path(source), None
+        return None if _has_weights(pathlib.Path(source)) else (pathlib.Path(source), None)
     path, _, step = source.rpartition("@")
     return (pathlib.Path(path), int(step)) if step.isdecimal() and os.path.isdir(path) else None
+
+
+def _has_weights(path: pathlib.Path) -> bool:
+    """Whether a folder is that of a checkpoint in files of others, not a run, whose records are there from its first step on."""
+    return not (path / "metrics.jsonl").exists() and any(p.name.endswith((".safetensors", ".bin", ".index.json")) for p in path.iterdir())
 
 
 def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Path, step: int | None) -> Weights:

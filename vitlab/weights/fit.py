@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitlab.layers.pos_embed import resample
-from vitlab.layers.resize import resize_axis, resize_bilinear
+from vitlab.layers.pos_embed import RESIZE_WORDS, PosResize, resample
+from vitlab.layers.resize import resize_axis
 from vitlab.mixers.spectral import resample_filter
 from vitlab.weights.reading import is_floating
 
@@ -16,7 +16,15 @@ Shape = tuple[int, ...]
 Grid = tuple[int, int]
 
 
-def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None, declared: Grid | None = None) -> tuple[jax.Array, str]:
+def fit(
+    name: str,
+    value: np.ndarray,
+    shape: Shape,
+    *,
+    grid: Grid | None = None,
+    declared: Grid | None = None,
+    resize: PosResize = "antialias",
+) -> tuple[jax.Array, str]:
     """Brings a foreign tensor, in torch's layout, into the form of a parameter.
 
     Args:
@@ -27,6 +35,7 @@ def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None,
       declared: Rows and columns of the tensor's own positions, where the checkpoint says them. Otherwise positions are
         taken to be of a square, the form in which checkpoints are published, and of the model's grid where their number is
         no square.
+      resize: How a position embedding gets the model's grid.
 
     Returns:
       The parameter, float32 [*shape], and the rule by which it was resampled; "" where it was not.
@@ -42,7 +51,7 @@ def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None,
     if leaf == "kernel":
         value = _to_flax_layout(value, shape)
     if leaf == "pos_map" or grid is not None:
-        resize = _bilinear if leaf in ("pos_map", "pos_tokens") else resample
+        resize = "bilinear" if leaf in ("pos_map", "pos_tokens") else resize
         return _fit_positions(value, shape, (shape[1], shape[2]) if grid is None else grid, declared, resize)
     if leaf == "rel_pos_bias" and value.ndim == 2:
         value = _offsets_of(value, shape)
@@ -52,6 +61,8 @@ def fit(name: str, value: np.ndarray, shape: Shape, *, grid: Grid | None = None,
         resized, rule = _TABLES[leaf](jnp.asarray(value), shape)
         if resized.shape == shape:
             return resized, f"{_size(value.shape)} to {_size(shape)}, {rule}"
+    if [n for n in value.shape if n != 1] == [n for n in shape if n != 1]:  # a layer scale (1, c, 1, 1), say
+        return jnp.asarray(value.reshape(shape)), ""
     raise ValueError(f"checkpoint {found}, model {shape}")
 
 
@@ -72,15 +83,7 @@ def _to_flax_layout(value: np.ndarray, shape: Shape) -> np.ndarray:
     return value.reshape(shape) if value.shape[-2:] == shape[-2:] and all(n == 1 for w in windows for n in w) else value
 
 
-def _bilinear(tokens: jax.Array, old: Grid, new: Grid, *, num_prefix: int) -> jax.Array:
-    """As `resample`, but bilinear and not antialiased, as PVT's positions are resized."""
-    resized = resize_bilinear(tokens[:, num_prefix:].reshape(1, *old, -1), new).reshape(1, math.prod(new), -1)
-    return jnp.concatenate((tokens[:, :num_prefix], resized), 1)
-
-
-def _fit_positions(
-    value: np.ndarray, shape: Shape, new: Grid, declared: Grid | None, resize: Callable[..., jax.Array]
-) -> tuple[jax.Array, str]:
+def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | None, resize: PosResize) -> tuple[jax.Array, str]:
     """A position embedding of a grid: [1, prefix tokens and grid, dim], or a map [1, rows, columns, dim] of the model."""
     is_map = len(shape) == 4
     if is_map and value.ndim == 4:
@@ -91,8 +94,8 @@ def _fit_positions(
     old = _grid_of(value.shape[1], prefix, new, declared)
     tokens = jnp.asarray(value)
     if old != new:
-        tokens = resize(tokens, old, new, num_prefix=prefix)
-    rule = f"{_size(old)} to {_size(new)} positions, {'bilinear' if resize is _bilinear else _BICUBIC}"
+        tokens = resample(tokens, old, new, num_prefix=prefix, resize=resize)
+    rule = f"{_size(old)} to {_size(new)} positions, {RESIZE_WORDS[resize]}"
     return tokens.reshape(shape), "" if old == new else rule if declared else f"{rule}; the checkpoint's are taken to be a square"
 
 
@@ -132,7 +135,7 @@ def _offsets_of(value: np.ndarray, shape: Shape) -> np.ndarray:
     return value.reshape(heads, side, side)
 
 
-_BICUBIC = "bicubic with antialiasing"
+_BICUBIC = RESIZE_WORDS["antialias"]
 
 
 def _resize_lines(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:

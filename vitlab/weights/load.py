@@ -1,5 +1,6 @@
 """Foreign checkpoints into models of the zoo, with a report of every tensor."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -7,14 +8,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from vitlab.weights.fit import fit
+from vitlab.weights.flax_tree import dotted
+from vitlab.weights.hub import download
 from vitlab.weights.naming import Naming, find_naming, maps_of
 from vitlab.weights.reading import Checkpoint, read_checkpoint
 from vitlab.weights.report import LoadReport, WeightsMismatchError
-from vitlab.weights.rules import Layout
+from vitlab.weights.rules import Layout, Summand, part_of
 
 __all__ = ["Head", "LoadReport", "WeightsMismatchError", "load_weights", "parameters"]
 
@@ -40,8 +44,8 @@ def load_weights(
 
     Args:
       model: From `create_model`.
-      source: A `.safetensors`, `.npz` or torch file, `hf://owner/name` (extra `hub`), or tensors by name. A file of
-        several entries takes "file.pth#entry".
+      source: A `.safetensors`, `.npz` or torch file, a `*.index.json` of several, a folder of either,
+        `hf://owner/name[@revision][/file]` (extra `hub`), or tensors by name. A file of several entries takes "file.pth#entry".
       strict: Refuse a missing, unexpected, mismatched or non-finite tensor; otherwise it is only reported. A tensor with NaN
         or infinity makes every output NaN, so a strict load refuses it like one that is missing.
       head: "load" treats the head as every other part. "fit" loads the head where it fits and leaves the rest of it as
@@ -57,6 +61,7 @@ def load_weights(
       FileNotFoundError, ImportError, ValueError: See `read_checkpoint`.
     """
     checkpoint = Checkpoint(tensors=source, origin="") if isinstance(source, Mapping) else _read(str(source), entry)
+    checkpoint = dataclasses.replace(checkpoint, tensors=dotted(checkpoint.tensors))
     report, new = _matched(model, checkpoint, head)
     if strict and report.misfits:
         raise WeightsMismatchError(report)
@@ -78,33 +83,28 @@ def _read(source: str, entry: str | None) -> Checkpoint:
         if entry is not None and named != entry:
             raise ValueError(f"{source}#{named} and {entry=} name two entries; give one")
         entry = named
-    return read_checkpoint(_local(source), entry)
-
-
-def _local(source: str) -> pathlib.Path:
-    if not source.startswith("hf://"):
-        return pathlib.Path(source)
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise ImportError(f'{source} needs huggingface_hub: pip install "vitlab[hub]"') from error
-    return pathlib.Path(hf_hub_download(source.removeprefix("hf://"), "model.safetensors"))
+    return read_checkpoint(download(source) if source.startswith("hf://") else pathlib.Path(source), entry)
 
 
 def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[LoadReport, dict[str, jax.Array]]:
     """The report, and the new values of the parameters."""
     targets = parameters(model)
     naming = find_naming(checkpoint.tensors, targets, maps_of(model))
+    if (fused := naming.name_map.deployed) and any(re.search(fused, naming.strip(name)) for name in checkpoint.tensors):
+        raise ValueError(f"{checkpoint.origin or 'the checkpoint'} is of the deployed form, its branches fused: load the training form")
     placed, unexpected, ignored = _place(checkpoint, naming, targets, head)
     new, rules, reasons = _values(placed, checkpoint, targets)
-    absent = [name for name in targets if name not in placed]
+    zeros = _zeros(naming.name_map.zeros, targets, placed)
+    new |= {name: jnp.zeros(targets[name].shape) for name in zeros}
+    absent = [name for name in targets if name not in placed and name not in zeros]
     anew = [name for name in (*absent, *reasons) if head != "load" and _in_head(name)]
     report = LoadReport(
         source=checkpoint.origin + f"#{checkpoint.entry}" * bool(checkpoint.entry),
         other_entries=checkpoint.other_entries,
         name_map=naming.name_map.source,
         prefixes=naming.prefixes_of(checkpoint.tensors),
-        loaded=tuple(name for name in new if name not in rules),
+        loaded=tuple(name for name in new if name not in rules and name not in zeros),
+        zeros=tuple(zeros),
         resampled=tuple(rules),
         rules=rules,
         missing=tuple(name for name in absent if name not in anew),
@@ -122,15 +122,31 @@ def _place(checkpoint: Checkpoint, naming: Naming, targets: Mapping[str, Any], h
     placed: Placed = {}
     unexpected, ignored = [], []
     for foreign in checkpoint.tensors:
-        name, target, layouts = naming.place(foreign, targets)
+        places = naming.places(foreign, targets)
+        name, target, _ = places[0]
         passed_over = head != "load" and _in_head(target or name) and (head == "new" or target is None)
         if passed_over or any(re.search(p, naming.strip(foreign)) for p in (*naming.name_map.ignored, *_COUNTERS)):
             ignored.append(foreign)
         elif target is None:
-            unexpected.append(foreign)
+            adds_nothing = _is_bias_of(name, targets) and not np.any(np.asarray(checkpoint.tensors[foreign]))
+            (ignored if adds_nothing else unexpected).append(foreign)
         else:
-            placed.setdefault(target, []).append((foreign, layouts))
+            for _, one, layouts in places:
+                assert one is not None  # `places` gives none with others
+                placed.setdefault(one, []).append((foreign, layouts))
     return placed, unexpected, ignored
+
+
+def _is_bias_of(name: str, targets: Mapping[str, Any]) -> bool:
+    """Whether a name is that of a bias of a layer here that has none."""
+    stem, _, leaf = name.rpartition(".")
+    return leaf == "bias" and f"{stem}.kernel" in targets
+
+
+def _zeros(pattern: str, targets: Mapping[str, Any], placed: Placed) -> list[str]:
+    """The parameters that are zero in a checkpoint that has none of their kind; one that lacks some of them has lost those."""
+    named = [name for name in targets if pattern and re.search(pattern, name)]
+    return [] if any(name in placed for name in named) else named
 
 
 def _values(
@@ -159,10 +175,38 @@ def _value(name: str, found: list[tuple[str, tuple[Layout, ...]]], checkpoint: C
     Raises:
       ValueError: The reason why it gives none.
     """
-    if len(found) > 1:
-        raise ValueError(f"several tensors: {', '.join(foreign for foreign, _ in found)}")
-    foreign, layouts = found[0]
-    value = np.asarray(checkpoint.tensors[foreign])
-    for layout in layouts:
-        value = layout.forward(value)
-    return fit(name, value, target.shape, grid=target.get_metadata().get("grid"), declared=checkpoint.grids.get(foreign))
+    values = []
+    for foreign, layouts in found:
+        value = np.asarray(checkpoint.tensors[foreign])
+        for layout in layouts:
+            value = layout.forward(value)
+        values.append(value)
+    metadata, declared = target.get_metadata(), checkpoint.grids.get(found[0][0])
+    options = {"resize": metadata["resize"]} if "resize" in metadata else {}
+    return fit(name, _joined(found, values), target.shape, grid=metadata.get("grid"), declared=declared, **options)
+
+
+def _joined(found: list[tuple[str, tuple[Layout, ...]]], values: list[np.ndarray]) -> np.ndarray:
+    """One array of all that a checkpoint has for a parameter: a single tensor, parts side by side, or summands.
+
+    Raises:
+      ValueError: Parts are missing or of other shapes, or tensors have the same place.
+    """
+    parts = [part_of(layouts) for _, layouts in found]
+    names = ", ".join(foreign for foreign, _ in found)
+    added = [any(isinstance(layout, Summand) for layout in layouts) for _, layouts in found]
+    if any(added):
+        if added.count(False) != 1 or len({value.shape for value in values}) != 1:
+            raise ValueError(f"tensors that are no sum: {names}")
+        return np.sum([np.asarray(value, np.float32) for value in values], 0)
+    by_index = {part.index: value for part, value in zip(parts, values, strict=True) if part is not None}
+    if not by_index:
+        if len(values) > 1:
+            raise ValueError(f"several tensors: {names}")
+        return values[0]
+    count = next(part.count for part in parts if part is not None)
+    if len(values) != count or len(by_index) != count:
+        raise ValueError(f"{len(values)} of {count} parts: {names}")
+    if len({value.shape for value in values}) != 1 or values[0].ndim == 0:
+        raise ValueError(f"parts of unequal shapes {[value.shape for value in values]}: {names}")
+    return np.concatenate([by_index[i] for i in range(count)])

@@ -13,6 +13,8 @@ from vitlab.weights.rules import Layout, NameMap
 _LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",), "running_var": ("var",)}
 # Names of the attributes in which wrappers keep a network: torch's DDP and AveragedModel, Lightning, trainers, self-supervision.
 _WRAPPERS = {"module", "model", "backbone", "encoder", "teacher", "student", "base_encoder", "visual", "trunk", "net", "network"}
+# Those of Hugging Face's classes, and of the trees of big_vision.
+_WRAPPERS |= {"vit", "deit", "beit", "ijepa", "dinov2", "dinov2_with_registers", "vision_model", "swin", "params", "img"}
 _COMPILED = "_orig_mod."  # put by torch.compile before the names of any part
 _ROOMS = re.compile(r"vitlab\.(?:models|heads|layers)\.")  # rooms whose modules' checkpoints have names of their own
 _OWN = (NameMap(source="vitlab"),)
@@ -34,10 +36,13 @@ class Naming:
     name_map: NameMap
     prefix: str = ""
 
-    def place(self, foreign: str, targets: Collection[str]) -> tuple[str, str | None, tuple[Layout, ...]]:
-        """The foreign name as the map makes it, the parameter of that name, if there is one, and the changes of layout."""
-        name, layouts = self.name_map.apply(self.strip(foreign))
-        return name, _target(name, targets), layouts
+    def places(self, foreign: str, targets: Collection[str]) -> list[tuple[str, str | None, tuple[Layout, ...]]]:
+        """The foreign name as the map makes it, the parameter of that name, if there is one, and the changes of layout.
+
+        One such place for each parameter that the tensor gives values to; one without a parameter where it gives none.
+        """
+        found = [(name, _target(name, targets), layouts) for name, layouts in self.name_map.apply_all(self.strip(foreign))]
+        return [place for place in found if place[1] is not None] or found[:1]
 
     def prefixes_of(self, names: Iterable[str]) -> tuple[str, ...]:
         """The parts that `strip` removes from these names."""
@@ -55,33 +60,44 @@ def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[Name
     candidates = [Naming(name_map=m, prefix=prefix) for prefix in _prefixes(names) for m in maps]
     if len(candidates) == 1:
         return candidates[0]
-    return max(candidates, key=lambda naming: len({naming.place(name, targets)[1] for name in names} - {None}))
+    return max(candidates, key=lambda naming: len({place[1] for name in names for place in naming.places(name, targets)} - {None}))
 
 
 def foreign_names(names: Iterable[str], maps: tuple[NameMap, ...]) -> dict[str, tuple[str, tuple[Layout, ...]]]:
-    """The checkpoint's name of each parameter, and the layouts whose inverse to apply.
+    """The checkpoint's name of each parameter, the first one of several parts, and the layouts whose inverse to apply.
+
+    Raises:
+      ValueError: See `foreign_parts`.
+    """
+    return {name: parts[0] for name, parts in foreign_parts(names, maps).items()}
+
+
+def foreign_parts(names: Iterable[str], maps: tuple[NameMap, ...]) -> dict[str, list[tuple[str, tuple[Layout, ...]]]]:
+    """The checkpoint's names of each parameter, one or as many as it has parts there, and the layouts whose inverse to apply.
 
     Raises:
       ValueError: A name has no foreign one, or two have the same.
     """
     names = list(names)
-    chosen = next((m for m in maps if any(re.search(m.suits, name) for name in names)), maps[-1])
+    lines = "\n".join(names)
+    chosen = next((m for m in maps if re.search(m.suits, lines, re.MULTILINE)), maps[-1])
     out = {name: _foreign(name, names, chosen) for name in names}
     owners: dict[str, str] = {}
-    for name, (foreign, _) in out.items():
-        if foreign in owners:
-            raise ValueError(f"{name} and {owners[foreign]} would both be called {foreign} in a checkpoint of {chosen.source}")
-        owners[foreign] = name
+    for name, parts in out.items():
+        for foreign, _ in parts:
+            if foreign in owners:
+                raise ValueError(f"{name} and {owners[foreign]} would both be called {foreign} in a checkpoint of {chosen.source}")
+            owners[foreign] = name
     return out
 
 
-def _foreign(name: str, names: Collection[str], name_map: NameMap) -> tuple[str, tuple[Layout, ...]]:
+def _foreign(name: str, names: Collection[str], name_map: NameMap) -> list[tuple[str, tuple[Layout, ...]]]:
     stem, _, leaf = name.rpartition(".")
     candidates = [f"{stem}.{there}" if stem else there for there, here in _LEAVES.items() if leaf in here]
     for candidate in (*candidates, name):
-        undone = name_map.undo(candidate)
-        if undone is not None and _target(name_map.apply(undone[0])[0], names) == name:
-            return undone
+        parts = name_map.undo_all(candidate)
+        if parts and _target(name_map.apply(parts[0][0])[0], names) == name:
+            return parts
     raise ValueError(f"{name} has no name in checkpoints of {name_map.source}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.weights import torch_file
+from vitlab.weights.shards import INDEX_SUFFIX, file_of, weight_map
 
 _TORCH = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 _SUFFIXES = (".safetensors", ".npz", *_TORCH)
@@ -31,23 +32,25 @@ class Checkpoint:
 
 
 def read_checkpoint(path: pathlib.Path, entry: str | None = None) -> Checkpoint:
-    """Reads a `.safetensors`, `.npz` or torch file (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`).
+    """Reads a `.safetensors`, `.npz` or torch file (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`), or all files of an index.
 
     Args:
-      path: The file.
+      path: The file, an index of several, `*.index.json`, or a folder that has one of either.
       entry: The key of a torch file's dictionary to take, such as "model" or "state_dict_ema"; None takes a model average
         where there is one, as timm does.
 
     Raises:
-      FileNotFoundError: There is no such file.
+      FileNotFoundError: There is no such file, or one that the index names is missing.
       ValueError: The suffix is another, the file is damaged, empty, larger unpacked than it can honestly be, or holds what
         cannot be read as plain tensors; or there is no such entry.
       ImportError: torch, which reads a `.pth`, is missing; the extra `parity` has it.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; weights are read from a file ({', '.join(_SUFFIXES)})")
+        path = file_of(path, _SUFFIXES)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path, entry)
     if not path.name.endswith(_SUFFIXES):
         raise ValueError(f"{path.name}: weights are read from {', '.join(_SUFFIXES)} files")
     _check_format(path)
@@ -76,6 +79,21 @@ def is_floating(value: np.ndarray) -> bool:
 def grids_metadata(grids: Mapping[str, tuple[int, int]]) -> dict[str, str]:
     """The entry of a safetensors file's metadata that declares the sizes of position tables."""
     return {_GRIDS: json.dumps(grids)} if grids else {}
+
+
+def _read_shards(index: pathlib.Path, entry: str | None) -> Checkpoint:
+    """The tensors of all files that an index names, each from the file that it names."""
+    files, tensors, grids = weight_map(index), {}, {}
+    for file in sorted(set(files.values())):
+        if not (index.parent / file).is_file():
+            raise FileNotFoundError(f"{index} names {file}, which is not beside it: copy all files of the checkpoint into one folder")
+        shard = read_checkpoint(index.parent / file, entry)
+        names = [name for name, home in files.items() if home == file]
+        if lost := [name for name in names if name not in shard.tensors]:
+            raise ValueError(f"{index.name}: {file} lacks {len(lost)} of its tensors, first {lost[0]}")
+        tensors |= {name: shard.tensors[name] for name in names}
+        grids |= shard.grids
+    return Checkpoint(tensors=tensors, origin=f"{index.name} ({len(set(files.values()))} files)", grids=grids)
 
 
 def _check_format(path: pathlib.Path) -> None:

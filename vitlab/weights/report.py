@@ -17,6 +17,7 @@ class LoadReport:
     loaded: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()  # position embeddings, bias tables and filters of another grid
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)  # rule by which each of `resampled` was resampled
+    zeros: tuple[str, ...] = ()  # biases that the checkpoint's network does not have, set to zero
     missing: tuple[str, ...] = ()  # left as initialised
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()  # "name: reason"; left as initialised
@@ -30,7 +31,7 @@ class LoadReport:
         return (*self.missing, *self.unexpected, *self.mismatched, *(f"{name}: not finite" for name in self.nonfinite))
 
     def __str__(self) -> str:
-        kinds = ("loaded", "resampled", "missing", "unexpected", "mismatched", "nonfinite", "new_head", "ignored")
+        kinds = ("loaded", "resampled", "zeros", "missing", "unexpected", "mismatched", "nonfinite", "new_head", "ignored")
         lines = [", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds)]
         if self.source:
             others = f"; it also has {', '.join(self.other_entries)}, named as file#entry" if self.other_entries else ""

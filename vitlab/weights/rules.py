@@ -56,6 +56,21 @@ def _rearranged(value: np.ndarray, old: str, new: str) -> np.ndarray:
     return value[tuple(None if axis == "1" else slice(None) for axis in new)]
 
 
+class ChannelMap(Layout):
+    """A table [1, channels, rows, columns], of a square, as [1, positions, channels]; one of that form is left as it is."""
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 3:
+            return value
+        if value.ndim != 4 or value.shape[0] != 1:
+            raise ValueError(f"shape {value.shape} must be (1, channels, rows, columns)")
+        return value.reshape(*value.shape[:2], -1).swapaxes(1, 2)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        side = math.isqrt(value.shape[1])
+        return value.swapaxes(1, 2).reshape(1, -1, side, side)
+
+
 class SquareTable(Layout):
     """A table [positions, heads] or, with `heads_first`, [heads, positions] of a square of positions, as [heads, side, side]."""
 
@@ -110,6 +125,88 @@ class LastFirst(Layout):
         return np.roll(value, -1, axis=1)
 
 
+class ClassLast(Layout):
+    """A table [relative positions and, last, three entries of the class token; heads] as [1, these three and positions, heads]."""
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim != 2 or len(value) <= 3:
+            raise ValueError(f"shape {value.shape} must be (more than 3 positions, heads)")
+        return np.roll(value, 3, 0)[None]
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return np.roll(value[0], -3, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Layout):
+    """The foreign tensor is part `index` of `count` equal ones, which joined along their first axis are the tensor here."""
+
+    index: int
+    count: int
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return np.split(value, self.count)[self.index]
+
+
+class ReadOnly(Layout):
+    """A layout of names in which nothing is saved."""
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        raise ValueError(f"{self} is not undone: these names are read only")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share(ReadOnly):
+    """The tensor here is the equal shares `start` to `stop` of `count` along the foreign one's first axis."""
+
+    start: int
+    stop: int
+    count: int
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 0 or len(value) % self.count:
+            raise ValueError(f"shape {value.shape} has not {self.count} equal shares")
+        size = len(value) // self.count
+        return value[self.start * size : self.stop * size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens(ReadOnly):
+    """Some of the tokens of [1, tokens, dim], of which there must be one at least."""
+
+    start: int
+    stop: int | None
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim != 3 or value.shape[1] <= self.start:
+            raise ValueError(f"shape {value.shape} must be (1, tokens, dim) with more than {self.start} tokens")
+        return value[:, self.start : self.stop]
+
+
+class Summand(Tokens):
+    """Tokens that are added to what another tensor gives the same parameter."""
+
+
+class Projected(ReadOnly):
+    """A kernel or bias of Flax's attention, whose heads have an axis of their own, as torch keeps that of a linear layer.
+
+    With `out` the kernel is [heads, head_dim, out], else [in, heads, head_dim] and the bias [heads, head_dim].
+    """
+
+    def __init__(self, *, out: bool = False):
+        self.out = out
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim not in (2, 3):
+            raise ValueError(f"shape {value.shape} is none of a projection to heads, or from heads")
+        if value.ndim == 2:
+            return value.reshape(-1)
+        return value.reshape(-1, value.shape[2]).T if self.out else value.reshape(value.shape[0], -1).T
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """Two templates of a part of a name, the foreign one and the one here, and the change of layout that goes with it.
@@ -144,22 +241,46 @@ class NameMap:
     source: str  # origin of these names, "timm" or a repository
     rules: tuple[Rule, ...] = ()
     ignored: tuple[str, ...] = ()  # regular expressions of foreign names without a parameter here
-    suits: str = ""  # regular expression that finds a name here of each network whose checkpoints have these names
+    suits: str = ""  # regular expression that is found in the names here, a line each, of the networks that are saved in these names
+    copies: tuple[Rule, ...] = ()  # each gives a tensor that it matches a second name, to which `rules` apply as to the first
+    deployed: str = ""  # regular expression of foreign names that only files of the deployed form have, whose branches are fused
+    zeros: str = ""  # regular expression of parameters here that are zero where a checkpoint has none of them
 
     def apply(self, name: str) -> tuple[str, tuple[Layout, ...]]:
         """A foreign name as it is here, and the layouts to apply, in order."""
         name, applied = self._apply(name)
         return name, tuple(rule.layout for rule in applied if rule.layout is not None)
 
+    def apply_all(self, name: str) -> list[tuple[str, tuple[Layout, ...]]]:
+        """`apply` for every name that a foreign tensor gets here: most get one."""
+        out = [self.apply(name)]
+        for rule in self.copies:
+            second = rule.apply(name)
+            if second is not None:
+                here, layouts = self.apply(second)
+                out.append((here, layouts if rule.layout is None else (rule.layout, *layouts)))
+        return out
+
     def undo(self, name: str) -> tuple[str, tuple[Layout, ...]] | None:
         """The foreign name of a name here, and the layouts whose inverse to apply, in order; None where there is none.
 
         The rules are read backwards, the last one first. A rule is left out where the result would not come back by `apply`.
         """
+        return next(iter(self.undo_all(name)), None)
+
+    def undo_all(self, name: str) -> list[tuple[str, tuple[Layout, ...]]]:
+        """`undo` for every foreign tensor of which the one here consists: as many as it has parts, or one, or none."""
+        found: dict[int, tuple[str, tuple[Layout, ...]]] = {}
         for foreign, undone in _undone(name, self.rules):
             if self._apply(foreign) == (name, undone[::-1]):
-                return foreign, tuple(rule.layout for rule in undone if rule.layout is not None)
-        return None
+                layouts = tuple(rule.layout for rule in undone if rule.layout is not None)
+                part = part_of(layouts)
+                if part is None:
+                    return [found[i] for i in sorted(found)] or [(foreign, layouts)]
+                found.setdefault(part.index, (foreign, layouts))
+                if len(found) == part.count:
+                    break
+        return [found[i] for i in sorted(found)]
 
     def _apply(self, name: str) -> tuple[str, tuple[Rule, ...]]:
         applied = []
@@ -169,6 +290,11 @@ class NameMap:
                 applied.append(rule)
                 name = new
         return name, tuple(applied)
+
+
+def part_of(layouts: tuple[Layout, ...]) -> Part | None:
+    """The part of another tensor that these layouts make of one; None where they give it whole."""
+    return next((layout for layout in layouts if isinstance(layout, Part)), None)
 
 
 def _undone(name: str, rules: tuple[Rule, ...]) -> Iterator[tuple[str, tuple[Rule, ...]]]:

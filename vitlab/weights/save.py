@@ -9,7 +9,7 @@ from flax import nnx
 from vitlab.files import write_atomically
 from vitlab.weights.fit import to_torch_layout
 from vitlab.weights.load import parameters
-from vitlab.weights.naming import foreign_names, maps_of
+from vitlab.weights.naming import foreign_names, foreign_parts, maps_of
 from vitlab.weights.reading import grids_metadata
 
 
@@ -23,11 +23,13 @@ def to_foreign(model: nnx.Module) -> dict[str, np.ndarray]:
     """
     targets = parameters(model)
     out = {}
-    for name, (foreign, layouts) in foreign_names(targets, maps_of(model)).items():
-        value = to_torch_layout(name, np.asarray(targets[name][...], np.float32))
-        for layout in layouts:
-            value = layout.inverse(value)
-        out[foreign] = np.array(value, order="C")  # ascontiguousarray gives a scalar an axis
+    for name, parts in foreign_parts(targets, maps_of(model)).items():
+        whole = to_torch_layout(name, np.asarray(targets[name][...], np.float32))
+        for foreign, layouts in parts:
+            value = whole
+            for layout in layouts:
+                value = layout.inverse(value)
+            out[foreign] = np.array(value, order="C")  # ascontiguousarray gives a scalar an axis
     return out
 
 

@@ -12,8 +12,11 @@ _RULES = (
     Rule(".focal_layers.{i}.0.", ".focal_layers.{i}."),
     Rule(".modulation.ln.", ".modulation.norm."),
 )
+_TIMM = (*_RULES, *pointwise(".modulation.{x:f|h|proj}", ".mlp.fc{i}"))
 MAPS = (
-    NameMap(source="timm", rules=(*_RULES, *pointwise(".modulation.{x:f|h|proj}", ".mlp.fc{i}"))),
+    # Large and up, whose norms come after their branches, and which have layer scales.
+    NameMap(source="timm", rules=(Rule(".norm{i}_post.", ".norm{i}."), *_TIMM), suits=r"\.ls1\.gamma$"),
+    NameMap(source="timm", rules=_TIMM),
     NameMap(
         source="microsoft/FocalNet",
         rules=(

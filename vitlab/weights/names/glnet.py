@@ -20,6 +20,7 @@ _COMMON = (
     Rule(".mlp.3.", ".mlp.fc2."),
     *pointwise(".mixer.local_{x:in|out}", ".mlp.fc{i}"),
 )
+_AUXILIARY = (r"^aux_head\.",)  # a head on patches, of token labelling, which is used in training alone
 MAPS = (
     NameMap(
         source=SOURCE,
@@ -33,6 +34,7 @@ MAPS = (
             *_COMMON,
         ),
         suits=r"^stages\.0\.downsample\.conv1\.",
+        ignored=_AUXILIARY,
     ),
     NameMap(
         source=f"{SOURCE}, Swin layout",
@@ -40,5 +42,6 @@ MAPS = (
             *SWIN_DOWNSAMPLING,
             *_COMMON,
         ),
+        ignored=_AUXILIARY,
     ),
 )

@@ -57,5 +57,6 @@ MAPS = (
             *pointwise("^context_proj", "^head", ".se.fc{i}", ".mlp.fc{i}", ".fusion.fc", ".mixer.taps", "^focus.{i}.{j}.proj"),
         ),
         ignored=(r"^aux_head\.",),
+        deployed=r"\.lk_origin\.bias$",
     ),
 )

@@ -16,5 +16,6 @@ MAPS = (
             Rule("^post_network.0.", "^class_block."),
             Rule(".dwconv.dwconv.", ".dwconv."),
         ),
+        zeros=r"^aux_head\.",  # of a network without token labels, whose logits a head of zeros leaves as they are
     ),
 )
