@@ -19,7 +19,7 @@ def test_a_rotation_keeps_lengths_and_leaves_prefix_tokens_alone(rope):
     out = np.asarray(rotate(jnp.asarray(x), table(rope), rope))
     np.testing.assert_allclose(np.linalg.norm(out, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)  # float32 rounding
     np.testing.assert_array_equal(out[:, :2], x[:, :2])
-    assert np.abs(out[:, 2:] - x[:, 2:]).max(-1).min() > 0.01
+    assert np.abs(out[:, 3:] - x[:, 3:]).max(-1).min() > 0.01  # the first patch of EVA-02 is at angle zero
 
 
 @pytest.mark.parametrize("rope", FORMS)

@@ -28,12 +28,12 @@ MAPS = (
     NameMap(
         source="timm",
         rules=(
-            Rule("^head.linear.", "^head."),
             Rule("^patch_embed.conv{i}.", "^patch_embed.convs.{i-1}."),
             Rule(".downsample.res{i}.0.m.", ".downsample.dw{i}.conv."),
             Rule(".downsample.res{i}.1.m.", ".downsample.ffn{i}."),
             Rule(".downsample.patchmerge.", ".downsample.merge."),
             *_BLOCKS,
+            Rule("^head.linear.", "^head."),  # after that of head.bn, so that the norm is read backwards first
         ),
         ignored=_IGNORED,
     ),

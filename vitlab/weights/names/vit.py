@@ -20,10 +20,7 @@ _COMMON = (
 )
 _GAMMA = Rule(".gamma_{i}$", ".ls{i}.gamma$")
 _ZEROS = r"\.attn\.[qv]_bias$"  # DINOv3 in timm with and without
-# The names of timm's Eva and Beit, and of the authors of DeiT III, MAE, BEiT, EVA-02 and I-JEPA.
-_EVA = (
-    Rule(".attn.inner_attn_ln.", ".attn.norm."),
-    Rule(".mlp.ffn_ln.", ".mlp.norm."),
+_EVA = (  # queries, keys and values apart
     *(Rule(f".attn.{part}_proj.weight$", ".attn.qkv.weight$", Part(i, 3)) for i, part in enumerate("qkv")),
     Rule(".attn.{x:q|v}_proj.bias$", ".attn.{x}_bias$"),
 )
@@ -51,7 +48,15 @@ AUTHORS = (
     ),
     NameMap(
         source="baaivision/EVA",
-        rules=(*_COMMON, *_EVA, Rule(".mlp.w1.", ".mlp.fc1_g."), Rule(".mlp.w2.", ".mlp.fc1_x."), Rule(".mlp.w3.", ".mlp.fc2.")),
+        rules=(
+            *_COMMON,
+            *_EVA,
+            Rule(".attn.inner_attn_ln.", ".attn.norm."),
+            Rule(".mlp.ffn_ln.", ".mlp.norm."),
+            Rule(".mlp.w1.", ".mlp.fc1_g."),
+            Rule(".mlp.w2.", ".mlp.fc1_x."),
+            Rule(".mlp.w3.", ".mlp.fc2."),
+        ),
         ignored=LEFTOVERS,
     ),
     NameMap(source="facebookresearch/dinov2", rules=(*_DINO, Rule(".mlp.w3.", ".mlp.fc2.")), ignored=LEFTOVERS),
