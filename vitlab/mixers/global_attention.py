@@ -14,6 +14,7 @@ class GlobalAttention(Attention):
     def __init__(self, dim: int, *, num_heads: int, qkv_bias: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         super().__init__(dim, num_heads=num_heads, qkv_bias=qkv_bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    # A mixer takes a map where the layer takes tokens.
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         b, h, w, c = x.shape
         return super().__call__(x.reshape(b, h * w, c)).reshape(b, h, w, c)
