@@ -1,9 +1,9 @@
-"""ConvNeXt on ImageNet-1k for 300 epochs, after the authors' TRAINING.md (arXiv:2201.03545, appendix A.1).
+"""ConvNeXt on ImageNet-1k for 300 epochs, after the authors' TRAINING.md (arXiv:2201.03545,
+appendix A.1).
 
-Published: tiny 82.1, small 83.1, base 83.8, large 84.3 % top-1. Here: not yet run.
-Drop path is
-the variant's own. ConvNeXt V2's accuracies need masked pre-training.
-Run: python -m vitlab.train --config=configs/convnext_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+Published: tiny 82.1, small 83.1, base 83.8, large 84.3 % top-1. Here: not yet run. Drop path is the
+variant's own. ConvNeXt V2's accuracies need masked pre-training. Run: python -m vitlab.train
+--config=configs/convnext_imagenet.py:tiny --workdir=... --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

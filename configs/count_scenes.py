@@ -1,4 +1,5 @@
-"""Counting of the items in the bundled scenes: one number an image, 64 x 64 pixels, minutes on two CPU cores.
+"""Counting of the items in the bundled scenes: one number an image, 64 x 64 pixels, minutes on two
+CPU cores.
 
 The count is the sum of a density that is learned from the number alone.
 

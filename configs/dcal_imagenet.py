@@ -1,7 +1,8 @@
 """DCAL on ImageNet-1k for 300 epochs, by DeiT's recipe (arXiv:2205.02151; arXiv:2012.12877).
 
-Published: accuracies of fine-grained data sets, tuned from ImageNet weights of DeiT or ViT. Here: not yet run.
-Run: python -m vitlab.train --config=configs/dcal_imagenet.py:deit_tiny --workdir=... --config.data.data_dir=...
+Published: accuracies of fine-grained data sets, tuned from ImageNet weights of DeiT or ViT. Here:
+not yet run. Run: python -m vitlab.train --config=configs/dcal_imagenet.py:deit_tiny --workdir=...
+--config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,4 +1,5 @@
-"""Denoising of the bundled photographs: normal noise of deviation 25, pieces of 64 x 64 pixels, minutes on two CPU cores.
+"""Denoising of the bundled photographs: normal noise of deviation 25, pieces of 64 x 64 pixels,
+minutes on two CPU cores.
 
 With task.degradation=downscale the same recipe learns super-resolution by 2.
 

@@ -1,4 +1,5 @@
-"""Depth of the bundled scenes: items in front hide those behind, 64 x 64 pixels, minutes on two CPU cores.
+"""Depth of the bundled scenes: items in front hide those behind, 64 x 64 pixels, minutes on two CPU
+cores.
 
 Depths lie between 1.1 and 10, the background's.
 

@@ -1,4 +1,5 @@
-"""Detection of the items in the bundled scenes: ten classes, 64 x 64 pixels, minutes on two CPU cores.
+"""Detection of the items in the bundled scenes: ten classes, 64 x 64 pixels, minutes on two CPU
+cores.
 
 Centres lie on a grid of stride 4, that of the patches.
 

@@ -1,4 +1,5 @@
-"""Classes of the items in the bundled scenes: any of ten an image, 64 x 64 pixels, minutes on two CPU cores.
+"""Classes of the items in the bundled scenes: any of ten an image, 64 x 64 pixels, minutes on two
+CPU cores.
 
 The model's own head, a sigmoid for each class.
 

@@ -1,7 +1,9 @@
-"""Path ensembles of DeiT on ImageNet-1k for 300 epochs, by DeiT's recipe (arXiv:2308.06548; arXiv:2012.12877).
+"""Path ensembles of DeiT on ImageNet-1k for 300 epochs, by DeiT's recipe (arXiv:2308.06548;
+arXiv:2012.12877).
 
-Published: the accuracies of the ensembles are in the paper only. Here: not yet run. Set `model.fields.ensemble_scale` for learned factors.
-Run: python -m vitlab.train --config=configs/path_ensemble_imagenet.py:deit_tiny --workdir=... --config.data.data_dir=...
+Published: the accuracies of the ensembles are in the paper only. Here: not yet run. Set
+`model.fields.ensemble_scale` for learned factors. Run: python -m vitlab.train
+--config=configs/path_ensemble_imagenet.py:deit_tiny --workdir=... --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,9 +1,9 @@
-"""PVT on ImageNet-1k for 300 epochs, after the authors' configs/pvt (arXiv:2102.12122, section 5.1).
+"""PVT on ImageNet-1k for 300 epochs, after the authors' configs/pvt (arXiv:2102.12122, section
+5.1).
 
-Published: tiny 75.1, small 79.8, medium 81.2, large 81.7 % top-1. Here: not yet run.
-Drop path is
-the variant's own; the authors clip at 1 for medium and large.
-Run: python -m vitlab.train --config=configs/pvt_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+Published: tiny 75.1, small 79.8, medium 81.2, large 81.7 % top-1. Here: not yet run. Drop path is
+the variant's own; the authors clip at 1 for medium and large. Run: python -m vitlab.train
+--config=configs/pvt_imagenet.py:tiny --workdir=... --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

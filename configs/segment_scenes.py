@@ -1,7 +1,8 @@
-"""Semantic segmentation of the bundled scenes: eleven classes, 64 x 64 pixels, minutes on two CPU cores.
+"""Semantic segmentation of the bundled scenes: eleven classes, 64 x 64 pixels, minutes on two CPU
+cores.
 
-Patches of 4 make 256 tokens. A pixel shuffle over one map of all is cheap on a CPU; task.head=upernet gives a plain trunk ViTDet's
-simple feature pyramid first.
+Patches of 4 make 256 tokens. A pixel shuffle over one map of all is cheap on a CPU;
+task.head=upernet gives a plain trunk ViTDet's simple feature pyramid first.
 
 Here: not yet run to its end; with patches of 8 and 500 steps a mIoU of 0.246.
 Run: python -m vitlab.train --config=configs/segment_scenes.py --workdir=runs/segment

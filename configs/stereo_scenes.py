@@ -1,4 +1,5 @@
-"""Stereo of the bundled scenes: disparities from 0 to 8 pixels, 64 x 64 pixels, minutes on two CPU cores.
+"""Stereo of the bundled scenes: disparities from 0 to 8 pixels, 64 x 64 pixels, minutes on two CPU
+cores.
 
 A flip would need the disparity of the right view, which the task does not read.
 

@@ -1,9 +1,12 @@
-"""TransNeXt, and MoH's form of it, on ImageNet-1k for 300 epochs, after the authors' scripts (arXiv:2311.17132, arXiv:2410.11842).
+"""TransNeXt, and MoH's form of it, on ImageNet-1k for 300 epochs, after the authors' scripts
+(arXiv:2311.17132, arXiv:2410.11842).
 
-Published: transnext_micro 82.5, transnext_tiny 84.0, transnext_small 84.7, transnext_base 84.8, moh_transnext_small_80 84.7,
-moh_transnext_small_75 84.6, moh_transnext_base_75 84.9, moh_transnext_base_50 84.7 % top-1. Here: not yet run. Drop path is the
-variant's own. MoH's authors add a hundredth of a loss that balances the heads, which this recipe leaves out.
-Run: python -m vitlab.train --config=configs/transnext_imagenet.py:transnext_micro --workdir=... --config.data.data_dir=...
+Published: transnext_micro 82.5, transnext_tiny 84.0, transnext_small 84.7, transnext_base 84.8,
+moh_transnext_small_80 84.7, moh_transnext_small_75 84.6, moh_transnext_base_75 84.9,
+moh_transnext_base_50 84.7 % top-1. Here: not yet run. Drop path is the variant's own. MoH's authors
+add a hundredth of a loss that balances the heads, which this recipe leaves out. Run: python -m
+vitlab.train --config=configs/transnext_imagenet.py:transnext_micro --workdir=...
+--config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,7 +1,8 @@
-"""Makes vitlab/data/bundled/photographs.npz from the JPEGs of Debian's package lomiri-wallpapers-16.04: python photographs.py FOLDER OUT.
+"""Makes vitlab/data/bundled/photographs.npz from the JPEGs of Debian's package
+lomiri-wallpapers-16.04: python photographs.py FOLDER OUT.
 
-Each photograph is shrunk to about 1000 pixels on its short side; of 400 random squares of 256 pixels those with most detail are taken that
-overlap little.
+Each photograph is shrunk to about 1000 pixels on its short side; of 400 random squares of 256
+pixels those with most detail are taken that overlap little.
 """
 
 import io

@@ -60,7 +60,9 @@ def test_an_empty_field_is_one_row_per_image_and_has_no_content(name):
 @pytest.mark.parametrize("crop", ["random_resized", "random", "scale_jitter", "pad", "center", "stretch", "letterbox"])
 @pytest.mark.parametrize("policy", [None, "rand-m9-n3"])
 def test_maps_and_boxes_move_with_the_image(crop, policy):
-    """An image that is bright where the map has class 1, and nowhere else, still is after it has moved."""
+    """An image that is bright where the map has class 1, and nowhere else, still is after it has
+    moved.
+    """
     config = AugmentConfig(crop=crop, policy=policy, interpolation="bilinear", crop_scale=(0.3, 1.0), jitter_scale=(0.7, 1.5))
     agreement, overlaps = [], []
     for seed in range(30):
@@ -225,7 +227,8 @@ def test_the_annotations_of_a_scene_agree_with_each_other():
         assert items <= set(np.unique(example["segmentation"]).astype(int) - 1)
         np.testing.assert_array_equal(example["segmentation"] == 0, example["disparity"] == 0)
         np.testing.assert_allclose(example["depth"], 10 / (1 + example["disparity"]), rtol=1e-6)
-        # What both eyes see is alike: the pixel of the left at x is the right's at x - disparity, where nothing nearer is before it.
+        # What both eyes see is alike: the pixel of the left at x is the right's at x - disparity,
+        # where nothing nearer is before it.
         rows, columns = np.mgrid[:64, :64]
         right = columns - example["disparity"].astype(int)
         seen = right >= 0

@@ -33,7 +33,8 @@ def ela(kwargs):
 
 
 def gaussian(kwargs):
-    # The recording has the channels first: its axis 1 is the last one here, its axes 2 and 3 are 1 and 2.
+    # The recording has the channels first: its axis 1 is the last one here, its axes 2 and 3 are 1
+    # and 2.
     axes = tuple({0: 0, 1: -1}.get(axis, axis - 1) if axis >= 0 else {-1: 2, -2: 1, -3: -1}[axis] for axis in kwargs["norm_axes"])
     heads, gaussians = tuple(kwargs["num_heads"]), tuple(kwargs["num_gaussians"])
     return GaussianAdaptiveAttention(axes=axes, num_heads=heads, num_gaussians=gaussians, rngs=RNGS)

@@ -24,7 +24,9 @@ def test_a_rotation_keeps_lengths_and_leaves_prefix_tokens_alone(rope):
 
 @pytest.mark.parametrize("rope", FORMS)
 def test_products_depend_on_the_distance_alone(rope):
-    """The same query and key at every place: their product is a function of the difference of the places."""
+    """The same query and key at every place: their product is a function of the difference of the
+    places.
+    """
     query, key = (np.broadcast_to(np.random.default_rng(i).standard_normal(8), (1, 16, 1, 8)) for i in (0, 1))
     places = table(rope, grid=(4, 4), num_prefix=0)
     q, k = (np.asarray(rotate(jnp.asarray(x, jnp.float32), places, rope))[0, :, 0].reshape(4, 4, 8) for x in (query, key))

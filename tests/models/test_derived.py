@@ -1,4 +1,6 @@
-"""Networks without published code against recordings of their equations: path ensembles, DependencyViT, DCAL."""
+"""Networks without published code against recordings of their equations: path ensembles,
+DependencyViT, DCAL.
+"""
 
 import jax
 import jax.numpy as jnp

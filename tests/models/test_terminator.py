@@ -1,4 +1,6 @@
-"""What is peculiar to Terminator: square maps, batches whose images touch each other, and kernels that are made."""
+"""What is peculiar to Terminator: square maps, batches whose images touch each other, and kernels
+that are made.
+"""
 
 import jax
 import jax.numpy as jnp

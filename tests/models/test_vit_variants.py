@@ -1,4 +1,6 @@
-"""The published plain trunks, small: every way to run them gives the same numbers, and they come back from a file."""
+"""The published plain trunks, small: every way to run them gives the same numbers, and they come
+back from a file.
+"""
 
 import jax
 import jax.numpy as jnp

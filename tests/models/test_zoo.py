@@ -82,7 +82,9 @@ def test_parameters_and_macs_are_the_published(name):
 
 
 def counted(name, *, of_macs):
-    """Parameters and multiply-accumulates; the blocks of a network with a `depth` are alike, so that one and two of them tell."""
+    """Parameters and multiply-accumulates; the blocks of a network with a `depth` are alike, so
+    that one and two of them tell.
+    """
     depth = getattr(model_config(name), "depth", 0)
     if depth < 3:
         model = abstract_model(name)

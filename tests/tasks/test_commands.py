@@ -1,4 +1,6 @@
-"""Every task goes through every command: trained, evaluated, predicted, previewed, planned, and resumed to the bit."""
+"""Every task goes through every command: trained, evaluated, predicted, previewed, planned, and
+resumed to the bit.
+"""
 
 import dataclasses
 import json

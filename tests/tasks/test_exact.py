@@ -1,4 +1,6 @@
-"""An evaluation is the same to the last bit, however its images are batched and over however many devices they lie."""
+"""An evaluation is the same to the last bit, however its images are batched and over however many
+devices they lie.
+"""
 
 import dataclasses
 import json
@@ -21,7 +23,9 @@ from vitlab.tasks import class_names_of, names_of, setting_of, task_of
 
 
 def stored(task, images):
-    """Outputs that follow from the pixels by whole numbers alone, in place of a model's, whose own rounding depends on the batch."""
+    """Outputs that follow from the pixels by whole numbers alone, in place of a model's, whose own
+    rounding depends on the batch.
+    """
     x = images.astype(jnp.float32).sum(-1)
     if task == "segmentation":
         return {"logits": jnp.stack([(x * (k + 3)) % 17 for k in range(11)], -1)}

@@ -1,4 +1,6 @@
-"""A task is found by its name, its options are checked, and one from outside needs nothing of this tree."""
+"""A task is found by its name, its options are checked, and one from outside needs nothing of this
+tree.
+"""
 
 import dataclasses
 import json

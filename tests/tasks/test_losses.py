@@ -1,4 +1,6 @@
-"""Losses against numpy: void counts nowhere, parts of a batch give what the whole gives, and no gradient is ever NaN."""
+"""Losses against numpy: void counts nowhere, parts of a batch give what the whole gives, and no
+gradient is ever NaN.
+"""
 
 import jax
 import jax.numpy as jnp

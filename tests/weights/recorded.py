@@ -44,7 +44,8 @@ _CSWIN = {
     "split_size": "split_sizes",
     "agent_num": "num_agents",
 }
-# Arguments of the authors' constructors that are fields here under another name; others say what the variant has anyway.
+# Arguments of the authors' constructors that are fields here under another name; others say what
+# the variant has anyway.
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "agent_swin": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads", "agent_num": "num_agents"},
     "inline_swin": {"embed_dim": "dim", "depths": "depths", "num_heads": "num_heads"},
@@ -81,7 +82,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "vit_": {"depth": "depth", "patch_size": "patch_size"},
     "deit_": {"depth": "depth"},
 }
-# Letters of `attn_type`, one a stage, whose blocks have the mechanism that the family is named after.
+# Letters of `attn_type`, one a stage, whose blocks have the mechanism that the family is named
+# after.
 STAGES = {
     "agent_swin": ("agent_depths", "A"),
     "inline_swin": ("inline_depths", "I"),

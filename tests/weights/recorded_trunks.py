@@ -1,4 +1,6 @@
-"""The plain trunk of the zoo that a recording of timm, Hugging Face, the authors or Google is of."""
+"""The plain trunk of the zoo that a recording of timm, Hugging Face, the authors or Google is
+of.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +9,8 @@ from typing import Any
 Found = tuple[str, dict[str, Any]]  # a variant, and fields beside it
 
 _SIZES = "tiny|small|medium|base|large|huge|giant|gigantic|so400m|giantopt|1b|3b|7b|small_plus|huge_plus"
-# A pattern of timm's names -> the variant here and fields; the first one that fits the whole name counts. A last number is pixels.
+# A pattern of timm's names -> the variant here and fields; the first one that fits the whole name
+# counts. A last number is pixels.
 TIMM: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (rf"vit_({_SIZES})_patch(\d+)_reg4_dinov2", r"dinov2_\1_reg4_patch\2", {"pos_grid": None}),
     (rf"vit_({_SIZES})_patch(\d+)_dinov2", r"dinov2_\1_patch\2", {"pos_grid": None, "pos_resize": "antialias"}),
@@ -47,7 +50,9 @@ _EXACT = {("base", "16"), ("large", "16"), ("so400m", "14")}  # SigLIP's that ha
 
 
 def trunk_of(meta: Mapping[str, Any]) -> Found | None:
-    """Variant and fields of a recording by its reference and entry point; None where it is of no such trunk."""
+    """Variant and fields of a recording by its reference and entry point; None where it is of no
+    such trunk.
+    """
     reference, entry, kwargs = meta.get("reference", ""), meta.get("entrypoint") or "", meta.get("kwargs") or {}
     if reference.startswith("transformers"):
         return _hugging_face_swin(kwargs) if entry.startswith("Swin") and "2" not in entry else _hugging_face(entry, kwargs)
@@ -172,6 +177,8 @@ def _hugging_face_swin(config: Mapping[str, Any]) -> Found:
 
 
 def classes_of(meta: Mapping[str, Any], shapes: Mapping[str, Any]) -> int:
-    """Classes of a recording: its own number, or, as Hugging Face's say none, the rows of its last layer."""
+    """Classes of a recording: its own number, or, as Hugging Face's say none, the rows of its last
+    layer.
+    """
     heads = ("classifier.weight", "cls_classifier.weight", "visual_projection.weight")
     return meta["num_classes"] or next((shapes[name][0] for name in heads if name in shapes), 0)

@@ -18,7 +18,9 @@ class LocalEntryNotFoundError(EntryNotFoundError):
 
 @pytest.fixture
 def fetched(monkeypatch, tmp_path):
-    """What was asked of the hub, which has a sharded checkpoint in owner/sharded and one file in owner/one."""
+    """What was asked of the hub, which has a sharded checkpoint in owner/sharded and one file in
+    owner/one.
+    """
     asked = []
     index = '{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}'
     held = {

@@ -19,17 +19,20 @@ ORIGINS = {"hf_", "facebook_", "google_", "openai_", "openclip_", "apple_", "mic
 FAMILIES = sorted({name.split("_")[0] + "_" if "_" in name else name for name in list_models()} | ORIGINS)
 
 
-# In a ReLU network a pre-activation within rounding of zero switches a path on or off, so that the largest deviation of the
-# gradient is chance: the network in float64, whose logits agree with nextvit_small's recorded float64 logits to 2.4e-7,
-# misses its recorded float32 gradient by 4.3e-2 all the same (and by 7.6e-4 at the median). shvit_s1's network in float64
-# agrees with its recorded gradient to 8.4e-6, and in float32, as the processor rounds, to 1e-3 or 2.5e-2 (6.1e-6 at the median).
-# halonet_h1's input changed by 1e-7 of itself, which moves the logits by 4e-7, moves the largest deviation between 7.1e-3 and
-# 0.16 (3e-6 to 7e-6 at the median); on another processor it was below 2.1e-3, and 0.16 with fewer optimizations.
-# dynperceiver_mbv3_075_t128's network in float64 agrees with its recorded float64 logits to 2e-13, and misses its recorded float32
-# gradient by 1.9e-2 (5e-6 at the median), where the network in float32 misses it by 0.11 (6e-6).
-# For these the gate holds at the median, and for the norm of the whole gradient.
-# hiera_small_abswin takes the maxima of 2 x 2 tokens as they are: its logits agree to 5e-7 and the gradient's norm to 2e-6, and where
-# two tokens are within rounding of each other the gradient goes to one or to the other (2.7e-2 at most).
+# In a ReLU network a pre-activation within rounding of zero switches a path on or off, so that the
+# largest deviation of the gradient is chance: the network in float64, whose logits agree with
+# nextvit_small's recorded float64 logits to 2.4e-7, misses its recorded float32 gradient by 4.3e-2
+# all the same (and by 7.6e-4 at the median). shvit_s1's network in float64 agrees with its recorded
+# gradient to 8.4e-6, and in float32, as the processor rounds, to 1e-3 or 2.5e-2 (6.1e-6 at the
+# median). halonet_h1's input changed by 1e-7 of itself, which moves the logits by 4e-7, moves the
+# largest deviation between 7.1e-3 and 0.16 (3e-6 to 7e-6 at the median); on another processor it
+# was below 2.1e-3, and 0.16 with fewer optimizations. dynperceiver_mbv3_075_t128's network in
+# float64 agrees with its recorded float64 logits to 2e-13, and misses its recorded float32 gradient
+# by 1.9e-2 (5e-6 at the median), where the network in float32 misses it by 0.11 (6e-6). For these
+# the gate holds at the median, and for the norm of the whole gradient. hiera_small_abswin takes the
+# maxima of 2 x 2 tokens as they are: its logits agree to 5e-7 and the gradient's norm to 2e-6, and
+# where two tokens are within rounding of each other the gradient goes to one or to the other
+# (2.7e-2 at most).
 KINKED = ("dynperceiver", "halonet", "nextvit", "shvit", "hiera_small_abswin")  # beginnings of names
 
 
@@ -48,8 +51,9 @@ def deviation(path: pathlib.Path, model=None) -> Deviation:
     meta, state, recorded = golden.load(path)
     if model is None:
         name, fields = model_of(path.stem, meta)
-        # Of shapes only: loading is strict, so that every parameter gets its value, and initial values need not be computed.
-        # Blocks that are alike are compiled once: tests/layers/test_blocks.py shows that the numbers are those of blocks in turn.
+        # Of shapes only: loading is strict, so that every parameter gets its value, and initial
+        # values need not be computed. Blocks that are alike are compiled once:
+        # tests/layers/test_blocks.py shows that the numbers are those of blocks in turn.
         shapes = {tensor: value.shape for tensor, value in state.items()}
         options = {"num_classes": classes_of(meta, shapes), "image_size": tuple(meta["image_size"]), "scan_blocks": True}
         model = abstract_model(name, **options, **fields)
@@ -79,7 +83,9 @@ def deviation(path: pathlib.Path, model=None) -> Deviation:
 
 
 def deviation_in_float64(path: pathlib.Path, monkeypatch) -> Deviation:
-    """Deviation of the model computed in float64: in networks that sort, rounding to float32 may swap what is sorted."""
+    """Deviation of the model computed in float64: in networks that sort, rounding to float32 may
+    swap what is sorted.
+    """
     meta, _, _ = golden.load(path)
     name, fields = model_of(path.stem, meta)
     monkeypatch.setattr(jnp, "float32", jnp.float64)
@@ -95,7 +101,8 @@ def deviation_in_float64(path: pathlib.Path, monkeypatch) -> Deviation:
 def test_agrees_with_the_authors(golden_file, monkeypatch):
     if golden_file.stem.endswith("_f64"):
         off = deviation_in_float64(golden_file, monkeypatch)
-        # The recording is of float64 too; the parameters and constants of both are rounded to float32.
+        # The recording is of float64 too; the parameters and constants of both are rounded to
+        # float32.
         assert max(off.logits, off.grad, off.grad_norm) <= 1e-6
         return
     off = deviation(golden_file)

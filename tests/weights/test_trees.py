@@ -1,4 +1,6 @@
-"""Every variant takes every file that was published for it: the names and shapes of those files, without their values."""
+"""Every variant takes every file that was published for it: the names and shapes of those files,
+without their values.
+"""
 
 import gzip
 import json
@@ -17,7 +19,9 @@ DEPLOYED = ("overlock_b", 1)
 
 
 def pytest_generate_tests(metafunc):
-    """A case for each published file in trees*.json.gz of --goldens, or of the folder here, where most are slow."""
+    """A case for each published file in trees*.json.gz of --goldens, or of the folder here, where
+    most are slow.
+    """
     folder = metafunc.config.getoption("goldens")
     cases = []
     for path in sorted((folder or GOLDENS).glob("trees*.json.gz")):

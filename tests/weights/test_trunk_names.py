@@ -1,4 +1,6 @@
-"""Files of plain trunks whose tensors are not one to one: parts, shares, sums, stacks, and what is not there."""
+"""Files of plain trunks whose tensors are not one to one: parts, shares, sums, stacks, and what is
+not there.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""Random erasing (Zhong et al., arXiv:1708.04896, algorithm 1) on the device, as timm's mode "pixel"."""
+"""Random erasing (Zhong et al., arXiv:1708.04896, algorithm 1) on the device, as timm's mode
+"pixel".
+"""
 
 import math
 
@@ -18,7 +20,8 @@ def erase(
 ) -> UInt8[Array, "b h w c"] | Float[Array, "b h w c"]:
     """Puts noise into a random rectangle of each image with probability `prob`.
 
-    The noise is normal with the mean and the deviation of normalisation, so that the model sees a standard normal.
+    The noise is normal with the mean and the deviation of normalisation, so that the model sees a
+    standard normal.
 
     Returns:
       Pixels, float32 and not bounded where `prob` is above 0; the images themselves else.

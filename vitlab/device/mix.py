@@ -1,7 +1,8 @@
-"""Mixup and cutmix of a batch with its reverse, on the device; distributions and box as in timm's `Mixup`.
+"""Mixup and cutmix of a batch with its reverse, on the device; distributions and box as in timm's
+`Mixup`.
 
-mixup: Zhang et al., arXiv:1710.09412. cutmix: Yun et al., arXiv:1905.04899, eq. 1 to 3; the share of the label is that of the pixels
-that are really replaced, since a box is cut off at the border.
+mixup: Zhang et al., arXiv:1710.09412. cutmix: Yun et al., arXiv:1905.04899, eq. 1 to 3; the share
+of the label is that of the pixels that are really replaced, since a box is cut off at the border.
 """
 
 import jax
@@ -52,7 +53,9 @@ def _share_of_cutmix(config: MixConfig) -> float:
 
 
 def _boxes(key: Array, kept: Float[Array, " n"], size: tuple[int, int]) -> tuple[Bool[Array, "n h w"], Float[Array, " n"]]:
-    """Pixels of a box around a uniform centre, whose sides are sqrt(1 - kept) of the image's before the border cuts it; and its share."""
+    """Pixels of a box around a uniform centre, whose sides are sqrt(1 - kept) of the image's before
+    the border cuts it; and its share.
+    """
     inside = []
     for side, k in zip(size, jax.random.split(key), strict=True):
         centre = jax.random.randint(k, kept.shape, 0, side)

@@ -47,7 +47,9 @@ def colour_map(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
 def draw_boxes(
     picture: UInt8[np.ndarray, "h w 3"], boxes: Float[np.ndarray, "n 4"], labels: Sequence[int] | Integer[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Frames of one pixel, more in large pictures, in the colour of the class after the background; boxes are left, top, right, bottom."""
+    """Frames of one pixel, more in large pictures, in the colour of the class after the background;
+    boxes are left, top, right, bottom.
+    """
     out = np.ascontiguousarray(picture).copy()
     width = max(1, min(picture.shape[:2]) // 200)
     for (left, top, right, bottom), label in zip(boxes.round().astype(int).tolist(), labels, strict=True):

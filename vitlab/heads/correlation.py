@@ -1,4 +1,6 @@
-"""Disparity by correlation of two views along their rows (Mayer et al., DispNetC, arXiv:1512.02134; Kendall et al., arXiv:1703.04309)."""
+"""Disparity by correlation of two views along their rows (Mayer et al., DispNetC, arXiv:1512.02134;
+Kendall et al., arXiv:1703.04309).
+"""
 
 from collections.abc import Sequence
 
@@ -17,9 +19,11 @@ from vitlab.layers.roles import declare
 
 
 class Correlation(nnx.Module):
-    """Logits of each disparity d at each pixel of the left view: <left(y, x), right(y, x - d)> / sqrt(dim) + what a context adds.
+    """Logits of each disparity d at each pixel of the left view: <left(y, x), right(y, x - d)> /
+    sqrt(dim) + what a context adds.
 
-    The context is conv3x3(gelu(conv3x3(concat[correlations, left]))), which knows edges and occlusions.
+    The context is conv3x3(gelu(conv3x3(concat[correlations, left]))), which knows edges and
+    occlusions.
     """
 
     def __init__(
@@ -43,7 +47,8 @@ class Correlation(nnx.Module):
         """Logits [pairs, h, w, max_disparity + 1], float32.
 
         Args:
-          features: Maps of both views, [2 pairs, ...], the left and the right one of each pair after each other.
+          features: Maps of both views, [2 pairs, ...], the left and the right one of each pair
+            after each other.
           images: The views, normalised, in the same order.
         """
         maps = self.pixel_map(features, images)
@@ -54,12 +59,16 @@ class Correlation(nnx.Module):
 
 
 def correlations(left: Float[Array, "b h w c"], right: Float[Array, "b h w c"], most: int) -> Float[Array, "b h w k"]:
-    """out[b, y, x, d] = <left[b, y, x], right[b, y, x - d]> / sqrt(c) for d from 0 to `most`; 0 where the right view has ended."""
+    """out[b, y, x, d] = <left[b, y, x], right[b, y, x - d]> / sqrt(c) for d from 0 to `most`; 0
+    where the right view has ended.
+    """
     width = left.shape[2]
     shifted = [jnp.pad(right, ((0, 0), (0, 0), (d, 0), (0, 0)))[:, :, :width] for d in range(most + 1)]
     return jnp.stack([(left * x).sum(-1) for x in shifted], -1) / left.shape[-1] ** 0.5
 
 
 def expected_disparity(logits: Float[Array, "b h w k"]) -> Float[Array, "b h w"]:
-    """The mean of the disparities 0, 1, ... under the softmax of their logits (arXiv:1703.04309, eq. 1)."""
+    """The mean of the disparities 0, 1, ... under the softmax of their logits (arXiv:1703.04309,
+    eq. 1).
+    """
     return (jax.nn.softmax(logits) * jnp.arange(logits.shape[-1], dtype=logits.dtype)).sum(-1)

@@ -1,4 +1,6 @@
-"""A map of the image's own size, in which a trunk says what is where and the pixels say it sharply."""
+"""A map of the image's own size, in which a trunk says what is where and the pixels say it
+sharply.
+"""
 
 from collections.abc import Sequence
 
@@ -17,10 +19,11 @@ from vitlab.layers.norm import LayerNorm
 
 
 class PixelMap(nnx.Module):
-    """gelu(norm(conv3x3(gelu(upsample(one map of all) + conv3x3(pixels))))), which loses no detail of the image to the patches.
+    """gelu(norm(conv3x3(gelu(upsample(one map of all) + conv3x3(pixels))))), which loses no detail
+    of the image to the patches.
 
-    The sum with a convolution of the image is the long skip of restoration networks (Zhang et al., arXiv:1608.03981, learn what is
-    to be added to the image).
+    The sum with a convolution of the image is the long skip of restoration networks (Zhang et al.,
+    arXiv:1608.03981, learn what is to be added to the image).
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""Tokens to one vector by attention (multihead attention pooling, Zhai et al., arXiv:2106.04560, section 3.3)."""
+"""Tokens to one vector by attention (multihead attention pooling, Zhai et al., arXiv:2106.04560,
+section 3.3).
+"""
 
 from collections.abc import Callable
 
@@ -17,7 +19,8 @@ from vitlab.layers.roles import declare
 
 
 class AttentionPool(nnx.Module):
-    """y = attention(latent, x, x) of a learned query; pooled = y + mlp(norm(y)). The parameters have timm's names.
+    """y = attention(latent, x, x) of a learned query; pooled = y + mlp(norm(y)). The parameters
+    have timm's names.
 
     The tokens are taken as they are: they should have been normalised.
     """

@@ -22,13 +22,15 @@ _POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_di
 def run_blocks(
     blocks: Sequence[Callable[..., T]], x: T, *, remat: Remat, scan: bool, train: bool, rngs: nnx.Rngs | None, **options: Any
 ) -> T:
-    """x = block(x, train=train, rngs=rngs, **options) for each block, recomputed in the backward pass as `remat` says.
+    """x = block(x, train=train, rngs=rngs, **options) for each block, recomputed in the backward
+    pass as `remat` says.
 
     What goes from block to block is an array, or a tuple of arrays.
 
-    With `scan`, blocks in a row that differ only in the values of their parameters (and in how often they drop their paths), or
-    groups of such blocks that repeat, are compiled once and run as a loop: the same numbers, less time to compile, and a copy of
-    the blocks' parameters in memory while a step runs.
+    With `scan`, blocks in a row that differ only in the values of their parameters (and in how
+    often they drop their paths), or groups of such blocks that repeat, are compiled once and run as
+    a loop: the same numbers, less time to compile, and a copy of the blocks' parameters in memory
+    while a step runs.
 
     Under a mesh with an axis `fsdp`, results stay split over the batch as the images are, so that
     the compiler gathers parameters and not activations.

@@ -1,4 +1,6 @@
-"""Residual bottlenecks of convolutions: of ResNet (He et al., arXiv:1512.03385) and RegNet (Radosavovic et al., arXiv:2003.13678)."""
+"""Residual bottlenecks of convolutions: of ResNet (He et al., arXiv:1512.03385) and RegNet
+(Radosavovic et al., arXiv:2003.13678).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,9 @@ EXPANSION = 4  # width of a ResNet bottleneck's output / inside
 
 
 class ResNetBottleneck(nnx.Module):
-    """relu(shortcut + 1x1, 3x3 and 1x1 convolutions); the stride is the 3x3's, the shortcut a 1x1 where the shape changes."""
+    """relu(shortcut + 1x1, 3x3 and 1x1 convolutions); the stride is the 3x3's, the shortcut a 1x1
+    where the shape changes.
+    """
 
     def __init__(self, dim: int, out_dim: int, *, stride: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         hidden, options = out_dim // EXPANSION, {"dtype": dtype, "rngs": rngs}
@@ -30,7 +34,9 @@ class ResNetBottleneck(nnx.Module):
 
 
 class RegNetBottleneck(nnx.Module):
-    """relu(shortcut + 1x1, grouped 3x3, gates and 1x1), as wide inside as outside; the gates' width is a quarter of the input's."""
+    """relu(shortcut + 1x1, grouped 3x3, gates and 1x1), as wide inside as outside; the gates' width
+    is a quarter of the input's.
+    """
 
     def __init__(self, dim: int, out_dim: int, *, stride: int, group_width: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "rngs": rngs}

@@ -1,4 +1,6 @@
-"""A bias of attention for each offset, computed from it (log-spaced continuous position bias, Swin v2, arXiv:2111.09883, section 3.3)."""
+"""A bias of attention for each offset, computed from it (log-spaced continuous position bias, Swin
+v2, arXiv:2111.09883, section 3.3).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,12 @@ from vitlab.layers.roles import declare
 
 
 class ContinuousBias(nnx.Module):
-    """Two linear layers from the offset of a query and a key of another grid to a bias a head (TransNeXt, arXiv:2311.17132, section 3.2).
+    """Two linear layers from the offset of a query and a key of another grid to a bias a head
+    (TransNeXt, arXiv:2311.17132, section 3.2).
 
-    Keys stand in the middle of the queries that they are pooled from. Offsets are in units of an eighth of the `measure`d map and then
-    logarithmic. The layers see each offset once; the result is spread over the pairs.
+    Keys stand in the middle of the queries that they are pooled from. Offsets are in units of an
+    eighth of the `measure`d map and then logarithmic. The layers see each offset once; the result
+    is spread over the pairs.
     """
 
     def __init__(self, num_heads: int, *, hidden: int = 512, measure: tuple[int, int], rngs: nnx.Rngs):

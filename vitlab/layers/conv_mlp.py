@@ -39,7 +39,9 @@ class ConvMlp(nnx.Module):
 
 
 class ConvGlu(nnx.Module):
-    """fc2(gelu(dwconv(a)) * v) over a map, a and v the halves of fc1(x): a gated ConvMlp (TransNeXt, arXiv:2311.17132, section 3.4)."""
+    """fc2(gelu(dwconv(a)) * v) over a map, a and v the halves of fc1(x): a gated ConvMlp
+    (TransNeXt, arXiv:2311.17132, section 3.4).
+    """
 
     def __init__(self, dim: int, *, mlp_dim: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.fc1 = Linear(dim, 2 * mlp_dim, dtype=dtype, rngs=rngs)

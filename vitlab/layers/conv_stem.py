@@ -1,4 +1,6 @@
-"""Three convolutions before the patches of token-labelling networks (LV-ViT, Jiang et al., arXiv:2104.10858)."""
+"""Three convolutions before the patches of token-labelling networks (LV-ViT, Jiang et al.,
+arXiv:2104.10858).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ from vitlab.layers.conv import Conv
 
 
 class ConvStem(nnx.Module):
-    """Convolutions of 7, 3 and 3 pixels a side, the first of stride 2, each normalised by its batch and rectified."""
+    """Convolutions of 7, 3 and 3 pixels a side, the first of stride 2, each normalised by its batch
+    and rectified.
+    """
 
     def __init__(self, in_channels: int, dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.convs = nnx.List(

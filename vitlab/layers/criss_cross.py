@@ -1,4 +1,6 @@
-"""Criss-cross attention (CCNet, Huang et al., arXiv:1811.11721): each position attends to its row and its column."""
+"""Criss-cross attention (CCNet, Huang et al., arXiv:1811.11721): each position attends to its row
+and its column.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,11 @@ from vitlab.layers.widths import check_widths
 
 
 class CrissCrossAttention(nnx.Module):
-    """x + gamma times what one softmax over the row and the column of a position finds, its own position once (eq. 1 and 2).
+    """x + gamma times what one softmax over the row and the column of a position finds, its own
+    position once (eq. 1 and 2).
 
-    Twice in a row, with the same weights, a position reaches all others (RCCA). gamma is 0 at first; there is no factor before the softmax.
+    Twice in a row, with the same weights, a position reaches all others (RCCA). gamma is 0 at
+    first; there is no factor before the softmax.
     """
 
     def __init__(self, dim: int, *, reduction: int = 8, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):

@@ -1,4 +1,6 @@
-"""Efficient local attention (ELA, Xu and Wan, arXiv:2403.01123): gates for rows and columns from convolved strip means."""
+"""Efficient local attention (ELA, Xu and Wan, arXiv:2403.01123): gates for rows and columns from
+convolved strip means.
+"""
 
 import math
 
@@ -12,15 +14,18 @@ from vitlab.layers.group_norm import GroupNorm
 from vitlab.layers.initial import he_normal
 from vitlab.layers.widths import check_widths
 
-# Side of the kernel, channels a group of the convolution (0: all are its groups' own, depthwise), groups of the norm (table 1).
+# Side of the kernel, channels a group of the convolution (0: all are its groups' own, depthwise),
+# groups of the norm (table 1).
 SIZES = {"tiny": (5, 1, 32), "base": (7, 1, 16), "small": (5, 8, 16), "large": (7, 8, 16)}
 
 
 class Ela(nnx.Module):
-    """x times a gate for its row and one for its column, sigmoids of the normalised convolution of the strip means (eq. 4 to 7).
+    """x times a gate for its row and one for its column, sigmoids of the normalised convolution of
+    the strip means (eq. 4 to 7).
 
-    As in the authors' code rows and columns share the convolution, which has no bias, and the norm. The paper's sizes are T, B, S and L
-    of `SIZES`; where the norm's groups do not divide the width, the largest common divisor takes their place.
+    As in the authors' code rows and columns share the convolution, which has no bias, and the norm.
+    The paper's sizes are T, B, S and L of `SIZES`; where the norm's groups do not divide the width,
+    the largest common divisor takes their place.
     """
 
     def __init__(

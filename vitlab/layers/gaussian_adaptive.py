@@ -1,4 +1,6 @@
-"""Gaussian adaptive attention (GAAM, Ioannides et al., arXiv:2401.11143): features weighed by how usual their values are."""
+"""Gaussian adaptive attention (GAAM, Ioannides et al., arXiv:2401.11143): features weighed by how
+usual their values are.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,11 @@ EPS = 1e-8  # of the variance, and the least sum of the weights
 
 
 class GaussianHead(nnx.Module):
-    """x times the normalised product of Gaussians of its standardised values along an axis (section 3.1).
+    """x times the normalised product of Gaussians of its standardised values along an axis (section
+    3.1).
 
-    As in the authors' code the Gaussians are multiplied, not added, their widths may have any sign, and the variance is the unbiased one.
+    As in the authors' code the Gaussians are multiplied, not added, their widths may have any sign,
+    and the variance is the unbiased one.
     """
 
     def __init__(self, *, num_gaussians: int, rngs: nnx.Rngs):
@@ -48,7 +52,9 @@ class GaussianLayer(nnx.Module):
 
 
 class GaussianAdaptiveAttention(nnx.Module):
-    """Layers x + layer(x), each with its axis, heads and Gaussians; -1 is the axis of the channels."""
+    """Layers x + layer(x), each with its axis, heads and Gaussians; -1 is the axis of the
+    channels.
+    """
 
     def __init__(
         self,

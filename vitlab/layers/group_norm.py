@@ -10,7 +10,9 @@ from vitlab.layers.initial import full
 
 
 class GroupNorm(nnx.Module):
-    """Normalises neighbouring channels over all positions (Wu and He, arXiv:1803.08494), in float32, returned in `dtype`."""
+    """Normalises neighbouring channels over all positions (Wu and He, arXiv:1803.08494), in
+    float32, returned in `dtype`.
+    """
 
     def __init__(self, dim: int, *, num_groups: int = 1, eps: float = 1e-5, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         del rngs  # nothing here is random

@@ -1,4 +1,6 @@
-"""Mixture of heads (MoH, Jin et al., arXiv:2410.11842, section 3.3): a weight for each token and head, zero for some heads."""
+"""Mixture of heads (MoH, Jin et al., arXiv:2410.11842, section 3.3): a weight for each token and
+head, zero for some heads.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,12 @@ from vitlab.layers.linear import Linear
 
 
 class HeadGates(nnx.Module):
-    """Weights of the heads' outputs: the first `shared` heads always count, of the others the `routed` best of a token.
+    """Weights of the heads' outputs: the first `shared` heads always count, of the others the
+    `routed` best of a token.
 
-    Softmax over either kind times the number of heads that count, so that a weight is one in the mean; with both kinds, two more
-    weights balance them. As in the authors' code all heads are computed. The loss that balances the heads' use is not part of it.
+    Softmax over either kind times the number of heads that count, so that a weight is one in the
+    mean; with both kinds, two more weights balance them. As in the authors' code all heads are
+    computed. The loss that balances the heads' use is not part of it.
     """
 
     def __init__(self, dim: int, *, num_heads: int, shared: int, routed: int, rngs: nnx.Rngs):

@@ -109,7 +109,9 @@ def uniform(bound: float) -> nnx.Initializer:
 
 @functools.cache
 def gabor(alpha: float, omega: float) -> nnx.Initializer:
-    """Frequencies: uniform in [-1, 1) / sqrt(inputs), times 2 pi omega and a draw of the gamma distribution of this shape (scale 1)."""
+    """Frequencies: uniform in [-1, 1) / sqrt(inputs), times 2 pi omega and a draw of the gamma
+    distribution of this shape (scale 1).
+    """
     factor = 2 * math.pi * omega
     return _drawn(
         lambda key, shape: np.asarray(

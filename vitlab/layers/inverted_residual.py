@@ -1,4 +1,6 @@
-"""Inverted residuals of MobileNetV3 (Howard et al., arXiv:1905.02244, section 5): wide inside, depthwise, gated by their mean."""
+"""Inverted residuals of MobileNetV3 (Howard et al., arXiv:1905.02244, section 5): wide inside,
+depthwise, gated by their mean.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,9 @@ class HardSqueezeExcite(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """Expansion (where it widens), depthwise convolution, gates, projection; plus the input where the shape stays."""
+    """Expansion (where it widens), depthwise convolution, gates, projection; plus the input where
+    the shape stays.
+    """
 
     def __init__(
         self,

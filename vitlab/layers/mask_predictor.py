@@ -1,4 +1,6 @@
-"""Which keys each query attends to, predicted by attention of low rank (Sparsifiner, Wei et al., arXiv:2303.13755, section 3.2)."""
+"""Which keys each query attends to, predicted by attention of low rank (Sparsifiner, Wei et al.,
+arXiv:2303.13755, section 3.2).
+"""
 
 import math
 
@@ -15,13 +17,15 @@ from vitlab.layers.roles import declare
 
 
 class MaskPredictor(nnx.Module):
-    """Masks [n, n] from queries and keys of a map of tokens after a class token, which attends to all.
+    """Masks [n, n] from queries and keys of a map of tokens after a class token, which attends to
+    all.
 
-    Narrow keys are mixed to `rank` landmarks; a query's softmax over these are coefficients of a learned basis [rank, n], whose
-    combination approximates its attention; its largest entries are the mask. As in the authors' code the logits are scaled by
-    num_heads ** -0.5, only the largest coefficients count, and small entries of the basis, whose sign does not count, are 0. No
-    gradient flows through the mask: `approximation` is what is fitted to attention. The basis and the way to the landmarks have a row
-    a token; for another map than `grid` they are resampled.
+    Narrow keys are mixed to `rank` landmarks; a query's softmax over these are coefficients of a
+    learned basis [rank, n], whose combination approximates its attention; its largest entries are
+    the mask. As in the authors' code the logits are scaled by num_heads ** -0.5, only the largest
+    coefficients count, and small entries of the basis, whose sign does not count, are 0. No
+    gradient flows through the mask: `approximation` is what is fitted to attention. The basis and
+    the way to the landmarks have a row a token; for another map than `grid` they are resampled.
     """
 
     def __init__(
@@ -51,7 +55,9 @@ class MaskPredictor(nnx.Module):
         grid: tuple[int, int],
         alive: Bool[Array, "b n"] | None = None,
     ) -> Float[Array, "b heads m rank"]:
-        """Softmax of each query but the first over the landmarks, float32; tokens that are not alive are zeros."""
+        """Softmax of each query but the first over the landmarks, float32; tokens that are not
+        alive are zeros.
+        """
         narrow = self.proj_c_q(query), self.proj_c_k(key)
         q, k = (y if alive is None else jnp.where(alive[:, :, None, None], y, 0) for y in narrow)
         landmarks = jnp.einsum("bnhc,nr->bhrc", k, self._of(self.proj_n, grid).astype(k.dtype))
@@ -61,7 +67,9 @@ class MaskPredictor(nnx.Module):
     def approximation(
         self, query: Float[Array, "b n heads head_dim"], key: Float[Array, "b n heads head_dim"], grid: tuple[int, int]
     ) -> Float[Array, "b heads m n"]:
-        """Attention of low rank of each query but the first, which training fits to a teacher's attention."""
+        """Attention of low rank of each query but the first, which training fits to a teacher's
+        attention.
+        """
         return self.coefficients(query, key, grid) @ self._of(self.proj_back_n, grid).T
 
     def _of(self, table: nnx.Param, grid: tuple[int, int]) -> Float[Array, "n rank"]:
@@ -87,7 +95,9 @@ class MaskPredictor(nnx.Module):
 
 
 def largest(x: Float[Array, "*b n"], count: int) -> Bool[Array, "*b n"]:
-    """Whether an entry is one of the `count` largest of the last axis; of equal ones the first count."""
+    """Whether an entry is one of the `count` largest of the last axis; of equal ones the first
+    count.
+    """
     places = jax.lax.top_k(x, count)[1]
     return jnp.put_along_axis(jnp.zeros(x.shape, bool), places, True, axis=-1, inplace=False)
 

@@ -1,4 +1,6 @@
-"""MSA-Conv (TiC, Zhang et al., arXiv:2310.04134): self-attention over the taps of a convolution, then a convolution."""
+"""MSA-Conv (TiC, Zhang et al., arXiv:2310.04134): self-attention over the taps of a convolution,
+then a convolution.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,9 @@ from vitlab.layers.linear import Linear
 class MSAConv(nnx.Module):
     """relu(conv(x + attention of each position to the taps of a kernel around it)).
 
-    Follows the released operator: one head over all channels, no positions, and taps outside of the map are keys and values of zeros,
-    not masked. The stride and padding are the convolution's, the dilation the attention's. The network TiC, its cyclic shifts and its
-    pooling are not released.
+    Follows the released operator: one head over all channels, no positions, and taps outside of the
+    map are keys and values of zeros, not masked. The stride and padding are the convolution's, the
+    dilation the attention's. The network TiC, its cyclic shifts and its pooling are not released.
     """
 
     def __init__(

@@ -15,8 +15,9 @@ from vitlab.layers.roles import declare
 class PlacedPatches(nnx.Module):
     """Patches of a map, normalised, plus a learned position embedding.
 
-    As in the authors' code rows and columns that fill no patch are left out, and for another map than `grid` the embedding
-    is resized (bilinear). With `prefix` the embedding has one more position, the first, for a token that is not of the map.
+    As in the authors' code rows and columns that fill no patch are left out, and for another map
+    than `grid` the embedding is resized (bilinear). With `prefix` the embedding has one more
+    position, the first, for a token that is not of the map.
     """
 
     def __init__(

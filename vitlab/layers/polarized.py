@@ -1,4 +1,6 @@
-"""Polarized self-attention (Liu et al., arXiv:2107.00782): a gate for each channel and one for each position."""
+"""Polarized self-attention (Liu et al., arXiv:2107.00782): a gate for each channel and one for each
+position.
+"""
 
 from typing import Literal
 
@@ -14,11 +16,13 @@ from vitlab.layers.widths import check_widths
 
 
 class PolarizedSelfAttention(nnx.Module):
-    """Channels weighed by what one query finds in the map, positions by what the mean query finds in the channels.
+    """Channels weighed by what one query finds in the map, positions by what the mean query finds
+    in the channels.
 
-    Follows the authors' code, not the paper's equations: no factor before the softmax, the channels' gate has a norm in the sequential
-    layout only, and the softmax of the positions is over the finished products (parallel) or over the keys (sequential). In parallel
-    both gates weigh the input and the results are added; else the second weighs what the first has made.
+    Follows the authors' code, not the paper's equations: no factor before the softmax, the
+    channels' gate has a norm in the sequential layout only, and the softmax of the positions is
+    over the finished products (parallel) or over the keys (sequential). In parallel both gates
+    weigh the input and the results are added; else the second weighs what the first has made.
     """
 
     def __init__(self, dim: int, *, layout: Literal["parallel", "sequential"] = "parallel", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):

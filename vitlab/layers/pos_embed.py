@@ -26,8 +26,9 @@ RESIZE_WORDS: dict[PosResize, str] = {
 def position_table(key: Any, grid: tuple[int, int], dim: int, *, num_prefix: int = 0, resize: PosResize = "antialias") -> nnx.Param:
     """A learned position embedding [1, num_prefix + rows * columns, dim].
 
-    Its metadata `grid` says the rows and columns of patches: their product, which is the shape, does not tell 14 x 14 from
-    7 x 28, and loading weights of another grid resamples them by the rule that its metadata `resize` names.
+    Its metadata `grid` says the rows and columns of patches: their product, which is the shape,
+    does not tell 14 x 14 from 7 x 28, and loading weights of another grid resamples them by the
+    rule that its metadata `resize` names.
 
     Args:
       key: The key of the parameter, from `InitRngs.params`.
@@ -40,9 +41,11 @@ def position_table(key: Any, grid: tuple[int, int], dim: int, *, num_prefix: int
 
 
 def sincos_2d(height: int, width: int, dim: int, *, temperature: float = 10_000.0, endpoint: bool = True) -> Float[np.ndarray, "1 n dim"]:
-    """Fixed sine-cosine embedding of the two coordinates, half of the width each, columns first (MoCo v3, arXiv:2104.02057).
+    """Fixed sine-cosine embedding of the two coordinates, half of the width each, columns first
+    (MoCo v3, arXiv:2104.02057).
 
-    With `endpoint` the lowest frequency is 1 / temperature; without it (MAE, arXiv:2111.06377) the next one would be.
+    With `endpoint` the lowest frequency is 1 / temperature; without it (MAE, arXiv:2111.06377) the
+    next one would be.
 
     Raises:
       ValueError: dim is not a multiple of 4.
@@ -64,7 +67,9 @@ def resample(
     num_prefix: int = 0,
     resize: PosResize = "antialias",
 ) -> Float[Array, "1 m dim"]:
-    """Resizes the grid part of a position embedding from `old` to `new` (height, width); the prefix tokens keep theirs."""
+    """Resizes the grid part of a position embedding from `old` to `new` (height, width); the prefix
+    tokens keep theirs.
+    """
     if old == new:
         return pos_embed
     prefix, grid = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]

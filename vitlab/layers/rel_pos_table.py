@@ -1,4 +1,6 @@
-"""A bias of attention for each relative position of two patches and for the class token (BEiT, Bao et al., arXiv:2106.08254)."""
+"""A bias of attention for each relative position of two patches and for the class token (BEiT, Bao
+et al., arXiv:2106.08254).
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,11 @@ CLASS_ENTRIES = 3  # class token to patch, patch to class token, class token to 
 
 
 class RelPosTable(nnx.Module):
-    """A table [1, 3 + (2 rows - 1)(2 columns - 1), heads]: the class token's entries, then those of query - key, row-major.
+    """A table [1, 3 + (2 rows - 1)(2 columns - 1), heads]: the class token's entries, then those of
+    query - key, row-major.
 
-    On another grid than its own the entries of relative positions are resampled, bicubic with antialiasing, as for absolute ones.
+    On another grid than its own the entries of relative positions are resampled, bicubic with
+    antialiasing, as for absolute ones.
     """
 
     def __init__(self, grid: tuple[int, int], *, num_heads: int, rngs: nnx.Rngs):

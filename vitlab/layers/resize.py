@@ -9,7 +9,9 @@ Taps = list[tuple[np.ndarray, np.ndarray]]  # for each tap: old position [new] a
 
 
 def bicubic_taps(size: int, new_size: int, *, scale: float | None = None) -> Taps:
-    """Four taps around the half-pixel centre, the border repeated; `scale` is new pixels per old one, None the sizes' ratio."""
+    """Four taps around the half-pixel centre, the border repeated; `scale` is new pixels per old
+    one, None the sizes' ratio.
+    """
     source = (np.arange(new_size) + 0.5) * (size / new_size if scale is None else 1 / scale) - 0.5
     first = np.floor(source).astype(int)
     taps = []

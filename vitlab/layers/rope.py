@@ -1,4 +1,6 @@
-"""Rotary positions of a grid of tokens (Su et al., arXiv:2104.09864), in the forms of three published vision transformers."""
+"""Rotary positions of a grid of tokens (Su et al., arXiv:2104.09864), in the forms of three
+published vision transformers.
+"""
 
 from typing import Literal
 
@@ -6,21 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# DINOv3 (arXiv:2508.10104, section 3.2), EVA-02 (arXiv:2303.11331, section 2) and Perception Encoder (arXiv:2504.13181): they differ in
-# frequencies, in the coordinates of a token and in which channels form a pair.
+# DINOv3 (arXiv:2508.10104, section 3.2), EVA-02 (arXiv:2303.11331, section 2) and Perception
+# Encoder (arXiv:2504.13181): they differ in frequencies, in the coordinates of a token and in which
+# channels form a pair.
 Rope = Literal["dinov3", "eva02", "pe"]
 
 
 def rotation(rope: Rope, grid: tuple[int, int], head_dim: int, *, num_prefix: int, reference: int) -> Float[np.ndarray, "2 n head_dim"]:
-    """Cosines and sines of every token's angles, computed in float64 by numpy; those of prefix tokens turn nothing.
+    """Cosines and sines of every token's angles, computed in float64 by numpy; those of prefix
+    tokens turn nothing.
 
     Args:
       rope: The published form.
       grid: Rows and columns of patches.
       head_dim: Width of a head, a multiple of 4.
       num_prefix: Tokens before the patches.
-      reference: Rows, and columns, of the grid of pre-training, onto which `eva02` and `pe` stretch every other grid. `dinov3` has
-        coordinates from -1 to 1 on any grid. `pe` counts from 1 where there are prefix tokens, as its authors' code does.
+      reference: Rows, and columns, of the grid of pre-training, onto which `eva02` and `pe` stretch
+        every other grid. `dinov3` has coordinates from -1 to 1 on any grid. `pe` counts from 1
+        where there are prefix tokens, as its authors' code does.
 
     Raises:
       ValueError: head_dim is no multiple of 4.
@@ -41,7 +46,9 @@ def rotation(rope: Rope, grid: tuple[int, int], head_dim: int, *, num_prefix: in
 
 
 def rotate(x: Float[Array, "b n *h head_dim"], table: Float[Array, "2 n head_dim"], rope: Rope) -> Float[Array, "b n *h head_dim"]:
-    """x cos + R(x) sin, in float32. R turns channel pairs: (i, i + head_dim / 2) for `dinov3`, else (2i, 2i + 1)."""
+    """x cos + R(x) sin, in float32. R turns channel pairs: (i, i + head_dim / 2) for `dinov3`, else
+    (2i, 2i + 1).
+    """
     cos, sin = (t.reshape(t.shape[0], *(1,) * (x.ndim - 3), t.shape[1])[None] for t in table)
     wide = x.astype(jnp.float32)
     if rope == "dinov3":

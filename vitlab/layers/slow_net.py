@@ -1,4 +1,6 @@
-"""Slow nets (Zhang, arXiv:2401.17948, section 3.1): a small network of coordinates whose values are another's weights."""
+"""Slow nets (Zhang, arXiv:2401.17948, section 3.1): a small network of coordinates whose values are
+another's weights.
+"""
 
 import math
 
@@ -19,7 +21,8 @@ _KEPT, _NORMALISED = 1.0, 0.1  # parts of the renormalised features that are as 
 
 
 class SlowNet(nnx.Module):
-    """Products of sines of the coordinates and of linear maps (MAGNet, arXiv:2111.13583's form) on a grid of fixed size.
+    """Products of sines of the coordinates and of linear maps (MAGNet, arXiv:2111.13583's form) on
+    a grid of fixed size.
 
     Coordinates are -1 to 1 along each axis. All is float32: the frequencies are high.
     """
@@ -50,9 +53,11 @@ class SlowNet(nnx.Module):
 
 
 class ContextSlowNet(SlowNet):
-    """A slow net of depthwise kernels whose features are weighed by those of a map, averaged over the batch.
+    """A slow net of depthwise kernels whose features are weighed by those of a map, averaged over
+    the batch.
 
-    As in the authors' code the features are renormalised: as they were, without a gradient, plus a tenth of those of unit length.
+    As in the authors' code the features are renormalised: as they were, without a gradient, plus a
+    tenth of those of unit length.
     """
 
     def __init__(self, side: int, dim: int, *, hidden: int, depth: int, rngs: nnx.Rngs):

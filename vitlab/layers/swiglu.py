@@ -11,7 +11,9 @@ from vitlab.layers.norm import LayerNorm
 
 
 class SwiGLU(nnx.Module):
-    """fc2(norm(silu(gate) * value)), gate = fc1_g(x) and value = fc1_x(x), or, `packed`, the two halves of fc1(x)."""
+    """fc2(norm(silu(gate) * value)), gate = fc1_g(x) and value = fc1_x(x), or, `packed`, the two
+    halves of fc1(x).
+    """
 
     def __init__(
         self,

@@ -1,4 +1,6 @@
-"""Fewer tokens by their scores, with static shapes: how many stay is known before the values are."""
+"""Fewer tokens by their scores, with static shapes: how many stay is known before the values
+are.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,9 @@ from jaxtyping import Array, Float, Int
 
 
 def best_tokens(scores: Float[Array, "b n"], count: int) -> Int[Array, "b count"]:
-    """Places of the tokens of the highest scores, the best first; of equal scores the first ones."""
+    """Places of the tokens of the highest scores, the best first; of equal scores the first
+    ones.
+    """
     return jax.lax.top_k(scores, count)[1]
 
 
@@ -22,6 +26,8 @@ def fused_rest(x: Float[Array, "b n d"], scores: Float[Array, "b n"], kept: Int[
 
 
 def put_back(canvas: Float[Array, "b n d"], x: Float[Array, "b m d"], places: Int[Array, "b m"]) -> Float[Array, "b n d"]:
-    """The canvas with the tokens at their places; a token whose place is n belongs nowhere and is left out."""
+    """The canvas with the tokens at their places; a token whose place is n belongs nowhere and is
+    left out.
+    """
     rows = jnp.arange(len(canvas))[:, None]
     return canvas.at[rows, places].set(x, mode="drop")

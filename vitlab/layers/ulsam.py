@@ -1,4 +1,6 @@
-"""ULSAM (Saini et al., arXiv:2006.15102): a spatial attention map of its own for each subspace of channels."""
+"""ULSAM (Saini et al., arXiv:2006.15102): a spatial attention map of its own for each subspace of
+channels.
+"""
 
 import jax
 import jax.numpy as jnp

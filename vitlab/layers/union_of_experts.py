@@ -1,4 +1,6 @@
-"""Union of experts (UoE, Yang et al., arXiv:2503.02495): attention and perceptron cut into experts that take some of the tokens each."""
+"""Union of experts (UoE, Yang et al., arXiv:2503.02495): attention and perceptron cut into experts
+that take some of the tokens each.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,15 @@ from vitlab.layers.rotary import rotate, sequence_angles
 
 
 class UnionAttention(nnx.Module):
-    """Selective multi-head attention: an expert is a head, and its tokens attend to each other only (section 3.3).
+    """Selective multi-head attention: an expert is a head, and its tokens attend to each other only
+    (section 3.3).
 
-    Follows the authors' code: the second half of each expert's share of the input is turned by its place in the row-major sequence and
-    put first, a router chooses `top_k` experts a token, every expert takes as many tokens of each image as the busiest one of the batch,
-    those of the highest route, and the routes do not weigh the output. Images of a batch therefore touch each other. How many tokens that
-    is follows from values: here all tokens are computed and the others masked, so nothing is saved.
+    Follows the authors' code: the second half of each expert's share of the input is turned by its
+    place in the row-major sequence and put first, a router chooses `top_k` experts a token, every
+    expert takes as many tokens of each image as the busiest one of the batch, those of the highest
+    route, and the routes do not weigh the output. Images of a batch therefore touch each other. How
+    many tokens that is follows from values: here all tokens are computed and the others masked, so
+    nothing is saved.
     """
 
     def __init__(
@@ -61,10 +66,12 @@ class UnionAttention(nnx.Module):
 
 
 class UnionMlp(nnx.Module):
-    """A perceptron whose hidden units are cut into experts, each of which takes `share` of the tokens of an image (section 3.4).
+    """A perceptron whose hidden units are cut into experts, each of which takes `share` of the
+    tokens of an image (section 3.4).
 
-    Follows the authors' code: a token's routes are its `top_k` largest, divided by their sum over the batch (plus `eps`), so that images
-    of a batch touch each other; an expert takes the tokens of the highest routes, and the routes do not weigh the output.
+    Follows the authors' code: a token's routes are its `top_k` largest, divided by their sum over
+    the batch (plus `eps`), so that images of a batch touch each other; an expert takes the tokens
+    of the highest routes, and the routes do not weigh the output.
     """
 
     def __init__(

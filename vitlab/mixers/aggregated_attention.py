@@ -1,4 +1,6 @@
-"""Aggregated attention (TransNeXt, Shi, arXiv:2311.17132, section 3.2): the tokens around a query and the pooled map, in one softmax."""
+"""Aggregated attention (TransNeXt, Shi, arXiv:2311.17132, section 3.2): the tokens around a query
+and the pooled map, in one softmax.
+"""
 
 import math
 
@@ -25,7 +27,9 @@ _AROUND = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))  # the token
 
 
 class ScaledQueries(nnx.Module):
-    """Queries of unit length, plus an embedding, times a temperature a head and the logarithm of the number of keys (eq. 9)."""
+    """Queries of unit length, plus an embedding, times a temperature a head and the logarithm of
+    the number of keys (eq. 9).
+    """
 
     def __init__(self, num_heads: int, head_dim: int, *, rngs: nnx.Rngs):
         self.temperature = nnx.Param(full(num_heads, _TEMPERATURE))
@@ -38,7 +42,9 @@ class ScaledQueries(nnx.Module):
 
 
 class CosineAttention(nnx.Module):
-    """Global attention of scaled unit queries to unit keys with a continuous position bias; `gates` weigh the heads (MoH)."""
+    """Global attention of scaled unit queries to unit keys with a continuous position bias; `gates`
+    weigh the heads (MoH).
+    """
 
     def __init__(
         self,
@@ -65,9 +71,11 @@ class CosineAttention(nnx.Module):
 
 
 class AggregatedAttention(nnx.Module):
-    """Attention of each token to the 3 x 3 tokens around it and to a pooled map; `gates` weigh the heads (MoH, arXiv:2410.11842).
+    """Attention of each token to the 3 x 3 tokens around it and to a pooled map; `gates` weigh the
+    heads (MoH, arXiv:2410.11842).
 
-    Beside the attention a token sums its surroundings with weights that its query alone gives. Tokens outside of the map are no keys.
+    Beside the attention a token sums its surroundings with weights that its query alone gives.
+    Tokens outside of the map are no keys.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ from vitlab.layers.linear import Linear
 
 
 class CrossShapedAttention(nnx.Module):
-    """Half of the heads attend inside vertical stripes, the others inside horizontal ones; a convolution of the values is added.
+    """Half of the heads attend inside vertical stripes, the others inside horizontal ones; a
+    convolution of the values is added.
 
     The convolution does not see beyond its stripe. Stripes that overhang a map see what is there.
     """

@@ -49,7 +49,9 @@ class InLineAttention(nnx.Module):
         return self.tokens(x.reshape(b, h * w, c), (h, w), chooses).reshape(b, h, w, c)
 
     def tokens(self, x: Float[Array, "b n d"], grid: tuple[int, int], chooses: Float[Array, "b d"] | None = None) -> Float[Array, "b n d"]:
-        """The same for the tokens of a map in row-major order after any class tokens, which the convolution does not see."""
+        """The same for the tokens of a map in row-major order after any class tokens, which the
+        convolution does not see.
+        """
         b, n, d = x.shape
         first = n - grid[0] * grid[1]
         if self.q is not None and self.kv is not None:

@@ -1,4 +1,6 @@
-"""Attention inside the units that a masked image hides as a whole, or of all tokens, with pooled queries (Hiera, arXiv:2306.00989)."""
+"""Attention inside the units that a masked image hides as a whole, or of all tokens, with pooled
+queries (Hiera, arXiv:2306.00989).
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +13,9 @@ from vitlab.layers.tensor_split import project_qkv
 
 
 class MaskUnitAttention(nnx.Module):
-    """Tokens attend inside square units, whose sides the map's must be multiples of; queries may be the maximum of 2 x 2 tokens."""
+    """Tokens attend inside square units, whose sides the map's must be multiples of; queries may be
+    the maximum of 2 x 2 tokens.
+    """
 
     def __init__(
         self,

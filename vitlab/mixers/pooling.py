@@ -9,7 +9,9 @@ from vitlab.bounds import Side
 
 
 class Pooling(nnx.Module):
-    """The mean over the neighbours of each position that lie inside the map, less the position itself; no parameters."""
+    """The mean over the neighbours of each position that lie inside the map, less the position
+    itself; no parameters.
+    """
 
     def __init__(
         self,

@@ -15,10 +15,11 @@ from vitlab.layers.roles import declare
 
 
 class RelativeAttention(nnx.Module):
-    """Every position attends to every position; a logit is the product of query and key plus a number for their offset.
+    """Every position attends to every position; a logit is the product of query and key plus a
+    number for their offset.
 
-    The projection is laid out [heads, 3, head_dim], as in timm. The table is kept for maps of `grid`; for others it is resampled
-    (bicubic).
+    The projection is laid out [heads, 3, head_dim], as in timm. The table is kept for maps of
+    `grid`; for others it is resampled (bicubic).
     """
 
     def __init__(

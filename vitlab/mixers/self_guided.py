@@ -1,7 +1,9 @@
-"""Self-guided attention (SG-Former, Ren et al., arXiv:2308.12216, section 3): one attention finds what the next is guided by.
+"""Self-guided attention (SG-Former, Ren et al., arXiv:2308.12216, section 3): one attention finds
+what the next is guided by.
 
-`HybridScaleAttention` returns a map of significance, by which `SelfGuidedAttention` merges tokens into keys: many insignificant ones
-into one, few significant ones. Both add a convolution of the tokens to the result (LePE).
+`HybridScaleAttention` returns a map of significance, by which `SelfGuidedAttention` merges tokens
+into keys: many insignificant ones into one, few significant ones. Both add a convolution of the
+tokens to the result (LePE).
 """
 
 import jax
@@ -19,8 +21,9 @@ from vitlab.layers.norm import LayerNorm
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.layers.resize import resize_nearest
 
-# Reduction of the hybrid attention -> for each group of tokens, the least significant first, its share of the tokens (in quarters)
-# and the number of tokens that are merged into a key. Numbers are those of maps of 56, 28 and 14 tokens a side.
+# Reduction of the hybrid attention -> for each group of tokens, the least significant first, its
+# share of the tokens (in quarters) and the number of tokens that are merged into a key. Numbers are
+# those of maps of 56, 28 and 14 tokens a side.
 GROUPS = {8: ((1, 196), (2, 56), (1, 28)), 4: ((1, 49), (2, 14), (1, 7)), 2: ((2, 2), (2, 1))}
 
 
@@ -36,10 +39,12 @@ class LocalEncoding(nnx.Module):
 
 
 class HybridScaleAttention(nnx.Module):
-    """Half of the heads attend to cells of the map, the others inside windows; a map of at least `sr_ratio` tokens a side.
+    """Half of the heads attend to cells of the map, the others inside windows; a map of at least
+    `sr_ratio` tokens a side.
 
-    The significance of a token is the mean attention that it gets in its window, plus the mean that its cell gets; no gradient
-    goes through it. A map that is not whole windows is padded, and what is padded is not seen.
+    The significance of a token is the mean attention that it gets in its window, plus the mean that
+    its cell gets; no gradient goes through it. A map that is not whole windows is padded, and what
+    is padded is not seen.
     """
 
     def __init__(
@@ -94,8 +99,9 @@ class HybridScaleAttention(nnx.Module):
 class SelfGuidedAttention(nnx.Module):
     """Every token attends to keys merged from tokens in the order of their significance.
 
-    Half of the heads see the tokens sorted from the map's rows, the others from its columns; merging is a learned sum for each group.
-    Of a number of tokens that the groups do not divide, the least significant are padded with zeros.
+    Half of the heads see the tokens sorted from the map's rows, the others from its columns;
+    merging is a learned sum for each group. Of a number of tokens that the groups do not divide,
+    the least significant are padded with zeros.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""Spatial-reduction attention (PVT, Wang et al., arXiv:2102.12122, section 3.3) and its linear form (PVT v2, arXiv:2106.13797)."""
+"""Spatial-reduction attention (PVT, Wang et al., arXiv:2102.12122, section 3.3) and its linear form
+(PVT v2, arXiv:2106.13797).
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,10 +17,12 @@ from vitlab.layers.pool import adaptive_average_pool
 
 
 class SpatialReductionAttention(nnx.Module):
-    """Every position attends to cells of the map: a strided convolution and a norm make one token of each.
+    """Every position attends to cells of the map: a strided convolution and a norm make one token
+    of each.
 
-    With `pool_size` the cells are means over as many bins an axis, a pointwise convolution, norm and GELU, so that the number of keys
-    does not grow with the map. A map must have `sr_ratio` rows and columns; those that fill no cell are not seen.
+    With `pool_size` the cells are means over as many bins an axis, a pointwise convolution, norm
+    and GELU, so that the number of keys does not grow with the map. A map must have `sr_ratio` rows
+    and columns; those that fill no cell are not seen.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class SpatialReductionAttention(nnx.Module):
         return self.tokens(x.reshape(x.shape[0], -1, x.shape[-1]), (x.shape[1], x.shape[2])).reshape(x.shape)
 
     def tokens(self, x: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b n d"]:
-        """The same for the tokens of a map in row-major order; without reduction, for any tokens."""
+        """The same for the tokens of a map in row-major order; without reduction, for any
+        tokens.
+        """
         b, n, d = x.shape
         seen = x if self.sr is None else self._cells(x.reshape(b, *grid, d))
         k, v = (y.reshape(b, -1, self.num_heads, self.head_dim) for y in jnp.split(self.kv(seen), 2, -1))

@@ -1,8 +1,10 @@
-"""CoAtNet (Dai et al., arXiv:2106.04803): two stages of MBConv, then two of attention with a bias for each relative position.
+"""CoAtNet (Dai et al., arXiv:2106.04803): two stages of MBConv, then two of attention with a bias
+for each relative position.
 
-The authors published no code: the network is timm's `coatnet_*_224`, whose MBConv, stem and head are those of the same authors'
-MaxViT (arXiv:2204.01697): its MBConv pools its shortcut on the average where the paper says the maximum, expands the width of its
-output, strides in the depthwise convolution, and a tanh layer stands before the classes. Departs from timm: any image size; maps of
+The authors published no code: the network is timm's `coatnet_*_224`, whose MBConv, stem and head
+are those of the same authors' MaxViT (arXiv:2204.01697): its MBConv pools its shortcut on the
+average where the paper says the maximum, expands the width of its output, strides in the depthwise
+convolution, and a tanh layer stands before the classes. Departs from timm: any image size; maps of
 odd sides are pooled as MaxViT's, and bias tables resampled.
 """
 
@@ -56,7 +58,8 @@ class CoAtNetConfig(VisionConfig):
 
 
 _SMALL, _LARGE = (96, 192, 384, 768), (192, 384, 768, 1536)
-# arXiv:2106.04803 table 3 and section A.2 (drop path, ImageNet-1k; for 4 and 5 after ImageNet-21k and JFT).
+# arXiv:2106.04803 table 3 and section A.2 (drop path, ImageNet-1k; for 4 and 5 after ImageNet-21k
+# and JFT).
 VARIANTS = {
     "coatnet_0": CoAtNetConfig(dims=_SMALL, depths=(2, 3, 5, 2)),
     "coatnet_1": CoAtNetConfig(dims=_SMALL, depths=(2, 6, 14, 2), drop_path_rate=0.3),

@@ -1,7 +1,8 @@
-"""ConvNeXt (Liu et al., arXiv:2201.03545) and ConvNeXt V2 (Woo et al., arXiv:2301.00808), whose MLP has global response normalisation.
+"""ConvNeXt (Liu et al., arXiv:2201.03545) and ConvNeXt V2 (Woo et al., arXiv:2301.00808), whose MLP
+has global response normalisation.
 
-Follows the authors' code. Atto to nano of the first version are timm's, trained there. Any image of at least 32 pixels a side; as in
-the authors' code rows and columns that fill no patch are left out.
+Follows the authors' code. Atto to nano of the first version are timm's, trained there. Any image of
+at least 32 pixels a side; as in the authors' code rows and columns that fill no patch are left out.
 """
 
 import dataclasses
@@ -52,7 +53,8 @@ def _v2(dims: tuple[int, ...], depths: tuple[int, ...], drop_path_rate: float, i
 _A, _F, _P, _N = (40, 80, 160, 320), (48, 96, 192, 384), (64, 128, 256, 512), (80, 160, 320, 640)
 _T, _B, _L = (96, 192, 384, 768), (128, 256, 512, 1024), (192, 384, 768, 1536)
 _DEEP = (3, 3, 27, 3)
-# The authors' models/convnext.py, models/convnextv2.py and TRAINING.md (drop path), timm's for atto to nano.
+# The authors' models/convnext.py, models/convnextv2.py and TRAINING.md (drop path), timm's for atto
+# to nano.
 VARIANTS = {
     "convnext_atto": ConvNeXtConfig(dims=_A, depths=(2, 2, 6, 2)),
     "convnext_femto": ConvNeXtConfig(dims=_F, depths=(2, 2, 6, 2)),
@@ -125,7 +127,9 @@ class Block(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """A convolution whose stride is its kernel, and a norm: after it in the first stage, before it in the others."""
+    """A convolution whose stride is its kernel, and a norm: after it in the first stage, before it
+    in the others.
+    """
 
     def __init__(self, config: ConvNeXtConfig, *, stage: int, rngs: nnx.Rngs):
         self.first, size = not stage, 2 if stage else 4

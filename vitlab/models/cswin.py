@@ -1,8 +1,9 @@
-"""CSWin (Dong et al., arXiv:2107.00652), and with agent attention (Han et al., arXiv:2312.08874) or injective linear attention
-(InLine, Han et al., arXiv:2412.06590) in its early blocks.
+"""CSWin (Dong et al., arXiv:2107.00652), and with agent attention (Han et al., arXiv:2312.08874) or
+injective linear attention (InLine, Han et al., arXiv:2412.06590) in its early blocks.
 
-Follows the authors' code. There the linear blocks have stripes as wide as the map, that is one window: here they see the whole map at
-any size. Departs from it: any image size, see `vitlab.mixers.cross_shaped`; maps no wider than a stripe are one window.
+Follows the authors' code. There the linear blocks have stripes as wide as the map, that is one
+window: here they see the whole map at any size. Departs from it: any image size, see
+`vitlab.mixers.cross_shaped`; maps no wider than a stripe are one window.
 """
 
 import dataclasses
@@ -75,7 +76,8 @@ def _linear(kind: Literal["agent", "inline"], dim: int, depths: tuple[int, ...],
 
 _384: ImageSize = (384, 384)
 _BASE_384 = {"num_heads": _WIDE, "split_sizes": _SPLIT_384, "image_size": _384, "preprocessing": _CROP_384}
-# The authors' models/cswin.py, agent_cswin.py, inline_cswin.py and cfgs/*.yaml; drop path of CSWin: its train.sh.
+# The authors' models/cswin.py, agent_cswin.py, inline_cswin.py and cfgs/*.yaml; drop path of CSWin:
+# its train.sh.
 VARIANTS = {
     "cswin_tiny": CSWinConfig(dim=64, depths=(1, 2, 21, 1)),
     "cswin_small": CSWinConfig(dim=64, depths=(2, 4, 32, 2), drop_path_rate=0.4),
@@ -108,7 +110,9 @@ PUBLISHED = {
 
 
 class Block(nnx.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)); the kernels of InLine's convolution come from the mean of x, not of its norm."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)); the kernels of InLine's convolution come from the
+    mean of x, not of its norm.
+    """
 
     def __init__(self, config: CSWinConfig, *, stage: int, index: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, heads, dtype = config.dims[stage], config.num_heads[stage], config.dtype

@@ -1,10 +1,13 @@
-"""DCAL (Zhu et al., arXiv:2205.02151): DeiT with cross-attention of its most attended patches, and of pairs of images in training.
+"""DCAL (Zhu et al., arXiv:2205.02151): DeiT with cross-attention of its most attended patches, and
+of pairs of images in training.
 
-No authors' code is published: the network follows the paper's equations. The attention of all blocks, rolled out, gives each patch's
-part in the class token; global-local cross-attention lets the class token and the patches of the largest parts attend to all tokens once
-more, and has a head of its own. In training a third stream with the same weights as the first sees keys and values of another image of
-the batch too (the one before, as batches are in random order). The three losses are averaged; `vitlab.losses.uncertainty_weighted` is the
-paper's weighting of them. At inference logits are averaged, where the paper adds probabilities.
+No authors' code is published: the network follows the paper's equations. The attention of all
+blocks, rolled out, gives each patch's part in the class token; global-local cross-attention lets
+the class token and the patches of the largest parts attend to all tokens once more, and has a head
+of its own. In training a third stream with the same weights as the first sees keys and values of
+another image of the batch too (the one before, as batches are in random order). The three losses
+are averaged; `vitlab.losses.uncertainty_weighted` is the paper's weighting of them. At inference
+logits are averaged, where the paper adds probabilities.
 """
 
 import dataclasses
@@ -59,7 +62,9 @@ PUBLISHED = {name: Published(source="no code is published; accuracies are of fin
 
 
 class Block(nnx.Module):
-    """Pre-norm block, x + attn(norm1(x)), then x + mlp(norm2(x)), which rolls its attention out; or with the keys of pairs of images."""
+    """Pre-norm block, x + attn(norm1(x)), then x + mlp(norm2(x)), which rolls its attention out; or
+    with the keys of pairs of images.
+    """
 
     def __init__(self, config: DCALConfig, *, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype = config.dim, config.dtype
@@ -100,7 +105,9 @@ class GlobalLocalAttention(nnx.Module):
 
 
 class DCAL(VisionModel[DCALConfig]):
-    """Patches and a class token, equal blocks, norm and head; a block of cross-attention on their result with norm and head of its own."""
+    """Patches and a class token, equal blocks, norm and head; a block of cross-attention on their
+    result with norm and head of its own.
+    """
 
     def __init__(self, config: DCALConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -129,7 +136,9 @@ class DCAL(VisionModel[DCALConfig]):
     def streams(
         self, images: Images, *, paired: bool = False, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> tuple[list[Float[Array, "b n d"]], Float[Array, "b n n"]]:
-        """The tokens after the blocks of `features`, none normalised, and the rollout of the attention (1 where paired)."""
+        """The tokens after the blocks of `features`, none normalised, and the rollout of the
+        attention (1 where paired).
+        """
         x, kept = self.embed(self.checked(images)), []
         state = (x, jnp.broadcast_to(jnp.eye(x.shape[1]), (x.shape[0], x.shape[1], x.shape[1])))
         options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "paired": paired, "train": train, "rngs": rngs}
@@ -145,7 +154,9 @@ class DCAL(VisionModel[DCALConfig]):
         return jnp.concatenate((jnp.zeros_like(best, shape=(len(best), 1)), 1 + best), 1)
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks, the last one normalised, and both class tokens."""
+        """The patches' maps after a quarter, half, three quarters and all of the blocks, the last
+        one normalised, and both class tokens.
+        """
         kept, rollout = self.streams(images, train=train, rngs=rngs)
         grid = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
         x, places = self.norm(kept[-1]), self.selected(rollout)
@@ -158,7 +169,9 @@ class DCAL(VisionModel[DCALConfig]):
         return features.class_tokens[0].astype(jnp.float32)
 
     def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b _k"], ...]:
-        """Logits of self-attention, of the global-local cross-attention, and in training those of the pairs."""
+        """Logits of self-attention, of the global-local cross-attention, and in training those of
+        the pairs.
+        """
         features = self.features(images, train=train, rngs=rngs)
         if self.head is None or self.aux_head is None:
             return (self.pool(features),)
@@ -166,7 +179,9 @@ class DCAL(VisionModel[DCALConfig]):
         return (*logits, self.pair_logits(images, train=True, rngs=rngs)) if train else logits
 
     def pair_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
-        """Logits of each image where every block sees the keys and values of the image before it, too."""
+        """Logits of each image where every block sees the keys and values of the image before it,
+        too.
+        """
         if self.head is None:
             raise ValueError("a model without classes has no logits")
         kept, _ = self.streams(images, paired=True, train=train, rngs=rngs)

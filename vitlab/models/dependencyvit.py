@@ -1,10 +1,13 @@
-"""DependencyViT (Ding et al., arXiv:2304.03282): reversed attention, in which a token sends to those that it attends to.
+"""DependencyViT (Ding et al., arXiv:2304.03282): reversed attention, in which a token sends to
+those that it attends to.
 
-The authors' code is not published: the network follows the abstract and an unofficial file, as the recordings do. The softmax of a token
-over its parents is transposed, so that a parent receives from its children; each token's heads are weighed by a selector (softmax at a
-temperature of 0.1), and what it sends by a message, a product of sigmoids over the blocks; the tokens times their messages are averaged.
-The lite variants keep the tokens that receive most, in blocks of `prune_at`; shapes are static, and the maps of `features` hold a dropped
-token as it was before the block that dropped it. Another image size than the model's resamples the position embedding.
+The authors' code is not published: the network follows the abstract and an unofficial file, as the
+recordings do. The softmax of a token over its parents is transposed, so that a parent receives from
+its children; each token's heads are weighed by a selector (softmax at a temperature of 0.1), and
+what it sends by a message, a product of sigmoids over the blocks; the tokens times their messages
+are averaged. The lite variants keep the tokens that receive most, in blocks of `prune_at`; shapes
+are static, and the maps of `features` hold a dropped token as it was before the block that dropped
+it. Another image size than the model's resamples the position embedding.
 """
 
 import dataclasses
@@ -97,7 +100,9 @@ class ReversedAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + ls1(attn(norm1(x))), fewer tokens where it prunes, then x + ls2(mlp(norm2(x)))."""
+    """Pre-norm block: x + ls1(attn(norm1(x))), fewer tokens where it prunes, then x +
+    ls2(mlp(norm2(x))).
+    """
 
     def __init__(self, config: DependencyViTConfig, *, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype = config.dim, config.dtype
@@ -114,7 +119,9 @@ class Block(nnx.Module):
         return self._made(state, train=train, rngs=rngs)
 
     def prune(self, state: State, *, count: int, train: bool, rngs: nnx.Rngs | None) -> tuple[State, Int[Array, "b kept"]]:
-        """The block, with the `count` tokens that receive most at its end, in their order, and which these were."""
+        """The block, with the `count` tokens that receive most at its end, in their order, and
+        which these were.
+        """
         (x, message), weights = self._received(state, train=train, rngs=rngs)
         kept = jnp.sort(best_tokens(jnp.abs(weights).sum((1, 3)), count), axis=1)
         state = taken(x, kept), jnp.take_along_axis(message, kept, axis=1)
@@ -131,7 +138,9 @@ class Block(nnx.Module):
 
 
 class DependencyViT(VisionModel[DependencyViTConfig]):
-    """Patches, a position embedding, blocks of reversed attention; norm, mean of the tokens times their messages, linear head."""
+    """Patches, a position embedding, blocks of reversed attention; norm, mean of the tokens times
+    their messages, linear head.
+    """
 
     def __init__(self, config: DependencyViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -154,7 +163,9 @@ class DependencyViT(VisionModel[DependencyViTConfig]):
         return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The maps after a quarter, half, three quarters and all of the blocks; the last one normalised. The token is the mean message."""
+        """The maps after a quarter, half, three quarters and all of the blocks; the last one
+        normalised. The token is the mean message.
+        """
         x = self.patch_embed(self.checked(images))
         b, h, w, d = x.shape
         x = x.reshape(b, h * w, d) + resample(self.pos_embed[...], self.config.grid, (h, w)).astype(x.dtype)
@@ -164,7 +175,9 @@ class DependencyViT(VisionModel[DependencyViTConfig]):
     def encode(
         self, x: Float[Array, "b n d"], *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> tuple[list[Float[Array, "b n d"]], Float[Array, "b d"]]:
-        """The tokens at the depths of `features`, dropped ones as they were, and the mean of the normalised ones times their messages."""
+        """The tokens at the depths of `features`, dropped ones as they were, and the mean of the
+        normalised ones times their messages.
+        """
         b, n, _ = x.shape
         canvas, places, kept = x, jnp.broadcast_to(jnp.arange(n), (b, n)), []
         state: State = (x, jnp.ones((b, n), jnp.float32))

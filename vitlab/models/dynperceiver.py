@@ -1,10 +1,12 @@
-"""Dynamic Perceiver (Han et al., arXiv:2306.11248): a latent code beside the convolutions of another network, and four exits.
+"""Dynamic Perceiver (Han et al., arXiv:2306.11248): a latent code beside the convolutions of
+another network, and four exits.
 
-Follows the authors' code: before each stage the map reads from the latent tokens and these read from its pooled form; they then attend
-to each other, and become fewer and wider from stage to stage. The logits are those of the last exit; `exits` gives all. In training only
-the last exit has a loss here, which reaches the first two through the exits' logits that the next ones take, and never the
-convolutional one; the authors' loss of all exits, and dropout before the last layers, are left out. The convolutions are those of
-MobileNetV3-Large, RegNetY or ResNet-50.
+Follows the authors' code: before each stage the map reads from the latent tokens and these read
+from its pooled form; they then attend to each other, and become fewer and wider from stage to
+stage. The logits are those of the last exit; `exits` gives all. In training only the last exit has
+a loss here, which reaches the first two through the exits' logits that the next ones take, and
+never the convolutional one; the authors' loss of all exits, and dropout before the last layers, are
+left out. The convolutions are those of MobileNetV3-Large, RegNetY or ResNet-50.
 """
 
 import dataclasses
@@ -30,7 +32,8 @@ from vitlab.models.registry import Family, Published
 
 NORM_EPS = 1e-5  # of every LayerNorm
 _POOLED = 7  # rows and columns of the map that the latents read
-# Kernel, hidden width, width, whether gated, whether with hard swish, stride: arXiv:1905.02244 Table 1, by stages; the first is the stem.
+# Kernel, hidden width, width, whether gated, whether with hard swish, stride: arXiv:1905.02244
+# Table 1, by stages; the first is the stem.
 _LARGE = (
     ((3, 16, 16, False, False, 1), (3, 64, 24, False, False, 2)),
     ((3, 72, 24, False, False, 1), (5, 72, 40, True, False, 2)),
@@ -118,7 +121,9 @@ PUBLISHED = {name: Published(source="not published with these depths") for name 
 
 
 class PerceiverAttention(nnx.Module):
-    """Attention of tokens to others, with projections without bias; `num_keys` keys have a learned addition each."""
+    """Attention of tokens to others, with projections without bias; `num_keys` keys have a learned
+    addition each.
+    """
 
     def __init__(self, dim: int, kv_dim: int, *, qk_dim: int, num_heads: int = 1, num_keys: int = 0, dtype: Any, rngs: nnx.Rngs):
         self.num_heads = num_heads
@@ -168,7 +173,9 @@ class LatentBlock(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """The map reads the latents (but in the first stage), they read the map, attend to each other, and the map is convolved."""
+    """The map reads the latents (but in the first stage), they read the map, attend to each other,
+    and the map is convolved.
+    """
 
     def __init__(self, config: DynPerceiverConfig, *, stage: int, rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype
@@ -220,7 +227,9 @@ def convolutions(config: DynPerceiverConfig, stage: int, **options: Any) -> list
 
 
 def bottlenecks(rows: Any, dim: int, width: float, **options: Any) -> list[InvertedResidual]:
-    """The inverted residuals of some rows of the table, the first of which takes a map of width dim."""
+    """The inverted residuals of some rows of the table, the first of which takes a map of width
+    dim.
+    """
     out = []
     for kernel, hidden, out_dim, gated, hard_swish, stride in rows:
         wide, new = divisible(hidden * width), divisible(out_dim * width)
@@ -242,7 +251,9 @@ class Classifier(nnx.Module):
 
 
 class Exits(nnx.Module):
-    """Logits of the latents after the third stage, of those after the last, of the map, and of all; exits 2 and 4 see the one before."""
+    """Logits of the latents after the third stage, of those after the last, of the map, and of all;
+    exits 2 and 4 see the one before.
+    """
 
     def __init__(self, config: DynPerceiverConfig, *, rngs: nnx.Rngs):
         early, dim, wide, classes = *config.dims[-2:], config.last_dim, config.num_classes
@@ -308,11 +319,15 @@ class DynPerceiver(VisionModel[DynPerceiverConfig]):
         return Features(maps, class_tokens=(x.astype(jnp.float32).mean((1, 2)), written.astype(jnp.float32).mean(1), *means[-2:]))
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The means of the map, of the map after it has read the latents, and of the latents of the last two stages; float32."""
+        """The means of the map, of the map after it has read the latents, and of the latents of the
+        last two stages; float32.
+        """
         return jnp.concatenate(features.class_tokens, -1)
 
     def exits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b k"], ...]:
-        """Logits of the four exits, from the earliest to the last; arguments and errors are those of `features`."""
+        """Logits of the four exits, from the earliest to the last; arguments and errors are those
+        of `features`.
+        """
         if self.head is None:
             raise ValueError("a model without classes has no exits")
         return self.head.all(self.pool(self.features(images, train=train, rngs=rngs)), train=train)

@@ -1,10 +1,13 @@
-"""EViT (Liang et al., arXiv:2202.07800): DeiT that drops the patches to which its class token attends least.
+"""EViT (Liang et al., arXiv:2202.07800): DeiT that drops the patches to which its class token
+attends least.
 
-Follows the authors' code: in the blocks of `reduce_at` attention comes first; then ceil(keep_rate * n) of the n patches stay, those
-of the highest attention of the class token (mean over the heads), in that order; with `fuse` the others become one more token, their
-sum weighted by that attention (not normalised), which later blocks treat as a patch. Shapes are static. The maps of `features` hold
-each dropped patch as it was before the block that dropped it. Departs from the authors' code: the keep rate is constant in training,
-where theirs falls from 1 during the first 110 epochs; another image size resamples the position embedding on the fly.
+Follows the authors' code: in the blocks of `reduce_at` attention comes first; then ceil(keep_rate *
+n) of the n patches stay, those of the highest attention of the class token (mean over the heads),
+in that order; with `fuse` the others become one more token, their sum weighted by that attention
+(not normalised), which later blocks treat as a patch. Shapes are static. The maps of `features`
+hold each dropped patch as it was before the block that dropped it. Departs from the authors' code:
+the keep rate is constant in training, where theirs falls from 1 during the first 110 epochs;
+another image size resamples the position embedding on the fly.
 """
 
 import dataclasses
@@ -100,7 +103,9 @@ class Block(nnx.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
 
     def reduce(self, x: Float[Array, "b n d"], *, train: bool, rngs: nnx.Rngs | None) -> tuple[Float[Array, "b m d"], Int[Array, "b kept"]]:
-        """The block with fewer tokens at its end, and which of its patches these were; a fused token comes last."""
+        """The block with fewer tokens at its end, and which of its patches these were; a fused
+        token comes last.
+        """
         attended, scores = self._attend(self.norm1(x))
         x = x + self.drop_path(attended, train=train, rngs=rngs)
         patches = x[:, 1:]
@@ -120,7 +125,9 @@ class Block(nnx.Module):
 
 
 class EViT(VisionModel[EViTConfig]):
-    """Patches and a class token, equal blocks, some with fewer tokens at their end, a final norm, a linear head on the class token."""
+    """Patches and a class token, equal blocks, some with fewer tokens at their end, a final norm, a
+    linear head on the class token.
+    """
 
     def __init__(self, config: EViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -143,7 +150,9 @@ class EViT(VisionModel[EViTConfig]):
         return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
+        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last
+        one normalised.
+        """
         images = self.checked(images)
         b, height, width, _ = images.shape
         grid = (height // self.config.patch_size, width // self.config.patch_size)

@@ -1,7 +1,8 @@
 """Focal Modulation Networks (Yang et al., arXiv:2203.11926).
 
-Follows the authors' code. Their configuration of large_fl4 sets NORMALIZE_MODULATOR, a division of the context by the number of levels;
-timm, which has that checkpoint, does without it, and so does this.
+Follows the authors' code. Their configuration of large_fl4 sets NORMALIZE_MODULATOR, a division of
+the context by the number of levels; timm, which has that checkpoint, does without it, and so does
+this.
 
 Any image of at least one patch: what exceeds whole patches at the bottom and right is not seen.
 """

@@ -1,7 +1,9 @@
-"""timm's HaloNets: ResNets, some of whose 3x3 convolutions are halo attention (Vaswani et al., arXiv:2103.12731).
+"""timm's HaloNets: ResNets, some of whose 3x3 convolutions are halo attention (Vaswani et al.,
+arXiv:2103.12731).
 
-Not networks of the paper, which is `vitlab.models.halonet`: these were made and trained in timm, `halonet26t` and `halonet50ts`.
-Departs from timm: any image size, by padding each map to whole blocks.
+Not networks of the paper, which is `vitlab.models.halonet`: these were made and trained in timm,
+`halonet26t` and `halonet50ts`. Departs from timm: any image size, by padding each map to whole
+blocks.
 """
 
 import dataclasses
@@ -60,7 +62,9 @@ _ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
 
 
 class Block(nnx.Module):
-    """Bottleneck: 1x1 convolution, 3x3 convolution or halo attention, 1x1 convolution; activation of the sum with the shortcut."""
+    """Bottleneck: 1x1 convolution, 3x3 convolution or halo attention, 1x1 convolution; activation
+    of the sum with the shortcut.
+    """
 
     def __init__(self, config: HaloResNetConfig, *, stage: int, index: int, in_dim: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype = config.dims[stage], config.dtype

@@ -1,8 +1,10 @@
-"""Hiera (Ryali et al., arXiv:2306.00989), and its form with positions inside units (arXiv:2311.05613).
+"""Hiera (Ryali et al., arXiv:2306.00989), and its form with positions inside units
+(arXiv:2311.05613).
 
-A plain hierarchical transformer: its first two stages attend inside the units that pre-training masks, the others globally, and
-the queries of a stage's first block are pooled. timm's code and the authors' are one. Tokens stay on the map here; the authors
-sort them by units, which changes no number. Positions of another image size are resampled, which the authors' code does not do.
+A plain hierarchical transformer: its first two stages attend inside the units that pre-training
+masks, the others globally, and the queries of a stage's first block are pooled. timm's code and the
+authors' are one. Tokens stay on the map here; the authors sort them by units, which changes no
+number. Positions of another image size are resampled, which the authors' code does not do.
 """
 
 import dataclasses

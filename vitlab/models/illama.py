@@ -1,10 +1,13 @@
-"""iLLaMA (Wang et al., arXiv:2404.06773): a vision transformer of LLaMA's parts, with causal attention.
+"""iLLaMA (Wang et al., arXiv:2404.06773): a vision transformer of LLaMA's parts, with causal
+attention.
 
-Follows the authors' code: RMSNorm, SwiGLU, rotary positions along the row-major sequence beside a learned embedding, and a class token
-behind the patches, as the last token sees all. The causal mask multiplies the attention after softmax, without another normalisation:
-a token receives nothing from later ones, but these still count in its softmax. The share `soft_mask_rate` of the mask lets all through;
-the authors lower it from 1 to 0 in the first epochs ("constant": 1, then 0), which here is a run with 1 whose weights a second run with
-0 begins with. Another image size than the model's resamples the learned embedding.
+Follows the authors' code: RMSNorm, SwiGLU, rotary positions along the row-major sequence beside a
+learned embedding, and a class token behind the patches, as the last token sees all. The causal mask
+multiplies the attention after softmax, without another normalisation: a token receives nothing from
+later ones, but these still count in its softmax. The share `soft_mask_rate` of the mask lets all
+through; the authors lower it from 1 to 0 in the first epochs ("constant": 1, then 0), which here is
+a run with 1 whose weights a second run with 0 begins with. Another image size than the model's
+resamples the learned embedding.
 """
 
 import dataclasses
@@ -78,7 +81,9 @@ PUBLISHED = {
 
 
 class CausalAttention(nnx.Module):
-    """Self-attention with rotary positions; what is attended of later tokens counts by `soft_mask_rate`. Softmax in float32."""
+    """Self-attention with rotary positions; what is attended of later tokens counts by
+    `soft_mask_rate`. Softmax in float32.
+    """
 
     def __init__(self, config: ILLaMAConfig, *, rngs: nnx.Rngs):
         dim, dtype = config.dim, config.dtype
@@ -115,7 +120,9 @@ class Block(nnx.Module):
 
 
 class ILLaMA(VisionModel[ILLaMAConfig]):
-    """Patches, a class token behind them, equal blocks, a final norm, a linear head on the class token."""
+    """Patches, a class token behind them, equal blocks, a final norm, a linear head on the class
+    token.
+    """
 
     def __init__(self, config: ILLaMAConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -138,7 +145,9 @@ class ILLaMA(VisionModel[ILLaMAConfig]):
         return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks, and the final norm."""
+        """The patches' maps after a quarter, half, three quarters and all of the blocks, and the
+        final norm.
+        """
         images = self.checked(images)
         grid = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
         x, kept = jnp.roll(self.embed(images), -1, axis=1), []

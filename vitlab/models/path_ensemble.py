@@ -1,9 +1,12 @@
-"""Path ensembles (Chang et al., arXiv:2308.06548): DeiT as the sum of its branches' outputs, which may be left out or scaled.
+"""Path ensembles (Chang et al., arXiv:2308.06548): DeiT as the sum of its branches' outputs, which
+may be left out or scaled.
 
-The stream after the last block is the embedding plus what each attention and each MLP added: 2 * depth + 1 components. Leaving some out
-(`dropped`) or scaling them per channel (`ensemble_scale`, initially 1) changes that sum only, and not the input of any block. No code is
-published: the components follow from the algebra of pre-norm blocks, and the scale is a vector a component, which the abstract leaves open.
-Without either the network is DeiT. The self-distillation of the paper is not here.
+The stream after the last block is the embedding plus what each attention and each MLP added: 2 *
+depth + 1 components. Leaving some out (`dropped`) or scaling them per channel (`ensemble_scale`,
+initially 1) changes that sum only, and not the input of any block. No code is published: the
+components follow from the algebra of pre-norm blocks, and the scale is a vector a component, which
+the abstract leaves open. Without either the network is DeiT. The self-distillation of the paper is
+not here.
 """
 
 import dataclasses
@@ -79,7 +82,9 @@ class Component(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm block, x + attn(norm1(x)), then x + mlp(norm2(x)), which adds both branches to the ensemble too."""
+    """Pre-norm block, x + attn(norm1(x)), then x + mlp(norm2(x)), which adds both branches to the
+    ensemble too.
+    """
 
     def __init__(self, config: PathEnsembleConfig, *, place: int, drop_path_rate: float, rngs: nnx.Rngs):
         dim, dtype = config.dim, config.dtype
@@ -101,7 +106,9 @@ class Block(nnx.Module):
 
 
 class PathEnsemble(VisionModel[PathEnsembleConfig]):
-    """Patches and a class token, equal blocks, the sum of their components, a final norm, a linear head on the class token."""
+    """Patches and a class token, equal blocks, the sum of their components, a final norm, a linear
+    head on the class token.
+    """
 
     def __init__(self, config: PathEnsembleConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -125,7 +132,9 @@ class PathEnsemble(VisionModel[PathEnsembleConfig]):
         return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half and three quarters of the blocks, and of the normalised ensemble."""
+        """The patches' maps after a quarter, half and three quarters of the blocks, and of the
+        normalised ensemble.
+        """
         images = self.checked(images)
         grid = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
         x, kept = self.embed(images), []
@@ -138,7 +147,9 @@ class PathEnsemble(VisionModel[PathEnsembleConfig]):
         return Features([y[:, 1:].reshape(-1, *grid, y.shape[-1]) for y in (*kept[:-1], x)], class_tokens=(x[:, 0],))
 
     def prefix_logits(self, images: Images) -> Float[Array, "prefixes b k"]:
-        """Logits of the head on the stream after no block, one, and so on up to all: those of the short paths."""
+        """Logits of the head on the stream after no block, one, and so on up to all: those of the
+        short paths.
+        """
         if self.head is None:
             raise ValueError("a model without classes has no logits")
         x = self.embed(self.checked(images))

@@ -1,7 +1,9 @@
-"""PoolFormer (Yu et al., arXiv:2111.11418): a transformer block whose tokens are mixed by a mean over neighbours.
+"""PoolFormer (Yu et al., arXiv:2111.11418): a transformer block whose tokens are mixed by a mean
+over neighbours.
 
-Follows timm's port of the authors' checkpoints, which normalises the mean over the positions before the head; with
-`last_norm="map"` the last map is normalised as a whole and then averaged, as in the authors' code. Any image size.
+Follows timm's port of the authors' checkpoints, which normalises the mean over the positions before
+the head; with `last_norm="map"` the last map is normalised as a whole and then averaged, as in the
+authors' code. Any image size.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
-"""Pyramid Vision Transformer (PVT, Wang et al., arXiv:2102.12122): four stages of attention to a reduced map.
+"""Pyramid Vision Transformer (PVT, Wang et al., arXiv:2102.12122): four stages of attention to a
+reduced map.
 
-Follows the authors' code: a class token joins the last stage, and the head sees only it. Any image of at least 32 pixels a side;
-positions are resized (bilinear).
+Follows the authors' code: a class token joins the last stage, and the head sees only it. Any image
+of at least 32 pixels a side; positions are resized (bilinear).
 """
 
 import dataclasses
@@ -133,7 +134,9 @@ class PVT(VisionModel[PVTConfig]):
         return tuple(FeatureInfo(stride=PATCH * 2**i, dim=dim, normalised=i == last) for i, dim in enumerate(self.config.dims))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The map at the end of each stage, the last one normalised, and the normalised class token."""
+        """The map at the end of each stage, the last one normalised, and the normalised class
+        token.
+        """
         x, maps = self.checked(images), []
         for stage in list(self.stages)[:-1]:
             tokens, grid = stage(x, train=train, rngs=rngs)

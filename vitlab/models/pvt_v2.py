@@ -1,6 +1,8 @@
-"""PVT v2 (Wang et al., arXiv:2106.13797): PVT with overlapping patches, convolutions in the MLPs, and no positions.
+"""PVT v2 (Wang et al., arXiv:2106.13797): PVT with overlapping patches, convolutions in the MLPs,
+and no positions.
 
-Follows the authors' code; the linear form (`pvt_v2_b2_li`) attends to a pooled map of 7 x 7. Any image of at least 29 pixels a side.
+Follows the authors' code; the linear form (`pvt_v2_b2_li`) attends to a pooled map of 7 x 7. Any
+image of at least 29 pixels a side.
 """
 
 import dataclasses

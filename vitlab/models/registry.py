@@ -164,7 +164,8 @@ def create_model(
     """Builds a variant of the zoo.
 
     Args:
-      name: `<family>_<variant>`, one of `list_models()`, or a variant of one's own, `package.module:variant` or `file.py:variant`.
+      name: `<family>_<variant>`, one of `list_models()`, or a variant of one's own,
+        `package.module:variant` or `file.py:variant`.
       num_classes: Width of the head; 0 gives the pooled features, None the variant's own.
       image_size: Pixels, (height, width) or the side of a square; None for the variant's.
       in_channels: Channels of the images.

@@ -1,7 +1,9 @@
-"""SG-Former (Ren et al., arXiv:2308.12216): attention that finds the significant tokens, and attention that is guided by them.
+"""SG-Former (Ren et al., arXiv:2308.12216): attention that finds the significant tokens, and
+attention that is guided by them.
 
-Follows the authors' code, in which the position embedding, sines and cosines at first, is trained. Departs from it: any image of at
-least 29 pixels a side, where theirs needs maps of whole windows whose tokens the groups divide; see `vitlab.mixers.self_guided`.
+Follows the authors' code, in which the position embedding, sines and cosines at first, is trained.
+Departs from it: any image of at least 29 pixels a side, where theirs needs maps of whole windows
+whose tokens the groups divide; see `vitlab.mixers.self_guided`.
 """
 
 import dataclasses
@@ -86,7 +88,9 @@ class PlainAttention(nnx.Module):
 
 
 class Part(nnx.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)); beside it what attention says of the tokens' significance, if it does."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)); beside it what attention says of the tokens'
+    significance, if it does.
+    """
 
     def __init__(self, config: SGFormerConfig, attn: nnx.Module, *, dim: int, drop_path_rate: float, rngs: nnx.Rngs):
         dtype = config.dtype
@@ -106,7 +110,9 @@ class Part(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Hybrid-scale attention and the self-guided attention that uses its significance, or one part alone."""
+    """Hybrid-scale attention and the self-guided attention that uses its significance, or one part
+    alone.
+    """
 
     def __init__(self, config: SGFormerConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         rate, *rest = rates

@@ -1,10 +1,13 @@
-"""Sparsifiner (Wei et al., arXiv:2303.13755): DeiT or LV-ViT in which each query attends to few keys, which a predictor chooses.
+"""Sparsifiner (Wei et al., arXiv:2303.13755): DeiT or LV-ViT in which each query attends to few
+keys, which a predictor chooses.
 
-Follows the authors' code: the class token attends to all tokens, and competes as a key; tokens may be pruned too, by the class
-token's attention, and are then zeros. All shapes are static, and attention is masked, not sparse: nothing is saved here. The predictor
-has its own loss, see `vitlab.layers.mask_predictor`; the logits have no gradient in it. LV-ViT (Jiang et al., arXiv:2104.10858) adds
-half of each class's largest logit among the patches, in training too, where the authors' trainer takes the class token's alone. An
-image of another size than the model's resamples the position embedding and the predictor's tables.
+Follows the authors' code: the class token attends to all tokens, and competes as a key; tokens may
+be pruned too, by the class token's attention, and are then zeros. All shapes are static, and
+attention is masked, not sparse: nothing is saved here. The predictor has its own loss, see
+`vitlab.layers.mask_predictor`; the logits have no gradient in it. LV-ViT (Jiang et al.,
+arXiv:2104.10858) adds half of each class's largest logit among the patches, in training too, where
+the authors' trainer takes the class token's alone. An image of another size than the model's
+resamples the position embedding and the predictor's tables.
 """
 
 import dataclasses
@@ -80,7 +83,9 @@ PUBLISHED = {
 
 
 class SparseAttention(nnx.Module):
-    """Self-attention of the class token and patches under the predicted mask; softmax in float32."""
+    """Self-attention of the class token and patches under the predicted mask; softmax in
+    float32.
+    """
 
     def __init__(self, config: SparsifinerConfig, *, rngs: nnx.Rngs):
         dim, dtype, num_tokens = config.dim, config.dtype, config.grid[0] * config.grid[1] + 1
@@ -102,7 +107,9 @@ class SparseAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b n d"], *, grid: tuple[int, int], alive: Bool[Array, "b n"] | None, num_alive: int
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b patches"]]:
-        """What each token receives, and the class token's attention to each patch, the mean over the heads."""
+        """What each token receives, and the class token's attention to each patch, the mean over
+        the heads.
+        """
         qkv = project_qkv(self.qkv, x, num_heads=self.num_heads)
         q, k, v = jnp.moveaxis(qkv if alive is None else jnp.where(alive[:, :, None, None, None], qkv, 0), 2, 0)
         count = min(tokens_of(self.keep_rate, x.shape[1]), num_alive)
@@ -114,7 +121,9 @@ class SparseAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)); the branches are halved in LV-ViT."""
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)); the branches are halved in
+    LV-ViT.
+    """
 
     def __init__(self, config: SparsifinerConfig, *, drop_path_rate: float, rngs: nnx.Rngs):
         self.divisor = 2.0 if config.lvvit else 1.0
@@ -148,7 +157,9 @@ class Block(nnx.Module):
         train: bool,
         rngs: nnx.Rngs | None,
     ) -> tuple[Float[Array, "b n d"], Bool[Array, "b n"]]:
-        """The block, after which `count` patches live on, those to which the class token attended most."""
+        """The block, after which `count` patches live on, those to which the class token attended
+        most.
+        """
         x, scores = self._scored(x, alive, train, rngs, grid=grid, num_alive=num_alive)
         scores = scores if alive is None else jnp.where(alive[:, 1:], scores, -jnp.inf)
         alive = jnp.pad(largest(scores, count), ((0, 0), (1, 0)), constant_values=True)
@@ -165,7 +176,9 @@ def _cleared(x: Float[Array, "b n d"], alive: Bool[Array, "b n"] | None) -> Floa
 
 
 class Sparsifiner(VisionModel[SparsifinerConfig]):
-    """Patches and a class token, equal blocks of sparse attention, a final norm, a linear head on the class token."""
+    """Patches and a class token, equal blocks of sparse attention, a final norm, a linear head on
+    the class token.
+    """
 
     def __init__(self, config: SparsifinerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -190,7 +203,9 @@ class Sparsifiner(VisionModel[SparsifinerConfig]):
         return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised."""
+        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last
+        one normalised.
+        """
         images = self.checked(images)
         grid = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
         x, kept = self.embed(images if self.stem is None else self.stem(images, train=train)), []
@@ -221,7 +236,9 @@ class Sparsifiner(VisionModel[SparsifinerConfig]):
         return features.class_tokens[0].astype(jnp.float32)
 
     def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b _k"], ...]:
-        """Logits of the class token; in LV-ViT half of each class's largest among the patches is added."""
+        """Logits of the class token; in LV-ViT half of each class's largest among the patches is
+        added.
+        """
         features = self.features(images, train=train, rngs=rngs)
         pooled = self.pool(features)
         if self.head is None:

@@ -1,8 +1,9 @@
 """Hierarchical SpectFormer (Patro et al., arXiv:2304.06446): spectral gating, then attention.
 
-Follows the authors' code, whose networks were trained with token labels: the logits are those of the class token plus half
-the largest that the auxiliary head gives any patch. Any image size; filters are resampled. The published accuracies need the
-labels of the tokens, which the recipe here lacks. With `token_labels=False` there is no auxiliary head, as in the authors' code with
+Follows the authors' code, whose networks were trained with token labels: the logits are those of
+the class token plus half the largest that the auxiliary head gives any patch. Any image size;
+filters are resampled. The published accuracies need the labels of the tokens, which the recipe here
+lacks. With `token_labels=False` there is no auxiliary head, as in the authors' code with
 `token_label=False`: 21.78, 32.54 and 54.16 M parameters, and the logits are the class token's.
 """
 
@@ -176,7 +177,9 @@ class SpectFormerH(VisionModel[SpectFormerHConfig]):
         return self.tokens(features)[:, 0].astype(jnp.float32)
 
     def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b k"]]:
-        """The class token's logits, plus half of each class's largest among the patches; both heads are trained as one."""
+        """The class token's logits, plus half of each class's largest among the patches; both heads
+        are trained as one.
+        """
         tokens = self.tokens(self.features(images, train=train, rngs=rngs)).astype(jnp.float32)
         logits = tokens[:, 0] if self.head is None else self.head(tokens[:, 0])
         return (logits if self.aux_head is None else logits + 0.5 * self.aux_head(tokens[:, 1:]).max(1),)

@@ -1,9 +1,12 @@
-"""Terminator (Zhang, arXiv:2401.17948): blocks of products of maps with each other and with kernels that small networks make.
+"""Terminator (Zhang, arXiv:2401.17948): blocks of products of maps with each other and with kernels
+that small networks make.
 
-Follows the author's code (commit 67e773a, kept in a fork): no residual connections, blocks of ten branches and the outputs of earlier
-blocks. As there, batches are standardised by their own statistics in evaluation too and local kernels depend on the mean image of the
-batch, so that an image's logits depend on the others. The loss of the distance between the blocks' global kernels is not part of the
-training here. Maps have the size of the model's images, which are square; other images are resized to it (bilinear).
+Follows the author's code (commit 67e773a, kept in a fork): no residual connections, blocks of ten
+branches and the outputs of earlier blocks. As there, batches are standardised by their own
+statistics in evaluation too and local kernels depend on the mean image of the batch, so that an
+image's logits depend on the others. The loss of the distance between the blocks' global kernels is
+not part of the training here. Maps have the size of the model's images, which are square; other
+images are resized to it (bilinear).
 """
 
 import dataclasses
@@ -108,7 +111,9 @@ class RecursiveGatedUnit(nnx.Module):
 
 
 class LocalBranch(nnx.Module):
-    """A depthwise convolution with a kernel that depends on a map, then a linear layer, standardised over the batch, GELU."""
+    """A depthwise convolution with a kernel that depends on a map, then a linear layer,
+    standardised over the batch, GELU.
+    """
 
     def __init__(self, dim: int, *, kernel_size: int, config: TerminatorConfig, rngs: nnx.Rngs):
         self.slow_net = ContextSlowNet(kernel_size, dim, hidden=config.local_hidden, depth=config.slow_depth, rngs=rngs)
@@ -123,7 +128,9 @@ class LocalBranch(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Ten branches and earlier blocks' outputs side by side, a linear layer, standardisation in groups of channels, GELU (section 3.3)."""
+    """Ten branches and earlier blocks' outputs side by side, a linear layer, standardisation in
+    groups of channels, GELU (section 3.3).
+    """
 
     def __init__(self, config: TerminatorConfig, *, index: int, rngs: nnx.Rngs):
         dim, out_dim, side, dtype = config.dims[index], config.dims[index + 1], config.image_size[0], config.dtype

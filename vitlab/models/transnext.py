@@ -1,8 +1,10 @@
-"""TransNeXt (Shi, arXiv:2311.17132), and MoH (Jin et al., arXiv:2410.11842): TransNeXt with a mixture of heads.
+"""TransNeXt (Shi, arXiv:2311.17132), and MoH (Jin et al., arXiv:2410.11842): TransNeXt with a
+mixture of heads.
 
-Follows the authors' code: a stem of 7 pixels a side, stages that halve the map, aggregated attention in all but the last stage, gated
-convolutional perceptrons, mean over the last normalised map. MoH's heads are all computed and weighted, and its loss that balances their
-use is left out. Position biases are measured by maps of images of `pretrain_size`.
+Follows the authors' code: a stem of 7 pixels a side, stages that halve the map, aggregated
+attention in all but the last stage, gated convolutional perceptrons, mean over the last normalised
+map. MoH's heads are all computed and weighted, and its loss that balances their use is left out.
+Position biases are measured by maps of images of `pretrain_size`.
 """
 
 import dataclasses

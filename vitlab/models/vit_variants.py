@@ -1,7 +1,9 @@
-"""The plain trunks that people start from: AugReg, DeiT, DINO, CLIP, SigLIP, MAE, BEiT, EVA-02, AIMv2, I-JEPA and others.
+"""The plain trunks that people start from: AugReg, DeiT, DINO, CLIP, SigLIP, MAE, BEiT, EVA-02,
+AIMv2, I-JEPA and others.
 
-Rows of `vitlab.models.vit`, as their authors' code has them. A trunk that was published without classes gives its pooled features;
-one with a text tower gives the vector that is compared with that of a text.
+Rows of `vitlab.models.vit`, as their authors' code has them. A trunk that was published without
+classes gives its pooled features; one with a text tower gives the vector that is compared with that
+of a text.
 """
 
 from typing import Any
@@ -13,7 +15,8 @@ from vitlab.models.vit import ViT, ViTConfig
 
 Fields = dict[str, Any]
 
-# Widths: Ti, S: arXiv:2012.12877 Table 1. B, L, H: arXiv:2010.11929 Table 1. M: arXiv:2204.07118. So400m: arXiv:2305.13035.
+# Widths: Ti, S: arXiv:2012.12877 Table 1. B, L, H: arXiv:2010.11929 Table 1. M: arXiv:2204.07118.
+# So400m: arXiv:2305.13035.
 _TINY: Fields = {"dim": 192, "depth": 12, "num_heads": 3}
 _SMALL: Fields = {"dim": 384, "depth": 12, "num_heads": 6}
 _MEDIUM: Fields = {"dim": 512, "depth": 12, "num_heads": 8}
@@ -32,8 +35,9 @@ _WHOLE = Preprocessing(crop_fraction=1.0)
 
 _DEIT: Fields = {"drop_path_rate": 0.1}
 _DEIT3: Fields = {"pos_prefix": False, "layer_scale": 1e-4, "preprocessing": _WHOLE}  # arXiv:2204.07118
-# arXiv:2304.07193. The table of positions is that of 518 pixels; its authors use it at 224, and resize it without antialiasing but
-# in the networks with registers (arXiv:2309.16588), whose class position is part of the class token here, as in timm.
+# arXiv:2304.07193. The table of positions is that of 518 pixels; its authors use it at 224, and
+# resize it without antialiasing but in the networks with registers (arXiv:2309.16588), whose class
+# position is part of the class token here, as in timm.
 _DINOV2: Fields = {
     "patch_size": 14,
     "layer_scale": 1e-5,
@@ -65,7 +69,8 @@ _TIPS: Fields = _DINOV2_REG | {
     "image_size": 448,
     "preprocessing": Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3, crop_fraction=1.0),
 }
-# arXiv:2103.00020. OpenCLIP (arXiv:2212.07143) has the exact GELU, except in its names that end in "quickgelu".
+# arXiv:2103.00020. OpenCLIP (arXiv:2212.07143) has the exact GELU, except in its names that end in
+# "quickgelu".
 _OPENCLIP: Fields = {"pre_norm": True, "eps": 1e-5, "head_bias": False, "preprocessing": Preprocessing(**_CLIP_MEAN)}
 _CLIP: Fields = _OPENCLIP | {"activation": "quick_gelu"}
 # arXiv:2303.15343, arXiv:2502.14786; the GELU is big_vision's, by tanh.
@@ -112,7 +117,8 @@ _PE: Fields = {
 }
 _PE_CLS: Fields = _PE | {"class_token": True}
 
-# Counts are timm 1.0.31's, where not said otherwise; those of CLIP and PE without the zero bias that timm gives their projection.
+# Counts are timm 1.0.31's, where not said otherwise; those of CLIP and PE without the zero bias
+# that timm gives their projection.
 _BY_AUGREG = "timm results-imagenet.csv, augreg_in21k_ft_in1k"
 _BY_DEIT = "arXiv:2012.12877 Table 5"
 _BY_DEIT3 = "deit README_revenge.md, ImageNet-1k at 224"

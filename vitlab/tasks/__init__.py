@@ -1,4 +1,6 @@
-"""What models are trained for: one task a file, and the registry that finds it by the file's name."""
+"""What models are trained for: one task a file, and the registry that finds it by the file's
+name.
+"""
 
 from vitlab.tasks.registry import build, class_names_of, list_tasks, names_of, setting_of, task_of
 from vitlab.tasks.task import Count, Evaluation, Result, Setting, Task, TaskOptions

@@ -32,7 +32,8 @@ def forward(trunk: Trunk, head: None, batch: Batch, *, train: bool, rngs: nnx.Rn
 
 
 def prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
-    """What the model is trained on: images erased and mixed, targets smoothed and mixed; as it is in an evaluation.
+    """What the model is trained on: images erased and mixed, targets smoothed and mixed; as it is
+    in an evaluation.
 
     Args:
       batch: From the host.
@@ -40,7 +41,8 @@ def prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
       setting: Its erasing, mixing and label smoothing count.
 
     Returns:
-      {"image": [b, h, w, c] in [0, 255], uint8 or float32, the noise unbounded; "target": [b, classes]}.
+      {"image": [b, h, w, c] in [0, 255], uint8 or float32, the noise unbounded; "target": [b,
+      classes]}.
     """
     if rng is None:
         return batch
@@ -70,10 +72,12 @@ def _correct(outputs: Heads, batch: Batch, _: Setting) -> Array:
 
 
 def evaluation(setting: Setting) -> Evaluation:
-    """Sums: {"images", "top1", "top5": int32, "loss": float32}, and of each metric of the user's own under its name.
+    """Sums: {"images", "top1", "top5": int32, "loss": float32}, and of each metric of the user's
+    own under its name.
 
-    There is no "top5" for a model of at most five classes, where it would always be all. An image counts when fewer than k logits
-    are above its label's, or equal and of a lower class; NaN counts for nothing.
+    There is no "top5" for a model of at most five classes, where it would always be all. An image
+    counts when fewer than k logits are above its label's, or equal and of a lower class; NaN counts
+    for nothing.
     """
     own_metrics = _own_metrics(setting.experiment.metrics)
 
@@ -96,7 +100,9 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:
-    """{"top1", "top5" (shares; the latter of more than five classes), "loss" (mean, nats)} and the means of the user's own metrics."""
+    """{"top1", "top5" (shares; the latter of more than five classes), "loss" (mean, nats)} and the
+    means of the user's own metrics.
+    """
     totals = {"top1": 0.0, "loss": 0.0, **totals}  # even of no image
     ordered = [name for name in dict.fromkeys((*_FIRST, *totals)) if name in totals]
     return {name: float(totals[name]) / max(images, 1) for name in ordered}

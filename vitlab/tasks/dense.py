@@ -1,4 +1,6 @@
-"""What tasks over maps share: a head of the table on a trunk, and means over the pixels that are known."""
+"""What tasks over maps share: a head of the table on a trunk, and means over the pixels that are
+known.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -58,9 +60,11 @@ def check_head(name: str, choices: Sequence[str]) -> None:
 
 
 def pixel_sum(values: Shaped[Array, "b *rest"]) -> Float[Array, " b"]:
-    """The sum of each image's values, float32, in one order: halves are added until one number is left.
+    """The sum of each image's values, float32, in one order: halves are added until one number is
+    left.
 
-    XLA's own sums take another order for another batch, so that an evaluation would change in its last digits.
+    XLA's own sums take another order for another batch, so that an evaluation would change in its
+    last digits.
     """
     x = values.astype(jnp.float32).reshape(len(values), -1)
     while x.shape[1] > 1:
@@ -71,7 +75,9 @@ def pixel_sum(values: Shaped[Array, "b *rest"]) -> Float[Array, " b"]:
 
 
 def exact_sum(values: np.ndarray) -> float:
-    """The sum of one number an image, rounded once, so that neither batches nor devices change it."""
+    """The sum of one number an image, rounded once, so that neither batches nor devices change
+    it.
+    """
     return math.fsum(np.asarray(values).tolist())
 
 

@@ -51,7 +51,9 @@ def forward(trunk: Trunk, head: OnTrunk, batch: Batch, *, train: bool, rngs: nnx
 
 
 def loss(outputs: Float[Array, "b h w"], batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
-    """The scale-invariant error of the logarithm (Eigen et al., arXiv:1406.2283, eq. 4), its root as AdaBins has it (arXiv:2011.14141)."""
+    """The scale-invariant error of the logarithm (Eigen et al., arXiv:1406.2283, eq. 4), its root
+    as AdaBins has it (arXiv:2011.14141).
+    """
     known, truth = known_pixels(batch, setting)
     off = jnp.where(known, outputs - jnp.log(truth), 0)
     count = jnp.maximum(known.sum((1, 2)), 1)
@@ -61,7 +63,9 @@ def loss(outputs: Float[Array, "b h w"], batch: Batch, setting: Setting) -> dict
 
 
 def known_pixels(batch: Batch, setting: Setting) -> tuple[Bool[Array, "b h w"], Float[Array, "b h w"]]:
-    """Whether the depth of a pixel is known and within the options' range; and the depth, 1 where it is not."""
+    """Whether the depth of a pixel is known and within the options' range; and the depth, 1 where
+    it is not.
+    """
     options, depth = setting.options, batch["depth"]
     known = (depth >= options.min_depth) & (depth <= options.max_depth)  # NaN is neither
     return known, jnp.where(known, depth, 1)
@@ -89,7 +93,9 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:
-    """Scores of `vitlab.metrics.depth.depth_record`, the mean over the images with a known pixel: "abs_rel" first."""
+    """Scores of `vitlab.metrics.depth.depth_record`, the mean over the images with a known pixel:
+    "abs_rel" first.
+    """
     seen = totals["pixels"] > 0 if images else np.zeros(0, bool)
     if not seen.any():
         return {}

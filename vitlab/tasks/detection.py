@@ -1,7 +1,9 @@
-"""Detection: the boxes of objects, each with its class, as peaks of a heatmap (Zhou et al., CenterNet, arXiv:1904.07850).
+"""Detection: the boxes of objects, each with its class, as peaks of a heatmap (Zhou et al.,
+CenterNet, arXiv:1904.07850).
 
-Departs from the paper: the Gaussian of an object is as wide as its box, with TTFNet's deviation (Liu et al., arXiv:1909.00700,
-eq. 2), and sizes are learned as logarithms, by their absolute error with weight 1.
+Departs from the paper: the Gaussian of an object is as wide as its box, with TTFNet's deviation
+(Liu et al., arXiv:1909.00700, eq. 2), and sizes are learned as logarithms, by their absolute error
+with weight 1.
 """
 
 import dataclasses
@@ -82,7 +84,9 @@ def head(setting: Setting, feature_info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
 
 
 def _targets(boxes: Float[Array, "b n 7"], maps: CenterMaps, stride: float) -> dict[str, Array]:
-    """Of each box its cell, size and offset; the heatmap [b, h, w, k]; and where the heatmap counts, [b, h, w]."""
+    """Of each box its cell, size and offset; the heatmap [b, h, w, k]; and where the heatmap
+    counts, [b, h, w].
+    """
     b, h, w, _ = maps.heatmap.shape
     left, top, right, bottom, label, crowd, _area = jnp.moveaxis(boxes, -1, 0)
     there, crowds = (label >= 0) & (crowd != 1), (label >= 0) & (crowd == 1)
@@ -118,7 +122,9 @@ def _targets(boxes: Float[Array, "b n 7"], maps: CenterMaps, stride: float) -> d
 
 
 def loss(outputs: CenterMaps, batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
-    """The paper's focal loss of the heatmap (eq. 1), and |error| of size and offset at the centres; summed over an image."""
+    """The paper's focal loss of the heatmap (eq. 1), and |error| of size and offset at the centres;
+    summed over an image.
+    """
     b, h, w, _ = outputs.heatmap.shape
     target = _targets(batch["boxes"], outputs, setting.preprocessing.image_size[0] / h)
     p, log_p, log_not = jax.nn.sigmoid(outputs.heatmap), jax.nn.log_sigmoid(outputs.heatmap), jax.nn.log_sigmoid(-outputs.heatmap)
@@ -139,7 +145,9 @@ def weights(batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
 
 
 def predictions(outputs: CenterMaps, setting: Setting) -> dict[str, Float[Array, "b n 6"]]:
-    """The best boxes, rows (left, top, right, bottom, class, score), cut off at the image's border."""
+    """The best boxes, rows (left, top, right, bottom, class, score), cut off at the image's
+    border.
+    """
     height, width = setting.preprocessing.image_size
     _, h, w, k = outputs.heatmap.shape
     found = boxes_of(outputs, stride=height / h, num_boxes=min(setting.options.max_boxes, h * w * k))

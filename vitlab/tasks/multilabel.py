@@ -44,7 +44,8 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:
-    """Gives "map", "f1" (of all classes together, at a probability of 0.5), and "loss" (nats a class); nothing if a logit is not finite.
+    """Gives "map", "f1" (of all classes together, at a probability of 0.5), and "loss" (nats a
+    class); nothing if a logit is not finite.
 
     Classes that are not known of an image count as absent in "map".
     """

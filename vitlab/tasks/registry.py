@@ -40,8 +40,8 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
     """The task of an experiment, and its options.
 
     Raises:
-      ConfigError: There is no such task or option (with the near misses), a value is of another type or out of bounds, or the
-        experiment sets something that means nothing to the task.
+      ConfigError: There is no such task or option (with the near misses), a value is of another
+        type or out of bounds, or the experiment sets something that means nothing to the task.
     """
     name, given = experiment.task.name, dict(experiment.task.fields)
     if is_reference(name):
@@ -68,7 +68,9 @@ def names_of(task: Task, options: Any) -> tuple[str, ...]:
 
 
 def class_names_of(source: Source) -> tuple[str, ...]:
-    """Names of the classes that a source's fields have, in their order; those of the source where no field names any."""
+    """Names of the classes that a source's fields have, in their order; those of the source where
+    no field names any.
+    """
     named = (getattr(kind, "class_names", ()) for kind in fields_of(source).values())
     return tuple(next(filter(None, named), source.class_names))
 

@@ -59,7 +59,8 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:
-    """Gives "mae", "rmse", "mape", "r2", "plcc", "srcc", "krcc", where they are defined, and "loss".
+    """Gives "mae", "rmse", "mape", "r2", "plcc", "srcc", "krcc", where they are defined, and
+    "loss".
 
     There is nothing if a prediction is not finite.
     """

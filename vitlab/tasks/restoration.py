@@ -1,7 +1,9 @@
-"""Restoration: a picture from a degraded one, which is made of the picture itself on the device, or is data of its own.
+"""Restoration: a picture from a degraded one, which is made of the picture itself on the device, or
+is data of its own.
 
-Denoising adds normal noise, and super-resolution averages squares of pixels and enlarges them again, so that both pictures have one
-size. A prediction takes the picture as it is for the degraded one.
+Denoising adds normal noise, and super-resolution averages squares of pixels and enlarges them
+again, so that both pictures have one size. A prediction takes the picture as it is for the degraded
+one.
 """
 
 import dataclasses
@@ -59,7 +61,9 @@ class Head(nnx.Module):
 
 
 def prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
-    """Keeps the picture as "target" and degrades "image", with other noise at each step, and the same one in every evaluation."""
+    """Keeps the picture as "target" and degrades "image", with other noise at each step, and the
+    same one in every evaluation.
+    """
     options, target = setting.options, batch["image"]
     if options.degradation == "none":
         if batch["target"].shape != target.shape:
@@ -95,13 +99,17 @@ def forward(trunk: Trunk, head: Head, batch: Batch, *, train: bool, rngs: nnx.Rn
 
 
 def loss(outputs: Float[Array, "b h w c"], batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
-    """Charbonnier's sqrt(error^2 + 1e-6) of pixels in [0, 1] (Lai et al., arXiv:1704.03915, eq. 3), the mean over a picture."""
+    """Charbonnier's sqrt(error^2 + 1e-6) of pixels in [0, 1] (Lai et al., arXiv:1704.03915, eq. 3),
+    the mean over a picture.
+    """
     error = (outputs - batch["target"]) / 255
     return {"loss": jnp.sqrt(jnp.square(error) + 1e-6).mean((1, 2, 3))}
 
 
 def evaluation(setting: Setting) -> Evaluation:
-    """The mean squared error of each picture, after rounding to whole pixel values; and of the degraded one."""
+    """The mean squared error of each picture, after rounding to whole pixel values; and of the
+    degraded one.
+    """
     options = setting.options
 
     def compared(pixels: Array) -> Float[Array, "b h w c"]:
@@ -120,7 +128,9 @@ def evaluation(setting: Setting) -> Evaluation:
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:
-    """Gives "psnr" in dB, the mean over the pictures, and that of the degraded pictures; an equal picture counts 100 dB."""
+    """Gives "psnr" in dB, the mean over the pictures, and that of the degraded pictures; an equal
+    picture counts 100 dB.
+    """
     if not images or not np.isfinite(totals["error"]).all():
         return {}
     return {name: _psnr(totals[key]) for name, key in (("psnr", "error"), ("degraded_psnr", "degraded_error"))}

@@ -1,8 +1,9 @@
 """Semantic segmentation: a class for each pixel.
 
-The loss is cross-entropy over the pixels that are not void, of logits at the label's size, as mmsegmentation has it but for void
-pixels, which count neither above nor below the line (its `avg_non_ignore=True`). Scores are mmsegmentation's, see
-`vitlab.metrics.segmentation`, at the size of the model's images.
+The loss is cross-entropy over the pixels that are not void, of logits at the label's size, as
+mmsegmentation has it but for void pixels, which count neither above nor below the line (its
+`avg_non_ignore=True`). Scores are mmsegmentation's, see `vitlab.metrics.segmentation`, at the size
+of the model's images.
 """
 
 import dataclasses
@@ -102,7 +103,9 @@ def _dice(logits: Float[Array, "b h w k"], labels: Array) -> Float[Array, " b"]:
 
 
 def evaluation(setting: Setting) -> Evaluation:
-    """The confusion matrix of all known pixels; and of each image its cross-entropy and its known pixels."""
+    """The confusion matrix of all known pixels; and of each image its cross-entropy and its known
+    pixels.
+    """
     k = setting.num_classes
 
     def measure(outputs: dict[str, Array], batch: Batch) -> dict[str, Array]:
@@ -127,7 +130,8 @@ def finish(totals: Mapping[str, Any], images: int) -> dict[str, Any]:
 
 
 def scores_of(counts: Int[np.ndarray, "3 classes"]) -> dict[str, Any]:
-    """Gives "miou", "pixel_accuracy", "mean_accuracy", "mean_dice" (shares), and "class_iou", a list.
+    """Gives "miou", "pixel_accuracy", "mean_accuracy", "mean_dice" (shares), and "class_iou", a
+    list.
 
     A class that is neither labelled nor predicted has the IoU None and counts in no mean.
 

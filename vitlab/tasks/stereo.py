@@ -41,14 +41,18 @@ def head(setting: Setting, feature_info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
 
 
 def forward(trunk: Trunk, head: Correlation, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w k"]:
-    """Logits of each disparity; both views go through the trunk as one batch, in which a pair stays on its device."""
+    """Logits of each disparity; both views go through the trunk as one batch, in which a pair stays
+    on its device.
+    """
     left, right = batch["image"], batch["image2"]
     views = jnp.stack([left.astype(jnp.float32), right.astype(jnp.float32)], 1).reshape(-1, *left.shape[1:])
     return head(trunk.features(views, train=train, rngs=rngs), trunk.normalised(views))
 
 
 def loss(outputs: Float[Array, "b h w k"], batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
-    """|error| in pixels, and the cross-entropy of the two whole disparities around the true one; summed over known pixels."""
+    """|error| in pixels, and the cross-entropy of the two whole disparities around the true one;
+    summed over known pixels.
+    """
     known = known_pixels(batch, setting)
     truth = jnp.where(known, batch["disparity"], 0)
     floor = jnp.floor(truth)
@@ -71,7 +75,9 @@ def known_pixels(batch: Batch, setting: Setting) -> Bool[Array, "b h w"]:
 
 
 def evaluation(setting: Setting) -> Evaluation:
-    """Counts of pixels by the size of their errors; and of each image the sums of errors and of their squares."""
+    """Counts of pixels by the size of their errors; and of each image the sums of errors and of
+    their squares.
+    """
 
     def measure(outputs: Float[Array, "b h w k"], batch: Batch) -> dict[str, Array]:
         known = known_pixels(batch, setting)

@@ -1,7 +1,9 @@
-"""The interface of a task: a record of plain functions, which hold no weights and know neither devices nor files.
+"""The interface of a task: a record of plain functions, which hold no weights and know neither
+devices nor files.
 
-A batch is a dict of arrays [b, ...]: "image", uint8 pixels, and one entry for each of the task's fields; in an evaluation also
-"mask", bool [b], False where a row is padding, and "index", int32 [b], the position of each image in its split.
+A batch is a dict of arrays [b, ...]: "image", uint8 pixels, and one entry for each of the task's
+fields; in an evaluation also "mask", bool [b], False where a row is padding, and "index", int32
+[b], the position of each image in its split.
 """
 
 import dataclasses
@@ -28,7 +30,9 @@ ERASE = 2**31 - 2  # folded into a step's key for erasing; accumulation folds sm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """Base of a task's options: each number lies in the bounds that its field's type names, as in the config of a model."""
+    """Base of a task's options: each number lies in the bounds that its field's type names, as in
+    the config of a model.
+    """
 
     def __post_init__(self) -> None:
         for name in hints_of(type(self)):
@@ -62,7 +66,9 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Something that is counted over the images of training batches, and logged as a share of them."""
+    """Something that is counted over the images of training batches, and logged as a share of
+    them.
+    """
 
     metric: str  # name in the log
     of: Callable[[Outputs, Batch, Setting], Array]  # an integer
@@ -72,9 +78,10 @@ class Count:
 class Evaluation:
     """What is measured of a batch on the device, and what is made of it on the host.
 
-    `measure` gives a dict of arrays. Those named in `rows` are [b, ...], one entry an image; padding is dropped and they come to
-    `finish` in the order of the split, [n, ...]. All others are sums over the images whose mask is True: integers are added up
-    exactly, and nothing depends on the size of a batch, on devices or on processes.
+    `measure` gives a dict of arrays. Those named in `rows` are [b, ...], one entry an image;
+    padding is dropped and they come to `finish` in the order of the split, [n, ...]. All others are
+    sums over the images whose mask is True: integers are added up exactly, and nothing depends on
+    the size of a batch, on devices or on processes.
     """
 
     measure: Callable[[Outputs, Batch], dict[str, Array]]
@@ -85,7 +92,9 @@ class Evaluation:
 
 @runtime_checkable
 class Result(Protocol):
-    """What is predicted of a picture: any kind of field, or an object of fewer methods, see `vitlab.data.fields.Kind`."""
+    """What is predicted of a picture: any kind of field, or an object of fewer methods, see
+    `vitlab.data.fields.Kind`.
+    """
 
     @property
     def suffix(self) -> str:
@@ -123,18 +132,22 @@ class Task:
     options: type[TaskOptions] = TaskOptions
     # Fields of a batch beside the image, by the names that `vitlab.data.fields` has for them.
     fields: Callable[[Any], Sequence[str]]
-    # The head over the trunk's maps, whose parameters lie below `task_head`; None: the model's own head.
+    # The head over the trunk's maps, whose parameters lie below `task_head`; None: the model's own
+    # head.
     head: Head | None = None
     # The outputs of trunk and head for a batch.
     forward: Callable[..., Outputs] = default_forward
-    # Entries of a batch that `forward` reads, of which the first is the image; others are images too.
+    # Entries of a batch that `forward` reads, of which the first is the image; others are images
+    # too.
     inputs: tuple[str, ...] = ("image",)
-    # What the device does to a batch before the model; the key is None in an evaluation. A prediction goes without it.
+    # What the device does to a batch before the model; the key is None in an evaluation. A
+    # prediction goes without it.
     prepare: Callable[[Batch, Array | None, Setting], Batch] = default_prepare
     # Terms of the loss, each [b]. They add up to the loss.
     loss: Callable[[Outputs, Batch, Setting], dict[str, Array]]
-    # What each term of an image is counted with, [b], such as its valid pixels: the loss is the sum over terms of
-    # sum(term) / max(sum(weight), 1) over the whole batch. None: the mean over its images.
+    # What each term of an image is counted with, [b], such as its valid pixels: the loss is the sum
+    # over terms of sum(term) / max(sum(weight), 1) over the whole batch. None: the mean over its
+    # images.
     weights: Callable[[Batch, Setting], dict[str, Array]] | None = None
     # Names of the terms, of the options; they are logged one by one if there are several.
     terms: Callable[[Any], tuple[str, ...]] = lambda options: ("loss",)
@@ -145,10 +158,13 @@ class Task:
     best: tuple[str, Literal["max", "min"]]
     # An evaluation as one line; None: its numbers with their names.
     line: Callable[[Mapping[str, Any]], str] | None = None
-    # How an evaluation or a prediction brings a picture to the model's size: its centre, or all of it.
+    # How an evaluation or a prediction brings a picture to the model's size: its centre, or all of
+    # it.
     fit: Literal["crop", "stretch", "letterbox"] = "stretch"
-    # Kind of each thing that is predicted, by name; and the prediction itself, {name: [b, ...]} at the size of the images.
+    # Kind of each thing that is predicted, by name; and the prediction itself, {name: [b, ...]} at
+    # the size of the images.
     results: Mapping[str, Result] = dataclasses.field(default_factory=dict)
     predictions: Callable[[Outputs, Setting], dict[str, Array]] | None = None
-    # Groups of the config, and its key `metrics`, that mean something to this task; others must be left at their defaults.
+    # Groups of the config, and its key `metrics`, that mean something to this task; others must be
+    # left at their defaults.
     reads: tuple[str, ...] = ()

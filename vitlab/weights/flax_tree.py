@@ -1,4 +1,6 @@
-"""Names of a Flax tree, as big_vision and vision_transformer write them, in the form of all others."""
+"""Names of a Flax tree, as big_vision and vision_transformer write them, in the form of all
+others.
+"""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +11,8 @@ _STACKED = re.compile(r"(^|/)encoderblock/")  # blocks that ran as a scan: one t
 
 
 def dotted(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Tensors by names with "." for "/", and those of stacked blocks one by one; other tensors as they are.
+    """Tensors by names with "." for "/", and those of stacked blocks one by one; other tensors as
+    they are.
 
     Raises:
       ValueError: A stacked tensor has no rows.

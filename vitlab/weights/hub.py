@@ -18,10 +18,12 @@ _FILES = (
 
 
 def download(address: str) -> pathlib.Path:
-    """The local copy of `hf://owner/name[@revision][/file]`; of an index, the index, with its shards beside it.
+    """The local copy of `hf://owner/name[@revision][/file]`; of an index, the index, with its
+    shards beside it.
 
     Raises:
-      ValueError: The address is of another form, or the repository has no file of weights that is known.
+      ValueError: The address is of another form, or the repository has no file of weights that is
+        known.
       ImportError: huggingface_hub is missing.
       OSError: It cannot be reached, and there is no copy.
     """

@@ -39,7 +39,8 @@ def weight_map(index: pathlib.Path) -> dict[str, str]:
 
 
 def file_of(folder: pathlib.Path, suffixes: Sequence[str]) -> pathlib.Path:
-    """The file of weights in a folder: its index, or the only file of the first of `suffixes` that any file has.
+    """The file of weights in a folder: its index, or the only file of the first of `suffixes` that
+    any file has.
 
     Raises:
       ValueError: There is none, or there are several.

@@ -1,4 +1,6 @@
-"""Names of microsoft/CSWin-Transformer's checkpoints, and of its agent and InLine forms, whose stages are counted from 1."""
+"""Names of microsoft/CSWin-Transformer's checkpoints, and of its agent and InLine forms, whose
+stages are counted from 1.
+"""
 
 from vitlab.weights.names import agent_deit, inline_deit
 from vitlab.weights.rules import NameMap, Rule

@@ -1,4 +1,6 @@
-"""Names of timm's `davit_*` and of dingmyu/davit: a block pair is `blocks.i.0` (windows) and `blocks.i.1` (channels)."""
+"""Names of timm's `davit_*` and of dingmyu/davit: a block pair is `blocks.i.0` (windows) and
+`blocks.i.1` (channels).
+"""
 
 from vitlab.weights.rules import NameMap, Rule
 

@@ -1,4 +1,6 @@
-"""Names of LeapLabTHU/Dynamic_Perceiver's checkpoints, which differ in the convolutional branch and its classifier."""
+"""Names of LeapLabTHU/Dynamic_Perceiver's checkpoints, which differ in the convolutional branch and
+its classifier.
+"""
 
 from vitlab.weights.rules import NameMap, Rule, pointwise
 

@@ -1,4 +1,6 @@
-"""Names of timm's `efficientvit_m*` and of microsoft/Cream's EfficientViT, where a stage's down-sampling are its first blocks."""
+"""Names of timm's `efficientvit_m*` and of microsoft/Cream's EfficientViT, where a stage's
+down-sampling are its first blocks.
+"""
 
 from vitlab.weights.rules import NameMap, Rule, SquareTable, pointwise
 

@@ -1,4 +1,6 @@
-"""Names of timm's `nextvit_*` and of bytedance/Next-ViT, which counts the blocks of all stages together."""
+"""Names of timm's `nextvit_*` and of bytedance/Next-ViT, which counts the blocks of all stages
+together.
+"""
 
 from vitlab.weights.rules import NameMap, Rule, pointwise
 

@@ -1,4 +1,6 @@
-"""Names of timm's `poolformer_*` and of sail-sg/poolformer's checkpoints, in which blocks and down-sampling take turns."""
+"""Names of timm's `poolformer_*` and of sail-sg/poolformer's checkpoints, in which blocks and
+down-sampling take turns.
+"""
 
 from vitlab.weights.rules import NameMap, Rule, pointwise
 

@@ -1,4 +1,6 @@
-"""Names of whai362/PVT's checkpoints, whose stages are counted from 1; the last position embedding begins with the class token's."""
+"""Names of whai362/PVT's checkpoints, whose stages are counted from 1; the last position embedding
+begins with the class token's.
+"""
 
 from vitlab.weights.names import inline_pvt
 from vitlab.weights.rules import NameMap, Rule

@@ -1,4 +1,6 @@
-"""Names of OliverRensu/SG-Former's checkpoints, whose stages are counted from 1; here two blocks of the first three are one."""
+"""Names of OliverRensu/SG-Former's checkpoints, whose stages are counted from 1; here two blocks of
+the first three are one.
+"""
 
 from vitlab.weights.rules import NameMap, Rule
 

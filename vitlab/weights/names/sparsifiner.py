@@ -1,4 +1,6 @@
-"""Names of lim142857/Sparsifiner's networks, which are DeiT's and LV-ViT's but for the predictors."""
+"""Names of lim142857/Sparsifiner's networks, which are DeiT's and LV-ViT's but for the
+predictors.
+"""
 
 from vitlab.weights.rules import NameMap, Rule
 

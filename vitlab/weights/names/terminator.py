@@ -1,4 +1,6 @@
-"""Names of the author's Terminator, whose linear layers are 1 x 1 convolutions of maps, or of rows of channels."""
+"""Names of the author's Terminator, whose linear layers are 1 x 1 convolutions of maps, or of rows
+of channels.
+"""
 
 from vitlab.weights.rules import Axes, NameMap, Rule
 

@@ -1,4 +1,6 @@
-"""Names of DaiShiResearch/TransNeXt's and SkyworkAI/MoH's checkpoints, which number the stages from 1 in the names of their parts."""
+"""Names of DaiShiResearch/TransNeXt's and SkyworkAI/MoH's checkpoints, which number the stages from
+1 in the names of their parts.
+"""
 
 from vitlab.weights.rules import Axes, NameMap, Rule, pointwise
 

@@ -1,4 +1,6 @@
-"""Names of YujiaoYang-work/UoE's long-range-arena modules; a parameter of theirs that they do not use has no counterpart here."""
+"""Names of YujiaoYang-work/UoE's long-range-arena modules; a parameter of theirs that they do not
+use has no counterpart here.
+"""
 
 from vitlab.weights.rules import Axes, NameMap, Rule
 

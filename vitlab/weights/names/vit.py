@@ -1,4 +1,6 @@
-"""Names of plain trunks: timm's, which are the names here but for a few, the authors', Hugging Face's and big_vision's."""
+"""Names of plain trunks: timm's, which are the names here but for a few, the authors', Hugging
+Face's and big_vision's.
+"""
 
 from vitlab.weights.names import vit_flax, vit_hugging_face
 from vitlab.weights.rules import Axes, ClassLast, NameMap, Part, Rule, Share, Summand, Tokens
@@ -88,7 +90,9 @@ AUTHORS = (
 
 
 def _openai(prefix: str, ignored: tuple[str, ...]) -> NameMap:
-    """The names of OpenAI's CLIP and OpenCLIP, and of PE core, whose file has the image tower under `prefix`."""
+    """The names of OpenAI's CLIP and OpenCLIP, and of PE core, whose file has the image tower under
+    `prefix`.
+    """
     pool = f"^{prefix}attn_pool."
     return NameMap(
         source="openai/CLIP",

@@ -11,7 +11,9 @@ def _dense(foreign: str, here: str) -> tuple[Rule, Rule]:
 
 
 def _attention(foreign: str, qkv: dict[str, tuple[str, Part | None]], proj: str) -> tuple[Rule, ...]:
-    """Rules of an attention layer; `qkv` has for query, key and value the layer here, and the part of it."""
+    """Rules of an attention layer; `qkv` has for query, key and value the layer here, and the part
+    of it.
+    """
     rules: list[Rule] = []
     for name, (here, _) in qkv.items():
         rules += [Rule(f"{foreign}.{name}.{leaf}$", f"{here}~{name}.{torch}$", Projected()) for leaf, torch in _LEAVES]
@@ -57,7 +59,9 @@ def _map(source: str, norm2: str, attention: str, mlp: str, ignored: tuple[str, 
 
 
 def maps(leftovers: tuple[str, ...]) -> tuple[NameMap, ...]:
-    """The maps, which ignore `leftovers` beside the temperature and bias of big_vision's pairs of towers."""
+    """The maps, which ignore `leftovers` beside the temperature and bias of big_vision's pairs of
+    towers.
+    """
     return (
         _map("google-research/vision_transformer", "LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3", leftovers),
         _map("google-research/big_vision", "LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0", (*leftovers, r"^[tb]$")),

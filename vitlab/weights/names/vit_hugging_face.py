@@ -1,4 +1,6 @@
-"""Names of Hugging Face's transformers for plain trunks: queries, keys and values have tensors of their own."""
+"""Names of Hugging Face's transformers for plain trunks: queries, keys and values have tensors of
+their own.
+"""
 
 from vitlab.weights.rules import Axes, ClassLast, NameMap, Part, Rule, Share, Summand, Tokens
 
