@@ -313,6 +313,7 @@ def _substitution(old: str, new: str) -> Callable[[str], str | None]:
     fields = [m for m in _FIELD.finditer(old)]
     words = {m["word"]: m["words"] for t in (old, new) for m in _FIELD.finditer(t) if m["word"]}
     pattern = re.compile(_pattern(old, words))
+    fixed = max(_FIELD.sub("\0", old.removeprefix("^").removesuffix("$")).split("\0"), key=len)  # in every name that fits
 
     def replaced(match: re.Match[str]) -> str | None:
         values: dict[str, str | int] = {}
@@ -328,6 +329,8 @@ def _substitution(old: str, new: str) -> Callable[[str], str | None]:
         return _written(new, values)
 
     def substitute(name: str) -> str | None:
+        if fixed not in name:  # most names fit no rule, and this is quicker than the pattern
+            return None
         found = [(m, text) for m in pattern.finditer(name) if (text := replaced(m)) is not None]
         for match, text in reversed(found):
             name = name[: match.start()] + text + name[match.end() :]
