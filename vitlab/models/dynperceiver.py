@@ -19,18 +19,16 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, Depth, Ratio
 from vitlab.layers import BatchNorm, Conv, ConvNorm, LayerNorm, Linear, Remat, run_blocks
-from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.bottleneck import RegNetBottleneck, ResNetBottleneck
-from vitlab.layers.initial import full, normal_init
+from vitlab.layers.initial import normal_init
 from vitlab.layers.inverted_residual import EPS, InvertedResidual, divisible
-from vitlab.layers.mlp import Mlp
+from vitlab.layers.latent_attention import NORM_EPS, CrossBlock, LatentBlock
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.registry import Family, Published
 
-NORM_EPS = 1e-5  # of every LayerNorm
 _POOLED = 7  # rows and columns of the map that the latents read
 # Kernel, hidden width, width, whether gated, whether with hard swish, stride: arXiv:1905.02244
 # Table 1, by stages; the first is the stem.
@@ -118,58 +116,6 @@ PUBLISHED = {name: Published(source="not published with these depths") for name 
     "dynperceiver_reg800m_t128": Published(params_m=21.798, top1=79.86, source=_SOURCE),
     "dynperceiver_resnet50_0375_t128": Published(top1=77.70, source=_SOURCE),
 }
-
-
-class PerceiverAttention(nnx.Module):
-    """Attention of tokens to others, with projections without bias; `num_keys` keys have a learned
-    addition each.
-    """
-
-    def __init__(self, dim: int, kv_dim: int, *, qk_dim: int, num_heads: int = 1, num_keys: int = 0, dtype: Any, rngs: nnx.Rngs):
-        self.num_heads = num_heads
-        head_dim_of(qk_dim, num_heads)
-        self.q_proj = Linear(dim, qk_dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.k_proj = Linear(kv_dim, qk_dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.v_proj = Linear(kv_dim, qk_dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.o_proj = Linear(qk_dim, dim, dtype=dtype, rngs=rngs)
-        table = nnx.Param(full((1, num_keys, qk_dim), 0.0)) if num_keys else None
-        self.relative_position_bias = table if table is None else declare(table, "position")
-
-    def __call__(self, x: Float[Array, "b n d"], kv: Float[Array, "b m e"]) -> Float[Array, "b n d"]:
-        q, k, v = self.q_proj(x), self.k_proj(kv), self.v_proj(kv)
-        k = k if self.relative_position_bias is None else k + self.relative_position_bias[...].astype(k.dtype)
-        out = dot_product_attention(*(y.reshape(*y.shape[:2], self.num_heads, -1) for y in (q, k, v)))
-        return self.o_proj(out.reshape(q.shape))
-
-
-class CrossBlock(nnx.Module):
-    """x + attn(norm(x), norm(others)), then x + mlp(norm2(x))."""
-
-    def __init__(self, dim: int, kv_dim: int, *, qk_dim: int, num_keys: int = 0, dtype: Any, rngs: nnx.Rngs):
-        self.q_norm = LayerNorm(dim, eps=NORM_EPS, dtype=dtype, rngs=rngs)
-        self.kv_norm = LayerNorm(kv_dim, eps=NORM_EPS, dtype=dtype, rngs=rngs)
-        self.attn = PerceiverAttention(dim, kv_dim, qk_dim=qk_dim, num_keys=num_keys, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(dim, eps=NORM_EPS, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, mlp_dim=dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b n d"], kv: Float[Array, "b m e"]) -> Float[Array, "b n d"]:
-        x = x + self.attn(self.q_norm(x), self.kv_norm(kv))
-        return x + self.mlp(self.norm2(x))
-
-
-class LatentBlock(nnx.Module):
-    """Pre-norm block of the latents: x + attn(norm1(x)), then x + mlp(norm2(x))."""
-
-    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: float, dtype: Any, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(dim, eps=NORM_EPS, dtype=dtype, rngs=rngs)
-        self.attn = PerceiverAttention(dim, dim, qk_dim=dim, num_heads=num_heads, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(dim, eps=NORM_EPS, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, mlp_dim=int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
-        y = self.norm1(x)
-        x = x + self.attn(y, y)
-        return x + self.mlp(self.norm2(x))
 
 
 class Stage(nnx.Module):

@@ -5,6 +5,7 @@ of channels.
 from vitlab.weights.rules import Axes, NameMap, Rule
 
 _BRANCH = "^blocks.{i}.fast_multi_branch."
+_PARTS = "linears|output_linear|filters|fast_reduce|fast_fc1|fast_linears_x"
 _1D = tuple(
     Rule(f".{net}.{part}.weight$", f".{net}.{part}.weight$", Axes("oi1", "oi"))
     for net in ("slow_net_gc", "slow_net_gc_hi")
@@ -32,8 +33,8 @@ MAPS = (
         rules=(
             Rule(f"{_BRANCH}bias{{k+1}}$", "^blocks.{i}.locals.{k}.bias$"),
             Rule(f"{_BRANCH}slow_net_l{{k+1}}.Kernel.bias_pk$", "^blocks.{i}.locals.{k}.slow_net.bias_p$", Axes("11hw", "hw")),
-            Rule(f"{_BRANCH}slow_net_l{{k+1}}.Kernel.", "^blocks.{i}.locals.{k}.slow_net."),
-            Rule(f"{_BRANCH}local_interact_conv_{{k+1}}.", "^blocks.{i}.locals.{k}."),
+            Rule(f"{_BRANCH}slow_net_l{{k+1}}.Kernel.{{x:{_PARTS}}}.", "^blocks.{i}.locals.{k}.slow_net.{x}."),
+            Rule(f"{_BRANCH}local_interact_conv_{{k+1}}.channel_mixer.", "^blocks.{i}.locals.{k}.channel_mixer."),
             Rule(f"{_BRANCH}channel_mixer_hci.slow_net_gc.Kernel.bias_p$", "^blocks.{i}.slow_net_gc.bias_p$", Axes("11c", "c")),
             Rule(f"{_BRANCH}channel_mixer_hci.slow_net_gc.Kernel.", "^blocks.{i}.slow_net_gc."),
             Rule(f"{_BRANCH}hyper_interact.slow_net_gc_hi.Kernel.bias_p$", "^blocks.{i}.slow_net_gc_hi.bias_p$", Axes("11c", "c")),
