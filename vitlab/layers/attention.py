@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 from pallas_kernels.attention import attention, attention_qkv
 from pallas_kernels.target import platform
 from vitlab.layers.linear import Linear
+from vitlab.layers.norm import LayerNorm
+from vitlab.layers.normed import fused_linear, is_fused
 from vitlab.layers.tensor_split import project_qkv
 
 
@@ -38,8 +40,8 @@ def dot_product_attention(
 class Attention(nnx.Module):
     """Every token attends to every token; softmax in float32.
 
-    The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one. On a TPU the operator adds its
-    bias, whose gradient costs a pass over the projection's elsewhere.
+    The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one. On a TPU its bias is added by a
+    kernel, the projection's own or the operator's: elsewhere the bias's gradient costs a pass over the projection's.
     """
 
     def __init__(
@@ -58,9 +60,16 @@ class Attention(nnx.Module):
         self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        b, n, d = x.shape
-        bias = None if self.qkv.bias is None or platform() != "tpu" else self.qkv.bias[...].reshape(3, self.num_heads, self.head_dim)
-        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads, add_bias=bias is None)
-        out = attention_qkv(qkv, qkv_bias=bias, implementation=self.implementation)
-        return self.proj(out.reshape(b, n, d))
+    def __call__(self, x: Float[Array, "b n d"], *, norm: LayerNorm | None = None, residual: bool = False) -> Float[Array, "b n d"]:
+        """Attention of x, or of norm(x); with `residual` x is added."""
+        bias = None
+        if is_fused(x, norm, self.qkv):
+            qkv, x = fused_linear(x, norm, self.qkv, passes=residual)
+            qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim)
+        else:
+            if self.qkv.bias is not None and platform() == "tpu":
+                bias = self.qkv.bias[...].reshape(3, self.num_heads, self.head_dim)
+            qkv = project_qkv(self.qkv, x if norm is None else norm(x), num_heads=self.num_heads, add_bias=bias is None)
+        out = attention_qkv(qkv, qkv_bias=bias, implementation=self.implementation).reshape(x.shape)
+        out = fused_linear(out, None, self.proj)[0] if is_fused(out, None, self.proj) else self.proj(out)
+        return x + out if residual else out
