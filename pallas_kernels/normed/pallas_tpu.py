@@ -8,6 +8,7 @@ to program.
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ def _call(kernel, name: str, maps, parameters, like, sums, layout: Layout, inter
         return pl.BlockSpec((layout.per_program, *x.shape[1:]), lambda core, step: (core * steps + step, 0, 0))
 
     def whole(x) -> pl.BlockSpec:
-        return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
+        return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim, pipeline_mode=pl.Buffered(1))
 
     def of_core(x) -> pl.BlockSpec:
         return pl.BlockSpec((1, *x.shape[1:]), lambda core, _: (core, *(0,) * (x.ndim - 1)))
@@ -115,7 +116,10 @@ def _call(kernel, name: str, maps, parameters, like, sums, layout: Layout, inter
         in_specs=(jax.tree.map(blocks, maps), jax.tree.map(whole, parameters)),
         out_specs=(out_specs, jax.tree.map(of_core, sums)) if jax.tree.leaves(sums) else out_specs,
         out_shape=out_shape,
-        scratch_shapes=[pltpu.VMEM((layout.rows, width), maps[0].dtype) for width in (layout.dim, layout.widths[-1])],
+        scratch_shapes=[
+            *(pltpu.VMEM((layout.rows, width), maps[0].dtype) for width in (layout.dim, layout.widths[-1])),
+            pltpu.VMEM((layout.rows if layout.loops else SUBLANES, layout.dim), jnp.float32),
+        ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=layout.vmem_bytes + VMEM_MARGIN
         ),
@@ -133,31 +137,32 @@ def _cost(layout: Layout, maps, *, backward: bool) -> pl.CostEstimate:
     return pl.CostEstimate(flops=int(rows * per_row * products), bytes_accessed=moved, transcendentals=0)
 
 
-def forward_kernel(maps, parameters, out_ref, x_rows, out_rows, *, layout: Layout, eps: float, adds: bool):
+def forward_kernel(maps, parameters, out_ref, x_rows, out_rows, total, *, layout: Layout, eps: float, adds: bool):
     """The rows of a program."""
     norm, layers = parameters
     _gather(maps[0], x_rows, layout)
     y, _, _ = _normalise(x_rows[...], norm, eps)
-    (kernel, bias), chunk, width = layers[0], layout.chunk, layout.widths[0]
-    out = None
-    product = dot(y, kernel[:, :chunk], (1, 0))
-    for start in range(0, width, chunk):
-        at, following = slice(start, start + chunk), slice(start + chunk, start + 2 * chunk)
-        h = product if bias is None else product + bias[:, at]
-        product = dot(y, kernel[:, following], (1, 0)) if start + chunk < width else product
-        if len(layers) == 1:
-            out_rows[:, at] = h.astype(out_rows.dtype)
-        else:
-            part = dot(gelu(h).astype(y.dtype), layers[1][0][at], (1, 0))
-            out = part if out is None else out + part
-    if out is not None:
+    kernel, bias = layers[0]
+
+    def first(at) -> Array:
+        product = dot(y, kernel[:, at], (1, 0))
+        return product if bias is None else product + bias[:, at]
+
+    if len(layers) == 1:
+
+        def store(at) -> None:
+            out_rows[:, at] = first(at).astype(out_rows.dtype)
+
+        _each_chunk(store, layout)
+    else:
+        out = _sum_over_chunks(lambda at: dot(gelu(first(at)).astype(y.dtype), layers[1][0][at, :], (1, 0)), total, layout)
         out = out if layers[1][1] is None else out + layers[1][1][...]
         out = x_rows[...].astype(jnp.float32) + out if adds else out
         out_rows[...] = out.astype(out_rows.dtype)
     _scatter(out_rows, out_ref, layout)
 
 
-def backward_kernel(maps, parameters, d_maps, sums, x_rows, d_out_rows, *, layout: Layout, eps: float, adds: bool):
+def backward_kernel(maps, parameters, d_maps, sums, x_rows, d_out_rows, total, *, layout: Layout, eps: float, adds: bool):
     """The gradients of the rows of a program; those of parameters are added to their sums.
 
     Rows of padding are zero in the map and its gradients, and stay so.
@@ -173,9 +178,9 @@ def backward_kernel(maps, parameters, d_maps, sums, x_rows, d_out_rows, *, layou
     _gather(maps[0], x_rows, layout)
     _gather(maps[1], d_out_rows, layout)
     y, normed, inverse = _normalise(x_rows[...], norm, eps)
-    d_out = d_out_rows[...]
-    _add_columns(d_layers[-1][1], slice(None), d_out)
-    d_y = (_linear_gradient if len(layers) == 1 else _mlp_gradient)(y, d_out, layers, d_layers, layout)
+    _add_columns(d_layers[-1][1], slice(None), d_out_rows[...])
+    gradient = _linear_gradient if len(layers) == 1 else _mlp_gradient
+    d_y = _sum_over_chunks(gradient(y, d_out_rows, layers, d_layers), total, layout)
     if norm is not None:
         _add_columns(d_norm[0], slice(None), d_y * normed)
         _add_columns(d_norm[1], slice(None), d_y)
@@ -186,49 +191,72 @@ def backward_kernel(maps, parameters, d_maps, sums, x_rows, d_out_rows, *, layou
         _gather(maps[2], x_rows, layout)
         d_y += x_rows[...].astype(jnp.float32)
     if adds:
-        d_y += d_out.astype(jnp.float32)
+        d_y += d_out_rows[...].astype(jnp.float32)
     x_rows[...] = d_y.astype(x_rows.dtype)
     _scatter(x_rows, d_maps[0], layout)
 
 
-def _linear_gradient(y: Array, d_out: Array, layers, d_layers, layout: Layout) -> Array:
-    """The gradient of the product's argument, float32."""
+def _linear_gradient(y: Array, d_out_rows, layers, d_layers) -> Callable[[Any], Array]:
+    """The share of the product's columns in the gradient of its argument."""
     ((kernel, _),), ((d_kernel, _),) = layers, d_layers
-    turned, d_y = y.T, None
-    for start in range(0, layout.widths[0], layout.chunk):
-        at = slice(start, start + layout.chunk)
-        d_kernel[0, :, at] += dot(turned, d_out[:, at], (1, 0))
-        part = dot(d_out[:, at], kernel[:, at], (1, 1))
-        d_y = part if d_y is None else d_y + part
-    return d_y
+    y_turned = y.T
+
+    def part(at) -> Array:
+        d_out = d_out_rows[:, at]
+        d_kernel[0, :, at] += dot(y_turned, d_out, (1, 0))
+        return dot(d_out, kernel[:, at], (1, 1))
+
+    return part
 
 
-def _mlp_gradient(y: Array, d_out: Array, layers, d_layers, layout: Layout) -> Array:
-    """The gradient of the first product's argument, float32."""
+def _mlp_gradient(y: Array, d_out_rows, layers, d_layers) -> Callable[[Any], Array]:
+    """The share of some hidden units in the gradient of the first product's argument."""
     ((kernel1, bias1), (kernel2, _)), ((d_kernel1, d_bias1), (d_kernel2, _)) = layers, d_layers
-    chunk, width = layout.chunk, layout.widths[0]
-    y_turned, d_out_turned, d_y = y.T, d_out.T, None
+    d_out = d_out_rows[...]
+    y_turned, d_out_turned = y.T, d_out.T
 
-    def products(at: slice) -> tuple[Array, Array]:
-        return dot(y, kernel1[:, at], (1, 0)), dot(d_out, kernel2[at], (1, 1))
-
-    following = products(slice(0, chunk))
-    for start in range(0, width, chunk):
-        at = slice(start, start + chunk)
-        h, d_active = following
-        following = products(slice(start + chunk, start + 2 * chunk)) if start + chunk < width else following
+    def part(at) -> Array:
+        h, d_active = dot(y, kernel1[:, at], (1, 0)), dot(d_out, kernel2[at, :], (1, 1))
         active, slope = gelu_and_slope(h if bias1 is None else h + bias1[:, at])
         d_h = d_active * slope
         _add_columns(d_bias1, at, d_h)
         d_h = d_h.astype(y.dtype)
         d_kernel1[0, :, at] += dot(y_turned, d_h, (1, 0))
         d_kernel2[0, :, at] += dot(d_out_turned, active.astype(y.dtype), (1, 0))
-        part = dot(d_h, kernel1[:, at], (1, 1))
-        d_y = part if d_y is None else d_y + part
-    return d_y
+        return dot(d_h, kernel1[:, at], (1, 1))
+
+    return part
 
 
-def _add_columns(ref, at: slice, x: Array) -> None:
+def _sum_over_chunks(part: Callable[[Any], Array], total, layout: Layout) -> Array:
+    """The sum of part(columns) over the chunks of the first product; `total` holds it meanwhile where they are a loop."""
+    if not layout.loops:
+        return functools.reduce(operator.add, (part(pl.ds(start, layout.chunk)) for start in range(0, layout.widths[0], layout.chunk)))
+    total[...] = jnp.zeros(total.shape, total.dtype)
+
+    def add(at) -> None:
+        total[...] += part(at)
+
+    _each_chunk(add, layout)
+    return total[...]
+
+
+def _each_chunk(step: Callable[[Any], None], layout: Layout) -> None:
+    """step(columns) for the chunks of the first product, written out or, where that takes long to compile, as a loop."""
+    chunk, count = layout.chunk, layout.widths[0] // layout.chunk
+    if not layout.loops:
+        for i in range(count):
+            step(pl.ds(i * chunk, chunk))
+    else:
+
+        def body(i, carry):
+            step(pl.ds(pl.multiple_of(i * chunk, chunk), chunk))
+            return carry
+
+        lax.fori_loop(0, count, body, None)
+
+
+def _add_columns(ref, at, x: Array) -> None:
     """Adds the sums of the columns to a reference, if there is one."""
     if ref is not None:
         ref[0, :, at] += jnp.sum(x.astype(jnp.float32), 0, keepdims=True)

@@ -17,6 +17,7 @@ from pallas_kernels.tpu import LANES, SUBLANES, padded
 
 MAX_ROWS = 1024  # of a program: enough for the matrix unit, few enough for the memory
 _TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
+_UNROLLED_CHUNKS = 3
 _CHUNKS = (512, 384, 256, 128)  # columns of a product that are worked on together
 VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
 
@@ -72,13 +73,18 @@ class Layout:
         return next((c for c in _CHUNKS if self.widths[0] % c == 0), 0)
 
     @property
+    def loops(self) -> bool:
+        """Whether the chunks are a loop: written out, many of them take minutes to compile."""
+        return self.widths[0] // self.chunk > _UNROLLED_CHUNKS
+
+    @property
     def vmem_bytes(self) -> int:
         """What the backward kernel needs."""
         dim, rows = padded(self.dim, LANES), self.rows
         weights = len(self.widths) * dim * self.widths[0]
         maps = 2 * 2 * rows * (2 * dim + padded(self.widths[-1], LANES))  # blocks, each twice
-        kept = rows * (2 * (2 * dim + 2 * padded(self.widths[-1], LANES)) + 4 * 4 * dim)
-        return 2 * (2 + 4) * weights + maps + kept + 5 * 4 * rows * self.chunk
+        kept = rows * (2 * (2 * dim + 2 * padded(self.widths[-1], LANES)) + 5 * 4 * dim)
+        return (2 + 2 * 4) * weights + maps + kept + 5 * 4 * rows * self.chunk
 
     def unsupported_reason(self, usable: int) -> str | None:
         """Why the kernels do not take this layout, or None."""

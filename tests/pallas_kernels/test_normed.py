@@ -67,8 +67,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_those_of_the_formula(name):
+@pytest.mark.parametrize(("name", "loops"), [*((name, False) for name in CASES), ("linear", True), ("mlp", True)])
+def test_values_and_gradients_are_those_of_the_formula(monkeypatch, name, loops):
+    monkeypatch.setattr("pallas_kernels.normed.rows._UNROLLED_CHUNKS", 1 if loops else 3)
+    monkeypatch.setattr("pallas_kernels.normed.rows._CHUNKS", (128,))
     formula, kernel, count, shape = CASES[name]
     keys = iter(jax.random.split(jax.random.key(0), 9))
 

@@ -107,6 +107,7 @@ BLOCK_MS = 1.2
 BLOCK = """
     import dataclasses, json, jax, jax.numpy as jnp, numpy as np
     from flax import nnx
+    from jax.experimental.layout import Format, Layout
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
     from vitlab.analysis.devices import DEVICES
     from vitlab.models.vit import VARIANTS, Block
@@ -122,11 +123,13 @@ BLOCK = """
 
     with scheduled() as folder:
         mesh = Mesh(np.array(Topology.of("v5e:1x1").devices()), ("data",))
-        here = NamedSharding(mesh, PartitionSpec())
         x = jax.ShapeDtypeStruct((64, 196, config.dim), jnp.bfloat16)
-        params, x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (params, x))
+        # Blocks hand on their maps row by row, as kernels want them; XLA would choose another layout for arguments.
+        here = NamedSharding(mesh, PartitionSpec())
+        rows = [jax.tree.map(lambda x: Format(Layout(tuple(range(x.ndim))), here), t) for t in ((params, x, x), (x, (params, x)))]
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            text = jax.jit(step).trace(params, x, x).lower().compile().as_text()
+            jitted = jax.jit(step, in_shardings=rows[0], out_shardings=rows[1])
+            text = jitted.trace(params, x, x).lower().compile().as_text()
         found = profile(text, DEVICES["v5e"], folder)
     print(json.dumps({"ms": sum(o.milliseconds for o in found), "kernels": sorted({o.name for o in found if o.kind == "kernel"})}))
 """
