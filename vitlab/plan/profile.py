@@ -140,9 +140,9 @@ def describe_profile(operations: Sequence[Operation], limit_seconds: float) -> s
       limit_seconds: What the products of the step take at the device's peak.
     """
     total = sum(each.milliseconds for each in operations)
-    lines = [
-        f"counted step         {total:.3g} ms, {1000 * limit_seconds / total:.0%} of it at the peak; counted by the compiler, not measured"
-    ]
+    limit = 1000 * limit_seconds
+    share = f"of which the model's products take {limit:.4g} at the peak ({limit / total:.0%})"
+    lines = [f"counted step         {total:.4g} ms, {share}; not measured"]
     by_part, by_kind = Counter(), Counter()
     for each in operations:
         by_part[each.part, each.direction] += each.milliseconds
