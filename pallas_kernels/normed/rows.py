@@ -69,8 +69,9 @@ class Layout:
 
     @property
     def chunk(self) -> int:
-        """Columns of the first product that are worked on together; 0 if its width is no multiple of the lanes."""
-        return next((c for c in _CHUNKS if self.widths[0] % c == 0), 0)
+        """Columns of the first product that are worked on together; 0 if it is wide and its width no multiple of the lanes."""
+        width = self.widths[0]
+        return width if width <= _CHUNKS[0] else next((c for c in _CHUNKS if width % c == 0), 0)
 
     @property
     def loops(self) -> bool:
@@ -89,7 +90,7 @@ class Layout:
     def unsupported_reason(self, usable: int) -> str | None:
         """Why the kernels do not take this layout, or None."""
         if not self.chunk:
-            return f"a width of {self.widths[0]} is no multiple of {LANES}"
+            return f"a width of {self.widths[0]}, above {_CHUNKS[0]}, is no multiple of {LANES}"
         if (needed := self.vmem_bytes) > usable - VMEM_MARGIN:
             return f"the backward pass needs {needed >> 20} MiB of VMEM, above {(usable - VMEM_MARGIN) >> 20}"
         return None
