@@ -115,7 +115,7 @@ def test_the_predicate_says_why_a_kernel_cannot_run():
     assert reason((64, 197, 384), dtype=jnp.float32) == "dtype float32 is not bfloat16"
     assert reason((64, 384)) == "a map (64, 384) has no lines of tokens"
     assert reason((64, 197, 100), widths=(300,)) is None
-    assert reason((64, 197, 100), widths=(1000,)) == "a width of 1000, above 512, is no multiple of 128"
+    assert reason((64, 197, 100), widths=(1000,)) == "a width of 1000, above 768, is no multiple of 128"
     assert "1037 tokens cannot be cut" in reason((2, 1037, 64), widths=(256, 64))
     assert "MiB of VMEM" in reason((64, 197, 2048), widths=(8192, 2048))
 
