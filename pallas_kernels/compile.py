@@ -60,6 +60,9 @@ TARGETS: Mapping[str, Target] = {
     "h100": Target("gpu", ("pallas_gpu", "mosaic_gpu"), "1x1x1", "jax_cuda13_plugin", 3352e9, 989e12),
 }
 
+# Flags of the TPU's compiler that make it write schedules, the last of seventy passes.
+SCHEDULES = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles"
+
 DTYPES = ("bfloat16", "float16", "float32")  # The compile command compiles an operator for any of these.
 
 H100 = """
@@ -129,8 +132,7 @@ def compile_all(
             )
             flags |= {"MOSAIC_GPU_DUMP_TO": dump, "MOSAIC_GPU_DUMP_PTX": "1"} if count else {}
         elif count:
-            schedules = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles"  # the last of seventy passes
-            flags["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} {schedules}"
+            flags["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} {SCHEDULES}"
         command = [
             sys.executable,
             "-m",

@@ -49,20 +49,21 @@ def by_images(fn: Callable[..., Any], arrays: Any, bias: Any, mask: Any, *, head
     Args:
       fn: The kernel.
       arrays: A tree of arrays, images first.
-      bias: An array that all images share, or None.
+      bias: A tree of arrays that all images share, or None.
       mask: An array with images first, or None.
       heads: The arrays are query, key and value, [b, ..., heads, head_dim], or the projection that
         holds all three, [b, ..., 3, heads, head_dim], the bias [heads, ...] and the result [b, ...,
         heads, head_dim], and the kernel may run on some of the heads: on a device's share of them,
         where there is an axis `tensor` that divides them.
     """
-    axes = _automatic_axes()
+    axes = automatic_axes()
     tensor = axes.pop(TENSOR, 1)
     if math.prod(axes.values()) * tensor == 1:
         return fn(arrays, bias, mask)
 
     def shard(arrays, bias, mask):
-        return fn(arrays, None if bias is None else varying_like(bias, jax.tree.leaves(arrays)[0]), mask)
+        like = jax.tree.leaves(arrays)[0]
+        return fn(arrays, jax.tree.map(lambda x: varying_like(x, like), bias), mask)
 
     images = PartitionSpec(tuple(axes))
     in_specs, out_specs = (images, PartitionSpec(), images), images
@@ -79,11 +80,11 @@ def by_images(fn: Callable[..., Any], arrays: Any, bias: Any, mask: Any, *, head
 
 def indivisible(num_images: int) -> str | None:
     """Why so many images cannot be split over the mesh in force, or None."""
-    shards = math.prod(size for name, size in _automatic_axes().items() if name != TENSOR)
+    shards = math.prod(size for name, size in automatic_axes().items() if name != TENSOR)
     return f"{num_images} images cannot be split over {shards} devices" if num_images % shards else None
 
 
-def _automatic_axes() -> dict[str, int]:
+def automatic_axes() -> dict[str, int]:
     """Name and size of the axes over which XLA partitions by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     return {name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}

@@ -130,6 +130,13 @@ def test_topologies_are_counted_in_chips():
 
 
 @pytest.mark.tpu
+@pytest.mark.parametrize("name", ["v5e:1x1", "v5e:2x1", "v5e:2x4", "v6e:1x1", "v5p:1x1x1", "v4:1x1x1", "v4:2x2x1"])
+def test_a_slice_of_fewer_chips_than_a_host_can_be_planned(name, libtpu):
+    topology = Topology.of(name)
+    assert len(topology.devices()) == topology.count
+
+
+@pytest.mark.tpu
 def test_a_slice_that_does_not_exist_a_batch_that_does_not_divide_and_axes_that_do_not_fit_are_refused(libtpu):
     experiment = tiny_experiment()
     with pytest.raises(ConfigError, match="knows no slice v5e:3x3"):

@@ -19,16 +19,18 @@ class Device:
     default_slice: str | None = None  # topology of the smallest host
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further options of the topology
     kinds: str = ""  # regex of JAX's name of the device
+    cycles_per_second: float | None = None  # clock of the core, where it follows from what is published
 
 
 # Peak, bandwidth and interconnect of TPUs: Google Cloud's documentation, TPU system architecture,
 # one page per version; it states the interconnect both ways, half of which is given here. Memory of
 # TPUs: the available size in messages of XLA's compiler about too large programs, a little less
 # than the chip's. H100 SXM: NVIDIA's data sheet (NVLink 900 GB/s both ways). The two cores of a v4
-# or v5p chip run as one ("megacore").
+# or v5p chip run as one ("megacore"). Clock of v5e: its core has 4 matrix units of 128 x 128, so
+# 197e12 / 2**17 Hz.
 DEVICES: Mapping[str, Device] = {
     "v4": Device("tpu", 30.75 * 2**30, 275e12, 1200e9, 300e9, "2x2x1", {"chip_config_name": "megacore"}, r"TPU v4"),
-    "v5e": Device("tpu", 15.75 * 2**30, 197e12, 819e9, 200e9, "2x2", kinds=r"TPU v5( lite|e)"),
+    "v5e": Device("tpu", 15.75 * 2**30, 197e12, 819e9, 200e9, "2x2", kinds=r"TPU v5( lite|e)", cycles_per_second=1.5e9),
     "v5p": Device("tpu", 95.74 * 2**30, 459e12, 2765e9, 600e9, "2x2x1", kinds=r"TPU v5p?"),
     "v6e": Device("tpu", 31.25 * 2**30, 918e12, 1640e9, 400e9, "2x2", kinds=r"TPU v6( lite|e)"),
     "h100": Device("gpu", 80e9, 989e12, 3352e9, 450e9, kinds=r"NVIDIA H100 .*HBM3"),

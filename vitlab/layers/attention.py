@@ -10,6 +10,7 @@ from pallas_kernels.target import platform
 from vitlab.layers.initial import full
 from vitlab.layers.linear import Linear
 from vitlab.layers.norm import LayerNorm
+from vitlab.layers.normed import fused_linear, is_fused
 from vitlab.layers.rope import Rope, rotate
 from vitlab.layers.tensor_split import project_qkv
 
@@ -41,12 +42,13 @@ def dot_product_attention(
 class Attention(nnx.Module):
     """Every token attends to every token; softmax in float32.
 
-    The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one. On a TPU the operator adds its
-    bias, whose gradient costs a pass over the projection's elsewhere.
+    The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one.
+    On a TPU its bias is added by a kernel, the projection's own or the operator's: elsewhere the
+    bias's gradient costs a pass over the projection's.
 
-    With rotary positions the queries and keys are turned before their product; without `key_bias` only queries and values have a
-    bias (BEiT, arXiv:2106.08254); with `norm_eps` a LayerNorm over all heads precedes the output projection (EVA-02,
-    arXiv:2303.11331, section 2).
+    With rotary positions the queries and keys are turned before their product; without `key_bias`
+    only queries and values have a bias (BEiT, arXiv:2106.08254); with `norm_eps` a LayerNorm over
+    all heads precedes the output projection (EVA-02, arXiv:2303.11331, section 2).
     """
 
     def __init__(
@@ -76,15 +78,22 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "b n d"],
         *,
+        norm: LayerNorm | None = None,  # applied to x first
+        residual: bool = False,  # whether x is added to the result
         rope: Rope | None = None,
         table: Float[Array, "2 n head_dim"] | None = None,  # `vitlab.layers.rope.rotation`, with `rope`
         bias: Float[Array, "heads n n"] | None = None,  # added to the logits
     ) -> Float[Array, "b n d"]:
+        """Returns attention of x, or of norm(x)."""
         b, n, d = x.shape
-        heads = (3, self.num_heads, self.head_dim)
-        by_operator = platform() == "tpu" and rope is None
-        qkv_bias = None if self.qkv.bias is None or not by_operator else self.qkv.bias[...].reshape(heads)
-        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads, add_bias=qkv_bias is None)
+        heads, qkv_bias = (3, self.num_heads, self.head_dim), None
+        if is_fused(x, norm, self.qkv):
+            qkv, x = fused_linear(x, norm, self.qkv, passes=residual)
+            qkv = qkv.reshape(b, n, *heads)
+        else:
+            if self.qkv.bias is not None and platform() == "tpu" and rope is None:
+                qkv_bias = self.qkv.bias[...].reshape(heads)
+            qkv = project_qkv(self.qkv, x if norm is None else norm(x), num_heads=self.num_heads, add_bias=qkv_bias is None)
         if self.q_bias is not None and self.v_bias is not None:
             parts = (self.q_bias[...], jnp.zeros(d, self.q_bias[...].dtype), self.v_bias[...])
             qkv += jnp.stack(parts).reshape(1, 1, *heads).astype(qkv.dtype)
@@ -96,4 +105,6 @@ class Attention(nnx.Module):
         else:
             out = attention_qkv(qkv, qkv_bias=qkv_bias, bias=bias, implementation=self.implementation)
         out = out.reshape(b, n, d)
-        return self.proj(out if self.norm is None else self.norm(out))
+        out = out if self.norm is None else self.norm(out)
+        out = fused_linear(out, None, self.proj)[0] if is_fused(out, None, self.proj) else self.proj(out)
+        return x + out if residual else out

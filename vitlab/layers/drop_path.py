@@ -1,5 +1,8 @@
 """Stochastic depth (Huang et al., arXiv:1603.09382)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +32,19 @@ class DropPath(nnx.Module):
             raise ValueError(f"drop_path {rate=} must be in [0, 1)")
         self.rate: float | Array = float(rate)  # an array where blocks of several rates run as a loop
 
+    def add(
+        self, x: Float[Array, "b *rest"], branch: Callable[..., Array], *, train: bool, rngs: nnx.Rngs | None, **options: Any
+    ) -> Float[Array, "b *rest"]:
+        """x + self(branch(x, **options)); where nothing is dropped, the branch adds x itself, which some of its kernels can."""
+        if not self._drops(train):
+            return branch(x, residual=True, **options)
+        return x + self(branch(x, **options), train=train, rngs=rngs)
+
+    def _drops(self, train: bool) -> bool:
+        return train and not (isinstance(self.rate, float) and self.rate == 0)
+
     def __call__(self, x: Float[Array, "b *rest"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b *rest"]:
-        if not train or (isinstance(self.rate, float) and self.rate == 0):
+        if not self._drops(train):
             return x
         if rngs is None:
             raise ValueError("training with drop path needs random numbers: pass rngs=nnx.Rngs(dropout=key)")

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.linear import Linear
+from vitlab.layers.norm import LayerNorm
+from vitlab.layers.normed import fused_mlp, is_fused
 from vitlab.layers.pos_conv import PosConv
 
 gelu = partial(jax.nn.gelu, approximate=False)  # torch's default, by erf
@@ -39,8 +41,12 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(dim, mlp_dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(mlp_dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-        return self.fc2(self.activation(self.fc1(x)))
+    def __call__(self, x: Float[Array, "*b dim"], *, norm: LayerNorm | None = None, residual: bool = False) -> Float[Array, "*b dim"]:
+        """The perceptron of x, or of norm(x); with `residual` x is added."""
+        if self.activation is gelu and is_fused(x, norm, self.fc1, self.fc2):
+            return fused_mlp(x, norm, self.fc1, self.fc2, adds=residual)
+        out = self.fc2(self.activation(self.fc1(x if norm is None else norm(x))))
+        return x + out if residual else out
 
 
 class ResidualConvMlp(nnx.Module):

@@ -10,6 +10,8 @@ from vitlab.bounds import Side, SideOrZero
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
+from vitlab.layers.norm import LayerNorm
+from vitlab.layers.normed import fused_linear, is_fused
 from vitlab.layers.roles import declare
 from vitlab.layers.tensor_split import project_qkv
 
@@ -50,10 +52,15 @@ class WindowAttention(nnx.Module):
         self.rel_pos_bias = declare(nnx.Param(normal_init(rngs.params(), (num_heads, side, side))), "position") if rel_pos else None
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        _, h, w, _ = x.shape
-        x = jnp.pad(x, ((0, 0), (0, -h % self.window_size), (0, -w % self.window_size), (0, 0)))
-        qkv = project_qkv(self.qkv, x, num_heads=self.num_heads)
+    def __call__(self, x: Float[Array, "b h w c"], *, norm: LayerNorm | None = None, residual: bool = False) -> Float[Array, "b h w c"]:
+        """Attention of x, or of norm(x); with `residual` x is added."""
+        _, h, w, c = x.shape
+        pads = ((0, 0), (0, -h % self.window_size), (0, -w % self.window_size), (0, 0))
+        if not any(map(any, pads)) and is_fused(x, norm, self.qkv):
+            qkv, x = fused_linear(x, norm, self.qkv, passes=residual)
+            qkv = qkv.reshape(*x.shape[:-1], 3, self.num_heads, self.head_dim)
+        else:
+            qkv = project_qkv(self.qkv, jnp.pad(x if norm is None else norm(x), pads), num_heads=self.num_heads)
         out = window_attention_qkv(
             qkv,
             window_size=self.window_size,
@@ -61,4 +68,6 @@ class WindowAttention(nnx.Module):
             bias=None if self.rel_pos_bias is None else self.rel_pos_bias[...],
             implementation=self.implementation,
         )
-        return self.proj(out.reshape(x.shape)[:, :h, :w])
+        out = out.reshape(*out.shape[:3], c)[:, :h, :w]
+        out = fused_linear(out, None, self.proj)[0] if is_fused(out, None, self.proj) else self.proj(out)
+        return x + out if residual else out

@@ -84,7 +84,7 @@ class Block(nnx.Module):
         y = self.norm1(x)
         y = self.attn.tokens(y, grid) if isinstance(self.attn, AgentAttention) else self.attn(y)
         x = x + self.drop_path(y, train=train, rngs=rngs)
-        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+        return self.drop_path.add(x, self.mlp, norm=self.norm2, train=train, rngs=rngs)
 
 
 class AgentDeiT(VisionModel[AgentDeiTConfig]):

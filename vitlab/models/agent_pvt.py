@@ -87,7 +87,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
         x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
-        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+        return self.drop_path.add(x, self.mlp, norm=self.norm2, train=train, rngs=rngs)
 
 
 class Stage(nnx.Module):

@@ -96,7 +96,7 @@ class Block(nnx.Module):
         if self.pos_embed is not None:
             x = self.pos_embed(x)
         x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
-        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+        return self.drop_path.add(x, self.mlp, norm=self.norm2, train=train, rngs=rngs)
 
 
 class Stage(nnx.Module):

@@ -94,7 +94,7 @@ class Block(nnx.Module):
         x = self.cpe1(x)
         x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
         x = self.cpe2(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+        return self.drop_path.add(x, self.mlp, norm=self.norm2, train=train, rngs=rngs)
 
 
 class Stem(nnx.Module):

@@ -73,7 +73,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"], *, grid: tuple[int, int], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
         x = x + self.drop_path(self.attn.tokens(self.norm1(x), grid), train=train, rngs=rngs)
-        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+        return self.drop_path.add(x, self.mlp, norm=self.norm2, train=train, rngs=rngs)
 
 
 class InLineDeiT(VisionModel[InLineDeiTConfig]):

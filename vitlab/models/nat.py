@@ -153,10 +153,11 @@ class Block(nnx.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
-        for norm, branch, scale in ((self.norm1, self.attn, self.ls1), (self.norm2, self.mlp, self.ls2)):
-            y = branch(norm(x))
-            x = x + self.drop_path(y if scale is None else scale(y), train=train, rngs=rngs)
-        return x
+        y = self.attn(self.norm1(x))
+        x = x + self.drop_path(y if self.ls1 is None else self.ls1(y), train=train, rngs=rngs)
+        if self.ls2 is None:
+            return self.drop_path.add(x, self.mlp, norm=self.norm2, train=train, rngs=rngs)
+        return x + self.drop_path(self.ls2(self.mlp(x, norm=self.norm2)), train=train, rngs=rngs)
 
 
 class ConvEmbed(nnx.Module):

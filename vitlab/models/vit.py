@@ -143,10 +143,25 @@ class Block(nnx.Module):
         self, x: Float[Array, "b n d"], *, grid: tuple[int, int], rotations: Array | None, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "b n d"]:
         bias = None if self.rel_pos is None else self.rel_pos(grid)
-        y = self.attn(self.norm1(x), rope=self.rope, table=rotations, bias=bias)
-        x = x + self.drop_path(y if self.ls1 is None else self.ls1(y), train=train, rngs=rngs)
-        y = self.mlp(self.norm2(x))
-        return x + self.drop_path(y if self.ls2 is None else self.ls2(y), train=train, rngs=rngs)
+        x = self._add(x, self.attn, self.norm1, self.ls1, train=train, rngs=rngs, rope=self.rope, table=rotations, bias=bias)
+        return self._add(x, self.mlp, self.norm2, self.ls2, train=train, rngs=rngs)
+
+    def _add(
+        self,
+        x: Float[Array, "b n d"],
+        branch: Attention | Mlp | SwiGLU,
+        norm: LayerNorm | RMSNorm,
+        scale: LayerScale | None,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | None,
+        **options: Any,
+    ) -> Float[Array, "b n d"]:
+        """Adds a branch, which takes its norm along where a kernel may compute both."""
+        if scale is None and isinstance(norm, LayerNorm) and not isinstance(branch, SwiGLU):
+            return self.drop_path.add(x, branch, norm=norm, train=train, rngs=rngs, **options)
+        y = branch(norm(x), **options)
+        return x + self.drop_path(y if scale is None else scale(y), train=train, rngs=rngs)
 
 
 class ViT(VisionModel[ViTConfig]):

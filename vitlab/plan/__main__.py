@@ -3,14 +3,19 @@
 Compiles the real training step: for TPUs (v4, v5e, v5p, v6e, as v5e:16x16) with their own compiler, for h100xN and cpu with that
 of this CPU, which gives an estimate. Nothing runs and nothing is measured. Exit codes: 0 it fits; 2 the command, config or
 topology cannot be used; 3 it does not fit.
+
+With --profile (v5e) the step is also counted: what the compiler estimates for each operation, by part of the model and direction.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import jax
 
 from vitlab import cli
+from vitlab.config import ConfigError
 from vitlab.plan.estimate import make_plan
+from vitlab.plan.profile import describe_profile, scheduled, write_csv
 from vitlab.plan.program import Data
 from vitlab.plan.remedies import try_remedies
 from vitlab.plan.text import describe, describe_trial
@@ -29,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
     parser.add_argument("--topology", required=True, help="v5e:16x16, v4:4x4x4, v5p, v6e, h100x8, cpu")
+    parser.add_argument("--profile", action="store_true", help="count the step by part of the model, and name its slowest operations")
+    parser.add_argument("--profile-csv", metavar="FILE", help="write every counted operation to this file")
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     topology = Topology.of(args.topology)
@@ -36,8 +43,15 @@ def main(argv: Sequence[str]) -> int:
     cli.begin()
     jax.config.update("jax_platforms", "cpu")  # a device that is here is left alone
     data = Data.of(experiment)
-    plan = make_plan(experiment, topology, data)
+    if (args.profile or args.profile_csv) and topology.device.cycles_per_second is None:
+        raise ConfigError("--profile counts steps on v5e only: the clock of other devices does not follow from what is published")
+    with scheduled() if args.profile or args.profile_csv else contextlib.nullcontext() as schedules:
+        plan = make_plan(experiment, topology, data, schedules=schedules)
     print(describe(plan), flush=True)
+    if plan.profile:
+        print(describe_profile(plan.profile, plan.model_flops / (topology.device.flops_per_second or 1)), flush=True)
+    if plan.profile and args.profile_csv:
+        write_csv(args.profile_csv, plan.profile)
     if plan.fits:
         return 0
     found = False

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax
 from vitlab.config import Experiment
 from vitlab.plan import hlo
 from vitlab.plan.collectives import Collective, collectives
+from vitlab.plan.profile import Operation, profile
 from vitlab.plan.program import Data, Program, compile_program
 from vitlab.plan.topology import Topology
 
@@ -29,6 +31,7 @@ class Plan:
     total_steps: int
     epochs: float
     examples: int  # images of an epoch
+    profile: Sequence[Operation] | None = None  # the counted operations of a step, where that was asked for
 
     @property
     def bytes(self) -> int:
@@ -59,15 +62,16 @@ class Plan:
         return max(self.bounds.values(), default=None)
 
 
-def make_plan(experiment: Experiment, topology: Topology, data: Data) -> Plan:
-    """Compiles the step and reads its figures.
+def make_plan(experiment: Experiment, topology: Topology, data: Data, *, schedules: str | None = None) -> Plan:
+    """Compiles the step and reads its figures; those of each operation where a folder of `vitlab.plan.profile.scheduled` is given.
 
     Raises:
       ConfigError: The experiment cannot be trained on this topology.
     """
     program = compile_program(experiment, data, topology)
     cost = _cost(program.compiled)
-    text = hlo.instructions(program.compiled.as_text() or "") if program.compiled else []
+    printed = (program.compiled.as_text() or "") if program.compiled else ""
+    text = hlo.instructions(printed)
     return Plan(
         model=experiment.model.name,
         topology=topology,
@@ -81,6 +85,7 @@ def make_plan(experiment: Experiment, topology: Topology, data: Data) -> Plan:
         total_steps=program.periods.total,
         epochs=program.periods.total * experiment.batch_size / data.examples,
         examples=data.examples,
+        profile=profile(printed, topology.device, schedules) if schedules and program.compiled else None,
     )
 
 

@@ -27,6 +27,7 @@ class Instruction:
     times: int = 1  # how often it runs
     loop: int = 1  # trips of the loop that it is in
     fused: bool = False  # whether it is a part of another one
+    computation: str = ""  # that it is in
 
     @property
     def moved_bytes(self) -> float:
@@ -56,7 +57,7 @@ def instructions(program: str) -> list[Instruction]:
                 continue
             types[match["name"]] = match["type"]
             operands = tuple(types.get(operand, "") for operand in re.findall(r"%([\w.-]+)", match["operands"]))
-            found.append(Instruction(match["operation"], match["type"], operands, line, times, loop, fused))
+            found.append(Instruction(match["operation"], match["type"], operands, line, times, loop, fused, name))
             for called in _CALLED.finditer(line):
                 trips = _trips(line, computations) if called["role"] == "body" else 1
                 inner = fused or (called["role"] == "to_apply" and match["operation"] != "call") or match["operation"] == "fusion"

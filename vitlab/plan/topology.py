@@ -84,13 +84,23 @@ _LIBTPU = {
 }
 
 
+_HOST = (2, 2, 1)  # chips of a host along each axis of a slice
+
+
+def _host(topology: Topology) -> dict[str, Any]:
+    """The option that makes the compiler accept a slice of fewer chips than a host has; none for other slices."""
+    sides = [*map(int, (topology.slice or "").split("x")), 1][:3]
+    bounds = [min(side, most) for side, most in zip(sides, _HOST, strict=True)]
+    return {} if tuple(bounds) == _HOST else {"chips_per_host_bounds": bounds}
+
+
 def _tpus(topology: Topology) -> Sequence[Any]:
     if reason := missing(topology.kind):
         raise ConfigError(reason)
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **topology.device.options)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **topology.device.options, **_host(topology))
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(f"the compiler knows no slice {topology.name}: {str(error).splitlines()[0]}") from error
     return found.devices
