@@ -1,5 +1,5 @@
-"""Products of a normalised map: LayerNorm and the projection or the perceptron that reads it, as one
-operator each.
+"""Products of a normalised map: LayerNorm and the projection or the perceptron that reads it, as
+one operator each.
 
 Both take maps whose last axis is normalised and multiplied; what lies between the norm and the
 result stays on chip, and the backward pass computes it again from the map. There are kernels for
@@ -66,11 +66,11 @@ def norm_mlp(
     adds: bool = False,
     interpret: bool = False,
 ) -> Float[Array, "b *n dim"]:
-    """gelu(norm(x) @ kernel1 + bias1) @ kernel2 + bias2, with the exact GELU (arXiv:1606.08415); with
-    `adds`, the sum of x and that.
+    """gelu(norm(x) @ kernel1 + bias1) @ kernel2 + bias2, with the exact GELU (arXiv:1606.08415);
+    with `adds`, the sum of x and that.
 
-    Other arguments and the result are as those of `norm_linear`. GELU departs from x * Phi(x) by less than a
-    third of bfloat16's rounding, see `pallas_kernels.normed.gelu`.
+    Other arguments and the result are as those of `norm_linear`. GELU departs from x * Phi(x) by
+    less than a third of bfloat16's rounding, see `pallas_kernels.normed.gelu`.
     """
     options = {"eps": norm.eps if norm else 0.0, "residual": "add" if adds else "none", "interpret": interpret}
     return pallas_tpu.run(x, norm and norm[:2], ((kernel1, bias1), (kernel2, bias2)), **options)

@@ -2,8 +2,8 @@
 
 A program has some hundred rows and all parameters. The products go over their columns in chunks, so
 that the matrix unit multiplies one chunk while the vector unit works on the next. The backward pass
-normalises and multiplies again, and adds up the parameters' gradients, float32 in VMEM, from program
-to program.
+normalises and multiplies again, and adds up the parameters' gradients, float32 in VMEM, from
+program to program.
 """
 
 import functools
@@ -33,7 +33,9 @@ Layers = tuple[tuple[Array, Array | None], ...]  # kernel and bias of one produc
 
 
 def run(x: Array, norm: tuple[Array, Array] | None, layers: Layers, *, eps: float, residual: Residual, interpret: bool) -> Any:
-    """The operators. With "pass" the map is a second result, whose gradient the backward kernel adds."""
+    """The operators. With "pass" the map is a second result, whose gradient the backward kernel
+    adds.
+    """
 
     def on_device(x, parameters, _):
         norm, layers = parameters
@@ -230,7 +232,9 @@ def _mlp_gradient(y: Array, d_out_rows, layers, d_layers) -> Callable[[Any], Arr
 
 
 def _sum_over_chunks(part: Callable[[Any], Array], total, layout: Layout) -> Array:
-    """The sum of part(columns) over the chunks of the first product; `total` holds it meanwhile where they are a loop."""
+    """The sum of part(columns) over the chunks of the first product; `total` holds it meanwhile
+    where they are a loop.
+    """
     if not layout.loops:
         return functools.reduce(operator.add, (part(pl.ds(start, layout.chunk)) for start in range(0, layout.widths[0], layout.chunk)))
     total[...] = jnp.zeros(total.shape, total.dtype)
@@ -243,7 +247,9 @@ def _sum_over_chunks(part: Callable[[Any], Array], total, layout: Layout) -> Arr
 
 
 def _each_chunk(step: Callable[[Any], None], layout: Layout) -> None:
-    """step(columns) for the chunks of the first product, written out or, where that takes long to compile, as a loop."""
+    """step(columns) for the chunks of the first product, written out or, where that takes long to
+    compile, as a loop.
+    """
     chunk, count = layout.chunk, layout.widths[0] // layout.chunk
     if not layout.loops:
         for i in range(count):
@@ -264,7 +270,9 @@ def _add_columns(ref, at, x: Array) -> None:
 
 
 def _normalise(x: Array, norm, eps: float) -> tuple[Array, Array | None, Array | None]:
-    """The argument of the first product; float32, the map before scale and bias, and one over its deviation."""
+    """The argument of the first product; float32, the map before scale and bias, and one over its
+    deviation.
+    """
     if norm is None:
         return x, None, None
     centred = x.astype(jnp.float32)

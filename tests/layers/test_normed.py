@@ -1,4 +1,6 @@
-"""Layers that a kernel takes over on TPUs give the values and gradients that they give elsewhere."""
+"""Layers that a kernel takes over on TPUs give the values and gradients that they give
+elsewhere.
+"""
 
 import functools
 
@@ -52,7 +54,8 @@ def test_a_tpu_s_kernels_give_what_a_cpu_gives(called, name):
     ours, theirs = run("tpu"), run("cpu")
     assert called == {"attention": ["norm_linear"] * 2, "mlp": ["norm_mlp"]}[name]
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        # Ten maps are rounded to bfloat16 on either way, by half a unit each; the biases of keys have no gradient but rounding.
+        # Ten maps are rounded to bfloat16 on either way, by half a unit each; the biases of keys
+        # have no gradient but rounding.
         np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=0, atol=10 * 2**-8 * max(np.abs(np.float32(b)).max(), 0.1))
 
 

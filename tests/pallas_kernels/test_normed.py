@@ -1,4 +1,6 @@
-"""The kernels of norm and products against their formulas, interpreted; and where they say that they cannot run."""
+"""The kernels of norm and products against their formulas, interpreted; and where they say that
+they cannot run.
+"""
 
 import functools
 import math
@@ -15,8 +17,8 @@ from pallas_kernels.target import assume
 from tests.processes import run_on_four_devices
 
 EPS = 1e-6
-# Over the largest value: the map, the norm's result, GELU's and the result are rounded to bfloat16, half a unit each, and GELU's
-# polynomial adds a third of one.
+# Over the largest value: the map, the norm's result, GELU's and the result are rounded to bfloat16,
+# half a unit each, and GELU's polynomial adds a third of one.
 TOLERANCE = 2 * 2**-8
 
 

@@ -1,4 +1,6 @@
-"""Attention between a map and a few latent tokens, and among these (Perceiver IO, Jaegle et al., arXiv:2107.14795, appendix E)."""
+"""Attention between a map and a few latent tokens, and among these (Perceiver IO, Jaegle et al.,
+arXiv:2107.14795, appendix E).
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +18,9 @@ NORM_EPS = 1e-5  # of every LayerNorm
 
 
 class PerceiverAttention(nnx.Module):
-    """Attention of tokens to others, with projections without bias; `num_keys` keys have a learned addition each."""
+    """Attention of tokens to others, with projections without bias; `num_keys` keys have a learned
+    addition each.
+    """
 
     def __init__(
         self, dim: int, kv_dim: int, *, qk_dim: int, num_heads: int = 1, num_keys: int = 0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs

@@ -1,4 +1,6 @@
-"""A norm and the products that read it, as one kernel where there is one: what lies between them stays on chip."""
+"""A norm and the products that read it, as one kernel where there is one: what lies between them
+stays on chip.
+"""
 
 from jaxtyping import Array, Float
 
@@ -8,7 +10,9 @@ from vitlab.layers.norm import LayerNorm
 
 
 def is_fused(x: Float[Array, "*b dim"], norm: LayerNorm | None, *layers: Linear) -> bool:
-    """Whether a kernel takes the map through the norm and one linear layer, or two with GELU between them."""
+    """Whether a kernel takes the map through the norm and one linear layer, or two with GELU
+    between them.
+    """
     dtype = layers[0].dtype or x.dtype
     same = x.dtype == dtype and (norm is None or norm.out_dtype == dtype)
     return same and unsupported_reason(x.shape, dtype, [layer.out_features for layer in layers]) is None
@@ -26,7 +30,9 @@ def fused_linear(
 
 
 def fused_mlp(x: Float[Array, "b *n dim"], norm: LayerNorm | None, fc1: Linear, fc2: Linear, *, adds: bool) -> Float[Array, "b *n dim"]:
-    """fc2(gelu(fc1(norm(x)))), or of x, by the kernel; with `adds` x is added. Only where `is_fused`."""
+    """fc2(gelu(fc1(norm(x)))), or of x, by the kernel; with `adds` x is added. Only where
+    `is_fused`.
+    """
     return norm_mlp(x, *_weights(fc1), *_weights(fc2), norm=_parameters(norm), adds=adds)
 
 
