@@ -41,7 +41,7 @@ def markdown(names: Iterable[str]) -> str:
     lines = ["| family | variants | parameters, M | GMACs | published top-1, % |", "|---|---|---|---|---|"]
     for module, members in sorted(families.items()):
         published = [family_of(name).published[name] for name in members]
-        title = (importlib.import_module(module).__doc__ or "").split("\n")[0].rstrip(".")
+        title = " ".join((importlib.import_module(module).__doc__ or "").split("\n\n")[0].split()).rstrip(".")
         params = [p.params / 1e6 if p.params else p.params_m for p in published]
         columns = (params, [p.gmacs for p in published], [p.top1 for p in published])
         lines.append(f"| {title} | {', '.join(f'`{name}`' for name in members)} | {' | '.join(map(_range, columns))} |")
