@@ -61,15 +61,3 @@ class ResidualConvMlp(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         x = self.conv(gelu(self.fc1(x)))
         return self.fc2(x if self.grn is None else self.grn(x))
-
-
-class SwiGlu(nnx.Module):
-    """fc2(silu(fc1(x)) * fc3(x)) over the last axis, without biases (Shazeer, arXiv:2002.05202, eq. 6)."""
-
-    def __init__(self, dim: int, *, mlp_dim: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        self.fc1 = Linear(dim, mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(mlp_dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.fc3 = Linear(dim, mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-        return self.fc2(jax.nn.silu(self.fc1(x)) * self.fc3(x))

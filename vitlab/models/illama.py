@@ -22,10 +22,10 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Count, Depth, Share, Side
 from vitlab.layers import DropPath, Linear, drop_path_rates, run_blocks
 from vitlab.layers.attention import head_dim_of
-from vitlab.layers.mlp import SwiGlu
 from vitlab.layers.norm import RMSNorm
 from vitlab.layers.roles import declare
 from vitlab.layers.rotary import rotate, sequence_angles
+from vitlab.layers.swiglu import SwiGLU
 from vitlab.layers.tensor_split import project_qkv
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.models.contract import Images, VisionConfig, VisionModel
@@ -111,7 +111,7 @@ class Block(nnx.Module):
         self.norm1 = RMSNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
         self.attn = CausalAttention(config, rngs=rngs)
         self.norm2 = RMSNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
-        self.mlp = SwiGlu(dim, mlp_dim=config.mlp_dim, dtype=dtype, rngs=rngs)
+        self.mlp = SwiGLU(dim, mlp_dim=config.mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.drop_path = DropPath(drop_path_rate)
 
     def __call__(self, x: Float[Array, "b n d"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
