@@ -28,7 +28,7 @@ PICTURES = {
 
 
 def pieces(path, count, rng):
-    image = Image.open(path).convert("RGB")
+    image = Image.open(path, formats=("JPEG",)).convert("RGB")
     short = min(image.size)
     scale = max(short / 1000, 1.0 if short < 1200 else 2.0)
     pixels = np.asarray(image.resize((round(image.width / scale), round(image.height / scale)), Image.Resampling.LANCZOS))
