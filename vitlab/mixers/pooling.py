@@ -28,4 +28,5 @@ class Pooling(nnx.Module):
         self.pool_size = pool_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return nnx.avg_pool(x, (self.pool_size, self.pool_size), padding="SAME", count_include_pad=False) - x
+        mean = nnx.avg_pool(x, (self.pool_size, self.pool_size), padding="SAME", count_include_pad=False)
+        return mean.astype(x.dtype) - x

@@ -1,9 +1,9 @@
 """CSWin (Dong et al., arXiv:2107.00652), and with agent attention (Han et al., arXiv:2312.08874) or
 injective linear attention (InLine, Han et al., arXiv:2412.06590) in its early blocks.
 
-Follows the authors' code. There the linear blocks have stripes as wide as the map, that is one
-window: here they see the whole map at any size. Departs from it: any image size, see
-`vitlab.mixers.cross_shaped`; maps no wider than a stripe are one window.
+Follows the authors' code. There the linear blocks have stripes as wide as the map, that is one window: here they see the whole map at
+any size. Departs from it: any image size, see `vitlab.mixers.cross_shaped`; a map as wide as a stripe
+keeps its two halves of heads, where theirs has one window for all.
 """
 
 import dataclasses
@@ -60,9 +60,8 @@ class CSWinConfig(VisionConfig):
         return -(-first[0] // 2**stage), -(-first[1] // 2**stage)
 
     def split_size(self, stage: int) -> int | None:
-        """Width of a stage's stripes; None where the whole map is one window."""
-        last = stage == len(self.depths) - 1
-        return None if last or max(self.grid(stage)) <= self.split_sizes[stage] else self.split_sizes[stage]
+        """Width of a stage's stripes; None in the last stage, whose whole map is one window."""
+        return None if stage == len(self.depths) - 1 else self.split_sizes[stage]
 
 
 _FIRST, _SECOND = (2, 4, 18, 1), (3, 6, 29, 2)  # depths of the agent and InLine forms

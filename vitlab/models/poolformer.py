@@ -38,6 +38,10 @@ class PoolFormerConfig(VisionConfig):
         super().__post_init__()
         self.check_stages("depths", "dims")
 
+    @property
+    def min_size(self) -> int:
+        return 3  # pixels of the first convolution's kernel that are not padding
+
 
 _WIDE, _CROP = (96, 192, 384, 768), Preprocessing(crop_fraction=0.95)
 # arXiv:2111.11418 table 1; drop path and layer scale: the authors' README and models/poolformer.py.

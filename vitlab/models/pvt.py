@@ -43,7 +43,7 @@ class PVTConfig(VisionConfig):
     @property
     def min_size(self) -> int:
         stages = enumerate(self.sr_ratios)
-        return max(PATCH * 2**i * ratio for i, ratio in stages)  # a cell of each stage, a patch of the last
+        return max((PATCH * 2**i * ratio for i, ratio in stages), default=1)  # a cell of each stage, a patch of the last
 
     def grid(self, stage: int) -> tuple[int, int]:
         """Rows and columns of a stage's map at the model's image size."""

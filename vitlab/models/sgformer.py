@@ -49,7 +49,7 @@ class SGFormerConfig(VisionConfig):
 
     @property
     def min_size(self) -> int:
-        return max(4 * 2**i * (ratio - 1) + 1 for i, ratio in enumerate(self.sr_ratios))  # pixels of a cell
+        return max((4 * 2**i * (ratio - 1) + 1 for i, ratio in enumerate(self.sr_ratios)), default=1)  # pixels of a cell
 
     @property
     def grid(self) -> tuple[int, int]:
