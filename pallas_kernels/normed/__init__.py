@@ -58,9 +58,9 @@ def norm_linear(
 def norm_mlp(
     x: Float[Array, "b *n dim"],
     kernel1: Float[Array, "dim hidden"],
-    bias1: Float[Array, " hidden"],
+    bias1: Float[Array, " hidden"] | None,
     kernel2: Float[Array, "hidden dim"],
-    bias2: Float[Array, " dim"],
+    bias2: Float[Array, " dim"] | None,
     *,
     norm: Norm | None,
     adds: bool = False,

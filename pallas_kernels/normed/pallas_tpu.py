@@ -182,6 +182,7 @@ def backward_kernel(maps, parameters, d_maps, sums, x_rows, d_out_rows, total, *
     gradient = _linear_gradient if len(layers) == 1 else _mlp_gradient
     d_y = _sum_over_chunks(gradient(y, d_out_rows, layers, d_layers), total, layout)
     if norm is not None:
+        assert normed is not None and inverse is not None
         _add_columns(d_norm[0], slice(None), d_y * normed)
         _add_columns(d_norm[1], slice(None), d_y)
         d_normed = d_y * norm[0][...]

@@ -18,6 +18,7 @@ from pallas_kernels.tpu import LANES, SUBLANES, padded
 MAX_ROWS = 1024  # of a program: enough for the matrix unit, few enough for the memory
 _TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
 _UNROLLED_CHUNKS = 3
+_MAX_CHUNK = 768  # columns of a product that no chunk divides
 _CHUNKS = (512, 384, 256, 128)  # columns of a product that are worked on together
 VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
 
@@ -69,8 +70,9 @@ class Layout:
 
     @property
     def chunk(self) -> int:
-        """Columns of the first product that are worked on together; 0 if its width is no multiple of the lanes."""
-        return next((c for c in _CHUNKS if self.widths[0] % c == 0), 0)
+        """Columns of the first product that are worked on together; 0 if it is wide and its width no multiple of the lanes."""
+        width = self.widths[0]
+        return next((c for c in _CHUNKS if width % c == 0), width if width <= _MAX_CHUNK else 0)
 
     @property
     def loops(self) -> bool:
@@ -89,7 +91,7 @@ class Layout:
     def unsupported_reason(self, usable: int) -> str | None:
         """Why the kernels do not take this layout, or None."""
         if not self.chunk:
-            return f"a width of {self.widths[0]} is no multiple of {LANES}"
+            return f"a width of {self.widths[0]}, above {_MAX_CHUNK}, is no multiple of {LANES}"
         if (needed := self.vmem_bytes) > usable - VMEM_MARGIN:
             return f"the backward pass needs {needed >> 20} MiB of VMEM, above {(usable - VMEM_MARGIN) >> 20}"
         return None

@@ -70,7 +70,7 @@ CASES = {
 @pytest.mark.parametrize(("name", "loops"), [*((name, False) for name in CASES), ("linear", True), ("mlp", True)])
 def test_values_and_gradients_are_those_of_the_formula(monkeypatch, name, loops):
     monkeypatch.setattr("pallas_kernels.normed.rows._UNROLLED_CHUNKS", 1 if loops else 3)
-    monkeypatch.setattr("pallas_kernels.normed.rows._CHUNKS", (128,))
+    monkeypatch.setattr("pallas_kernels.normed.rows._CHUNKS", (128,))  # two chunks of the layers below
     formula, kernel, count, shape = CASES[name]
     keys = iter(jax.random.split(jax.random.key(0), 9))
 
@@ -114,7 +114,8 @@ def test_the_predicate_says_why_a_kernel_cannot_run():
     assert reason((64, 197, 384), platform="cpu") == "it needs a TPU, not cpu"
     assert reason((64, 197, 384), dtype=jnp.float32) == "dtype float32 is not bfloat16"
     assert reason((64, 384)) == "a map (64, 384) has no lines of tokens"
-    assert reason((64, 197, 100), widths=(300,)) == "a width of 300 is no multiple of 128"
+    assert reason((64, 197, 100), widths=(300,)) is None
+    assert reason((64, 197, 100), widths=(1000,)) == "a width of 1000, above 768, is no multiple of 128"
     assert "1037 tokens cannot be cut" in reason((2, 1037, 64), widths=(256, 64))
     assert "MiB of VMEM" in reason((64, 197, 2048), widths=(8192, 2048))
 
