@@ -67,3 +67,18 @@ def test_another_platform_keeps_the_convolution():
         with target.assume(platform):
             jaxpr = jax.make_jaxpr(lambda x, kernel: conv_general_dilated(x, kernel, (1, 1), "SAME", **options))(x, kernel)
         assert ("conv_general_dilated" in str(jaxpr)) == expected
+
+
+def test_a_tpu_s_convolution_in_groups_is_kept_apart_from_slices_forward_and_backward():
+    x, kernel = jax.random.normal(jax.random.key(0), (1, 8, 8, 4)), jax.random.normal(jax.random.key(1), (3, 3, 1, 4))
+    options = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 4}
+
+    def run(x, kernel):
+        value, back = jax.vjp(lambda x, kernel: conv_general_dilated(x, kernel, (1, 1), "SAME", **options), x, kernel)
+        return value, back(value)
+
+    with target.assume("any"):
+        expected = run(x, kernel)
+    with target.assume("tpu"):
+        assert str(jax.make_jaxpr(run)(x, kernel)).count("= optimization_barrier") == 2
+        jax.tree.map(np.testing.assert_array_equal, run(x, kernel), expected)
