@@ -81,7 +81,10 @@ def test_operations_are_counted_by_part_direction_and_kind_with_their_lines(tmp_
         (0.0001, "optimizer", "once a step", "elementwise", "add.1", "train/step.py:80"),
     ]
     text = describe_profile(found, 0.0025)
-    assert "counted step         5 ms, 50% of it at the peak" in text and "60.0%" in text.splitlines()[2]
+    assert (
+        "counted step         5.002 ms, of which the model's products take 2.5 at the peak (50%)" in text
+        and "60.0%" in text.splitlines()[2]
+    )
     write_csv(str(tmp_path / "x.csv"), found)
     rows = list(csv.DictReader((tmp_path / "x.csv").open()))
     assert [row["part"] for row in rows] == ["MLP", "input", "attention", "optimizer"]
@@ -102,7 +105,7 @@ def test_devices_whose_clock_is_unknown_are_refused(tmp_path):
         main([f"--config={config_file(tmp_path, tiny_experiment())}", "--topology=h100x1", "--profile"])
 
 
-# Milliseconds of a block of ViT-S/16, 64 images, forward and backward: what was reached with libtpu 0.0.42.1, and 3 % more.
+# Milliseconds of a block of ViT-S/16, 64 images, forward and backward: 1.17 were reached with libtpu 0.0.42.1; 3 % more are let pass.
 BLOCK_MS = 1.2
 BLOCK = """
     import dataclasses, json, jax, jax.numpy as jnp, numpy as np

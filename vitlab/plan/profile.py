@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from pallas_kernels.compile import KERNEL, SCHEDULES, UncountableError, count_bundles
@@ -140,10 +140,11 @@ def describe_profile(operations: Sequence[Operation], limit_seconds: float) -> s
       limit_seconds: What the products of the step take at the device's peak.
     """
     total = sum(each.milliseconds for each in operations)
-    lines = [
-        f"counted step         {total:.3g} ms, {1000 * limit_seconds / total:.0%} of it at the peak; counted by the compiler, not measured"
-    ]
-    by_part, by_kind = Counter(), Counter()
+    limit = 1000 * limit_seconds
+    share = f"of which the model's products take {limit:.4g} at the peak ({limit / total:.0%})"
+    lines = [f"counted step         {total:.4g} ms, {share}; not measured"]
+    by_part: dict[tuple[str, str], float] = defaultdict(float)
+    by_kind: dict[str, float] = defaultdict(float)
     for each in operations:
         by_part[each.part, each.direction] += each.milliseconds
         by_kind[each.kind] += each.milliseconds
@@ -152,7 +153,9 @@ def describe_profile(operations: Sequence[Operation], limit_seconds: float) -> s
     for part in sorted({part for part, _ in by_part}, key=lambda part: -sum(by_part[part, d] for d in directions)):
         row = [by_part[part, d] for d in directions]
         lines.append(f"{part:<20} " + " ".join(f"{ms:12.3f}" for ms in row) + f" {sum(row) / total:12.1%}")
-    lines.append("kinds                " + ", ".join(f"{kind} {ms:.3g} ms" for kind, ms in by_kind.most_common()))
+    lines.append(
+        "kinds                " + ", ".join(f"{kind} {ms:.3g} ms" for kind, ms in sorted(by_kind.items(), key=lambda item: -item[1]))
+    )
     for each in operations[:10]:
         what = f"{each.kind}, {each.part} {each.direction}"
         lines.append(f"{each.milliseconds:8.3f} ms  {what:<34} {each.source:<40} {each.name} {each.type[:60]}")
