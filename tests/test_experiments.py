@@ -28,6 +28,7 @@ MADE = [
     ("03_against_timm", "claims"),
     ("04_input_pipeline", "run"),
     ("05_pod_plans", "run"),
+    ("06_counted_steps", "run"),
 ]
 
 
