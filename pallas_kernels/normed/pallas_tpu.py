@@ -23,7 +23,7 @@ from pallas_kernels.logits import dot
 from pallas_kernels.normed.gelu import gelu, gelu_and_slope
 from pallas_kernels.normed.rows import VMEM_MARGIN, Layout
 from pallas_kernels.sharding import by_images, result_like
-from pallas_kernels.tpu import SUBLANES
+from pallas_kernels.tpu import LANES, SUBLANES
 
 _UNROLLED = 8  # copies of lines that are written out
 
@@ -57,7 +57,8 @@ def _run(x, norm, layers, layout: Layout, eps: float, residual: Residual, interp
 
 
 def _forward(x, norm, layers, layout: Layout, eps: float, residual: Residual, interpret: bool):
-    if norm is None and len(layers) == 1 and residual != "add":  # XLA joins a mere product with what reads it
+    # XLA joins a mere product with what reads it, but lays out a narrow map otherwise than kernels and copies it.
+    if norm is None and len(layers) == 1 and layout.dim % LANES == 0:
         kernel, bias = _rounded(layers, x.dtype)[0]
         out = x @ kernel
         out = out if bias is None else out + bias.astype(x.dtype)[None]
