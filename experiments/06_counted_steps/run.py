@@ -1,7 +1,9 @@
-"""The training step of every ImageNet recipe, counted for one TPU v5e; see README.md. Nothing runs on a TPU: its compiler is asked.
+"""The training step of every ImageNet recipe, counted for one TPU v5e; see README.md. Nothing runs
+on a TPU: its compiler is asked.
 
-Run: python experiments/06_counted_steps/run.py [RECIPE ...]    # goes on where it was stopped: rows that exist are not counted again
-     python experiments/06_counted_steps/run.py --table         # writes the table into README.md
+Run: python experiments/06_counted_steps/run.py [RECIPE ...] # goes on where it was stopped: rows
+     that exist are not counted again python experiments/06_counted_steps/run.py --table # writes
+     the table into README.md
 """
 
 import argparse
@@ -34,7 +36,8 @@ def recipes() -> list[str]:
 def count(recipe: str, **overrides: int) -> tuple[str, Counts]:
     """The model, and the step's milliseconds by part and direction.
 
-    It is compiled in a process of its own: the compiler writes the schedules of kernels for its first program only.
+    It is compiled in a process of its own: the compiler writes the schedules of kernels for its
+    first program only.
     """
     name, _, variant = recipe.partition(":")
     with tempfile.TemporaryDirectory() as folder:

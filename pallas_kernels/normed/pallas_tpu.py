@@ -57,7 +57,8 @@ def _run(x, norm, layers, layout: Layout, eps: float, residual: Residual, interp
 
 
 def _forward(x, norm, layers, layout: Layout, eps: float, residual: Residual, interpret: bool):
-    # XLA joins a mere product with what reads it, but lays out a narrow map otherwise than kernels and copies it.
+    # XLA joins a mere product with what reads it, but lays out a narrow map otherwise than kernels
+    # and copies it.
     if norm is None and len(layers) == 1 and layout.dim % LANES == 0:
         kernel, bias = _rounded(layers, x.dtype)[0]
         out = x @ kernel

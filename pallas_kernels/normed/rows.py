@@ -1,4 +1,5 @@
-"""How a map [b, *n, dim] is cut for the kernels: into lines of tokens, of which a program has several.
+"""How a map [b, *n, dim] is cut for the kernels: into lines of tokens, of which a program has
+several.
 
 A line is a part of the map in which tokens follow each other in memory: an image's tokens, or a row
 of its pixels. Inside a program the lines stand below each other, each padded to whole registers, so
@@ -70,7 +71,9 @@ class Layout:
 
     @property
     def chunk(self) -> int:
-        """Columns of the first product that are worked on together; 0 if it is wide and its width no multiple of the lanes."""
+        """Columns of the first product that are worked on together; 0 if it is wide and its width
+        no multiple of the lanes.
+        """
         width = self.widths[0]
         return next((c for c in _CHUNKS if width % c == 0), width if width <= _MAX_CHUNK else 0)
 

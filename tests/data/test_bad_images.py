@@ -88,7 +88,7 @@ def test_a_run_lists_the_bad_images_of_both_splits_in_its_folder(tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Setup, "listing_bad_images_in", read_only)
-    monkeypatch.setattr("vitlab.train.setup.evaluate", lambda step, weights, batches, **_: {"images": len(take(batches, 1))})
+    monkeypatch.setattr("vitlab.train.setup.evaluate", lambda step, weights, batches, *_, **__: {"images": len(take(batches, 1))})
     with pytest.raises(KeyboardInterrupt):
         train_run(tiny_experiment(data=data), tmp_path / "run")
     lines = listed(tmp_path / "run" / "bad_images.jsonl")

@@ -82,11 +82,11 @@ def test_parameters_and_macs_are_the_published(name):
 
 
 def counted(name, *, of_macs):
-    """Parameters and multiply-accumulates; the blocks of a network with a `depth` are alike, so
-    that one and two of them tell.
+    """Returns parameters and multiply-accumulates; the blocks of a plain trunk are alike, so that
+    one and two of them tell.
     """
     depth = getattr(model_config(name), "depth", 0)
-    if depth < 3:
+    if family_of(name).model.__name__ != "ViT" or depth < 3:
         model = abstract_model(name)
         return count_params(model), count_macs(model) if of_macs else None
     one, two = (abstract_model(name, depth=d) for d in (1, 2))

@@ -1,4 +1,6 @@
-"""The counted step: read from a program's text, and of a block of ViT-S held to what was reached."""
+"""The counted step: read from a program's text, and of a block of ViT-S held to what was
+reached.
+"""
 
 import csv
 import json
@@ -14,7 +16,8 @@ from vitlab.plan.profile import describe_profile, profile, write_csv
 from vitlab.plan.sources import Sources, line_of, part_of
 from vitlab.plan.topology import missing
 
-# A step of a loop of three trips: a product of an MLP, a kernel of attention, a copy of the images; and the optimizer's update.
+# A step of a loop of three trips: a product of an MLP, a kernel of attention, a copy of the images;
+# and the optimizer's update.
 PROGRAM = """HloModule jit_train_step
 
 FileNames
@@ -105,7 +108,8 @@ def test_devices_whose_clock_is_unknown_are_refused(tmp_path):
         main([f"--config={config_file(tmp_path, tiny_experiment())}", "--topology=h100x1", "--profile"])
 
 
-# Milliseconds of a block of ViT-S/16, 64 images, forward and backward: 1.17 were reached with libtpu 0.0.42.1; 3 % more are let pass.
+# Milliseconds of a block of ViT-S/16, 64 images, forward and backward: 1.17 were reached with
+# libtpu 0.0.42.1; 3 % more are let pass.
 BLOCK_MS = 1.2
 BLOCK = """
     import dataclasses, json, jax, jax.numpy as jnp, numpy as np

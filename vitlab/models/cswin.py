@@ -1,9 +1,10 @@
 """CSWin (Dong et al., arXiv:2107.00652), and with agent attention (Han et al., arXiv:2312.08874) or
 injective linear attention (InLine, Han et al., arXiv:2412.06590) in its early blocks.
 
-Follows the authors' code. There the linear blocks have stripes as wide as the map, that is one window: here they see the whole map at
-any size. Departs from it: any image size, see `vitlab.mixers.cross_shaped`; a map as wide as a stripe
-keeps its two halves of heads, where theirs has one window for all.
+Follows the authors' code. There the linear blocks have stripes as wide as the map, that is one
+window: here they see the whole map at any size. Departs from it: any image size, see
+`vitlab.mixers.cross_shaped`; a map as wide as a stripe keeps its two halves of heads, where theirs
+has one window for all.
 """
 
 import dataclasses
