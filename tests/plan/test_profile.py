@@ -112,20 +112,21 @@ def test_devices_whose_clock_is_unknown_are_refused(tmp_path):
 # libtpu 0.0.42.1; 3 % more are let pass.
 BLOCK_MS = 1.2
 BLOCK = """
-    import dataclasses, json, jax, jax.numpy as jnp, numpy as np
+    import json, jax, jax.numpy as jnp, numpy as np
     from flax import nnx
     from jax.experimental.layout import Format, Layout
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
     from vitlab.analysis.devices import DEVICES
-    from vitlab.models.vit import VARIANTS, Block
+    from vitlab.models.registry import model_config
+    from vitlab.models.vit import Block
     from vitlab.plan.profile import profile, scheduled
     from vitlab.plan.topology import Topology
 
-    config = dataclasses.replace(VARIANTS["vit_small_patch16"], dtype="bfloat16")
+    config = model_config("vit_small_patch16", dtype="bfloat16")
     graph, params = nnx.split(nnx.eval_shape(lambda: Block(config, drop_path_rate=0.0, rngs=nnx.Rngs(0))))
 
     def step(params, x, d_out):
-        out, back = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, train=True, rngs=None), params, x)
+        out, back = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, grid=(14, 14), rotations=None, train=True, rngs=None), params, x)
         return out, back(d_out)
 
     with scheduled() as folder:
