@@ -76,14 +76,19 @@ def test_a_task_goes_through_every_command(task, tmp_path, capsys):
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written and all(name.startswith(("left_", "right_")) for name in written)
     for path in (tmp_path / "out").glob("*.png"):
-        assert Image.open(path).size == (30, 20)  # the picture's own
+        assert size_of(path) == (30, 20)  # the picture's own
 
     config = config_file(tmp_path, experiment)
     assert preview.main([f"--config={config}", f"--output={tmp_path / 'sheet.png'}", "--images=2"]) == 0
-    assert min(Image.open(tmp_path / "sheet.png").size) > 32
+    assert min(size_of(tmp_path / "sheet.png")) > 32
 
     plan = make_plan(experiment, Topology.of("cpu"), Data.of(experiment))
     assert plan.bytes > 0 and plan.model_flops > 0
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
 
 
 def test_a_segmentation_run_resumes_to_the_bit_with_workers(tmp_path):
