@@ -12,9 +12,9 @@ from vitlab.bounds import hints_of
 from vitlab.models.contract import VisionConfig
 from vitlab.models.registry import abstract_model, model_config
 
-WRONG_TYPES = (None, "many", b"1", [], {}, object(), 1j)
-INTS = (-(2**63), -28, -1, 0, 1, 3, 2**31, 2**63)
-FLOATS = (-1.0, 0.0, 1e-9, 1.0, 1e9, math.inf, -math.inf, math.nan)
+WRONG_TYPES = (None, "many", [], 1j)
+INTS = (-1, 0, 1, 3, 2**63)
+FLOATS = (-1.0, 0.0, 1.0, 1e9, math.nan)
 
 
 def hostile(hint, value):
