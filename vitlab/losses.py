@@ -24,6 +24,7 @@ __all__ = [
     "sigmoid_cross_entropy",
     "soft_distillation",
     "soft_targets",
+    "uncertainty_weighted",
 ]
 
 PerImage = Callable[[Array, Array], Array]  # function of logits [b, classes] and targets or labels, one value an image, [b]
