@@ -2,8 +2,9 @@
 A.2).
 
 Published: 0 81.6, 1 83.3, 2 84.1, 3 84.5 % top-1; 4 and 5 with further images only. Here: not yet
-run. RandAugment is timm's form of the paper's (2, 15). Drop path is the variant's own. Run: python
--m vitlab.train --config=configs/coatnet_imagenet.py:0 --workdir=... --config.data.data_dir=...
+run. RandAugment is timm's form of the paper's (2, 15). Drop path is the variant's own.
+Run: python -m vitlab.train --config=configs/coatnet_imagenet.py:0 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -2,8 +2,9 @@
 appendix A.1).
 
 Published: tiny 82.1, small 83.1, base 83.8, large 84.3 % top-1. Here: not yet run. Drop path is the
-variant's own. ConvNeXt V2's accuracies need masked pre-training. Run: python -m vitlab.train
---config=configs/convnext_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+variant's own. ConvNeXt V2's accuracies need masked pre-training.
+Run: python -m vitlab.train --config=configs/convnext_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

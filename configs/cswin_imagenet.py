@@ -4,8 +4,9 @@
 Published: cswin_tiny 82.8, cswin_small 83.6, cswin_base 84.2, agent_cswin_tiny 83.1,
 agent_cswin_small 83.9, agent_cswin_base 84.7, inline_cswin_tiny 83.2, inline_cswin_small 83.8,
 inline_cswin_base 84.5 % top-1. Here: not yet run. Drop path is the variant's own; weight decay is
-0.1 for base. Run: python -m vitlab.train --config=configs/cswin_imagenet.py:cswin_tiny
---workdir=... --config.data.data_dir=...
+0.1 for base.
+Run: python -m vitlab.train --config=configs/cswin_imagenet.py:cswin_tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -1,8 +1,9 @@
 """DependencyViT on ImageNet-1k for 300 epochs, by DeiT's recipe (arXiv:2304.03282;
 arXiv:2012.12877).
 
-Published: no code and no recipe are published. Here: not yet run. Run: python -m vitlab.train
---config=configs/dependencyvit_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+Published: no code and no recipe are published. Here: not yet run.
+Run: python -m vitlab.train --config=configs/dependencyvit_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -3,8 +3,9 @@ appendix).
 
 Published: mbv3_075_t128 74.59 % top-1 at the last exit (53.13, 71.65 and 71.89 at the first three).
 Here: not yet run. The authors train all four exits and distil the last one's logits into the
-others; this recipe trains the last. Run: python -m vitlab.train
---config=configs/dynperceiver_imagenet.py:mbv3_075_t128 --workdir=... --config.data.data_dir=...
+others; this recipe trains the last.
+Run: python -m vitlab.train --config=configs/dynperceiver_imagenet.py:mbv3_075_t128 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

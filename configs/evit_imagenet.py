@@ -2,8 +2,9 @@
 
 Published: deit_small_k09 79.8, deit_small_k08 79.8, deit_small_k07 79.5, deit_small_k06 78.9,
 deit_small_k05 78.5 % top-1. Here: not yet run. All is DeiT's, repeated augmentation included; the
-authors begin with all tokens and lower the keep rate up to epoch 110. Run: python -m vitlab.train
---config=configs/evit_imagenet.py:deit_small_k07 --workdir=... --config.data.data_dir=...
+authors begin with all tokens and lower the keep rate up to epoch 110.
+Run: python -m vitlab.train --config=configs/evit_imagenet.py:deit_small_k07 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

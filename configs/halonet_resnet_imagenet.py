@@ -1,8 +1,9 @@
 """timm's HaloNets on ImageNet-1k for 300 epochs, an AdamW recipe of this project's.
 
 Published: halonet26t 79.1, halonet50ts 81.6 % top-1, in timm, whose recipe (a1h, LAMB) is not this
-one. Here: not yet run. Run: python -m vitlab.train
---config=configs/halonet_resnet_imagenet.py:halonet26t --workdir=... --config.data.data_dir=...
+one. Here: not yet run.
+Run: python -m vitlab.train --config=configs/halonet_resnet_imagenet.py:halonet26t --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -2,8 +2,9 @@
 
 Published: tiny 75.0, small 79.9, base 81.6 % top-1; large, after ImageNet-21k, 84.8. Here: not yet
 run. Mixing is that of tiny; base has mixup 0.95 and cutmix 1. The authors begin with
-`model.fields.soft_mask_rate=1` (tiny: for 50 epochs, then 0 from its weights). Run: python -m
-vitlab.train --config=configs/illama_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+`model.fields.soft_mask_rate=1` (tiny: for 50 epochs, then 0 from its weights).
+Run: python -m vitlab.train --config=configs/illama_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -2,8 +2,9 @@
 arXiv:2012.12877).
 
 Published: the accuracies of the ensembles are in the paper only. Here: not yet run. Set
-`model.fields.ensemble_scale` for learned factors. Run: python -m vitlab.train
---config=configs/path_ensemble_imagenet.py:deit_tiny --workdir=... --config.data.data_dir=...
+`model.fields.ensemble_scale` for learned factors.
+Run: python -m vitlab.train --config=configs/path_ensemble_imagenet.py:deit_tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -2,8 +2,9 @@
 4.1).
 
 Published: s12 77.2, s24 80.3, s36 81.4, m36 82.1, m48 82.5 % top-1. Here: not yet run. Drop path is
-the variant's own. Run: python -m vitlab.train --config=configs/poolformer_imagenet.py:s12
---workdir=... --config.data.data_dir=...
+the variant's own.
+Run: python -m vitlab.train --config=configs/poolformer_imagenet.py:s12 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

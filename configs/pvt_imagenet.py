@@ -2,8 +2,9 @@
 5.1).
 
 Published: tiny 75.1, small 79.8, medium 81.2, large 81.7 % top-1. Here: not yet run. Drop path is
-the variant's own; the authors clip at 1 for medium and large. Run: python -m vitlab.train
---config=configs/pvt_imagenet.py:tiny --workdir=... --config.data.data_dir=...
+the variant's own; the authors clip at 1 for medium and large.
+Run: python -m vitlab.train --config=configs/pvt_imagenet.py:tiny --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -2,8 +2,9 @@
 section 4.1).
 
 Published: b0 70.5, b1 78.7, b2 82.0, b2_li 82.1, b3 83.1, b4 83.6, b5 83.8 % top-1. Here: not yet
-run. Drop path is the variant's own; the authors clip at 1 for b3 to b5. Run: python -m vitlab.train
---config=configs/pvt_v2_imagenet.py:b2 --workdir=... --config.data.data_dir=...
+run. Drop path is the variant's own; the authors clip at 1 for b3 to b5.
+Run: python -m vitlab.train --config=configs/pvt_v2_imagenet.py:b2 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

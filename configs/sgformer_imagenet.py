@@ -2,8 +2,9 @@
 4.1).
 
 Published: small 83.2, medium 84.1, base 84.7 % top-1. Here: not yet run. Augmentation and mixing
-are DeiT's. Drop path is the variant's own. Run: python -m vitlab.train
---config=configs/sgformer_imagenet.py:small --workdir=... --config.data.data_dir=...
+are DeiT's. Drop path is the variant's own.
+Run: python -m vitlab.train --config=configs/sgformer_imagenet.py:small --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

@@ -4,8 +4,9 @@
 Published: accuracies are in the paper's figures only, at most 0.4 % top-1 below DeiT-S's 79.8 %.
 Here: not yet run. The authors fit the predictors to a teacher's attention for 5 epochs before, and
 distil the teacher's tokens in these 45, which this recipe does not do: it begins with
-`model.weights` that did, and a teacher's logits. Run: python -m vitlab.train
---config=configs/sparsifiner_imagenet.py:small --workdir=... --config.data.data_dir=...
+`model.weights` that did, and a teacher's logits.
+Run: python -m vitlab.train --config=configs/sparsifiner_imagenet.py:small --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, MixConfig, ModelConfig, OptimizerConfig, to_config_dict

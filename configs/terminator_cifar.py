@@ -3,8 +3,9 @@
 
 Published: CIFAR-10 95.32, CIFAR-100 75.68 % top-1 (exp_logs). Here: not yet run. The author's
 optimizer is Kar3, of Adam's family, whose place AdamW takes, and his loss has the distance between
-the blocks' kernels, which this recipe leaves out. Run: python -m vitlab.train
---config=configs/terminator_cifar.py:cifar100 --workdir=... --config.data.data_dir=...
+the blocks' kernels, which this recipe leaves out.
+Run: python -m vitlab.train --config=configs/terminator_cifar.py:cifar100 --workdir=...
+  --config.data.data_dir=...
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict

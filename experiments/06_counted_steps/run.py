@@ -1,9 +1,8 @@
 """The training step of every ImageNet recipe, counted for one TPU v5e; see README.md. Nothing runs
 on a TPU: its compiler is asked.
 
-Run: python experiments/06_counted_steps/run.py [RECIPE ...] # goes on where it was stopped: rows
-     that exist are not counted again python experiments/06_counted_steps/run.py --table # writes
-     the table into README.md
+Run: python experiments/06_counted_steps/run.py [RECIPE ...]
+Rows that exist are not counted again. With --table the table is written into README.md.
 """
 
 import argparse
