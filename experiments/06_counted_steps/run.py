@@ -21,7 +21,7 @@ from vitlab.models.registry import model_config
 HERE = pathlib.Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
 STEPS, BEFORE, README = HERE / "steps.csv", HERE / "before.csv", HERE / "README.md"
-IMAGES = 64  # of a step
+IMAGES = 64  # images per step
 MARKS = re.compile(r"(<!-- python experiments/06_counted_steps/run.py --table -->\n).*(<!-- end -->)", re.DOTALL)
 FIELDS = ("recipe", "model", "counted", "part", "direction", "ms", "kernel_ms")
 Counts = dict[tuple[str, str], list[float]]  # part and direction -> milliseconds, and those of kernels among them

@@ -134,7 +134,7 @@ def _call(kernel, name: str, maps, parameters, like, sums, layout: Layout, inter
 
 
 def _cost(layout: Layout, maps, *, backward: bool) -> pl.CostEstimate:
-    """What the compiler is told of a kernel, padding included."""
+    """Compiler options of a kernel; its memory includes padding."""
     rows, products = layout.programs * layout.rows, 2 + (len(layout.widths) == 2) / 2 if backward else 1
     per_row = len(layout.widths) * 2 * layout.dim * layout.widths[0]
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in maps)

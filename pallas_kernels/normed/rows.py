@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from pallas_kernels.target import device_kind
 from pallas_kernels.tpu import LANES, SUBLANES, padded
 
-MAX_ROWS = 1024  # of a program: enough for the matrix unit, few enough for the memory
+MAX_ROWS = 1024  # rows of a program: enough for the matrix unit, few enough for the memory
 _TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
 _UNROLLED_CHUNKS = 3
 _MAX_CHUNK = 768  # columns of a product that no chunk divides
@@ -28,7 +28,7 @@ VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
 class Layout:
     """Sizes of a map and of its part in a program."""
 
-    lines: int  # of the map
+    lines: int  # rows of the map
     n: int  # tokens of a line
     dim: int
     widths: tuple[int, ...]  # what each product gives
@@ -84,7 +84,7 @@ class Layout:
 
     @property
     def vmem_bytes(self) -> int:
-        """What the backward kernel needs."""
+        """Arrays that the backward kernel needs."""
         dim, rows = padded(self.dim, LANES), self.rows
         weights = len(self.widths) * dim * self.widths[0]
         maps = 2 * 2 * rows * (2 * dim + padded(self.widths[-1], LANES))  # blocks, each twice

@@ -227,8 +227,8 @@ def test_the_annotations_of_a_scene_agree_with_each_other():
         assert items <= set(np.unique(example["segmentation"]).astype(int) - 1)
         np.testing.assert_array_equal(example["segmentation"] == 0, example["disparity"] == 0)
         np.testing.assert_allclose(example["depth"], 10 / (1 + example["disparity"]), rtol=1e-6)
-        # What both eyes see is alike: the pixel of the left at x is the right's at x - disparity,
-        # where nothing nearer is before it.
+        # Surfaces that both eyes see are alike: the pixel of the left at x is the right's at x -
+        # disparity, where nothing nearer is before it.
         rows, columns = np.mgrid[:64, :64]
         right = columns - example["disparity"].astype(int)
         seen = right >= 0

@@ -1,4 +1,4 @@
-"""What users bring: pairs of files, COCO's JSON, tables."""
+"""Annotations that users bring: pairs of files, COCO's JSON, tables."""
 
 import json
 import pickle

@@ -33,7 +33,7 @@ def test_each_reduction_keeps_the_fraction_rounded_up_and_one_token_more():
     for block in model.blocks:
         x, kept = block.reduce(x, train=False, rngs=None)
         counts.append((kept.shape[1], x.shape[1]))
-    assert counts == [(12, 14), (7, 9), (4, 6)]  # of 24, 13 and 8 patches
+    assert counts == [(12, 14), (7, 9), (4, 6)]  # kept and all tokens of 24, 13 and 8 patches
 
 
 def test_a_dropped_patch_stays_on_the_map_as_it_was():

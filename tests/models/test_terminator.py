@@ -1,4 +1,4 @@
-"""What is peculiar to Terminator: square maps, batches whose images touch each other, and kernels
+"""Peculiarities of Terminator: square maps, batches whose images touch each other, and kernels
 that are made.
 """
 

@@ -51,8 +51,8 @@ def deviation(path: pathlib.Path, model=None) -> Deviation:
     meta, state, recorded = golden.load(path)
     if model is None:
         name, fields = model_of(path.stem, meta)
-        # Of shapes only: loading is strict, so that every parameter gets its value, and initial
-        # values need not be computed. Blocks that are alike are compiled once:
+        # The model has shapes only: loading is strict, so that every parameter gets its value, and
+        # initial values need not be computed. Blocks that are alike are compiled once:
         # tests/layers/test_blocks.py shows that the numbers are those of blocks in turn.
         shapes = {tensor: value.shape for tensor, value in state.items()}
         options = {"num_classes": classes_of(meta, shapes), "image_size": tuple(meta["image_size"]), "scan_blocks": True}

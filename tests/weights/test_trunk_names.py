@@ -210,7 +210,7 @@ def test_positions_are_resized_by_the_rule_of_the_variant_when_loading_as_when_r
     assert rule.startswith("7 x 7 to 5 x 5 positions, bicubic without antialiasing, scale (new + 0.1) / old")
     x = np.random.default_rng(0).standard_normal((1, 70, 70, 3)).astype(np.float32)
     first, second = (np.asarray(model.features(x)[-1]) for model in (running, loaded))
-    np.testing.assert_allclose(first, second, atol=1e-5)  # the same sums
+    np.testing.assert_allclose(first, second, atol=1e-5)  # both are the same sums
     other = make("dinov2_small_patch14", pos_grid=None, pos_resize="antialias", **fields)
     load_weights(other, tensors)
     assert np.abs(np.asarray(other.features(x)[-1]) - first).max() > 1e-2

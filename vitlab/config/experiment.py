@@ -80,7 +80,7 @@ def _absolute(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig(Group):
-    """What the model is trained for; every further key is an option of the task's own (see docs/howto/tasks.md)."""
+    """The task that the model is trained for; every further key is an option of the task's own (see docs/howto/tasks.md)."""
 
     path: ClassVar = ("task",)
 

@@ -97,7 +97,7 @@ def centred(source: Size, size: Size, interpolation: str, crop_fraction: float) 
 
 
 def evaluation_warp(source: Size, size: Size, interpolation: str, crop_fraction: float, fit: str = "crop") -> Warp:
-    """What evaluation does to an image of size `source`: one of `FITS`."""
+    """The move that evaluation makes of an image of size `source`: one of `FITS`."""
     if fit == "crop":
         return Warp(source, (centred(source, size, interpolation, crop_fraction),))
     move = stretched if fit == "stretch" else letterboxed

@@ -174,7 +174,7 @@ class TrainBatch:
             if self.others:
                 if drawn.flipped[row]:
                     warp = warp.then(flipped_left_to_right(self.layout.size))
-                if self.config.crop == "pad":  # of the image later, for the whole batch
+                if self.config.crop == "pad":  # the image is flipped later, with the whole batch
                     warp = warp.then(padded(self.layout.size, drawn.corners[row].tolist(), self.config.pad))
                 for name, kind in self.others.items():
                     batch[name][row] = kind.warp(decoded[name], warp)
@@ -191,7 +191,7 @@ class TrainBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """What is drawn for the rows of a batch, each [b]."""
+    """Numbers drawn for the rows of a batch, each [b]."""
 
     positions: np.ndarray
     indices: np.ndarray

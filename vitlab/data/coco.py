@@ -58,7 +58,7 @@ class CocoSource:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Of the images, relative to the root."""
+        """Paths of the images, relative to the root."""
         return tuple(image["file_name"] for image in self.images)
 
     @functools.cached_property

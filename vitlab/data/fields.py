@@ -28,11 +28,11 @@ _LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
 
 @runtime_checkable
 class Kind(Protocol):
-    """What a field is. A kind is frozen and pickles, so that worker processes know it."""
+    """The kind of a field. A kind is frozen and pickles, so that worker processes know it."""
 
     @property
     def suffix(self) -> str:
-        """Of the files that `write` makes, ".png"."""
+        """Suffix of the files that `write` makes, such as ".png"."""
         ...
 
     def empty(self, count: int, size: Size) -> np.ndarray:
@@ -318,7 +318,7 @@ class Labels:
 class Value:
     """A number of the whole image, float32 [b], or several, [b, names]; NaN where it is void."""
 
-    names: tuple[str, ...] = ()  # of several numbers; (): there is one
+    names: tuple[str, ...] = ()  # names of several numbers; (): there is one
     counts: bool = False  # whether it is a number of things in the whole image, so that no crop may leave a part out
     suffix: str = ".json"
     void = float("nan")

@@ -30,7 +30,7 @@ class MixedSource:
 
     @property
     def fields(self) -> Mapping[str, Kind]:
-        """Those of all its parts."""
+        """Fields that all its parts have."""
         return fields_of(self.parts[0])
 
     @property

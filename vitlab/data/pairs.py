@@ -46,7 +46,7 @@ class PairsSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Those of the index map; () without one."""
+        """Classes of the index map; () without one."""
         return next((kind.class_names for kind in self.fields.values() if isinstance(kind, IndexMap)), ())
 
     @functools.cached_property
@@ -56,7 +56,7 @@ class PairsSource:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Those of the images, relative to the root."""
+        """Paths of the images, relative to the root."""
         return self._files["image"]
 
     def __len__(self) -> int:

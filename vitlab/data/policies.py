@@ -19,7 +19,7 @@ from vitlab.data.image_ops import Pixels
 from vitlab.data.warp import Matrix, Move, Size, size_of
 
 Rng = np.random.Generator
-Policy = Callable[..., Pixels]  # of (image, generator, interpolation, moves)
+Policy = Callable[..., Pixels]  # called with (image, generator, interpolation, moves)
 LEVELS = 10  # a magnitude of 10 is the full range of an operator
 
 

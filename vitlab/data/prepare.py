@@ -47,7 +47,7 @@ _EXAMPLES = """examples:
 class Fields:
     """A source whose examples have other fields than an image and its class."""
 
-    source: str  # of `FILE_SOURCES`
+    source: str  # one of `FILE_SOURCES`
     files: tuple[str, ...]  # as data.files
 
     def open(self, src: str, splits: Sequence[str], follow_outside: bool) -> dict[str, Images]:

@@ -21,7 +21,7 @@ from vitlab.data.splits import split_name, split_range
 
 SIDE = 64  # pixels
 LENGTHS = {"train": 20_000, "test": 1_000}  # scenes; "test" has items that "train" has not
-_VERSION = 1  # of what a scene looks like
+_VERSION = 1  # version of the scenes' looks
 _MOST_ITEMS = 6
 _SIZES = (16, 37)  # least and largest side of an item, pixels
 _MOST_DISPARITY = 8  # pixels
@@ -55,7 +55,7 @@ class ScenesSource:
 
     @property
     def fields(self) -> dict[str, Kind]:
-        """Those of `names`; the fields of the eyes are exchanged by a flip if both are there."""
+        """Kinds of the fields `names`; the fields of the eyes are exchanged by a flip if both are there."""
         return paired({name: FIELDS[name] for name in self.names})
 
     @property
@@ -99,7 +99,7 @@ class Scene:
     """The items of a scene, from far to near."""
 
     background: UInt8[np.ndarray, "64 64 3"]
-    pixels: list[UInt8[np.ndarray, "_h _w 3"]]  # of each item
+    pixels: list[UInt8[np.ndarray, "_h _w 3"]]  # pixels of each item
     masks: list[Bool[np.ndarray, "_h _w"]]
     corners: Integer[np.ndarray, "items 2"]  # top and left in the left eye, which may be outside
     labels: Integer[np.ndarray, " items"]

@@ -16,7 +16,7 @@ class SelectedSource:
 
     @property
     def fields(self) -> dict[str, Kind]:
-        """Those of `names`, in their order."""
+        """Kinds of the fields `names`, in their order."""
         return paired({name: fields_of(self.source)[name] for name in self.names})
 
     @property
@@ -31,7 +31,7 @@ class SelectedSource:
 
     @property
     def fingerprint(self) -> str:
-        """That of the source."""
+        """Fingerprint of the source."""
         return self.source.fingerprint
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class SelectedSource:
         return read(indices)
 
     def name_of(self, index: int) -> str:
-        """What the source calls it."""
+        """Name that the source has for it."""
         return self.source.name_of(index)
 
 

@@ -25,7 +25,7 @@ from vitlab.data.splits import split_name, split_range
 
 INDEX = "index.json"
 TEMPORARY_INDEX = INDEX + ".tmp"  # becomes the index when it is whole
-_VERSION, _VERSION_WITH_FIELDS = 1, 2  # of the format
+_VERSION, _VERSION_WITH_FIELDS = 1, 2  # versions of the format
 _CHUNK = 2**20  # bytes read at once
 
 
@@ -138,7 +138,7 @@ class ShardsSource:
     channels: int
     fingerprint: str
     split: str
-    kinds: Mapping[str, Kind] | None = None  # of version 2; None: an image and its label
+    kinds: Mapping[str, Kind] | None = None  # kinds of the fields of version 2; None: an image and its label
 
     @property
     def fields(self) -> Mapping[str, Kind]:

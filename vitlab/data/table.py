@@ -46,7 +46,7 @@ class TableSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Those of the label or the labels; () without them."""
+        """Classes of the label or the labels; () without them."""
         return next((kind.class_names for kind in self.fields.values() if isinstance(kind, (Label, Labels))), ())
 
     @functools.cached_property

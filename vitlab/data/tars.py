@@ -31,8 +31,8 @@ _EXAMPLE = 'data.files=("tars={split}-*.tar","image=jpg","label=cls")'
 class TarSource:
     """The examples of some tar files, of which the places of the members are in memory."""
 
-    paths: tuple[str, ...]  # of the tar files
-    keys: tuple[str, ...]  # of the examples
+    paths: tuple[str, ...]  # paths of the tar files
+    keys: tuple[str, ...]  # keys of the examples
     places: Mapping[str, np.ndarray]  # field -> int64 [n, 3]: number of the tar file, first byte, bytes
     fields: Mapping[str, Kind]
     class_names: tuple[str, ...]

@@ -24,7 +24,7 @@ class Move:
     """One step of a warp: where its points come from, and the function that moves pixels so."""
 
     matrix: Matrix
-    size: Size  # of the result
+    size: Size  # size of the result
     pixels: Callable[[Any], Any]  # [h, w, c] -> [*size, c]
 
 
@@ -48,12 +48,12 @@ def box_matrix(box: Box, size: Size) -> Matrix:
 class Warp:
     """Moves one after the other; without any it changes nothing."""
 
-    source: Size  # of the picture
+    source: Size  # size of the picture
     moves: tuple[Move, ...] = ()
 
     @property
     def size(self) -> Size:
-        """Of the result."""
+        """Size of the result."""
         return self.moves[-1].size if self.moves else self.source
 
     @functools.cached_property

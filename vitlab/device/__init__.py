@@ -1,1 +1,1 @@
-"""What a step does to a batch on the device before the model sees it."""
+"""Operations that a step applies to a batch on the device before the model sees it."""

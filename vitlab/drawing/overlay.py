@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
-_OPACITY = 0.55  # of a class over the picture
+_OPACITY = 0.55  # opacity of a class over the picture
 _GOLDEN = 0.618034  # turns of the hue from one class to the next, which keeps any few of them apart
 _VOID = (255, 255, 255)
 _STOPS = ("#000004", "#420A68", "#932667", "#DD513A", "#FCA50A", "#FCFFA4")  # dark to bright, near the colour map "inferno"

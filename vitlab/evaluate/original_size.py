@@ -23,7 +23,7 @@ from vitlab.metrics.segmentation import pixel_counts
 from vitlab.runs.trained import Trained
 from vitlab.tasks.segmentation import scores_of
 
-_OVERLAP = 1 / 3  # of neighbouring windows, so that the stride is two thirds of the window
+_OVERLAP = 1 / 3  # overlap of neighbouring windows, so that the stride is two thirds of the window
 Logits = Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n h w k"]]
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.initial import full
 
-EPS = 1e-8  # of the variance, and the least sum of the weights
+EPS = 1e-8  # added to the variance, and the least sum of the weights
 
 
 class GaussianHead(nnx.Module):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.linear import Linear
 
-EPS = 1e-3  # of the batch norms
+EPS = 1e-3  # epsilon of the batch norms
 
 
 def divisible(width: float | int, divisor: int = 8) -> int:

@@ -14,7 +14,7 @@ from vitlab.layers.mlp import Mlp
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.roles import declare
 
-NORM_EPS = 1e-5  # of every LayerNorm
+NORM_EPS = 1e-5  # epsilon of every LayerNorm
 
 
 class PerceiverAttention(nnx.Module):

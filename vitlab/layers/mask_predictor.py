@@ -36,7 +36,7 @@ class MaskPredictor(nnx.Module):
         rank: int,
         dim: int,  # width of the narrow queries and keys
         threshold: float = 0.02,  # entries of the basis up to it are 0
-        num_coefficients: int = 8,  # of a query, those that are largest; all where the rank is no larger
+        num_coefficients: int = 8,  # largest coefficients kept per query; all where the rank is no larger
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

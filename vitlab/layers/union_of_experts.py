@@ -82,7 +82,7 @@ class UnionMlp(nnx.Module):
         num_experts: int = 4,
         top_k: int = 2,
         eps: float = 1.0,  # added to the sum of the routes over the batch
-        share: float = 0.5,  # of the tokens, that an expert takes
+        share: float = 0.5,  # share of the tokens that an expert takes
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -28,7 +28,7 @@ class CrossShapedAttention(nnx.Module):
         *,
         num_heads: int,  # even, unless the whole map is one window
         split_size: Side | None = 7,  # width of a stripe, in tokens; None: all heads see the whole map
-        implementation: str | None = None,  # of pallas_kernels.window_attention
+        implementation: str | None = None,  # a key of pallas_kernels.window_attention.IMPLEMENTATIONS
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

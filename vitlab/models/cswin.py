@@ -25,7 +25,7 @@ from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class CSWinConfig(VisionConfig):
     linear_depths: tuple[CountOrZero, ...] = (0, 0, 0, 0)  # blocks per stage, the first ones, that are linear
     num_agents: tuple[Count, ...] = (9, 16, 49, 49)  # per stage
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
-    implementation: str | None = None  # of pallas_kernels.window_attention
+    implementation: str | None = None  # a key of pallas_kernels.window_attention.IMPLEMENTATIONS
     drop_path_rate: Rate = 0.2
 
     def __post_init__(self):

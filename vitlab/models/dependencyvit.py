@@ -30,8 +30,8 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
-_TEMPERATURE = 0.1  # of the head selector
+EPS = 1e-6  # epsilon of every LayerNorm
+_TEMPERATURE = 0.1  # temperature of the head selector
 State = tuple[Float[Array, "b n d"], Float[Array, "b n"]]  # tokens and their messages
 
 
@@ -89,7 +89,7 @@ class ReversedAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b n d"], message: Float[Array, "b n"]
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n"], Float[Array, "b heads receiver sender"]]:
-        """What the tokens receive, the new messages, and the weights."""
+        """Returns values that the tokens receive, the new messages, and the weights."""
         message = message * self.message_controller(x)
         q, k, v = jnp.moveaxis(project_qkv(self.qkv, x, num_heads=self.num_heads), 2, 0)
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * self.head_dim**-0.5

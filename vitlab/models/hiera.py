@@ -24,7 +24,7 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 UNIT = 8  # tokens per side of a unit, before any pooling
 STRIDE = 4  # pixels between tokens
 
@@ -33,7 +33,7 @@ STRIDE = 4  # pixels between tokens
 class HieraConfig(VisionConfig):
     dims: tuple[Count, ...]  # width of each stage
     depths: tuple[Count, ...]  # blocks of each stage
-    num_heads: tuple[Count, ...]  # of each stage
+    num_heads: tuple[Count, ...]  # heads of each stage
     unit_stages: CountOrZero = 2  # first stages, whose blocks attend inside units
     pos_grid: tuple[Count, Count] | None = None  # rows and columns of the positions' table; None: those of the image
     unit_pos: bool = False  # a second table, of a token's position in its unit

@@ -33,7 +33,7 @@ from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every RMSNorm
+EPS = 1e-6  # epsilon of every RMSNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

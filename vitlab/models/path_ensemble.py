@@ -26,7 +26,7 @@ from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6  # epsilon of every LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,9 @@ PUBLISHED = {
 
 
 class Component(nnx.Module):
-    """What the sum takes of a component: all of it, a learned share of each channel, or nothing."""
+    """The part of a component that the sum takes: all of it, a learned share of each channel, or
+    nothing.
+    """
 
     def __init__(self, config: PathEnsembleConfig, index: int):
         self.kept = index not in config.dropped

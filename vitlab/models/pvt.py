@@ -21,7 +21,7 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of the LayerNorms of the blocks and the last one
+EPS = 1e-6  # epsilon of the LayerNorms of the blocks and the last one
 PATCH = 4  # pixels between the tokens of the first stage
 
 

@@ -19,8 +19,8 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of the LayerNorms of blocks and stages
-EMBED_EPS = 1e-5  # of the LayerNorms of the patches
+EPS = 1e-6  # epsilon of the LayerNorms of blocks and stages
+EMBED_EPS = 1e-5  # epsilon of the LayerNorms of the patches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

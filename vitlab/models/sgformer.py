@@ -25,7 +25,7 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of the LayerNorms of blocks and stages
+EPS = 1e-6  # epsilon of the LayerNorms of blocks and stages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,9 @@ from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
 _EARLIER = ((), (), (0,), (1,), (2, 1))  # blocks whose outputs a block takes beside its input
-_GROUPS = 12  # of channels, standardised by the batch and by the image in turn; as many as divide the width where 12 do not
+_GROUPS = 12  # groups of channels, standardised by the batch and by the image in turn; as many as divide the width where 12 do not
 _BRANCHES = 10
-_EPS = 1e-5  # of the standardisation
+_EPS = 1e-5  # epsilon of the standardisation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class TerminatorConfig(VisionConfig):
     channel_hidden: Count = 32
     interact_hidden: Count = 16
     spatial_hidden: Count = 64
-    kernel_sizes: tuple[Side, Side, Side, Side] = (3, 9, 5, 7)  # of the local kernels, odd
+    kernel_sizes: tuple[Side, Side, Side, Side] = (3, 9, 5, 7)  # sides of the local kernels, odd
     dropout_rate: Rate = 0.05  # probability that a channel of the output of a block but the first is dropped
     preprocessing: Preprocessing = Preprocessing(crop_fraction=1.0)
 

@@ -24,8 +24,8 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
 
-EPS = 1e-6  # of the norms of blocks and stages
-EMBED_EPS = 1e-5  # of the norm after a patch embedding
+EPS = 1e-6  # epsilon of the norms of blocks and stages
+EMBED_EPS = 1e-5  # epsilon of the norm after a patch embedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

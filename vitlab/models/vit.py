@@ -51,7 +51,7 @@ class ViTConfig(VisionConfig):
     rope_grid: Count = 16  # rows, and columns, of the grid of pre-training; `dinov3` has none
     rel_pos_bias: bool = False  # a bias of attention for relative positions in every block; needs one class token and no other
     norm: Literal["layer", "rms"] = "layer"
-    eps: Epsilon = 1e-6  # of every norm
+    eps: Epsilon = 1e-6  # epsilon of every norm
     qkv_bias: bool = True
     key_bias: bool = True  # False: only queries and values have the bias
     attn_norm: bool = False  # a norm of the heads' results before their projection
@@ -60,7 +60,7 @@ class ViTConfig(VisionConfig):
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     mlp_dim: Count | None = None  # MLP hidden width; None: dim * mlp_ratio, rounded down
     mlp_norm: bool = False  # a norm before the last projection of a SwiGLU
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"  # of the plain MLP
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"  # activation of the plain MLP
     layer_scale: Ratio | None = None  # initial factor of every branch; None: there is none
     pool: Literal["cls", "mean", "cls_mean", "map"] = "cls"  # mean: of the patches; cls_mean: both, side by side; map: attention
     pool_norm: Literal["before", "after"] = "before"  # whether the tokens are normalised, or only the pooled vector

@@ -27,7 +27,7 @@ class Instruction:
     times: int = 1  # how often it runs
     loop: int = 1  # trips of the loop that it is in
     fused: bool = False  # whether it is a part of another one
-    computation: str = ""  # that it is in
+    computation: str = ""  # name of the computation that holds it
 
     @property
     def moved_bytes(self) -> float:

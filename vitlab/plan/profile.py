@@ -30,14 +30,14 @@ _COLLECTIVE = re.compile(r"all-|reduce-scatter|collective-")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What the same operation of a program takes in a step."""
+    """Cost of one operation of a program in a step."""
 
     milliseconds: float
     part: str  # "attention", "MLP", "norms", "embedding", "head", "loss", "optimizer", "input", "other"
     direction: str  # "forward", "backward", "once a step"
     kind: str  # "product", "sum", "elementwise", "copy", "kernel", "collective"
     name: str  # in the program
-    type: str  # of the result
+    type: str  # type of the result
     source: str  # file and line
 
 

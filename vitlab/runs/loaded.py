@@ -132,7 +132,7 @@ class LoadedRun:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What each picture that `results` takes is."""
+        """Meaning of each picture that `results` takes."""
         return self.trained.model.inputs
 
     def results(self, *images: Any) -> dict[str, np.ndarray]:

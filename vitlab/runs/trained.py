@@ -42,7 +42,7 @@ class Trained:
         return self.warp_of(size_of(pixels)).apply(pixels)
 
     def warp_of(self, size: Size) -> Warp:
-        """What evaluation does to an image of (height, width) pixels."""
+        """The move that evaluation makes of an image of (height, width) pixels."""
         recipe, fit = self.model.preprocessing, task_of(self.experiment)[0].fit
         return evaluation_warp(size, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe), fit)
 

@@ -1,4 +1,4 @@
-"""What models are trained for: one task a file, and the registry that finds it by the file's
+"""Tasks that models are trained for: one task a file, and the registry that finds it by the file's
 name.
 """
 

@@ -32,8 +32,8 @@ def forward(trunk: Trunk, head: None, batch: Batch, *, train: bool, rngs: nnx.Rn
 
 
 def prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
-    """What the model is trained on: images erased and mixed, targets smoothed and mixed; as it is
-    in an evaluation.
+    """Inputs and targets of the model: images erased and mixed, targets smoothed and mixed; as it
+    is in an evaluation.
 
     Args:
       batch: From the host.

@@ -1,5 +1,5 @@
-"""What tasks over maps share: a head of the table on a trunk, and means over the pixels that are
-known.
+"""Parts that tasks over maps share: a head of the table on a trunk, and means over the pixels that
+are known.
 """
 
 import math

@@ -77,7 +77,7 @@ def depth_of(outputs: Float[Array, "b h w"], setting: Setting) -> Float[Array, "
 
 
 def evaluation(setting: Setting) -> Evaluation:
-    """Of each image, sums over its known pixels."""
+    """Sums over the known pixels of each image."""
 
     def measure(outputs: Float[Array, "b h w"], batch: Batch) -> dict[str, Array]:
         known, truth = known_pixels(batch, setting)

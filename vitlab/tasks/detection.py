@@ -30,7 +30,7 @@ from vitlab.models.registry import FeatureInfo
 from vitlab.tasks.dense import on_trunk
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
-_DEVIATION = 0.54 / 6  # of an object's Gaussian, per pixel of its box's side
+_DEVIATION = 0.54 / 6  # deviation of an object's Gaussian, per pixel of its box's side
 _LEAST_DEVIATION = 0.3  # positions, so that a neighbour of a tiny object's centre counts as background
 
 
@@ -38,7 +38,9 @@ _LEAST_DEVIATION = 0.3  # positions, so that a neighbour of a tiny object's cent
 class Options(TaskOptions):
     """Options of the task."""
 
-    head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of vitlab.heads.CenterPoint, such as {"stride": 4}
+    head_options: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # arguments of vitlab.heads.CenterPoint, such as {"stride": 4}
     max_boxes: Annotated[int, Bounds(1, 1000)] = 100  # predicted boxes of each image
     min_score: Annotated[float, Bounds(0, 1)] = 0.3  # predicted boxes below it are neither drawn nor written
 

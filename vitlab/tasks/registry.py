@@ -88,7 +88,7 @@ def setting_of(
     num_classes: int,
     class_weights: np.ndarray | None = None,
 ) -> Setting:
-    """What the functions of the task are told, where the data has so many classes."""
+    """The setting of the task's functions, where the data has so many classes."""
     return Setting(
         options=options,
         num_classes=experiment.model.num_classes or num_classes,

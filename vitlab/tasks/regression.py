@@ -23,10 +23,10 @@ from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 class Options(TaskOptions):
     """Options of the task."""
 
-    field: str = "count"  # of the data: one number an image
+    field: str = "count"  # field of the data: one number an image
     head: Literal["density", "attention_pool"] = "density"  # the sum of a map that is never negative, or a number from a pooled vector
     head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of the head, such as {"dim": 64}
-    loss: Literal["l1", "l2", "huber"] = "l1"  # of the difference; huber is quadratic below 1
+    loss: Literal["l1", "l2", "huber"] = "l1"  # loss of the difference; huber is quadratic below 1
 
 
 def head(setting: Setting, feature_info: tuple[FeatureInfo, ...], rngs: nnx.Rngs) -> OnTrunk:

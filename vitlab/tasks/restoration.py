@@ -47,7 +47,7 @@ class Options(TaskOptions):
 
 
 class Head(nnx.Module):
-    """What is to be added to the degraded picture; nothing at first."""
+    """The change to add to the degraded picture; nothing at first."""
 
     def __init__(self, setting: Setting, feature_info: tuple[FeatureInfo, ...], rngs: nnx.Rngs):
         dims, strides = [info.dim for info in feature_info], [info.stride for info in feature_info]

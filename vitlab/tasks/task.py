@@ -54,11 +54,11 @@ class TaskOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What the functions of a task are told."""
+    """Arguments that all functions of a task get."""
 
     options: Any  # the task's own, of its class `options`
-    num_classes: int  # of the data, or as many as the model is told to have
-    channels: int  # of the images
+    num_classes: int  # classes of the data, or as many as the model is told to have
+    channels: int  # channels of the images
     preprocessing: Preprocessing
     experiment: Experiment
     class_weights: Float[np.ndarray, " classes"] | None = None  # see `vitlab.losses.label_loss`; classification only
@@ -76,7 +76,7 @@ class Count:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured of a batch on the device, and what is made of it on the host.
+    """Measures of a batch on the device, and the metrics made of them on the host.
 
     `measure` gives a dict of arrays. Those named in `rows` are [b, ...], one entry an image;
     padding is dropped and they come to `finish` in the order of the split, [n, ...]. All others are
@@ -98,7 +98,7 @@ class Result(Protocol):
 
     @property
     def suffix(self) -> str:
-        """Of the files that `write` makes, ".png"."""
+        """Suffix of the files that `write` makes, such as ".png"."""
         ...
 
     def warp(self, value: np.ndarray, warp: Warp) -> np.ndarray: ...

@@ -13,7 +13,7 @@ from vitlab.weights.rules import Layout, NameMap
 _LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",), "running_var": ("var",)}
 # Names of the attributes in which wrappers keep a network: torch's DDP and AveragedModel, Lightning, trainers, self-supervision.
 _WRAPPERS = {"module", "model", "backbone", "encoder", "teacher", "student", "base_encoder", "visual", "trunk", "net", "network"}
-# Those of Hugging Face's classes, and of the trees of big_vision.
+# Names of Hugging Face's classes, and of the trees of big_vision.
 _WRAPPERS |= {"vit", "deit", "beit", "ijepa", "dinov2", "dinov2_with_registers", "vision_model", "swin", "params", "img"}
 _COMPILED = "_orig_mod."  # put by torch.compile before the names of any part
 _ROOMS = re.compile(r"vitlab\.(?:models|heads|layers)\.")  # rooms whose modules' checkpoints have names of their own

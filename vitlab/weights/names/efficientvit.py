@@ -4,7 +4,7 @@ down-sampling are its first blocks.
 
 from vitlab.weights.rules import NameMap, Rule, SquareTable, pointwise
 
-STAGES = (  # of the authors' EfficientViT, and of SHViT's, which follow them
+STAGES = (  # stages of the authors' EfficientViT, and of SHViT's, which follow them
     Rule("^blocks{s}.0.0.m.", "^stages.{s-1}.downsample.dw1.conv."),
     Rule("^blocks{s}.0.1.m.", "^stages.{s-1}.downsample.ffn1."),
     Rule("^blocks{s}.1.{x:conv1|conv2|conv3|se}.", "^stages.{s-1}.downsample.merge.{x}."),

@@ -27,7 +27,7 @@ _EVA = (  # queries, keys and values apart
     Rule(".attn.{x:q|v}_proj.bias$", ".attn.{x}_bias$"),
 )
 _DINO = (
-    Rule("^blocks.{i}.{j}.", "^blocks.{j}."),  # of training files, in which blocks lie in chunks
+    Rule("^blocks.{i}.{j}.", "^blocks.{j}."),  # names of training files, in which blocks lie in chunks
     Rule(".mlp.w12.", ".mlp.fc1."),
 )
 TIMM = (
