@@ -57,3 +57,16 @@ class PatchEmbed(nnx.Module):
         if self.proj.bias is not None:
             x += self.proj.bias[...].astype(dtype)
         return x if self.norm is None else self.norm(x)
+
+
+class OverlapPatchEmbed(nnx.Module):
+    """A strided convolution over overlapping patches, then LayerNorm (PVT v2, arXiv:2106.13797,
+    section 3.1).
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, stride: int, eps: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.proj = Conv(in_dim, dim, kernel_size=2 * stride - 1, stride=stride, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        return self.norm(self.proj(x))

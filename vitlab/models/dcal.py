@@ -26,7 +26,7 @@ from vitlab.layers.tensor_split import project_qkv
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.layers.token_reduction import best_tokens, taken
 from vitlab.models.contract import Images, VisionConfig, VisionModel
-from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.features import FeatureInfo, Features, quarters
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
@@ -126,12 +126,9 @@ class DCAL(VisionModel[DCALConfig]):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        last = self.config.depth
-        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
-
-    @property
-    def _feature_depths(self) -> tuple[int, ...]:
-        return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
+        config = self.config
+        last = config.depth
+        return tuple(FeatureInfo(stride=config.patch_size, dim=config.dim, normalised=i == last) for i in quarters(config.depth))
 
     def streams(
         self, images: Images, *, paired: bool = False, train: bool = False, rngs: nnx.Rngs | None = None
@@ -142,7 +139,7 @@ class DCAL(VisionModel[DCALConfig]):
         x, kept = self.embed(self.checked(images)), []
         state = (x, jnp.broadcast_to(jnp.eye(x.shape[1]), (x.shape[0], x.shape[1], x.shape[1])))
         options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "paired": paired, "train": train, "rngs": rngs}
-        for start, end in itertools.pairwise((0, *self._feature_depths)):
+        for start, end in itertools.pairwise((0, *quarters(self.config.depth))):
             state = run_blocks(self.blocks[start:end], state, **options)
             kept.append(state[0])
         return kept, state[1]

@@ -27,7 +27,7 @@ from vitlab.layers.roles import declare
 from vitlab.layers.tensor_split import project_qkv
 from vitlab.layers.token_reduction import best_tokens, put_back, taken
 from vitlab.models.contract import Images, VisionConfig, VisionModel
-from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.features import FeatureInfo, Features, quarters
 from vitlab.models.registry import Family, Published
 
 EPS = 1e-6  # epsilon of every LayerNorm
@@ -155,12 +155,9 @@ class DependencyViT(VisionModel[DependencyViTConfig]):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        last = self.config.depth
-        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
-
-    @property
-    def _feature_depths(self) -> tuple[int, ...]:
-        return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
+        config = self.config
+        last = config.depth
+        return tuple(FeatureInfo(stride=config.patch_size, dim=config.dim, normalised=i == last) for i in quarters(config.depth))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The maps after a quarter, half, three quarters and all of the blocks; the last one
@@ -182,7 +179,7 @@ class DependencyViT(VisionModel[DependencyViTConfig]):
         canvas, places, kept = x, jnp.broadcast_to(jnp.arange(n), (b, n)), []
         state: State = (x, jnp.ones((b, n), jnp.float32))
         pruning = [i for i in sorted(set(self.config.prune_at)) if i < self.config.depth and self.config.prune_ratio]
-        for start, end in itertools.pairwise(sorted({0, *self._feature_depths, *pruning, *(i + 1 for i in pruning)})):
+        for start, end in itertools.pairwise(sorted({0, *quarters(self.config.depth), *pruning, *(i + 1 for i in pruning)})):
             if start in pruning:
                 canvas = put_back(canvas, state[0], places)
                 before, after = (1 - (pruning.index(start) + k) * self.config.prune_ratio for k in (0, 1))
@@ -192,7 +189,7 @@ class DependencyViT(VisionModel[DependencyViTConfig]):
             else:
                 options = {"remat": self.config.remat, "scan": self.config.scan_blocks}
                 state = run_blocks(self.blocks[start:end], state, train=train, rngs=rngs, **options)
-            if end in self._feature_depths:
+            if end in quarters(self.config.depth):
                 kept.append(put_back(canvas, state[0], places))
         x, message = state
         mean = (self.norm(x).astype(jnp.float32) * message[..., None]).mean(1)

@@ -28,7 +28,7 @@ from vitlab.layers.tensor_split import project_qkv
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.layers.token_reduction import best_tokens, fused_rest, put_back, taken
 from vitlab.models.contract import Images, VisionConfig, VisionModel
-from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.features import FeatureInfo, Features, quarters
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
@@ -142,12 +142,9 @@ class EViT(VisionModel[EViTConfig]):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        last = self.config.depth
-        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
-
-    @property
-    def _feature_depths(self) -> tuple[int, ...]:
-        return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
+        config = self.config
+        last = config.depth
+        return tuple(FeatureInfo(stride=config.patch_size, dim=config.dim, normalised=i == last) for i in quarters(config.depth))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The patches' maps after a quarter, half, three quarters and all of the blocks; the last
@@ -159,7 +156,7 @@ class EViT(VisionModel[EViTConfig]):
         x, kept = self.embed(images), []
         canvas, places = x[:, 1:], jnp.broadcast_to(jnp.arange(grid[0] * grid[1]), (b, grid[0] * grid[1]))
         reducing = set(self.config.reduce_at) & set(range(self.config.depth))
-        ends = sorted({0, *self._feature_depths, *reducing, *(i + 1 for i in reducing)})
+        ends = sorted({0, *quarters(self.config.depth), *reducing, *(i + 1 for i in reducing)})
         for start, end in itertools.pairwise(ends):
             if start in reducing:
                 canvas = put_back(canvas, x[:, 1:], places)
@@ -170,7 +167,7 @@ class EViT(VisionModel[EViTConfig]):
             else:
                 options = {"remat": self.config.remat, "scan": self.config.scan_blocks}
                 x = run_blocks(self.blocks[start:end], x, train=train, rngs=rngs, **options)
-            if end in self._feature_depths:
+            if end in quarters(self.config.depth):
                 kept.append(put_back(canvas, x[:, 1:], places))
         maps = [*kept[:-1], self.norm(kept[-1])]
         return Features([y.reshape(b, *grid, -1) for y in maps], class_tokens=(self.norm(x[:, 0]),))

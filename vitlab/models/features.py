@@ -48,3 +48,11 @@ def run_stages(stages: Sequence[Callable[..., Array]], x: Array, *, train: bool,
         x = stage(x, train=train, rngs=rngs)
         maps.append(x)
     return Features(maps)
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """Returns the numbers of blocks after which a plain trunk gives its maps.
+
+    They are a quarter, half, three quarters and all of the blocks, each number once.
+    """
+    return tuple(sorted({max(1, depth * k // 4) for k in (1, 2, 3, 4)}))

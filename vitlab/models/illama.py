@@ -29,7 +29,7 @@ from vitlab.layers.swiglu import SwiGLU
 from vitlab.layers.tensor_split import project_qkv
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.models.contract import Images, VisionConfig, VisionModel
-from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.features import FeatureInfo, Features, quarters
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
@@ -137,12 +137,9 @@ class ILLaMA(VisionModel[ILLaMAConfig]):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
+        config = self.config
         # The last map has a norm, but not its mean subtracted.
-        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=False) for _ in self._feature_depths)
-
-    @property
-    def _feature_depths(self) -> tuple[int, ...]:
-        return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
+        return tuple(FeatureInfo(stride=config.patch_size, dim=config.dim, normalised=False) for _ in quarters(config.depth))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The patches' maps after a quarter, half, three quarters and all of the blocks, and the
@@ -152,7 +149,7 @@ class ILLaMA(VisionModel[ILLaMAConfig]):
         grid = (images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size)
         x, kept = jnp.roll(self.embed(images), -1, axis=1), []
         options = {"remat": self.config.remat, "scan": self.config.scan_blocks}
-        for start, end in itertools.pairwise((0, *self._feature_depths)):
+        for start, end in itertools.pairwise((0, *quarters(self.config.depth))):
             x = run_blocks(self.blocks[start:end], x, train=train, rngs=rngs, **options)
             kept.append(x)
         x = self.norm(x)

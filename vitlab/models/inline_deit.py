@@ -18,7 +18,7 @@ from vitlab.layers.roles import declare
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.mixers.inline import InLineAttention
 from vitlab.models.contract import Images, VisionConfig, VisionModel
-from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.features import FeatureInfo, Features, quarters
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
@@ -92,12 +92,9 @@ class InLineDeiT(VisionModel[InLineDeiTConfig]):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        last = self.config.depth
-        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
-
-    @property
-    def _feature_depths(self) -> tuple[int, ...]:
-        return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
+        config = self.config
+        last = config.depth
+        return tuple(FeatureInfo(stride=config.patch_size, dim=config.dim, normalised=i == last) for i in quarters(config.depth))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """Returns the patches' maps after each quarter of the blocks; the last is normalised."""
@@ -106,7 +103,7 @@ class InLineDeiT(VisionModel[InLineDeiTConfig]):
         grid = (height // self.config.patch_size, width // self.config.patch_size)
         x, kept = self.embed(images), []
         options = {"remat": self.config.remat, "scan": self.config.scan_blocks, "grid": grid}
-        for start, end in itertools.pairwise((0, *self._feature_depths)):
+        for start, end in itertools.pairwise((0, *quarters(self.config.depth))):
             x = run_blocks(self.blocks[start:end], x, train=train, rngs=rngs, **options)
             kept.append(x)
         x = self.norm(x)

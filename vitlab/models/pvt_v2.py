@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, Depth, Rate, Ratio, Side
-from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers import ConvMlp, DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.patch_embed import OverlapPatchEmbed
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.spatial_reduction import SpatialReductionAttention
 from vitlab.models.contract import Images, VisionConfig, VisionModel
@@ -90,17 +91,6 @@ class Block(nnx.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
 
 
-class Patches(nnx.Module):
-    """A strided convolution of overlapping patches, and a norm."""
-
-    def __init__(self, in_dim: int, dim: int, *, stride: int, dtype, rngs: nnx.Rngs):
-        self.proj = Conv(in_dim, dim, kernel_size=2 * stride - 1, stride=stride, dtype=dtype, rngs=rngs)
-        self.norm = LayerNorm(dim, eps=EMBED_EPS, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        return self.norm(self.proj(x))
-
-
 class Stage(nnx.Module):
     """Patches, the blocks, norm."""
 
@@ -109,7 +99,7 @@ class Stage(nnx.Module):
         in_dim = config.dims[stage - 1] if stage else config.in_channels
         self.remat: Remat = config.remat
         self.scan_blocks = config.scan_blocks
-        self.downsample = Patches(in_dim, dim, stride=2 if stage else 4, dtype=dtype, rngs=rngs)
+        self.downsample = OverlapPatchEmbed(in_dim, dim, stride=2 if stage else 4, eps=EMBED_EPS, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
         self.norm = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
 

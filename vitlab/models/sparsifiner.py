@@ -27,7 +27,7 @@ from vitlab.layers.roles import declare
 from vitlab.layers.tensor_split import project_qkv
 from vitlab.layers.token_embed import TokenEmbed
 from vitlab.models.contract import Images, VisionConfig, VisionModel
-from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.features import FeatureInfo, Features, quarters
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
 
@@ -195,12 +195,9 @@ class Sparsifiner(VisionModel[SparsifinerConfig]):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        last = self.config.depth
-        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
-
-    @property
-    def _feature_depths(self) -> tuple[int, ...]:
-        return tuple(sorted({max(1, self.config.depth * k // 4) for k in (1, 2, 3, 4)}))
+        config = self.config
+        last = config.depth
+        return tuple(FeatureInfo(stride=config.patch_size, dim=config.dim, normalised=i == last) for i in quarters(config.depth))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The patches' maps after a quarter, half, three quarters and all of the blocks; the last
@@ -211,7 +208,7 @@ class Sparsifiner(VisionModel[SparsifinerConfig]):
         x, kept = self.embed(images if self.stem is None else self.stem(images, train=train)), []
         pruning = sorted(i for i in set(self.config.prune_at) if i < self.config.depth and self.config.token_keep_rate < 1)
         alive, num_alive, num_patches = None, x.shape[1], grid[0] * grid[1]
-        for start, end in itertools.pairwise(sorted({0, *self._feature_depths, *pruning, *(i + 1 for i in pruning)})):
+        for start, end in itertools.pairwise(sorted({0, *quarters(self.config.depth), *pruning, *(i + 1 for i in pruning)})):
             options = {"grid": grid, "num_alive": num_alive, "train": train, "rngs": rngs}
             if start in pruning:
                 count = tokens_of(self.config.token_keep_rate ** (1 + pruning.index(start)), num_patches)
@@ -220,7 +217,7 @@ class Sparsifiner(VisionModel[SparsifinerConfig]):
             else:
                 run = {"remat": self.config.remat, "scan": self.config.scan_blocks, "alive": alive}
                 x = run_blocks(self.blocks[start:end], x, **run, **options)
-            if end in self._feature_depths:
+            if end in quarters(self.config.depth):
                 kept.append(x)
         x = self.norm(x)
         return Features([y[:, 1:].reshape(-1, *grid, y.shape[-1]) for y in (*kept[:-1], x)], class_tokens=(x[:, 0],))

@@ -15,9 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, CountOrZero, Depth, Ratio, Side
-from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers import DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.conv_mlp import ConvGlu
 from vitlab.layers.head_gates import HeadGates
+from vitlab.layers.patch_embed import OverlapPatchEmbed
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.aggregated_attention import AggregatedAttention, CosineAttention
 from vitlab.models.contract import Images, VisionConfig, VisionModel
@@ -107,26 +108,15 @@ class Block(nnx.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
 
 
-class OverlapPatchEmbed(nnx.Module):
-    """Strided convolution, then LayerNorm."""
-
-    def __init__(self, in_dim: int, dim: int, *, kernel_size: int, stride: int, dtype, rngs: nnx.Rngs):
-        self.proj = Conv(in_dim, dim, kernel_size=kernel_size, stride=stride, padding=kernel_size // 2, dtype=dtype, rngs=rngs)
-        self.norm = LayerNorm(dim, eps=EMBED_EPS, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        return self.norm(self.proj(x))
-
-
 class Stage(nnx.Module):
     """Patch embedding, blocks, LayerNorm."""
 
     def __init__(self, config: TransNeXtConfig, *, stage: int, rates: tuple[float, ...], rngs: nnx.Rngs):
         dims, dtype = config.dims, config.dtype
-        in_dim, kernel, stride = (dims[stage - 1], 3, 2) if stage else (config.in_channels, 7, 4)
+        in_dim, stride = (dims[stage - 1], 2) if stage else (config.in_channels, 4)
         self.remat: Remat = config.remat
         self.scan_blocks = config.scan_blocks
-        self.patch_embed = OverlapPatchEmbed(in_dim, dims[stage], kernel_size=kernel, stride=stride, dtype=dtype, rngs=rngs)
+        self.patch_embed = OverlapPatchEmbed(in_dim, dims[stage], stride=stride, eps=EMBED_EPS, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, stage=stage, drop_path_rate=rate, rngs=rngs) for rate in rates])
         self.norm = LayerNorm(dims[stage], eps=EPS, dtype=dtype, rngs=rngs)
 

@@ -27,7 +27,7 @@ from vitlab.layers.roles import declare
 from vitlab.layers.rope import Rope, rotation
 from vitlab.layers.swiglu import SwiGLU
 from vitlab.models.contract import Images, VisionConfig, VisionModel
-from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.features import FeatureInfo, Features, quarters
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
@@ -209,13 +209,9 @@ class ViT(VisionModel[ViTConfig]):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        last = self.config.depth if self.norm is not None else None
-        return tuple(FeatureInfo(stride=self.config.patch_size, dim=self.config.dim, normalised=i == last) for i in self._feature_depths)
-
-    @property
-    def _feature_depths(self) -> tuple[int, ...]:
-        depth = self.config.depth
-        return tuple(sorted({max(1, depth * k // 4) for k in (1, 2, 3, 4)}))
+        config = self.config
+        last = config.depth if self.norm is not None else None
+        return tuple(FeatureInfo(stride=config.patch_size, dim=config.dim, normalised=i == last) for i in quarters(config.depth))
 
     def _embed(self, images: Images) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
         """All tokens before the blocks, and what the blocks need to know of their places."""
@@ -258,7 +254,7 @@ class ViT(VisionModel[ViTConfig]):
         """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised, if the tokens are."""
         (x, places), kept = self._embed(images), []
         rows, columns = places["grid"]
-        for start, end in itertools.pairwise((0, *self._feature_depths)):
+        for start, end in itertools.pairwise((0, *quarters(self.config.depth))):
             x = self._run(start, end, x, train=train, rngs=rngs, **places)
             kept.append(x)
         x = x if self.norm is None else self.norm(x)
