@@ -23,6 +23,8 @@ from vitlab.heads.simple_pyramid import SimplePyramid
 from vitlab.heads.upernet import UPerNet
 from vitlab.layers.resize import resize_bilinear
 
+pytestmark = pytest.mark.shapes
+
 EPS = 1e-5  # epsilon of every batch norm
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # results are sums of some hundred float32 products of order one
 

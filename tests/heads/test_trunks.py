@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -43,16 +42,6 @@ def abstract_maps(name):
     return model.feature_info, nnx.eval_shape(lambda m, x: m.features(x), model, jnp.zeros((2, size, size, 3)))
 
 
-@pytest.fixture
-def unchecked_shapes(monkeypatch):
-    """Disables the check of argument shapes, which doubles the time to trace.
-
-    Trunks differ in numbers only.
-    """
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("head", sorted(HEADS))
 @pytest.mark.parametrize("trunk", sorted(REPRESENTATIVES.values()))
 def test_every_trunk_stands_under_every_head_that_its_maps_allow(trunk, head):

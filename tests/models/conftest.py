@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jaxtyping
 import pytest
 from flax import nnx
 
@@ -58,9 +57,3 @@ def apply(model, images, **kwargs):
 @pytest.fixture(params=sorted(REPRESENTATIVES.values()), scope="module")  # the scope groups the tests of one model
 def representative(request):
     return request.param
-
-
-@pytest.fixture
-def unchecked_shapes(monkeypatch):
-    """Disables the check of argument shapes, which doubles the time to trace."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

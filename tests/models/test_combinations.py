@@ -54,20 +54,17 @@ def test_the_pairs_are_all_there():
         assert {(row[i], row[j]) for row in PAIRS} == set(itertools.product(set(a), set(b)))
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 def test_all_options_at_once_train(representative):
     grads = trace(representative, ("bfloat16", True, "full", 0.3))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(grads)} == {"float32"}
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("options", PAIRS, ids=str)
 def test_every_pair_of_options_trains(representative, options):
     trace(representative, options)
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("options", ALL, ids=str)
 @pytest.mark.parametrize("family", ["ViT", "LITv2"])
 def test_every_combination_trains(family, options):
