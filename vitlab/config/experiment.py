@@ -1,6 +1,7 @@
-"""The experiment: one tree of frozen dataclasses. The type of each key says what is allowed, and what the key means.
+"""The experiment: one tree of frozen dataclasses.
 
-`python -m vitlab.config` prints all of it.
+The type of each key states its allowed values and its meaning; `python -m vitlab.config` prints all
+of them.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ Images = Annotated[int, Bounds(1, 2**24)]
 Threads = Annotated[int, Bounds(0, 1024)]
 Level = Annotated[int, Bounds(0, 255)]
 Weight = Annotated[int, Bounds(1, 10_000)]
-LearningRate = Annotated[float, Bounds(0, 1e30)]  # beyond, float32 overflows
+LearningRate = Annotated[float, Bounds(0, 1e30)]  # float32 overflows beyond it
 Momentum = Annotated[float, Bounds(0, 1, open_most=True)]
 Positive = Annotated[float, Bounds(0, 1e6, open_least=True)]
 Source = Annotated[str, Part(("bundled", "scenes", "photographs", "image_folder", "pairs", "coco", "table", "tars", "tfds", "shards"))]
@@ -24,7 +25,10 @@ Source = Annotated[str, Part(("bundled", "scenes", "photographs", "image_folder"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Group):
-    """The model, as `vitlab.create_model` is called; every further key is a field of the model's own family."""
+    """The model, as arguments of `vitlab.create_model`.
+
+    Every further key is a field of the model's own family.
+    """
 
     path: ClassVar = ("model",)
 
@@ -68,7 +72,7 @@ class ModelConfig(Group):
 
 
 def _absolute(value: Any) -> Any:
-    """A field of a family in which every reference to a file of the user's has its absolute path."""
+    """A field of a family, with absolute paths in its references to the user's own files."""
     if isinstance(value, str):
         parts = value.split(",")
         paths = [absolute(part.strip()) for part in parts]
@@ -80,7 +84,10 @@ def _absolute(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig(Group):
-    """The task that the model is trained for; every further key is an option of the task's own (see docs/howto/tasks.md)."""
+    """The task that the model is trained for.
+
+    Every further key is an option of the task itself; see docs/howto/tasks.md.
+    """
 
     path: ClassVar = ("task",)
 
@@ -101,7 +108,7 @@ class TaskConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig(Group):
-    """Further training images, of the same classes and channels as those of the first source."""
+    """Further training images, with the same classes and channels as those of the first source."""
 
     path: ClassVar = ("data", "more_sources")
 
@@ -116,7 +123,7 @@ class SourceConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Group):
-    """The place where the images come from, and the way they take to the device."""
+    """The source of the images, and how they are read, decoded and sampled."""
 
     path: ClassVar = ("data",)
 
@@ -161,7 +168,11 @@ class DataConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Group):
-    """The augmentation of training images: on the host in uint8, erasing on the device. Evaluation resizes and crops the centre."""
+    """The augmentation of training images.
+
+    It runs on the host in uint8, except erasing, which runs on the device. In evaluation images are
+    resized and cropped at the centre.
+    """
 
     path: ClassVar = ("augment",)
 
@@ -214,9 +225,10 @@ class AugmentConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Group):
-    """The optimizer, its learning rate, and the parameters that are treated apart.
+    """The optimizer, its learning rate, and parameters with settings of their own.
 
-    Biases, norms, tokens and position embeddings do not decay. See `vitlab.train.optimizer`, `schedule` and `groups`.
+    Biases, norms, tokens and position embeddings do not decay. See `vitlab.train.optimizer`,
+    `vitlab.train.schedule` and `vitlab.train.groups`.
     """
 
     path: ClassVar = ("optimizer",)
@@ -255,7 +267,10 @@ class OptimizerConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixConfig(Group):
-    """Mixing of the images of a batch with each other, on the device (timm's `Mixup`); see `vitlab.device.mix`."""
+    """Mixing of the images of a batch with each other, on the device.
+
+    The rules are those of timm's `Mixup`; see `vitlab.device.mix`.
+    """
 
     path: ClassVar = ("mix",)
 
@@ -274,7 +289,10 @@ class MixConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig(Group):
-    """A teacher, which the loss also follows; see `vitlab.losses.distilled_loss` and `vitlab.train.teacher`."""
+    """Distillation from a teacher, whose outputs are a second target of the loss.
+
+    See `vitlab.losses.distilled_loss` and `vitlab.train.teacher`.
+    """
 
     path: ClassVar = ("loss", "distillation")
 
@@ -318,7 +336,11 @@ class LossConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig(Group):
-    """The layout of the devices; each group of fsdp * tensor devices holds one copy of the model and works on its part of the batch."""
+    """The layout of the devices.
+
+    Each group of fsdp * tensor devices holds one copy of the model and processes its part of the
+    batch.
+    """
 
     path: ClassVar = ("mesh",)
 
