@@ -6,7 +6,7 @@ import re
 from setuptools import find_namespace_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vitlab" / "__init__.py").read_text(), re.MULTILINE)[1]  # its only place
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vitlab" / "__init__.py").read_text(), re.MULTILINE)[1]  # the version's only place
 
 REQUIRES = [
     "jax>=0.10.2,<0.13",  # 0.10.2 is the newest for Python 3.11; 0.13 is untested

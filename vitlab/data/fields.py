@@ -113,7 +113,7 @@ class Image:
 class IndexMap:
     """The class of each pixel, uint8 [b, h, w], 255 where it is void."""
 
-    class_names: tuple[str, ...] = ()  # in the order of the indices; (): those of the source
+    class_names: tuple[str, ...] = ()  # in the order of the indices; (): the names of the source
     label_map: tuple[int, ...] = ()  # class of each index of the file, from 0 on; (): unchanged
     suffix: str = ".png"
     void = VOID_INDEX
@@ -196,7 +196,7 @@ class Boxes:
     """
 
     count: int = 100  # most boxes in an image; an image with more cannot be decoded
-    class_names: tuple[str, ...] = ()  # in the order of the labels; (): those of the source
+    class_names: tuple[str, ...] = ()  # in the order of the labels; (): the names of the source
     suffix: str = ".json"
     void = -1
 
@@ -264,7 +264,7 @@ class Boxes:
 class Label:
     """One class, int32 [b]."""
 
-    class_names: tuple[str, ...] = ()  # in the order of the labels; (): those of the source
+    class_names: tuple[str, ...] = ()  # in the order of the labels; (): the names of the source
     suffix: str = ".json"
     void = -1
 

@@ -67,7 +67,7 @@ class ViTConfig(VisionConfig):
     pool: Literal["cls", "mean", "cls_mean", "map"] = "cls"  # class token, mean of the patches, both concatenated, or attention (map)
     pool_norm: Literal["before", "after"] = "before"  # before: all tokens are normalised; after: only the pooled vector
     pool_heads: Count | None = None  # heads of pool="map"; None: num_heads
-    pool_mlp_dim: Count | None = None  # MLP hidden width of pool="map"; None: that of the blocks
+    pool_mlp_dim: Count | None = None  # MLP hidden width of pool="map"; None: as in the blocks
     head_bias: bool = True
     implementation: Literal["pallas_tpu", "cudnn", "xla", "reference"] | None = None  # for attention; None: the fastest that applies
 
