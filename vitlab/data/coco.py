@@ -57,8 +57,8 @@ class CocoSource:
           root: Folder of the images.
           images: Entries of the images in the JSON.
           objects: Objects of each image.
+          fields: Kinds of the fields of each example.
           classes: Class names of the objects.
-          names: Fields of each example.
         """
         self.root, self.images, self.objects, self.fields, self.class_names = root, tuple(images), tuple(objects), dict(fields), classes
         self._folder = os.fspath(root)

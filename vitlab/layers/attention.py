@@ -43,8 +43,8 @@ class Attention(nnx.Module):
     """Self-attention of all tokens; softmax in float32.
 
     The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one.
-    Its bias is added inside a kernel on a TPU, because elsewhere the bias's gradient costs a pass
-    over that of the projection.
+    On a TPU its bias is added inside a kernel, the projection's or the attention's: outside a
+    kernel, the bias's gradient would cost a pass over that of the projection.
 
     With rotary positions queries and keys are rotated before their product. Without `key_bias` only
     queries and values have a bias (BEiT, arXiv:2106.08254). With `norm_eps` a LayerNorm over all
