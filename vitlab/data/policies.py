@@ -129,7 +129,7 @@ AUTO_AUGMENT = {"original": parse_sub_policies(_ORIGINAL), "v0": parse_sub_polic
 class Settings:
     """Settings in a policy's name, by their letters."""
 
-    m: float = 10.0  # magnitude, in [0, 10]
+    m: float = 10.0  # magnitude; an operator has its full range at 10
     mstd: float = 0.0  # standard deviation of the magnitude; above 100 the magnitude is uniform in [0, m]
     mmax: float = float(LEVELS)  # upper bound of the magnitude after noise
     n: int = 2  # rand: operators per image
