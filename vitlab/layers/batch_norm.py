@@ -1,4 +1,4 @@
-"""Batch normalisation with torch's conventions, which the published networks were trained with."""
+"""Batch normalisation with torch's conventions, by which the published networks were trained."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,11 @@ from vitlab.layers.initial import full
 
 
 class BatchNorm(nnx.Module):
-    """Normalises each channel (Ioffe and Szegedy, arXiv:1502.03167), in float32, returned in `dtype`.
+    """Normalises each channel (Ioffe and Szegedy, arXiv:1502.03167), computed in float32.
 
-    With `train` by the batch's mean and variance, whose moving averages are kept in `mean` and `var` (of which
-    `momentum` is the share that is renewed, and the variance the unbiased one, as in torch); otherwise by these.
+    The result has the type `dtype`. With `train`, mean and variance are those of the batch, and the
+    moving averages `mean` and `var` are updated: `momentum` is the weight of the new value, and the
+    variance is the unbiased one, as in torch. Without `train` the moving averages normalise.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class BatchNorm(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs  # nothing here is random
+        del rngs  # the layer draws no random numbers
         self.eps, self.momentum, self.dtype = eps, momentum, dtype
         self.scale = nnx.Param(full(dim, 1.0)) if affine else None
         self.bias = nnx.Param(full(dim, 0.0)) if affine else None
@@ -46,7 +47,7 @@ class BatchNorm(nnx.Module):
         return (x * factor.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
 
     def affine_map(self, mean: Float[Array, " dim"], var: Float[Array, " dim"]) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
-        """Factor and offset of each channel that normalise by these statistics, scale and bias included."""
+        """Factor and offset of each channel by these statistics and the learned scale and bias."""
         factor = jax.lax.rsqrt(var + self.eps)
         if self.scale is None or self.bias is None:
             return factor, -mean * factor

@@ -1,4 +1,4 @@
-"""Normalisation of tokens, with the epsilon said at each use: the papers differ, even inside one model."""
+"""Normalisation of tokens; the epsilon has no default because papers and models differ in it."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,9 +9,10 @@ from vitlab.layers.initial import ones_init, zeros_init
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer normalisation over the last axis (Ba et al., arXiv:1607.06450), computed in float32, returned in `dtype`.
+    """Layer normalisation over the last axis (Ba et al., arXiv:1607.06450), in float32.
 
-    The variance is the mean of squared deviations, as in torch, not Flax's faster difference of moments.
+    The result has the type `dtype`. The variance is the mean of squared deviations, as in torch,
+    instead of Flax's faster difference of moments.
     """
 
     def __init__(self, dim: int, *, eps: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
@@ -25,7 +26,10 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class RMSNorm(nnx.RMSNorm):
-    """Root-mean-square normalisation over the last axis (arXiv:1910.07467), computed in float32, returned in `dtype`."""
+    """Root-mean-square normalisation over the last axis (arXiv:1910.07467), in float32.
+
+    The result has the type `dtype`.
+    """
 
     def __init__(self, dim: int, *, eps: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         super().__init__(dim, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, scale_init=ones_init, rngs=rngs)
