@@ -32,6 +32,7 @@ REQUIRES = [
 ]
 TEST = [
     "pytest>=8.3",
+    "setuptools>=77",  # builds the wheel and the sdist
     "pytest-xdist>=3.6",  # -n 2
     "pytest-timeout>=2.3",  # a test that hangs ends, and says where
     "beartype>=0.21",  # checks the annotated shapes in tests
@@ -75,9 +76,11 @@ setup(
     description="A lab bench for vision transformers in JAX: a proven zoo, mixers that can be swapped, fused attention kernels",
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0 AND MIT AND CC-BY-4.0 AND CC0-1.0",  # the code; the bundled images
+    license_files=["LICENSE", "vitlab/data/bundled/LICENSE", "vitlab/data/bundled/ORIGIN.md"],
     python_requires=">=3.11",
-    packages=find_namespace_packages(include=["vitlab", "vitlab.*", "pallas_kernels", "pallas_kernels.*"]),
+    packages=[*find_namespace_packages(include=["vitlab", "vitlab.*", "pallas_kernels", "pallas_kernels.*"]), "vitlab.configs"],
+    package_dir={"vitlab.configs": "configs"},  # the recipes, for --config=vitlab:quickstart; see vitlab/recipes.py
     package_data={"vitlab": ["py.typed"], "vitlab.data": ["bundled/*"], "pallas_kernels": ["py.typed", "*.md", "*/*.md"]},
     entry_points={"console_scripts": ["vitlab = vitlab.__main__:console"]},
     install_requires=REQUIRES,

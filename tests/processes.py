@@ -10,9 +10,11 @@ import textwrap
 SECONDS = 400
 
 
-def run_script(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: str, *arguments: str, packages: pathlib.Path = pathlib.Path(__file__).parents[1], **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Returns the script's output; fails with the end of its errors if the script fails."""
-    env = os.environ | environment | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    env = os.environ | environment | {"PYTHONPATH": str(packages)}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *arguments], capture_output=True, text=True, env=env, timeout=SECONDS
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -15,6 +16,8 @@ from vitlab import cli, predict
 from vitlab.config import AugmentConfig
 from vitlab.evaluate import __main__ as evaluate
 from vitlab.train import __main__ as train
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run(main, arguments, monkeypatch, capsys):
@@ -31,6 +34,7 @@ FOLDER = ["--config.data.source=image_folder", "--config.data.data_dir={images}"
     ("arguments", "words"),
     [
         (["--config=none.py"], "there is no config file none.py"),
+        (["--config=vitlab:quickstrat"], 'vitlab has no recipe "quickstrat": did you mean quickstart'),
         (["--config.optimizer.peek_lr=1"], "unknown key optimizer.peek_lr: did you mean peak_lr"),
         (["--config.optimzer.peak_lr=1"], "unknown key optimzer: did you mean optimizer"),
         (["--config.batch_size=1.5"], "batch_size=1.5 must be int"),
@@ -86,6 +90,13 @@ def test_bad_input_of_train_is_one_line_and_leaves_nothing(arguments, words, tmp
     assert code == 2 and words in errors
     assert len(errors.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "vit_imagenet:small_patch16"])
+def test_a_recipe_of_the_package_is_the_file_of_its_name(name):
+    file, _, variant = name.partition(":")
+    path = f"{ROOT}/configs/{file}.py" + (variant and f":{variant}")
+    assert cli.load_experiment(f"vitlab:{name}", {"seed": "3"}) == cli.load_experiment(path, {"seed": "3"})
 
 
 def test_a_workdir_that_is_not_writable_is_one_line(tmp_path, monkeypatch, capsys):

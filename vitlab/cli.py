@@ -17,15 +17,27 @@ import jax
 from absl import flags
 
 from pallas_kernels.dispatch import UnsupportedError
-from vitlab import terminal
+from vitlab import recipes, terminal
 from vitlab.config import ConfigError, Experiment, from_config_dict, near_misses, to_dict
 from vitlab.config.values import leaf_types, plain_type
 
-__all__ = ["EXIT_BROKEN_PIPE", "EXIT_USAGE", "Parser", "begin", "literal", "load_experiment", "override", "run", "split_overrides"]
+__all__ = [
+    "CONFIG_HELP",
+    "EXIT_BROKEN_PIPE",
+    "EXIT_USAGE",
+    "Parser",
+    "begin",
+    "literal",
+    "load_experiment",
+    "override",
+    "run",
+    "split_overrides",
+]
 
 EXIT_FAILED = 1  # the command was understood, and could not be carried out
 EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; the code that a shell gives for it
 EXIT_USAGE = 2  # the command, the config or the data cannot be used; nothing was begun
+CONFIG_HELP = "config file, path.py or path.py:variant, or a recipe of the package, vitlab:quickstart or vitlab:NAME:variant"
 _PREFIX = "--config."
 _UNKNOWN = re.compile("unrecognized arguments: (--?[^ =]+)")  # argparse's own message
 _KEYS = """Every key of the config can be set: --config.optimizer.peak_lr=1e-3. `python -m vitlab.config` explains the keys, and
@@ -107,13 +119,14 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def load_experiment(config: str, overrides: Mapping[str, str]) -> Experiment:
-    """Runs `get_config(variant)` of "path.py:variant" and applies the overrides.
+    """Runs `get_config(variant)` of "path.py:variant", or of the package's "vitlab:name:variant", and applies the overrides.
 
     Raises:
-      ConfigError: No such file or variant, no `get_config` in it, an unknown key (with near misses), or a value of another type.
+      ConfigError: No such file, recipe or variant, no `get_config` in it, an unknown key (with near misses), or a value of another type.
     """
-    path, _, variant = config.partition(":")
-    return override(from_config_dict(_get_config(pathlib.Path(path), variant)), overrides)
+    path, _, variant = config.removeprefix(recipes.PREFIX).partition(":")
+    file = recipes.path_of(path) if config.startswith(recipes.PREFIX) else pathlib.Path(path)
+    return override(from_config_dict(_get_config(file, variant)), overrides)
 
 
 def override(experiment: Experiment, overrides: Mapping[str, str]) -> Experiment:

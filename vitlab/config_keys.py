@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
         example="python -m vitlab.config --config=configs/quickstart.py --config.seed=1",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", help="config file, path.py or path.py:variant, whose values are shown")
+    parser.add_argument("--config", help=f"whose values are shown: {cli.CONFIG_HELP}")
     parser.add_argument("--markdown", action="store_true", help="the keys with their defaults, as tables")
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)

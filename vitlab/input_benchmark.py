@@ -181,7 +181,7 @@ def main(argv: Sequence[str]) -> int:
         keys=True,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--config", required=True, help=cli.CONFIG_HELP)
     parser.add_argument("--batch_size", type=_positive(int), help="images; without it the config's, at most 256")
     parser.add_argument("--seconds", type=_positive(float), default=3.0, help="per stage")
     parser.add_argument("--step_images_per_second", type=_positive(float), help="speed of a step that the input must keep up with")

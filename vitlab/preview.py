@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         keys=True,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--config", required=True, help=cli.CONFIG_HELP)
     parser.add_argument("--output", type=pathlib.Path, required=True, help="the PNG to write")
     parser.add_argument("--step", type=int, default=0, help="updates before the batch")
     parser.add_argument("--images", type=int, default=64, help="how many of the batch's")

@@ -163,7 +163,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[
         keys=True,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--config", required=True, help=cli.CONFIG_HELP)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run folders")
     parser.add_argument("--seeds", type=int, help="runs of each combination, with seeds from 0 on")
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")

@@ -103,7 +103,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
         allow_abbrev=False,
     )
     add_model_arguments(parser)
-    parser.add_argument("--config", help="config file that names the data; with --workdir the run's own if not given")
+    parser.add_argument("--config", help=f"names the data; with --workdir the run's own if not given: {cli.CONFIG_HELP}")
     choices = ("task", "classification", "original", *PROBES)
     parser.add_argument("--protocol", choices=choices, default="task", help="what is measured; the metrics of the run's task by default")
     parser.add_argument("--scales", default="1", help="with --protocol=original: sizes of each picture, such as 0.75,1,1.25")

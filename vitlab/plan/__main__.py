@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         keys=True,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--config", required=True, help=cli.CONFIG_HELP)
     parser.add_argument("--topology", required=True, help="v5e:16x16, v4:4x4x4, v5p, v6e, h100x8, cpu")
     parser.add_argument("--profile", action="store_true", help="count the step by part of the model, and name its slowest operations")
     parser.add_argument("--profile-csv", metavar="FILE", help="write every counted operation to this file")

@@ -36,7 +36,7 @@ def _main(argv: Sequence[str]) -> int:
         keys=True,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
+    parser.add_argument("--config", required=True, help=cli.CONFIG_HELP)
     parser.add_argument("--workdir", required=True, help="the run folder; made if need be")
     parser.add_argument("--smoke", action="store_true", help="the same experiment shrunk to two steps")
     parser.add_argument("--allow_changes", action="store_true", help="go on with a run whose model, data, seed, ... differ")
