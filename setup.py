@@ -32,6 +32,7 @@ REQUIRES = [
 ]
 TEST = [
     "pytest>=8.3",
+    "pyyaml>=6.0",  # reads the files of vitlab.launch
     "setuptools>=77",  # builds the wheel and the sdist
     "pytest-xdist>=3.6",  # -n 2
     "pytest-timeout>=2.3",  # a test that hangs ends, and says where
@@ -81,7 +82,12 @@ setup(
     python_requires=">=3.11",
     packages=[*find_namespace_packages(include=["vitlab", "vitlab.*", "pallas_kernels", "pallas_kernels.*"]), "vitlab.configs"],
     package_dir={"vitlab.configs": "configs"},  # the recipes, for --config=vitlab:quickstart; see vitlab/recipes.py
-    package_data={"vitlab": ["py.typed"], "vitlab.data": ["bundled/*"], "pallas_kernels": ["py.typed", "*.md", "*/*.md"]},
+    package_data={
+        "vitlab": ["py.typed"],
+        "vitlab.data": ["bundled/*"],
+        "vitlab.launch": ["*.sbatch", "*.sh", "*.yaml"],
+        "pallas_kernels": ["py.typed", "*.md", "*/*.md"],
+    },
     entry_points={"console_scripts": ["vitlab = vitlab.__main__:console"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -71,7 +71,8 @@ def test_metadata_and_contents_are_whole_and_no_test_is_among_them(release):
     sources = {str(path.relative_to(ROOT)) for room in ("vitlab", "pallas_kernels") for path in (ROOT / room).rglob("*.py")}
     data = {f"vitlab/data/bundled/{name}" for name in ("LICENSE", "ORIGIN.md", "fashion_mnist.npz", "photographs.npz")}
     licences = {f"{info}/licenses/{name}" for name in ("LICENSE", "vitlab/data/bundled/LICENSE", "vitlab/data/bundled/ORIGIN.md")}
-    whole = recipes | sources | data | licences | {"vitlab/py.typed", "pallas_kernels/py.typed"}
+    launchers = {f"vitlab/launch/{name}" for name in ("gke.yaml", "queued_resources.sh", "skypilot.yaml", "slurm.sbatch", "xpk.sh")}
+    whole = launchers | recipes | sources | data | licences | {"vitlab/py.typed", "pallas_kernels/py.typed"}
     assert whole <= files and len(recipes) > 50
     assert {name.split("/")[0] for name in files} == {"vitlab", "pallas_kernels", info}
     with tarfile.open(sdist) as archive:
