@@ -200,6 +200,7 @@ def test_steps_are_traced_and_the_share_of_the_peak_is_told(tmp_path, monkeypatc
     assert [path.stat().st_size > 0 for path in (tmp_path / "run" / "profile").rglob("*.xplane.pb")] == [True]
     for lap in map(json.loads, (tmp_path / "run" / "timing.jsonl").read_text().splitlines()):
         assert lap["mfu"] == pytest.approx(lap["images_per_second"] * 6 * macs / 1e12)
+        assert 0 < lap["goodput"] < 1 and lap["seconds_compile"] > 0
 
 
 def test_steps_to_trace_are_named_so():

@@ -1,7 +1,8 @@
 """All devices of all processes as one mesh with the axes `data`, `fsdp` and `tensor`.
 
 A batch is split over `data` and `fsdp`, large parameters over `fsdp`. Devices along `tensor` have
-the same images, and parts of those parameters that the model's family names.
+the same images, and parts of those parameters that the model's family names. Several TPU slices lie
+along the outer part of `data`: only the sum of the gradients crosses the network between them.
 """
 
 import collections
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
@@ -42,13 +44,31 @@ def make_mesh(*, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None =
             raise ConfigError(f"every process must have the same number of devices; they have {sorted(counts.values())}")
     if len(devices) % (fsdp * tensor):
         raise ConfigError(f"mesh.fsdp={fsdp} times mesh.tensor={tensor} must divide the {len(devices)} devices")
-    shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
+    axes, auto, num_slices = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, slices_of(devices)
+    if len(devices) // num_slices % (fsdp * tensor):
+        raise ConfigError(f"mesh.fsdp={fsdp} times mesh.tensor={tensor} must divide the {len(devices) // num_slices} devices of each slice")
+    inner = (len(devices) // (num_slices * fsdp * tensor), fsdp, tensor)
     try:
-        mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+        if num_slices > 1:
+            mesh = Mesh(mesh_utils.create_hybrid_device_mesh(inner, (num_slices, 1, 1), devices), axes, axis_types=auto)
+        else:
+            mesh = jax.make_mesh(inner, axes, axis_types=auto, devices=devices)
     except NotImplementedError as error:  # the links of a TPU slice do not form these rings
         raise ConfigError(f"the devices cannot be laid out with mesh.fsdp={fsdp} and mesh.tensor={tensor}; try others") from error
     parts_of_batch(_processes(mesh))
     return mesh
+
+
+def slices_of(devices: Sequence[Any]) -> int:
+    """Returns the number of TPU slices that the devices are of; devices that are no TPUs are one.
+
+    Raises:
+      ConfigError: The slices have different numbers of devices.
+    """
+    counts = collections.Counter(getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu")
+    if len(set(counts.values())) > 1:
+        raise ConfigError(f"every slice must have the same number of devices; they have {sorted(counts.values())}")
+    return max(len(counts), 1)
 
 
 def state_shardings(state: Any, mesh: Mesh, split: TensorSplit | None = None) -> Any:

@@ -7,12 +7,56 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# What can be claimed, with its name for people. Steps are the rest.
+_CAUSES = {
+    "start": "start",
+    "restore": "restore",
+    "compile": "compilation",
+    "wait": "waiting for images",
+    "evaluation": "evaluation",
+    "save": "saves",
+}
+
+
+class Goodput:
+    """Counts the seconds since its creation by what they were spent on.
+
+    A step that is done again after a crash counts as a step: the records of a run do not tell.
+    """
+
+    def __init__(self):
+        self._begin = time.perf_counter()
+        self._seconds = dict.fromkeys(_CAUSES, 0.0)
+
+    @contextlib.contextmanager
+    def of(self, cause: str) -> Iterator[None]:
+        """Claims the time inside for a cause, a key of the table above; calls do not nest."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[cause] += time.perf_counter() - begin
+
+    def values(self) -> dict[str, float]:
+        """Returns {"goodput": share of time in steps, "seconds_<cause>": ...} since the creation."""
+        total = max(time.perf_counter() - self._begin, 1e-9)
+        return {
+            "goodput": 1 - sum(self._seconds.values()) / total,
+            **{f"seconds_{cause}": round(seconds, 3) for cause, seconds in self._seconds.items()},
+        }
+
+    def __str__(self) -> str:
+        total = max(time.perf_counter() - self._begin, 1e-9)
+        rest = ", ".join(f"{name} {self._seconds[cause] / total:.0%}" for cause, name in _CAUSES.items())
+        return f"goodput: {self.values()['goodput']:.0%} of {duration_text(total)} in steps; {rest}"
+
 
 class Clock:
     """Measures training without its pauses, the share of it spent waiting for data, and the time to the end."""
 
-    def __init__(self, *, step: int, total_steps: int, batch_size: int, peak_speed: float | None = None):
+    def __init__(self, *, step: int, total_steps: int, batch_size: int, goodput: Goodput, peak_speed: float | None = None):
         """Starts at `step`; `peak_speed` in images/s is what the devices could reach, None where unknown."""
+        self._goodput = goodput
         self._first, self._total, self.batch_size, self._peak_speed = step, total_steps, batch_size, peak_speed
         self._begin = time.perf_counter()
         self._restart(step)
@@ -32,7 +76,7 @@ class Clock:
         self._paused += time.perf_counter() - begin
 
     def lap(self, step: int) -> dict[str, float]:
-        """Ends an interval: {"images_per_second", "data_wait" (share), "eta", "elapsed" (seconds), if known "mfu" (share of the peak)}."""
+        """Ends an interval: {"images_per_second", "data_wait" (share), "eta", "elapsed" (seconds), if known "mfu" (share of the peak)}, and those of `Goodput`."""
         now = time.perf_counter()
         seconds = max(now - self._lap_begin - self._paused, 1e-9)
         elapsed = now - self._begin
@@ -41,6 +85,7 @@ class Clock:
             "data_wait": self._waited / seconds,
             "eta": elapsed / max(step - self._first, 1) * (self._total - step),
             "elapsed": elapsed,
+            **self._goodput.values(),
         }
         if self._peak_speed is not None:
             values["mfu"] = values["images_per_second"] / self._peak_speed

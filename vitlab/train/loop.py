@@ -18,7 +18,7 @@ from vitlab.runs.retention import Retention
 from vitlab.runs.trained import Trained
 from vitlab.signals import Stopped, StopRequest
 from vitlab.tasks import task_of
-from vitlab.train.clock import Clock
+from vitlab.train.clock import Clock, Goodput
 from vitlab.train.groups import as_trained
 from vitlab.train.profile import Profile
 from vitlab.train.report import Report
@@ -62,10 +62,12 @@ def train(
       CheckpointError: Every checkpoint is damaged.
       SaveError, FolderLostError: The last state could not be written; the run folder was moved, deleted or taken over.
     """
+    goodput = Goodput()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         watchdog = stack.enter_context(Watchdog(watchdog_seconds))
-        setup, teacher, own = _claimed(experiment, pathlib.Path(workdir), allow_changes=allow_changes)
+        with goodput.of("start"):
+            setup, teacher, own = _claimed(experiment, pathlib.Path(workdir), allow_changes=allow_changes)
         stack.enter_context(own)
         periods, fixed = setup.periods, () if teacher is None else (teacher.weights,)
         vote = distributed.Vote(lambda: stop.requested or own.lost())
@@ -75,15 +77,19 @@ def train(
             return vote()
 
         checkpoints = stack.enter_context(_checkpoints(setup, own))
-        step, state = checkpoints.restore(setup.abstract_state) or (0, setup.initial_state())
+        with goodput.of("restore"):
+            step, state = checkpoints.restore(setup.abstract_state) or (0, setup.initial_state())
         distributed.on_first(lambda: folder.write(own, experiment, folder.DataInfo.of(setup.train_source)))
         if should_stop():
             checkpoints.save_last(step, state)
             own.check_place()
             raise Stopped(step)
-        train_step, compile_seconds = compile_step(setup.train_step)
+        with goodput.of("compile"):
+            train_step, compile_seconds = compile_step(setup.train_step)
         batches = stack.enter_context(setup.open_train_batches(step))
-        clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size, peak_speed=setup.peak_speed())
+        clock = Clock(
+            step=step, total_steps=periods.total, batch_size=experiment.batch_size, goodput=goodput, peak_speed=setup.peak_speed()
+        )
         tracker = stack.enter_context(Tracker(own.path, wandb, experiment)) if wandb and distributed.is_first() else None
         report = stack.enter_context(_report(setup, own, state, step=step, clock=clock, tracker=tracker))
         report.line(_beginning(setup, teacher, state, step, compile_seconds))
@@ -94,7 +100,8 @@ def train(
         _evaluate(setup, report, state, step, should_stop)
         while step < periods.total and not report.stalls(step) and not should_stop():
             profiler.before(step + 1)
-            batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
+            with goodput.of("wait"):
+                batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
             state, metrics = train_step(state, batch, *fixed)
             step += 1
             profiler.after(step, metrics)
@@ -102,12 +109,16 @@ def train(
             if periods.evaluates_at(step) or periods.saves_at(step):
                 report.flush()
                 with clock.pause():
-                    _evaluate(setup, report, state, step, should_stop)
+                    with goodput.of("evaluation"):
+                        _evaluate(setup, report, state, step, should_stop)
                     if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
-                        checkpoints.save(step, state, scores=report.scores, before=report.sync)
+                        with goodput.of("save"):
+                            checkpoints.save(step, state, scores=report.scores, before=report.sync)
         own.check()
         report.flush()
-        checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
+        with goodput.of("save"):
+            checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
+        report.line(str(goodput))
         own.check_place()
         return _result(setup, report, step)
 
