@@ -45,9 +45,7 @@ class Plan:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Least seconds of a step for each resource that bounds it; empty without published
-        peaks.
-        """
+        """Least seconds of a step by each resource that bounds it; empty without known peaks."""
         device = self.topology.device
         if self.flops is None or self.bytes_accessed is None or device.flops_per_second is None:
             return {}
