@@ -15,7 +15,7 @@ class Retention:
     every: int | None = None  # steps; the first saved checkpoint of every such period is kept; None: no periodic ones
 
     def kept(self, steps: Iterable[int], scores: Mapping[int, float]) -> set[int]:
-        """The steps to keep; of equal scores the earlier is better, non-finite ones do not
+        """The steps to keep; of equal scores the earlier is better; NaN and infinity do not
         count.
         """
         ordered = sorted(steps)
