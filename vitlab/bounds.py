@@ -43,8 +43,7 @@ def hints_of(owner: Any) -> dict[str, tuple[Any, Any]]:
     """Types of a class's fields or of a function's arguments.
 
     Returns:
-      For each name, the type without bounds, as `vitlab.config.typed` takes it, and the type with
-      them.
+      Name -> (type without bounds, as `vitlab.config.typed` takes it; type with bounds).
     """
     plain, bounded = typing.get_type_hints(owner), typing.get_type_hints(owner, include_extras=True)
     return {name: (plain[name], bounded[name]) for name in plain}

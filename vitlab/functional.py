@@ -100,7 +100,7 @@ class FunctionalModel:
         return self._run(_own_logits, weights, {"image": images}, rng)
 
     def features(self, weights: Weights, images: Pixels) -> tuple[Float[Array, "b _h _w _d"], ...]:
-        """Feature maps of pixels in [0, 255], those of `model.features`, one a stage, float32."""
+        """Feature maps of `model.features` for pixels in [0, 255], one a stage, float32."""
         return self._run(_maps, weights, {"image": images}, None)[0]
 
     def abstract_inputs(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:

@@ -65,9 +65,9 @@ def claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allo
       The claim on the folder, to be left at the end of the run.
 
     Raises:
-      ConfigError: The name cannot be one, or the folder is not writable, is in use by another
-        process or belongs to another run whose difference is not allowed, or a file in it is
-        damaged.
+      ConfigError: The folder's name is no UTF-8 text; or the folder is not writable, is in use by
+        another process, or belongs to another run whose differences are not allowed; or a file in
+        it is damaged.
     """
     first = distributed.on_first(lambda: _first_claim(workdir, experiment, data, allow_changes=allow_changes))
     return first or _join(workdir)

@@ -15,9 +15,7 @@ class Retention:
     every: int | None = None  # steps; the first saved checkpoint of every such period is kept; None: no periodic ones
 
     def kept(self, steps: Iterable[int], scores: Mapping[int, float]) -> set[int]:
-        """The steps to keep; of equal scores the earlier is better; NaN and infinity do not
-        count.
-        """
+        """The steps to keep; of equal scores the earlier is better; a non-finite one is none."""
         ordered = sorted(steps)
         scored = [s for s in ordered if math.isfinite(scores.get(s, math.nan))]
         kept = {*ordered[-self.newest :], *sorted(scored, key=lambda s: (-scores[s], s))[: self.best]}

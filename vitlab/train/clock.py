@@ -9,9 +9,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Measures training without its pauses, the share of waiting for data, and the remaining
-    time.
-    """
+    """Measures training speed without pauses, the share of waiting for data, and the time left."""
 
     def __init__(self, *, step: int, total_steps: int, batch_size: int, peak_speed: float | None = None):
         """Starts at `step`; `peak_speed` is an upper bound in images/s, None if not known."""

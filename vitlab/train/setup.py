@@ -98,7 +98,7 @@ class Setup:
         return restore_teacher(self.experiment, self.mesh)
 
     def open_train_batches(self, start_step: int) -> Batches:
-        """The endless training batches from a step on: this process's rows of them."""
+        """The endless training batches from a step on, with the rows of this process."""
         experiment, (part, num_parts) = self.experiment, meshes.part_of_process(self.mesh)
         return train_batches(
             self.train_source,
@@ -117,7 +117,8 @@ class Setup:
     def evaluate(self, state: State, should_stop: Callable[[], bool]) -> dict[str, float | int] | None:
         """Evaluates the state's weights, and their average, on the evaluation split.
 
-        Returns None when told to stop.
+        Returns:
+          The task's metrics, or None when told to stop.
         """
         size = self.experiment.eval_batch_size or self.experiment.batch_size
         options = {"channels": self.channels, "batch_size": size, "mesh": self.mesh, "bad_images": self.bad_images}

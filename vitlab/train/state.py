@@ -54,6 +54,6 @@ def average(model: FunctionalModel, experiment: Experiment, old: State, new: Sta
     latest = {name: new[name] for name in ("params", "model_state")}
 
     def mixed(a: Array, x: Array, changes: bool) -> Array:
-        return (keep * a + (1 - keep) * x).astype(a.dtype) if changes else x  # rounding makes a mean of equal numbers differ from them
+        return (keep * a + (1 - keep) * x).astype(a.dtype) if changes else x  # rounding: a mean of equal numbers can differ from these
 
     return jax.tree.map(mixed, old["average"], latest, model.changes())

@@ -18,9 +18,7 @@ ID_FILE = "wandb_id"  # file in the run folder; its id lets a resumed run contin
 
 
 class Tracker:
-    """One run of a project, to be used in a `with`; errors are reported once and end no
-    training.
-    """
+    """One run of a project, to be used in a `with`; errors are reported once and do no harm."""
 
     def __init__(self, workdir: pathlib.Path, project: str, experiment: Experiment):
         """Begins or continues the run whose id is kept in the run folder, which exists."""
