@@ -21,7 +21,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Imports a public function on first use: every command begins with this package, and few need all of it."""
+    """Imports a public function on first use, since every command imports this package."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,10 +1,12 @@
-"""What a run needs on hardware that is not here: python -m vitlab.plan --config=configs/x.py:variant --topology=v5e:16x16.
+"""Plans a run on absent hardware: python -m vitlab.plan --config=configs/x.py --topology=v5e:16x16.
 
-Compiles the real training step: for TPUs (v4, v5e, v5p, v6e, as v5e:16x16) with their own compiler, for h100xN and cpu with that
-of this CPU, which gives an estimate. Nothing runs and nothing is measured. Exit codes: 0 it fits; 2 the command, config or
-topology cannot be used; 3 it does not fit.
+The command compiles the real training step: for TPUs (v4, v5e, v5p, v6e, as v5e:16x16) with their
+own compiler; for h100xN and cpu with the compiler of this CPU, which gives an estimate. Nothing
+runs and nothing is measured. Exit codes: 0 the run fits; 2 the command, config or topology cannot
+be used; 3 the run does not fit.
 
-With --profile (v5e) the step is also counted: what the compiler estimates for each operation, by part of the model and direction.
+With --profile (v5e) the step is also counted: the compiler's estimate for each operation, by part
+of the model and direction.
 """
 
 import contextlib
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     topology = Topology.of(args.topology)
     experiment = cli.load_experiment(args.config, overrides)
     cli.begin()
-    jax.config.update("jax_platforms", "cpu")  # a device that is here is left alone
+    jax.config.update("jax_platforms", "cpu")  # leaves a local accelerator alone
     data = Data.of(experiment)
     if (args.profile or args.profile_csv) and topology.device.cycles_per_second is None:
         raise ConfigError("--profile counts steps on v5e only: the clock of other devices does not follow from what is published")

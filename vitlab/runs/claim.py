@@ -1,4 +1,7 @@
-"""A run's hold on its folder: one run writes into it, wherever it is moved to, and never into another's that took its place."""
+"""A run's claim on its folder: only one run writes into it, even if the folder is moved meanwhile.
+
+A run never writes into another run's folder that took the place of its own.
+"""
 
 import contextlib
 import errno
@@ -16,35 +19,36 @@ from vitlab.printable import printable
 
 logger = logging.getLogger(__name__)
 
-_LOCK = ".lock"  # locked by the run, and holds the name of the run's process
+_LOCK = ".lock"  # name of the file that the run locks; it holds the name of the run's process
 _NO_LOCKS = "locks do not work on this file system (%s): a second run in %s would not be refused, but end this one"
 _DELETED = "it was deleted; nothing more is saved"
 _TAKEN = "another process has taken it over; nothing more is saved"
-_LOOK_SECONDS = 1.0  # between two looks at the folder
+_LOOK_SECONDS = 1.0  # least time between two looks at the folder
 
 
 class FolderLostError(RuntimeError):
-    """The run folder was moved, deleted or taken over by another run; nothing was written into another's."""
+    """The run folder was moved, deleted or taken over; nothing was written into another run's."""
 
 
 class Claim:
-    """A folder that this run writes into. To be used in a `with`; the system releases it when the process dies.
+    """A folder that this run writes into; to be used in a `with`.
 
-    On Linux everything is written to the folder itself and not to its path, so it can be moved at any moment without harm. Elsewhere
-    the path is looked at before each save.
+    The system releases the claim when the process dies. On Linux files are written to the folder
+    itself and not to its path, so that it can be moved at any moment without harm. Elsewhere the
+    path is checked before each save.
     """
 
     def __init__(self, path: pathlib.Path):
-        """Takes hold of the folder, which exists, without locking it."""
-        self.path = path  # as the user names it
+        """Opens the folder, which exists, without locking it."""
+        self.path = path  # as the user wrote it
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self._lock: int | None = None
-        self._name = b""  # identity of this process; the content of the lock's file
+        self._name = b""  # identity of this process, which the lock's file holds
         self._looked, self._seen_lost = time.monotonic(), False
-        self.marker: str | None = None  # file whose absence shows that the folder is being deleted
+        self.marker: str | None = None  # name of a file whose absence shows that the folder is being deleted
         itself = pathlib.Path(f"/proc/self/fd/{self._folder}")
-        self._follows = itself.is_dir()  # not on macOS
-        self.root = itself if self._follows else path  # the folder to write into
+        self._follows = itself.is_dir()  # whether the folder is found wherever it is moved; not on macOS
+        self.root = itself if self._follows else path  # path of the folder to write into
 
     def __enter__(self) -> "Claim":
         return self
@@ -55,7 +59,7 @@ class Claim:
                 os.close(descriptor)
 
     def lock(self) -> None:
-        """Keeps other runs out.
+        """Locks the folder against other runs.
 
         Raises:
           ConfigError: Another process has locked it.
@@ -81,23 +85,25 @@ class Claim:
         return self._seen_lost
 
     def check(self) -> None:
-        """Called by all processes before something is written.
+        """Checks the folder before a write; called by all processes.
 
         Raises:
-          FolderLostError: The folder is deleted or taken over, or the path leads elsewhere and writing would follow it; on all processes.
+          FolderLostError: The folder is deleted or taken over, or its path leads elsewhere and
+            writing would follow the path; on all processes.
         """
         self._raise(self._harm() or ("" if self._follows else self._absence()))
 
     def check_place(self) -> None:
-        """Called by all processes at the end of the run.
+        """Checks the folder and its place at the end of the run; called by all processes.
 
         Raises:
-          FolderLostError: As `check`, or the folder, though unharmed, is no longer where the user put it; on all processes.
+          FolderLostError: As in `check`, or the folder, though unharmed, is no longer where the
+            user put it; on all processes.
         """
         self._raise(self._harm() or self._absence())
 
     def shown(self, text: str) -> str:
-        """A message in which the folder has the user's name."""
+        """A message in which the folder has the user's name for it."""
         return text.replace(str(self.root), str(self.path))
 
     def _raise(self, reason: str) -> None:
@@ -115,7 +121,7 @@ class Claim:
             lock = os.open(_LOCK, os.O_RDONLY, dir_fd=self._folder)
         except FileNotFoundError:
             return self._lock_again()
-        except OSError:  # whatever ails the file system, the writes will say so
+        except OSError:  # other errors of the file system show up in the writes
             return ""
         try:
             own = os.path.samestat(os.fstat(lock), os.fstat(self._lock)) and os.pread(lock, 200, 0) == self._name
@@ -129,12 +135,12 @@ class Claim:
                 return True
             if self.marker is not None:
                 os.stat(self.marker, dir_fd=self._folder)
-        except OSError as error:  # whatever else ails the file system, the writes will say so
+        except OSError as error:  # other errors of the file system show up in the writes
             return error.errno in (errno.ENOENT, errno.ESTALE)
         return False
 
     def _lock_again(self) -> str:
-        """Makes the lock's file anew, which somebody has deleted, unless the whole folder is."""
+        """Makes the lock's file anew if it alone was deleted, not the whole folder."""
         try:
             lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=self._folder)
         except FileExistsError:
