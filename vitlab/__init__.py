@@ -7,8 +7,9 @@ if typing.TYPE_CHECKING:
     from vitlab.models.registry import create_model, list_models
     from vitlab.runs.loaded import load_run
     from vitlab.weights.load import load_weights
+    from vitlab.weights.save import save_weights
 
-__all__ = ["__version__", "create_model", "list_models", "load_run", "load_weights"]
+__all__ = ["__version__", "create_model", "list_models", "load_run", "load_weights", "save_weights"]
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,7 @@ _HOMES = {
     "list_models": "vitlab.models.registry",
     "load_run": "vitlab.runs.loaded",
     "load_weights": "vitlab.weights.load",
+    "save_weights": "vitlab.weights.save",
 }
 
 
