@@ -9,9 +9,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.attention import head_dim_of
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import lecun_normal, zeros_init
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
 from vitlab.layers.rope import rotate, sequence_rotation
 
 

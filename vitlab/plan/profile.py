@@ -41,6 +41,7 @@ class Operation:
     name: str  # name in the program
     type: str  # type of the result
     source: str  # file and line of the source
+    op_name: str = ""  # JAX's name of the operation, named scopes included
 
 
 def profile(text: str, device: Device, schedules: str | None) -> list[Operation]:
@@ -81,6 +82,7 @@ def profile(text: str, device: Device, schedules: str | None) -> list[Operation]
                 kernel[1] if kernel else name,
                 each.type,
                 line_of(calls),
+                op_name,
             )
         )
     return sorted(found, key=lambda operation: -operation.milliseconds)
