@@ -11,7 +11,9 @@ from vitlab.config.values import typed
 _GIVEN = {"self", "dim", "num_heads", "dtype", "rngs"}  # arguments that the model itself passes
 
 
-def checked_arguments(path: tuple[str, ...], part: str, constructor: Callable[..., Any], given: Any, *, known_types: bool) -> dict[str, Any]:
+def checked_arguments(
+    path: tuple[str, ...], part: str, constructor: Callable[..., Any], given: Any, *, known_types: bool
+) -> dict[str, Any]:
     """Checks further arguments of a part's constructor by name.
 
     Args:

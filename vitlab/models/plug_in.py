@@ -32,8 +32,8 @@ class _Probe(nnx.Module):
 def plug_in(model: VisionModel[Any], *, rngs: nnx.Rngs) -> None:
     """Gives the blocks of a model the plug-in that its config names, each one of its own, in place.
 
-    The blocks are those that `run_blocks` runs in `features` and that make a map [b, h, w, c]. Blocks in a row whose maps have one
-    size and width are a stage.
+    The blocks are those that `run_blocks` runs in `features` and that make a map [b, h, w, c].
+    Blocks in a row whose maps have one size and width are a stage.
 
     Args:
       model: A model whose config has a `plugin`.
@@ -57,7 +57,9 @@ def plug_in(model: VisionModel[Any], *, rngs: nnx.Rngs) -> None:
 
 
 def _maps_of(family: type[VisionModel[Any]], config: VisionConfig) -> Maps:
-    """The maps that the blocks of a model make of one image of its config's size, found by tracing it."""
+    """The maps that the blocks of a model make of an image of its config's size, found by
+    tracing.
+    """
     found: Maps = {}
     plain = dataclasses.replace(config, remat="none", scan_blocks=False)
 
