@@ -11,14 +11,15 @@ from flax import nnx
 from tests.models.conftest import REPRESENTATIVES, apply, fewer_parts, size_of
 from vitlab import create_model
 from vitlab.layers.plug_ins import PLUG_INS
-from vitlab.models.registry import abstract_model, model_config
+from vitlab.models.plug_in import block_maps
+from vitlab.models.registry import model_config
 from vitlab.weights.load import load_weights, parameters
 from vitlab.weights.save import to_foreign
 
 # Families whose blocks are run on tokens, on several arrays, or on their own.
 WITHOUT_MAPS = {
     *("AgentDeiT", "CrossViT", "DCAL", "DependencyViT", "DynPerceiver", "EViT", "ILLaMA", "InLineDeiT", "PathEnsemble"),
-    *("PVT", "Sparsifiner", "Terminator", "ViT"),
+    *("MorpMamba", "PVT", "Sparsifiner", "Terminator", "ViT"),
 }
 
 
@@ -63,17 +64,15 @@ def test_every_plug_in_keeps_the_contract_and_a_gradient_reaches_all_of_it(name)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-def test_every_family_with_maps_takes_a_plug_in_and_the_others_say_that_they_have_none():
+def test_the_blocks_of_every_family_with_maps_are_found():
     without = set()
     for model, name in REPRESENTATIVES.items():
-        fields = {"image_size": size_of(name), "num_classes": 3, **fewer_parts(model_config(name), in_the_middle=1)}
-        try:
-            found = plugged(abstract_model(name, plugin="criss_cross", **fields))
-        except ValueError as error:
-            assert "the family has no blocks that make maps" in str(error), error
+        config = model_config(name, image_size=size_of(name), num_classes=0, **fewer_parts(model_config(name), in_the_middle=1))
+        found = block_maps(model, config)
+        if not found:
             without.add(model.__name__)
         else:
-            assert len(found) >= len(fields.get("depths", (1,))), name
+            assert len(found) >= len(getattr(config, "depths", (1,))), name
     assert without == WITHOUT_MAPS
 
 
@@ -132,3 +131,8 @@ def test_a_checkpoint_without_plug_ins_leaves_them_as_initialised_and_one_with_s
 def test_what_cannot_work_is_refused_with_the_rule(fields, words):
     with pytest.raises(ValueError, match=words):
         tiny(**fields)
+
+
+def test_a_family_that_works_on_tokens_refuses_plug_ins():
+    with pytest.raises(ValueError, match='plugin="ela" of ViT must be None: the family has no blocks that make maps'):
+        create_model("vit_tiny_patch16", image_size=32, depth=1, plugin="ela")

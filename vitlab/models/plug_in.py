@@ -44,7 +44,7 @@ def plug_in(model: VisionModel[Any], *, rngs: nnx.Rngs) -> None:
       ValueError: The plug-in cannot have the width of a block.
     """
     config = model.config
-    stages = [list(group) for _, group in itertools.groupby(_maps_of(type(model), config).items(), key=lambda item: item[1])]
+    stages = [list(group) for _, group in itertools.groupby(block_maps(type(model), config).items(), key=lambda item: item[1])]
     if not stages:
         rule = "must be None: the family has no blocks that make maps [b, h, w, c], as swin, convnext or metaformer have"
         raise ConfigError(f'plugin="{config.plugin}" of {type(model).__name__} {rule}')
@@ -56,7 +56,7 @@ def plug_in(model: VisionModel[Any], *, rngs: nnx.Rngs) -> None:
             modules[path].plugin = make(shape[-1], **config.plugin_fields, dtype=config.dtype, rngs=rngs)
 
 
-def _maps_of(family: type[VisionModel[Any]], config: VisionConfig) -> Maps:
+def block_maps(family: type[VisionModel[Any]], config: VisionConfig) -> Maps:
     """The maps that the blocks of a model make of an image of its config's size, found by
     tracing.
     """
@@ -66,7 +66,7 @@ def _maps_of(family: type[VisionModel[Any]], config: VisionConfig) -> Maps:
     def trace() -> None:
         model = family(plain, rngs=InitRngs(None))
         for path, module in list(nnx.iter_modules(model)):
-            if not isinstance(module, nnx.List):
+            if not isinstance(module, (nnx.List, nnx.Dict)):  # whose attributes are their entries
                 module.plugin = _Probe(path, found)
         model.features(jnp.zeros((1, *config.image_size, config.in_channels)))
 
