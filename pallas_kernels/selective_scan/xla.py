@@ -16,7 +16,7 @@ NO_STEP = -1e4  # a `dt` whose softplus is 0 in float32: the token leaves the st
 
 
 class Tokens(NamedTuple):
-    """What the tokens of a chunk, or of all chunks, bring: [..., size, b, groups, channels or state]."""
+    """What the tokens bring; those of a chunk are [size, b, groups, channels or state]."""
 
     x: Array
     dt: Array
@@ -131,7 +131,10 @@ def _steps(tokens: Tokens, weights: Weights) -> tuple[Array, Array]:
 
 
 def _decays_and_inputs(step: Array, tokens: Tokens, weights: Weights) -> tuple[Array, Array]:
-    """What remains of the state before each token, and what the token adds: [size, b, groups, channels, state]."""
+    """What each token leaves of the state before it, and what it adds.
+
+    Both are [size, b, groups, channels, state].
+    """
     return jnp.exp(step[..., None] * weights.a), (step * _wide(tokens.x))[..., None] * _wide(tokens.b)[..., None, :]
 
 
@@ -156,7 +159,10 @@ def _linear_scan(decays: Array, inputs: Array, h: Array, reverse: bool) -> Array
 
 
 def _chunked(tokens: Tokens, reverse: bool) -> Tokens:
-    """Cuts the tokens into chunks, [chunks, size, b, groups, ...]; those that the last chunk of the scan lacks make no step."""
+    """Cuts the tokens into chunks, [chunks, size, b, groups, ...].
+
+    Tokens that the last chunk of the scan lacks make no step.
+    """
     n = tokens.x.shape[2]
     size = min(CHUNK, n)
     overhang = -n % size
@@ -166,7 +172,7 @@ def _chunked(tokens: Tokens, reverse: bool) -> Tokens:
         array = jnp.moveaxis(jnp.pad(array, ((0, 0), (0, 0), ends, (0, 0)), constant_values=value), 2, 0)
         return array.reshape(-1, size, *array.shape[1:])
 
-    return Tokens(cut(tokens.x, 0), cut(tokens.dt, NO_STEP), cut(tokens.b, 0), cut(tokens.c, 0))
+    return Tokens(cut(tokens.x, 0.0), cut(tokens.dt, NO_STEP), cut(tokens.b, 0.0), cut(tokens.c, 0.0))
 
 
 def _whole(chunks: Array, n: int, reverse: bool) -> Array:

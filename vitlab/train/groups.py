@@ -11,8 +11,8 @@ from vitlab.functional import FunctionalModel, freeze
 from vitlab.layers.roles import Place
 from vitlab.tree import leaf_names, parted
 
-_NEVER_DECAY = {"position", "token"}
-_NOT_MUON = {"position", "token", "filter", "embedding", "head"}  # not a matrix between features of the network
+_NEVER_DECAY = {"position", "token", "dynamics"}
+_NOT_MUON = {"position", "token", "dynamics", "filter", "embedding", "head"}  # not a matrix between features of the network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,9 @@ class Groups:
 def groups_of(params: Any, places: Any, config: OptimizerConfig) -> Groups:
     """Decay, rate and freezing of each parameter.
 
-    Nothing with one dimension or none decays, no bias does, and no table of positions or token. `layer_decay` multiplies the rate
-    once for each layer between a parameter and the head: the layer-wise decay of BEiT (arXiv:2106.08254), every block a layer.
+    Nothing with one dimension or none decays, no bias does, no table of positions or token, and nothing of a recurrence's
+    dynamics. `layer_decay` multiplies the rate once for each layer between a parameter and the head: the layer-wise decay of
+    BEiT (arXiv:2106.08254), every block a layer.
 
     Args:
       params: Arrays or their shapes.

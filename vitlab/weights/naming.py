@@ -16,7 +16,7 @@ _WRAPPERS = {"module", "model", "backbone", "encoder", "teacher", "student", "ba
 # Names of Hugging Face's classes, and of the trees of big_vision.
 _WRAPPERS |= {"vit", "deit", "beit", "ijepa", "dinov2", "dinov2_with_registers", "vision_model", "swin", "params", "img"}
 _COMPILED = "_orig_mod."  # put by torch.compile before the names of any part
-_ROOMS = re.compile(r"vitlab\.(?:models|heads|layers)\.")  # rooms whose modules' checkpoints have names of their own
+_ROOMS = re.compile(r"vitlab\.(?:models|heads|layers|mixers)\.")  # rooms whose modules' checkpoints have names of their own
 _OWN = (NameMap(source="vitlab"),)
 
 
