@@ -14,8 +14,9 @@ from vitlab.functional import FunctionalModel, freeze
 from vitlab.layers.roles import Place
 from vitlab.tree import leaf_names, parted
 
-_NEVER_DECAY = {"position", "token"}
-_NOT_MUON = {"position", "token", "filter", "embedding", "head"}  # roles of arrays that are no matrix between features of the network
+_NEVER_DECAY = {"position", "token", "dynamics"}
+# Roles of arrays that are no matrix between features of the network.
+_NOT_MUON = {"position", "token", "dynamics", "filter", "embedding", "head"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,9 @@ class Groups:
 def groups_of(params: Any, places: Any, config: OptimizerConfig) -> Groups:
     """Decay, rate and freezing of each parameter.
 
-    Arrays of at most one dimension, biases, position tables and tokens do not decay. `layer_decay`
-    multiplies the rate once for each layer between a parameter and the head: the layer-wise decay
-    of BEiT (arXiv:2106.08254), with every block a layer.
+    Arrays of at most one dimension, biases, position tables, tokens and a recurrence's dynamics do
+    not decay. `layer_decay` multiplies the rate once for each layer between a parameter and the
+    head: the layer-wise decay of BEiT (arXiv:2106.08254), with every block a layer.
 
     Args:
       params: Arrays or their shapes.

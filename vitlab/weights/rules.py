@@ -160,6 +160,34 @@ class ClassLast(Layout):
 
 
 @dataclasses.dataclass(frozen=True)
+class Grouped(Layout):
+    """The first axis, of `count` groups one after the other, as two axes: (groups, ...)."""
+
+    count: int
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 0 or len(value) % self.count:
+            raise ValueError(f"shape {value.shape} has not {self.count} equal groups")
+        return value.reshape(self.count, -1, *value.shape[1:])
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return value.reshape(-1, *value.shape[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverse(Layout):
+    """A layout read the other way: its foreign form is the one here."""
+
+    layout: Layout
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        return self.layout.inverse(value)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return self.layout.forward(value)
+
+
+@dataclasses.dataclass(frozen=True)
 class Part(Layout):
     """The foreign tensor is part `index` of `count` equal parts.
 
