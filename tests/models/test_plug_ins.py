@@ -63,7 +63,6 @@ def test_every_plug_in_keeps_the_contract_and_a_gradient_reaches_all_of_it(name)
     assert all(max(values) > 0 and np.isfinite(values).all() for values in largest.values()), largest
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 def test_the_blocks_of_every_family_with_maps_are_found():
     without = set()
     for model, name in REPRESENTATIVES.items():
