@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Implementation, UnsupportedError, dispatch
-from pallas_kernels.selective_scan import reference, xla
+from pallas_kernels.selective_scan import pallas_tpu, reference, xla
 from pallas_kernels.sharding import varying_like
 
 __all__ = ["IMPLEMENTATIONS", "UnsupportedError", "selective_scan"]
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
+    "pallas_tpu": Implementation(pallas_tpu.selective_scan, pallas_tpu.unsupported_reason),  # states stay on chip
     "xla": Implementation(xla.selective_scan, xla.unsupported_reason),  # any device, keeps one state a chunk
     "reference": Implementation(reference.selective_scan, reference.unsupported_reason),  # keeps every state: the definition
 }

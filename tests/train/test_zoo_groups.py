@@ -218,6 +218,10 @@ RULES = {
         variants=("van_b0",), source="pos_embed1 to 4 and cls_token, of which it has none", embeds="stages/0/patch_embed/", blocks=STAGED,
         after="head/",
     ),
+    "vim": Rules(
+        variants=("vim_tiny",), source=f"{TOKENS}; A_log, A_b_log, D and D_b are marked", embeds="embed/", blocks=r"blocks/(\d+)/",
+        kept=r"embed/(cls_token|pos_embed)$|.*/scan/(a_log|skip|dt_bias)$", after="(norm|head)/",
+    ),
     "vit": Rules(
         variants=("vit_tiny_patch16", "deit_tiny_distilled_patch16", "beit_base_patch16", "pe_core_tiny_patch16_384",
                   "aimv2_large_patch14"),
@@ -225,6 +229,10 @@ RULES = {
         kept=r"(cls_token|dist_token|reg_token|pos_embed)$|.*rel_pos/table$|attn_pool/latent$",
         embeds=r"(patch_embed/|patch_norm/|norm_pre/|(cls|dist|reg)_token$|pos_embed$)",
         blocks=r"blocks/(\d+)/", after="(norm|fc_norm|attn_pool|head|head_dist)/",
+    ),
+    "vmamba": Rules(
+        variants=("vmamba_tiny_s1l8",), source="pos_embed, of which it has none; A_logs and Ds are marked, dt_projs_bias is a bias",
+        kept=r".*/scan/(a_log|skip|dt_bias)$", embeds="stages/0/downsample/", blocks=STAGED, after="(norm|head)/",
     ),
 }  # fmt: skip
 FIELDS = {"deit_tiny_distilled_patch16": {"num_registers": 2}}

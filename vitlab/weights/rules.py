@@ -144,6 +144,20 @@ class LastFirst(Layout):
         return np.roll(value, -1, axis=1)
 
 
+class MiddleFirst(Layout):
+    """The middle row of a table [1, positions, dim] in front of the others: that of a class token amid its patches."""
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim != 3 or not value.shape[1]:
+            raise ValueError(f"shape {value.shape} must be (1, positions, dim)")
+        middle = (value.shape[1] - 1) // 2
+        return np.concatenate((value[:, middle : middle + 1], value[:, :middle], value[:, middle + 1 :]), 1)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        middle = (value.shape[1] - 1) // 2
+        return np.concatenate((value[:, 1 : middle + 1], value[:, :1], value[:, middle + 1 :]), 1)
+
+
 class ClassLast(Layout):
     """Moves the class token's three entries of [relative positions + 3, heads] to the front.
 
