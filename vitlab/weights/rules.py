@@ -145,7 +145,10 @@ class LastFirst(Layout):
 
 
 class MiddleFirst(Layout):
-    """The middle row of a table [1, positions, dim] in front of the others: that of a class token amid its patches."""
+    """The middle row of a table [1, positions, dim] moves to the front.
+
+    It is the row of a class token that stands amid its patches.
+    """
 
     def forward(self, value: np.ndarray) -> np.ndarray:
         if value.ndim != 3 or not value.shape[1]:
