@@ -18,10 +18,22 @@ from absl import flags
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab import terminal
+from vitlab.buckets import RunPath, run_path
 from vitlab.config import ConfigError, Experiment, from_config_dict, near_misses, to_dict
 from vitlab.config.values import leaf_types, plain_type
 
-__all__ = ["EXIT_BROKEN_PIPE", "EXIT_USAGE", "Parser", "begin", "literal", "load_experiment", "override", "run", "split_overrides"]
+__all__ = [
+    "EXIT_BROKEN_PIPE",
+    "EXIT_USAGE",
+    "Parser",
+    "begin",
+    "literal",
+    "load_experiment",
+    "override",
+    "run",
+    "run_folder",
+    "split_overrides",
+]
 
 EXIT_FAILED = 1  # the command was understood, and could not be carried out
 EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; the code that a shell gives for it
@@ -90,6 +102,14 @@ def _without_late_futures(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return show
 
 
+def run_folder(text: str) -> RunPath:
+    """The path of a run folder, as the type of an argument; the parser says what is wrong with it."""
+    try:
+        return run_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Takes the `--config.a.b=text` arguments out: (the other arguments, {"a.b": text}).
 
@@ -131,10 +151,12 @@ def override(experiment: Experiment, overrides: Mapping[str, str]) -> Experiment
 def begin() -> None:
     """What every command does before it computes: messages, and compiled programs kept between runs.
 
-    Orbax and Grain say through absl's logger what they do, with tracebacks of what they also raise, which is told once and in words.
+    Orbax and Grain say through absl's logger what they do, with tracebacks of what they also raise, which is told once and in words;
+    so do those who read buckets.
     """
     logging.basicConfig(level=logging.WARNING, handlers=[terminal.LogHandler()], force=True)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "gcsfs", "s3fs", "aiobotocore", "botocore"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _use_compilation_cache()
 
 

@@ -2,10 +2,10 @@
 
 import json
 import logging
-import pathlib
 from collections import Counter
 from collections.abc import Mapping
 
+from vitlab.buckets import RunPath
 from vitlab.data.fields import CLASSIFICATION, Kind, decode_example
 from vitlab.data.headers import DecodeError
 from vitlab.data.source import Source
@@ -32,7 +32,7 @@ class BadImages:
         max_fraction: float,
         *,
         split: str,
-        path: pathlib.Path | None = None,
+        path: RunPath | None = None,
         fields: Mapping[str, Kind] = CLASSIFICATION,
     ):
         """`max_fraction` of the source's images may be bad; `path` of the file, JSON lines; `fields` say why an image is bad."""
@@ -90,7 +90,7 @@ def reason(source: Source, index: int, fields: Mapping[str, Kind] = CLASSIFICATI
 class _Listing:
     """JSON lines, one for each image; a file that cannot be written never ends a run."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: RunPath):
         """The file is read, and made if need be, when the first line comes."""
         self.path = path
         self._known: set[tuple[str, str]] | None = None

@@ -3,11 +3,11 @@
 import json
 import logging
 import os
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.files import write_atomically
 
@@ -43,12 +43,14 @@ def default_name(protocol: str, origin: Mapping[str, Any], split: str, fingerpri
     return "-".join(re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("_") for part in map(str, parts))[:100]
 
 
-def make_folder(parent: pathlib.Path) -> None:
-    """Makes the folder below which evaluations lie, before anything is computed for them.
+def make_folder(parent: RunPath) -> None:
+    """Makes the folder below which evaluations lie, before anything is computed for them; in a bucket there are none to make.
 
     Raises:
       ConfigError: It cannot be made or written to.
     """
+    if in_bucket(parent):
+        return
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,11 +59,12 @@ def make_folder(parent: pathlib.Path) -> None:
         raise ConfigError(f"{parent} is not writable: give another folder with --output=DIR")
 
 
-def write_result(result: Mapping[str, Any], *folders: pathlib.Path) -> None:
+def write_result(result: Mapping[str, Any], *folders: RunPath) -> None:
     """Writes evaluation.json into each folder; what cannot be written is said in the log, for the result is also printed."""
     for folder in folders:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not in_bucket(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / FILE, json.dumps(result) + "\n")
         except OSError as error:
             logger.error("%s is not written: %s", folder / FILE, error.strerror or error)

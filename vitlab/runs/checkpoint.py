@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import pathlib
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from vitlab import buckets
+from vitlab.buckets import Patience, RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.files import remove, write_atomically
 from vitlab.parallel import distributed
@@ -50,12 +51,12 @@ class SaveError(RuntimeError):
 
 
 class Checkpoints:
-    """Checkpoints of a run, in a folder; writes in the background. To be used in a `with`.
+    """Checkpoints of a run, in a folder or a bucket; writes in the background. To be used in a `with`.
 
     A write that fails, on a full disk or a folder that is no longer writable, is said in the log and is no reason to end the run.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: Retention | None = None, read_only: bool = False, own: Claim | None = None):
+    def __init__(self, folder: RunPath, *, keep: Retention | None = None, read_only: bool = False, own: Claim | None = None):
         """Keeps the newest by default.
 
         Args:
@@ -67,7 +68,7 @@ class Checkpoints:
         Raises:
           ConfigError: The folder cannot be read, or not be made.
         """
-        self.folder, self.read_only, self._own = folder.absolute(), read_only, own
+        self.folder, self.read_only, self._own = folder if in_bucket(folder) else folder.absolute(), read_only, own
         self._root = self.folder if own is None else own.root / folder.name
         self._preservation = Preservation(keep or Retention())
         self._options = ocp.CheckpointManagerOptions(
@@ -139,6 +140,8 @@ class Checkpoints:
           SaveError: It could not be written.
         """
         for last in (False, True):
+            if in_bucket(self._root):
+                self._tried(step, lambda: self._probe(buckets.PATIENT))  # a network that is dead may come back
             self.save(step, state, **options)
             self.wait()
             if self._failure is None:
@@ -179,20 +182,16 @@ class Checkpoints:
         Raises:
           ConfigError: The checkpoint is of another model or optimizer, and the first differing tensors are named; or there is none of
             the step asked for.
-          CheckpointError: Every checkpoint is damaged.
+          CheckpointError: Every checkpoint is damaged, or the bucket cannot be reached.
         """
         damaged, steps = [], sorted(self._manager.all_steps(), reverse=True)
         if only is not None and only not in steps:
             raise ConfigError(f"there is no checkpoint of step {only} in {self.folder}; steps: {', '.join(map(str, steps)) or 'none'}")
         for step in steps if only is None else [only]:
-            state, reason = None, ""
-            try:
-                state = self._read(step, target)
-            except ConfigError:
-                raise
-            except Exception as error:  # Orbax and TensorStore raise whatever they meet in a damaged file
-                reason = self._one_line(error)
-            reason = distributed.first_error(reason)
+            state, reason = self._try_to_read(step, target)
+            if reason and in_bucket(self._root):
+                self._wait_for_bucket()
+                state, reason = self._try_to_read(step, target)  # the network may have failed, and not the checkpoint
             if state is None or reason:
                 logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, reason)
                 damaged.append(step)
@@ -204,6 +203,27 @@ class Checkpoints:
         if damaged:
             raise CheckpointError(f"all checkpoints in {self.folder} are damaged: steps {', '.join(map(str, sorted(damaged)))}")
         return None
+
+    def _try_to_read(self, step: int, target: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """The state of a step, or the reason of any process why it cannot be read."""
+        state, reason = None, ""
+        try:
+            state = self._read(step, target)
+        except ConfigError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever they meet in a damaged file
+            reason = self._one_line(error)
+        return state, distributed.first_error(reason)
+
+    def _wait_for_bucket(self) -> None:
+        reason = ""
+        try:
+            buckets.exists(self._root)
+        except OSError as error:
+            reason = str(error)
+        reason = distributed.first_error(reason)
+        if reason:
+            raise CheckpointError(f"the checkpoints in {self.folder} cannot be read: {reason}")
 
     def _read(self, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
         manifest = self._manager.restore(step, args=ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()}))[_MANIFEST]
@@ -222,8 +242,11 @@ class Checkpoints:
                 raise ValueError(f"{name} does not match its checksum")
         return state
 
-    def _probe(self) -> None:
+    def _probe(self, patience: Patience = buckets.ONCE) -> None:
         """Raises OSError where nothing can be written; of several processes those of Orbax would wait for the one that could not."""
+        if in_bucket(self._root):
+            buckets.write(self._root.parent / f".probe-{jax.process_index()}", b"", patience)
+            return
         probe = self._root / f".probe-{jax.process_index()}"
         remove(probe)  # left by a process that was killed here
         probe.mkdir()
@@ -271,12 +294,16 @@ class Checkpoints:
         return ocp.CheckpointManager(self._root, options=self._options, item_names=(*_ITEMS, _MANIFEST))
 
 
-def _move(steps: list[int], folder: pathlib.Path, aside: pathlib.Path) -> None:
+def _move(steps: list[int], folder: RunPath, aside: RunPath) -> None:
     try:
-        aside.mkdir(exist_ok=True)
         for step in steps:
-            remove(aside / str(step))  # damaged at this step before
-            shutil.move(folder / str(step), aside / str(step))
+            source, target = folder / str(step), aside / str(step)
+            remove(target)  # damaged at this step before
+            if in_bucket(source) and in_bucket(target):
+                buckets.move(source, target)
+            else:
+                target.parent.mkdir(exist_ok=True)
+                shutil.move(source, target)
     except OSError as error:
         raise ConfigError(f"damaged checkpoints cannot be moved to the folder damaged/: {error.strerror}; move them away") from error
 

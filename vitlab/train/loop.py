@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from vitlab.buckets import RunPath, run_path
 from vitlab.config import DataConfig, Experiment, to_dict
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import FSDP_FLOOR, shard_batch, share_of_device
@@ -32,7 +32,7 @@ from vitlab.tree import leaf_names
 
 def train(
     experiment: Experiment,
-    workdir: str | pathlib.Path,
+    workdir: str | RunPath,
     *,
     allow_changes: bool = False,
     watchdog_seconds: float = 0.0,
@@ -46,7 +46,7 @@ def train(
 
     Args:
       experiment: What to train.
-      workdir: The run folder, see `vitlab.runs.folder`; made if need be.
+      workdir: The run folder, see `vitlab.runs.folder`; made if need be. It may be in a bucket: gs://bucket/run, s3://bucket/run.
       allow_changes: Go on with a run of another config.
       watchdog_seconds: Without progress, after which the process writes its stacks and exits with 43; 0 waits for ever.
       profile: Steps, counted from 1, that are traced into the run folder's profile/, by the first process.
@@ -65,7 +65,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         watchdog = stack.enter_context(Watchdog(watchdog_seconds))
-        setup, teacher, own = _claimed(experiment, pathlib.Path(workdir), allow_changes=allow_changes)
+        setup, teacher, own = _claimed(experiment, run_path(workdir), allow_changes=allow_changes)
         stack.enter_context(own)
         periods, fixed = setup.periods, () if teacher is None else (teacher.weights,)
         vote = distributed.Vote(lambda: stop.requested or own.lost())
@@ -112,7 +112,7 @@ def train(
         return _result(setup, report, step)
 
 
-def _claimed(experiment: Experiment, workdir: pathlib.Path, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
+def _claimed(experiment: Experiment, workdir: RunPath, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
     """The parts of the run, its teacher and the hold on its folder, once all processes have agreed that nothing is to be refused."""
     setup = distributed.everywhere(lambda: set_up(experiment))
     data = folder.DataInfo.of(setup.train_source)

@@ -1,12 +1,12 @@
 """A trace of a few steps, to be looked at with XProf or TensorBoard."""
 
 import logging
-import pathlib
 import re
 from collections.abc import Callable
 
 import jax
 
+from vitlab.buckets import Mirror, RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.train.step import Metrics
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class Profile:
     """Records steps into a folder, and says in the end what there is; to be used in a `with`, told before and after each step."""
 
-    def __init__(self, folder: pathlib.Path, window: range, *, say: Callable[[str], None], shown: pathlib.Path):
+    def __init__(self, folder: RunPath, window: range, *, say: Callable[[str], None], shown: RunPath):
         """Records nothing if the window is empty.
 
         Args:
@@ -26,6 +26,7 @@ class Profile:
           shown: The user's name of the folder.
         """
         self._folder, self._window, self._say, self._shown = folder, window, say, shown
+        self._mirror = Mirror(folder) if window and in_bucket(folder) else None
         self._running, self._done, self._failed = False, range(0), False
 
     def __enter__(self) -> "Profile":
@@ -33,6 +34,8 @@ class Profile:
 
     def __exit__(self, *exc) -> None:
         self._stop()
+        if self._mirror is not None:
+            self._mirror.close()
         if self._window and not self._done and not self._failed:
             logger.warning("--profile: %s not traced, since the run did none of them", _named(self._window))
 
@@ -50,8 +53,9 @@ class Profile:
                 self._stop()
 
     def _start(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)  # JAX would find out in the end, and never trace again
-        jax.profiler.start_trace(self._folder)
+        folder = self._folder if self._mirror is None else self._mirror.folder
+        folder.mkdir(parents=True, exist_ok=True)  # JAX would find out in the end, and never trace again
+        jax.profiler.start_trace(folder)
 
     def _stop(self) -> None:
         if self._running:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from vitlab.buckets import RunPath
 from vitlab.parallel import distributed
 from vitlab.runs.checkpoint import NonFiniteError
 from vitlab.runs.claim import FolderLostError
@@ -34,7 +34,7 @@ class Report:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: RunPath,
         *,
         step: int,
         periods: Periods,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab.analysis.devices import peak_flops
+from vitlab.buckets import RunPath
 from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.data.channels import model_channels
@@ -59,7 +59,7 @@ class Setup:
     abstract_state: Any  # its shapes, dtypes and sharding
     teacher: FunctionalModel | None  # without its weights
     channels: int
-    bad_images: pathlib.Path | None  # file that lists the images that cannot be decoded
+    bad_images: RunPath | None  # file that lists the images that cannot be decoded
 
     def initial_state(self) -> State:
         """The state before the first step, on all devices."""
@@ -67,7 +67,7 @@ class Setup:
         weights = meshes.place(self.create_weights(), self.mesh, self.model.tensor_split)
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
-    def listing_bad_images_in(self, folder: pathlib.Path) -> "Setup":
+    def listing_bad_images_in(self, folder: RunPath) -> "Setup":
         """The setup with a file in a folder that lists the images that cannot be decoded; each process has its own."""
         process = jax.process_index()
         return dataclasses.replace(self, bad_images=folder / (f"bad_images.{process}.jsonl" if process else "bad_images.jsonl"))
@@ -203,7 +203,7 @@ def abstract_batch(
     return {name: jax.ShapeDtypeStruct((experiment.batch_size, *row.shape[1:]), row.dtype) for name, row in rows.items()}
 
 
-def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Setup:
+def set_up(experiment: Experiment, bad_images: RunPath | None = None) -> Setup:
     """Opens the data and traces the step; computes nothing.
 
     Args:
