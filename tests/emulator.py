@@ -1,7 +1,8 @@
-"""Buckets on the loopback: Google's by gcp-storage-emulator, Amazon's by moto, each a process of its own.
+"""Buckets on the loopback: Google's by gcp-storage-emulator, Amazon's by moto, each in a process.
 
-`python -m tests.emulator PORT FOLDER` serves Google's API of the objects in FOLDER, where they outlive the process, so that a network
-that is dead for a while is a process that is killed and started again.
+`python -m tests.emulator PORT FOLDER` serves Google's API of the objects in FOLDER, where they
+outlive the process, so that a network that is dead for a while is a process that is killed and
+started again.
 """
 
 import contextlib
@@ -30,7 +31,6 @@ class Emulator:
             "STORAGE_EMULATOR_HOST": address,
             "TENSORSTORE_GCS_HTTP_URL": address,
             "GOOGLE_CLOUD_PROJECT": "test",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it asks Google about each bucket's kind, which needs credentials
         }
 
     def __enter__(self) -> "Emulator":
@@ -83,19 +83,14 @@ def wait_for_port(port: int) -> None:
     raise TimeoutError(f"nothing answers at port {port}")
 
 
-def _with_preconditions(insert):
-    """An upload that obeys ifGenerationMatch, which the emulator passes over; it serves one request after the other."""
-    from gcp_storage_emulator.exceptions import NotFound
+def _obeying_preconditions(insert):
+    """Returns an upload that obeys ifGenerationMatch; requests are served one after the other."""
 
     def guarded(request, response, storage, *args, **options):
         wanted = request.query.get("ifGenerationMatch", [None])[0]
         if wanted is not None:
             name = (request.query.get("name") or [None])[0] or request.data["meta"]["name"]
-            try:
-                found = storage.get_file_obj(request.params["bucket_name"], name)["generation"]
-            except NotFound:
-                found = "0"
-            if str(found) != wanted:
+            if _generation(storage, request.params["bucket_name"], name) != wanted:
                 response.status = HTTPStatus.PRECONDITION_FAILED
                 return
         insert(request, response, storage, *args, **options)
@@ -103,13 +98,34 @@ def _with_preconditions(insert):
     return guarded
 
 
+def _telling_generation(download):
+    """Returns a download whose answer has the generation of the object, as TensorStore needs."""
+
+    def told(request, response, storage, *args, **options):
+        download(request, response, storage, *args, **options)
+        response["x-goog-generation"] = _generation(storage, request.params["bucket_name"], request.params["object_id"])
+
+    return told
+
+
+def _generation(storage, bucket: str, name: str) -> str:
+    from gcp_storage_emulator.exceptions import NotFound
+
+    try:
+        return str(storage.get_file_obj(bucket, name)["generation"])
+    except NotFound:
+        return "0"
+
+
 def _serve(port: int, folder: str) -> None:
+    """Serves with what the emulator lacks: conditions of uploads, and generations of downloads."""
     from gcp_storage_emulator import server
     from gcp_storage_emulator.handlers import objects
 
-    for pattern, handlers in server.HANDLERS:
-        if "upload" in pattern and handlers.get("POST") is objects.insert:
-            handlers["POST"] = _with_preconditions(objects.insert)
+    guarded = {objects.insert: _obeying_preconditions(objects.insert)}
+    guarded |= {handler: _telling_generation(handler) for handler in (objects.get, objects.download)}
+    for _, handlers in server.HANDLERS:
+        handlers |= {method: guarded.get(handler, handler) for method, handler in handlers.items()}
     server.RequestHandler.wbufsize = -1  # an answer in one packet, for speed
     server.create_server("127.0.0.1", port, data_dir=folder, default_bucket=BUCKET).run()
 

@@ -47,15 +47,16 @@ _BYTES_A_SECOND = 1 << 17  # a longer list is written less often, so that its wr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patience:
-    """The rule by which an operation is tried again; gcsfs and s3fs try for half a minute themselves before they report a failure."""
+    """The rule by which an operation is tried again."""
 
     seconds: float  # after which no new attempt begins; 0: one attempt
+    attempt: float  # seconds after which an attempt without an answer has failed; gcsfs and s3fs try several times in them
     first: float = 1.0  # seconds between the first two attempts; each later pause is twice as long
     longest: float = 20.0  # seconds of the longest pause
 
 
-ONCE = Patience(seconds=0.0)
-PATIENT = Patience(seconds=300.0)
+ONCE = Patience(seconds=0.0, attempt=10.0)
+PATIENT = Patience(seconds=300.0, attempt=60.0)
 
 
 def run_path(text: str | os.PathLike[str]) -> RunPath:
@@ -85,30 +86,30 @@ def in_bucket(path: RunPath) -> TypeGuard[epath.Path]:
     return isinstance(path, epath.Path)
 
 
-def read(path: epath.Path, patience: Patience = PATIENT) -> bytes:
+def read(path: epath.Path, patience: Patience | None = None) -> bytes:
     """The bytes of an object.
 
     Raises:
       OSError: It is not there, not to be read by this user, or cannot be reached.
     """
-    return _patiently(path, lambda fs: fs.cat_file(_key(path)), patience)
+    return _patiently(path, lambda fs, timeout: fs.cat_file(_key(path), timeout=timeout), patience)
 
 
-def read_version(path: epath.Path, patience: Patience = PATIENT) -> tuple[bytes, str]:
+def read_version(path: epath.Path, patience: Patience | None = None) -> tuple[bytes, str]:
     """The bytes of an object and the version that has them, for `replace`; raises as `read`."""
     while True:
-        before = _patiently(path, lambda fs: _version(fs.info(_key(path))), patience)
+        before = _patiently(path, lambda fs, timeout: _version(fs.info(_key(path), timeout=timeout)), patience)
         data = read(path, patience)
-        if _patiently(path, lambda fs: _version(fs.info(_key(path))), patience) == before:
+        if _patiently(path, lambda fs, timeout: _version(fs.info(_key(path), timeout=timeout)), patience) == before:
             return data, before
 
 
-def write(path: epath.Path, data: bytes, patience: Patience = PATIENT) -> None:
+def write(path: epath.Path, data: bytes, patience: Patience | None = None) -> None:
     """Replaces an object whole; raises as `read`."""
-    _patiently(path, lambda fs: fs.pipe_file(_key(path), data), patience)
+    _patiently(path, lambda fs, timeout: fs.pipe_file(_key(path), data, timeout=timeout), patience)
 
 
-def replace(path: epath.Path, data: bytes, version: str | None, patience: Patience = PATIENT) -> str:
+def replace(path: epath.Path, data: bytes, version: str | None, patience: Patience | None = None) -> str:
     """Writes an object if it still has the version, or, with None, if there is none.
 
     Returns:
@@ -120,17 +121,28 @@ def replace(path: epath.Path, data: bytes, version: str | None, patience: Patien
     """
     bucket, _, name = _key(path).partition("/")
 
-    def attempt(fs: Any) -> str:
+    def attempt(fs: Any, timeout: float) -> str:
         if _scheme(path) == "gs":
             return fs.call(
                 *("POST", f"{fs._location}/upload/storage/v1/b/{bucket}/o"),
-                **{"name": name, "uploadType": "media", "ifGenerationMatch": version or "0", "data": data, "json_out": True},
+                **{
+                    "name": name,
+                    "uploadType": "media",
+                    "ifGenerationMatch": version or "0",
+                    "data": data,
+                    "json_out": True,
+                    "timeout": timeout,
+                },
             )["generation"]
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-        return fs.call_s3("put_object", Bucket=bucket, Key=name, Body=data, **condition)["ETag"]
+        return fs.call_s3("put_object", Bucket=bucket, Key=name, Body=data, **condition, timeout=timeout)["ETag"]
 
     try:
         return _patiently(path, attempt, patience)
+    except FileNotFoundError as error:
+        if version is None:  # there is no such bucket
+            raise
+        raise FileExistsError(errno.EEXIST, "it was deleted", str(path)) from error  # Amazon's answer
     except FileExistsError:
         # The answer to an attempt that had worked may have been lost.
         with contextlib.suppress(FileNotFoundError):
@@ -140,15 +152,20 @@ def replace(path: epath.Path, data: bytes, version: str | None, patience: Patien
         raise
 
 
-def exists(path: epath.Path) -> bool:
+def exists(path: epath.Path, patience: Patience | None = None) -> bool:
     """Whether there is an object of that name, or one below it; raises OSError as `read`."""
-    return _patiently(path, lambda fs: fs.exists(_key(path)), PATIENT)
+    return _patiently(path, lambda fs, timeout: fs.exists(_key(path), timeout=timeout), patience)
 
 
-def remove(path: epath.Path, patience: Patience = PATIENT) -> None:
+def remove(path: epath.Path, patience: Patience | None = None) -> None:
     """Deletes an object, and all below it; nothing where there is none. Raises OSError as `read`."""
     with contextlib.suppress(FileNotFoundError):
-        _patiently(path, lambda fs: fs.rm(_key(path), recursive=True), patience)
+        _patiently(path, lambda fs, _: fs.rm(_key(path), recursive=True), patience)
+
+
+def download(folder: epath.Path, target: pathlib.Path) -> None:
+    """Copies all below a name to a local folder; raises OSError as `read`."""
+    _patiently(folder, lambda fs, _: fs.get(_key(folder), str(target), recursive=True), PATIENT)
 
 
 def move(source: epath.Path, target: epath.Path) -> None:
@@ -156,7 +173,7 @@ def move(source: epath.Path, target: epath.Path) -> None:
 
     Where it ends half-way the source is whole, or what is left of it is deleted by the next call.
     """
-    _patiently(source, lambda fs: fs.copy(_key(source), _key(target), recursive=True), PATIENT)
+    _patiently(source, lambda fs, _: fs.copy(_key(source), _key(target), recursive=True), PATIENT)
     remove(source)
 
 
@@ -300,14 +317,15 @@ def _version(info: dict[str, Any]) -> str:
     return str(info.get("generation") or info["ETag"])
 
 
-def _patiently(path: epath.Path, operation: Callable[[Any], T], patience: Patience) -> T:
+def _patiently(path: epath.Path, operation: Callable[[Any, float], T], patience: Patience | None) -> T:
     """The result of an operation on the file system of a path; what is no failure of the network is raised at once, as OSError."""
+    patience = patience or PATIENT
     begun, pause, told = time.monotonic(), patience.first, False
     while True:
         try:
             fs = fsspec_backend.fs(path)  # the same that Orbax uses by epath, with what it knows of folders
             fs.invalidate_cache()
-            return operation(fs)
+            return operation(fs, patience.attempt)
         except Exception as error:  # gcsfs, s3fs and what they stand on raise errors of many kinds
             lasting = _lasting(path, error)
             if lasting is not None:

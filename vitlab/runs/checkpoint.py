@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,8 +70,11 @@ class Checkpoints:
         Raises:
           ConfigError: The folder cannot be read, or not be made.
         """
+        self._copy = tempfile.TemporaryDirectory(prefix="vitlab-") if str(folder).startswith("s3://") else None  # Orbax reads no s3://
         self.folder, self.read_only, self._own = folder if in_bucket(folder) else folder.absolute(), read_only, own
         self._root = self.folder if own is None else own.root / folder.name
+        if self._copy is not None:
+            self._root = pathlib.Path(self._copy.name) / "checkpoints"
         self._preservation = Preservation(keep or Retention())
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else self._preservation,
@@ -82,6 +87,8 @@ class Checkpoints:
         self._writing: int | None = None  # the step of the write under way
         self._failure: tuple[int, str] | None = None  # of the newest write
         try:
+            if self._copy is not None and in_bucket(self.folder):
+                buckets.download(self.folder, self._root)
             self._manager = self._open()
         except OSError as error:
             raise ConfigError(f"the checkpoints in {self.folder} cannot be opened: {error.strerror or error}") from error
@@ -94,6 +101,8 @@ class Checkpoints:
             self.wait()
         with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):  # the first error is the one to see
             self._manager.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def save(
         self,
@@ -120,6 +129,8 @@ class Checkpoints:
         if self._own is not None:
             self._own.check()
         if self._failure is not None:
+            if in_bucket(self._root) and not self._tried(step, self._probe):
+                return
             self._reopen()  # otherwise Orbax forgets what is on the disk, and leaves what it began
         if step in self._manager.all_steps():
             self._failure = None
@@ -242,10 +253,10 @@ class Checkpoints:
                 raise ValueError(f"{name} does not match its checksum")
         return state
 
-    def _probe(self, patience: Patience = buckets.ONCE) -> None:
+    def _probe(self, patience: Patience | None = None) -> None:
         """Raises OSError where nothing can be written; of several processes those of Orbax would wait for the one that could not."""
         if in_bucket(self._root):
-            buckets.write(self._root.parent / f".probe-{jax.process_index()}", b"", patience)
+            buckets.write(self._root.parent / f".probe-{jax.process_index()}", b"", patience or buckets.ONCE)
             return
         probe = self._root / f".probe-{jax.process_index()}"
         remove(probe)  # left by a process that was killed here

@@ -113,6 +113,19 @@ def _refusing(workdir: RunPath) -> Iterator[None]:
         raise ConfigError(f"the run folder {workdir} is not writable: {error.strerror or error}{what}") from error
 
 
+def check_place(workdir: RunPath) -> None:
+    """Refuses a place that no run can write to, before anything is computed.
+
+    Raises:
+      ConfigError: Checkpoints cannot be written there.
+    """
+    if in_bucket(workdir) and not str(workdir).startswith("gs://"):
+        raise ConfigError(
+            f"the run folder {workdir} can be read, but not be trained in: Orbax writes checkpoints to local paths and gs:// only. Train "
+            "in a local folder and copy it (aws s3 sync DIR s3://BUCKET/DIR)"
+        )
+
+
 def write(own: Claim, experiment: Experiment, data: DataInfo) -> None:
     """Writes config.json and data.json, each at once.
 

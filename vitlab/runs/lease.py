@@ -92,10 +92,10 @@ class BucketClaim(Claim):
                 return
             try:
                 self._version = buckets.replace(self._object, self._content(), self._version, buckets.ONCE)
-                if self.marker is not None and not buckets.exists(self.root / self.marker):
+                if self.marker is not None and not buckets.exists(self.root / self.marker, buckets.ONCE):
                     self._seen_harm = DELETED
             except FileExistsError:
-                self._seen_harm = TAKEN if buckets.exists(self._object) else DELETED
+                self._seen_harm = TAKEN if buckets.exists(self._object, buckets.ONCE) else DELETED
 
     def _renew_often(self) -> None:
         while not self._closed.wait(_RENEWAL_SECONDS):

@@ -114,6 +114,7 @@ def train(
 
 def _claimed(experiment: Experiment, workdir: RunPath, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
     """The parts of the run, its teacher and the hold on its folder, once all processes have agreed that nothing is to be refused."""
+    folder.check_place(workdir)
     setup = distributed.everywhere(lambda: set_up(experiment))
     data = folder.DataInfo.of(setup.train_source)
     distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])
