@@ -40,6 +40,10 @@ TEST = [
     "scikit-image>=0.25",  # SSIM, to compare with
     "scikit-learn>=1.6",  # average precision, to compare with
     "hypothesis>=6.120",  # properties of windows, orders, splits and parsers
+    "gcp-storage-emulator>=2026.7",  # buckets of Google on the loopback; their tests are left out without the extra cloud
+    "moto>=5.2",  # buckets of Amazon on the loopback
+    "flask>=3.1",  # moto's server needs it, and its extra `server` brings fifty packages that it does not need for buckets
+    "flask-cors>=6.0",  # as flask
 ]
 EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
@@ -50,7 +54,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which also compiles for TPUs that are not here
     "wandb": ["wandb>=0.19"],
     "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
-    "gcs": ["etils[epath-gcs]>=1.12"],  # images in a bucket, gs://
+    "cloud": ["etils[epath-gcs,epath-s3]>=1.12"],  # run folders and images in a bucket: gcsfs for gs://, s3fs for s3://
     # vitlab.export --format=onnx: what jax2onnx needs. It comes by `pip install --no-deps jax2onnx`, since 0.17.1 asks for an
     # orbax-checkpoint below 0.11.37; what is used of it works with the newer one.
     "onnx": ["onnx>=1.20", "onnx-ir>=0.2.1", "onnxruntime>=1.24", "equinox>=0.13.1", "dm-pix>=0.4.4", "einops>=0.8.1"],
