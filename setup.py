@@ -6,10 +6,10 @@ import re
 from setuptools import find_namespace_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vitlab" / "__init__.py").read_text(), re.MULTILINE)[1]  # its one place
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vitlab" / "__init__.py").read_text(), re.MULTILINE)[1]  # the version's only place
 
 REQUIRES = [
-    "jax>=0.10.2,<0.13",  # 0.10.2 is the newest for Python 3.11; 0.13 is not tried
+    "jax>=0.10.2,<0.13",  # 0.10.2 is the newest for Python 3.11; 0.13 is untested
     "flax>=0.12.8",  # NNX
     "optax>=0.2.8",  # optimizers and schedules
     "orbax-checkpoint>=0.12.8",  # checkpoints: CheckpointManager
@@ -47,12 +47,13 @@ EXTRAS = {
         "jax[cuda13]>=0.10.2,<0.13",
         'jax-triton>=0.4; python_version >= "3.12"',  # Triton kernels outside Pallas; 0.4.1 runs with jax<0.12
     ],
-    "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which also compiles for TPUs that are not here
+    "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which compiles for TPUs, also without one
     "wandb": ["wandb>=0.19"],
     "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
     "gcs": ["etils[epath-gcs]>=1.12"],  # images in a bucket, gs://
-    # vitlab.export --format=onnx: what jax2onnx needs. It comes by `pip install --no-deps jax2onnx`, since 0.17.1 asks for an
-    # orbax-checkpoint below 0.11.37; what is used of it works with the newer one.
+    # Requirements of jax2onnx, which vitlab.export --format=onnx uses. Install jax2onnx itself by
+    # `pip install --no-deps jax2onnx`: 0.17.1 asks for an orbax-checkpoint below 0.11.37, but the
+    # parts used here work with the newer one.
     "onnx": ["onnx>=1.20", "onnx-ir>=0.2.1", "onnxruntime>=1.24", "equinox>=0.13.1", "dm-pix>=0.4.4", "einops>=0.8.1"],
     "notebooks": ["jupyter>=1.1", "matplotlib>=3.9"],
     "detection": ["faster-coco-eval>=1.6"],  # COCO's average precision

@@ -11,7 +11,6 @@ import resource
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "allow")
 # Tests compute little, so that compilation dominates: it takes twice as long with the optimizations
 # that users get ("false").
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
@@ -24,6 +23,7 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 from tests.emulator import BUCKET, Emulator, moto
@@ -46,6 +46,30 @@ gc.set_threshold(50_000, 10, 10)
 MOST_MEMORY = 2.5e9  # bytes of a worker above which its compiled programs are dropped
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+STRICT_ROOMS = {"device", "metrics"}
+CHECKED_ROOMS = {"layers", "mixers", "pallas_kernels"}
+
+
+@pytest.fixture(autouse=True)
+def shapes_are_checked_where_it_is_told(request, monkeypatch):
+    """Compares arguments with their annotated shapes in CHECKED_ROOMS and in tests marked `shapes`.
+
+    Each family has one such test; checking in all of them would double the time to trace.
+    """
+    told = request.path.parent.name in CHECKED_ROOMS or "shapes" in request.keywords
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", not told)
+
+
+@pytest.fixture(autouse=True)
+def losses_say_how_ranks_are_joined(request):
+    """Refuses to broadcast [b] to [b, n] in silence, the classic fault of losses and metrics.
+
+    Layers add biases [c] to maps [.., c], so that the rule is not for networks.
+    """
+    strict = request.path.parent.name in STRICT_ROOMS or request.path.name == "test_losses.py"
+    with jax.numpy_rank_promotion("raise" if strict else "allow"):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
