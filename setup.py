@@ -6,10 +6,10 @@ import re
 from setuptools import find_namespace_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vitlab" / "__init__.py").read_text(), re.MULTILINE)[1]  # its one place
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vitlab" / "__init__.py").read_text(), re.MULTILINE)[1]  # the version's only place
 
 REQUIRES = [
-    "jax>=0.10.2,<0.13",  # 0.10.2 is the newest for Python 3.11; 0.13 is not tried
+    "jax>=0.10.2,<0.13",  # 0.10.2 is the newest for Python 3.11; 0.13 is untested
     "flax>=0.12.8",  # NNX
     "optax>=0.2.8",  # optimizers and schedules
     "orbax-checkpoint>=0.12.8",  # checkpoints: CheckpointManager
@@ -40,23 +40,28 @@ TEST = [
     "scikit-image>=0.25",  # SSIM, to compare with
     "scikit-learn>=1.6",  # average precision, to compare with
     "hypothesis>=6.120",  # properties of windows, orders, splits and parsers
-    "gcp-storage-emulator>=2026.7",  # buckets of Google on the loopback; their tests are left out without the extra cloud
-    "moto>=5.2",  # buckets of Amazon on the loopback
-    "flask>=3.1",  # moto's server needs it, and its extra `server` brings fifty packages that it does not need for buckets
-    "flask-cors>=6.0",  # as flask
 ]
+CLOUD = ["etils[epath-gcs,epath-s3]>=1.12"]  # run folders and images in a bucket: gcsfs, s3fs
 EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
     "cuda13": [
         "jax[cuda13]>=0.10.2,<0.13",
         'jax-triton>=0.4; python_version >= "3.12"',  # Triton kernels outside Pallas; 0.4.1 runs with jax<0.12
     ],
-    "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which also compiles for TPUs that are not here
+    "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which compiles for TPUs, also without one
     "wandb": ["wandb>=0.19"],
     "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
-    "cloud": ["etils[epath-gcs,epath-s3]>=1.12"],  # run folders and images in a bucket: gcsfs for gs://, s3fs for s3://
-    # vitlab.export --format=onnx: what jax2onnx needs. It comes by `pip install --no-deps jax2onnx`, since 0.17.1 asks for an
-    # orbax-checkpoint below 0.11.37; what is used of it works with the newer one.
+    "cloud": CLOUD,
+    "test-cloud": [  # the tests of buckets, which are skipped without it
+        *CLOUD,
+        "gcp-storage-emulator>=2026.7",  # buckets of Google on the loopback
+        "moto>=5.2",  # buckets of Amazon on the loopback
+        "flask>=3.1",  # for the server of moto, whose extra `server` brings far more than buckets need
+        "flask-cors>=6.0",  # as flask
+    ],
+    # Requirements of jax2onnx, which vitlab.export --format=onnx uses. Install jax2onnx itself by
+    # `pip install --no-deps jax2onnx`: 0.17.1 asks for an orbax-checkpoint below 0.11.37, but the
+    # parts used here work with the newer one.
     "onnx": ["onnx>=1.20", "onnx-ir>=0.2.1", "onnxruntime>=1.24", "equinox>=0.13.1", "dm-pix>=0.4.4", "einops>=0.8.1"],
     "notebooks": ["jupyter>=1.1", "matplotlib>=3.9"],
     "detection": ["faster-coco-eval>=1.6"],  # COCO's average precision

@@ -1,4 +1,7 @@
-"""Pages that MkDocs generates from the source: the zoo, the commands, every config key, and figures of the experiments."""
+"""Generates pages of the documentation for MkDocs: zoo, commands, config keys and figures.
+
+The figures are copies of the experiments' own.
+"""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Parts that the commands share: errors of one line, with the choices nearest to what was typed."""
+"""Parts that the commands share: one-line errors, with the choices nearest to a typed name."""
 
 import argparse
 import difflib
@@ -6,14 +6,17 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-EXIT_USAGE = 2  # the command cannot be used as it was typed
+EXIT_USAGE = 2  # exit status of a command with invalid arguments
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that keeps the layout of its description and whose errors are one line on stderr."""
+    """An argument parser that keeps its description's layout and prints one-line errors.
+
+    Errors go to stderr.
+    """
 
     def __init__(self, *, prog: str, description: str, example: str):
-        """`prog` is the command as it is typed, `description` and `example` the beginning and the end of `--help`."""
+        """Takes the command as typed (`prog`), and the beginning and the end of `--help`."""
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=prog, description=description, epilog=f"example: {example}", formatter_class=layout, allow_abbrev=False)
 
@@ -23,11 +26,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_of(what: str, choices: Iterable[str]) -> Callable[[str], str]:
-    """The `type` of an argument that names one of the choices; another name is refused with the near misses.
+    """Makes the `type` of an argument that is one of `choices`; an error gives similar names.
 
     Args:
-      what: What the names are of, for the message: "operator".
-      choices: The names.
+      what: Kind of the names in the error: "operator".
+      choices: The allowed names.
     """
     known = list(choices)
 
@@ -40,9 +43,10 @@ def one_of(what: str, choices: Iterable[str]) -> Callable[[str], str]:
 
 
 def near_misses(name: str, choices: Iterable[str]) -> str:
-    """Text to append to an error about an unknown name: up to three choices near it, or all when none is.
+    """End of an error about an unknown name: up to three similar choices, else all of them.
 
-    Choices that begin with the name come first, the shortest before the longer ones, then those that differ by little.
+    Choices that begin with the name come first, the shortest ahead, then those with few differing
+    letters.
     """
     choices = sorted(choices)
     begin = sorted((choice for choice in choices if name and choice.startswith(name)), key=len)

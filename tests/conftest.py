@@ -11,7 +11,6 @@ import resource
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "allow")
 # Tests compute little, so that compilation dominates: it takes twice as long with the optimizations
 # that users get ("false").
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
@@ -24,6 +23,7 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 from tests.emulator import BUCKET, Emulator, moto
@@ -47,6 +47,30 @@ MOST_MEMORY = 2.5e9  # bytes of a worker above which its compiled programs are d
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
+STRICT_ROOMS = {"device", "metrics"}
+CHECKED_ROOMS = {"layers", "mixers", "pallas_kernels"}
+
+
+@pytest.fixture(autouse=True)
+def shapes_are_checked_where_it_is_told(request, monkeypatch):
+    """Compares arguments with their annotated shapes in CHECKED_ROOMS and in tests marked `shapes`.
+
+    Each family has one such test; checking in all of them would double the time to trace.
+    """
+    told = request.path.parent.name in CHECKED_ROOMS or "shapes" in request.keywords
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", not told)
+
+
+@pytest.fixture(autouse=True)
+def losses_say_how_ranks_are_joined(request):
+    """Refuses to broadcast [b] to [b, n] in silence, the classic fault of losses and metrics.
+
+    Layers add biases [c] to maps [.., c], so that the rule is not for networks.
+    """
+    strict = request.path.parent.name in STRICT_ROOMS or request.path.name == "test_losses.py"
+    with jax.numpy_rank_promotion("raise" if strict else "allow"):
+        yield
+
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_do_not_pile_up():
@@ -66,7 +90,7 @@ def compiled_programs_do_not_pile_up():
 def google(tmp_path_factory):
     """An emulator of Google's buckets, to which this process and its children are led."""
     for package in ("gcsfs", "gcp_storage_emulator"):
-        pytest.importorskip(package, reason=f"needs {package}, of the extras cloud and test")
+        pytest.importorskip(package, reason=f"needs {package}, of the extra test-cloud")
     with Emulator(tmp_path_factory.mktemp("google")) as emulator, pytest.MonkeyPatch.context() as patch:
         for name, value in emulator.environment.items():
             patch.setenv(name, value)
@@ -77,7 +101,7 @@ def google(tmp_path_factory):
 def amazon():
     """An emulator of Amazon's buckets, with one."""
     for package in ("s3fs", "moto", "flask", "flask_cors"):
-        pytest.importorskip(package, reason=f"needs {package}, of the extras cloud and test")
+        pytest.importorskip(package, reason=f"needs {package}, of the extra test-cloud")
     import s3fs
 
     with moto() as environment, pytest.MonkeyPatch.context() as patch:

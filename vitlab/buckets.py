@@ -1,8 +1,10 @@
-"""Folders in a bucket, gs:// and s3://: whole objects, and writes that happen only where nothing has changed meanwhile.
+"""Folders in a bucket, gs:// and s3://: whole objects, and writes that happen only where nothing
+has changed meanwhile.
 
-An object store has no locks, no renames and no appending. It has this: an object is replaced whole or not at all, and a write can be
-made to depend on the version that is there (the generation number of Google, the ETag of Amazon). A network may fail for a while, so
-each operation is tried again, later and later, for as long as its caller has patience.
+An object store has no locks, no renames and no appending. It has this: an object is replaced whole
+or not at all, and a write can be made to depend on the version that is there (the generation number
+of Google, the ETag of Amazon). A network may fail for a while, so each operation is tried again,
+later and later, for as long as its caller has patience.
 """
 
 import asyncio
@@ -63,7 +65,8 @@ def run_path(text: str | os.PathLike[str]) -> RunPath:
     """The path of a run folder, here or in a bucket.
 
     Raises:
-      ConfigError: It is at a scheme where no run can be, has no valid name of a bucket, or the package for it is not installed.
+      ConfigError: It is at a scheme where no run can be, has no valid name of a bucket, or the
+        package for it is not installed.
     """
     if isinstance(text, pathlib.Path | epath.Path):
         return text
@@ -158,7 +161,7 @@ def exists(path: epath.Path, patience: Patience | None = None) -> bool:
 
 
 def remove(path: epath.Path, patience: Patience | None = None) -> None:
-    """Deletes an object, and all below it; nothing where there is none. Raises OSError as `read`."""
+    """Deletes an object, if there is one, and all below it; raises OSError as `read`."""
     with contextlib.suppress(FileNotFoundError):
         _patiently(path, lambda fs, _: fs.rm(_key(path), recursive=True), patience)
 
@@ -178,7 +181,9 @@ def move(source: epath.Path, target: epath.Path) -> None:
 
 
 class _Background:
-    """Work that is done again and again in a thread; what it cannot write waits, which is said once."""
+    """Work that is done again and again in a thread; what it cannot write waits, which is said
+    once.
+    """
 
     def __init__(self, name: str, work: Callable[[], None], pause: Callable[[], float]):
         """`work` may raise OSError; `pause` gives the seconds before it is called again."""
@@ -205,7 +210,8 @@ class _Background:
 
 
 class Mirror:
-    """A local folder that is copied to a bucket in the background, for files that others write. To be used in a `with`.
+    """A local folder that is copied to a bucket in the background, for files that others write. To
+    be used in a `with`.
 
     Nothing that fails ends a run: it is said in the log.
     """
@@ -240,14 +246,16 @@ class Mirror:
 
 
 class Lines:
-    """A list of lines in a bucket that grows: kept in memory, and written whole every ten seconds in the background.
+    """A list of lines in a bucket that grows: kept in memory, and written whole every ten seconds
+    in the background.
 
-    Each write depends on the version that this process has written before, so that of two processes the later one stays. Where the
-    bucket cannot be reached the lines wait.
+    Each write depends on the version that this process has written before, so that of two processes
+    the later one stays. Where the bucket cannot be reached the lines wait.
     """
 
     def __init__(self, path: epath.Path, text: str | None = None):
-        """Replaces the list by a text; with None it goes on with what is there, without a last line that was cut off.
+        """Replaces the list by a text; with None it goes on with what is there, without a last line
+        that was cut off.
 
         Raises:
           OSError: The bucket cannot be read, or not be written.
@@ -318,7 +326,9 @@ def _version(info: dict[str, Any]) -> str:
 
 
 def _patiently(path: epath.Path, operation: Callable[[Any, float], T], patience: Patience | None) -> T:
-    """The result of an operation on the file system of a path; what is no failure of the network is raised at once, as OSError."""
+    """The result of an operation on the file system of a path; what is no failure of the network is
+    raised at once, as OSError.
+    """
     patience = patience or PATIENT
     begun, pause, told = time.monotonic(), patience.first, False
     while True:
@@ -340,7 +350,9 @@ def _patiently(path: epath.Path, operation: Callable[[Any, float], T], patience:
 
 
 def _lasting(path: epath.Path, error: Exception) -> OSError | None:
-    """The error for the user where trying again is of no use; None where the network or the service has failed."""
+    """The error for the user where trying again is of no use; None where the network or the service
+    has failed.
+    """
     if isinstance(error, FileNotFoundError | IsADirectoryError):
         return type(error)(errno.ENOENT, f"there is no such object or bucket (is {path.parts[2]} its name?)", str(path))
     code = str(getattr(error, "code", None) or getattr(error, "errno", None) or "")

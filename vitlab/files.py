@@ -1,4 +1,4 @@
-"""Small files: replaced at once, read as JSON whatever is in them, and JSON lines whose last one may be cut off.
+"""Small files: atomic writes, JSON, and files of JSON lines whose last line may be cut off.
 
 Files of a run folder may be in a bucket, see `vitlab.buckets`.
 """
@@ -19,16 +19,17 @@ from typing import IO, Any
 from vitlab import buckets
 from vitlab.buckets import Lines, RunPath, in_bucket
 
-_LEFT_OVER_SECONDS = 600.0  # age from which a temporary file is taken for one whose writer was killed
+_LEFT_OVER_SECONDS = 600.0  # age from which the writer of a temporary file is taken for dead
 
 
 def write_atomically(path: RunPath, content: str | bytes) -> None:
     """Replaces a file at once, so that no reader and no crash sees half of it.
 
-    Of several processes that write the same file the last one wins. What a killed writer of this file has left is removed.
+    If several processes write the same file, the last one wins. Temporary files of killed writers
+    are removed.
 
     Raises:
-      OSError: It cannot be written; the old file stays, and nothing is left beside it.
+      OSError: The file cannot be written; the old file stays, and no temporary file is left.
     """
     if in_bucket(path):
         buckets.write(path, content.encode() if isinstance(content, str) else content)
@@ -49,16 +50,17 @@ def write_atomically(path: RunPath, content: str | bytes) -> None:
 
 
 def remove_leftovers(path: RunPath, *, older_than: float = 0.0) -> None:
-    """Removes the temporary files that killed writers of a file have left beside it; in a bucket there are none.
+    """Removes the temporary files that killed writers of a file have left beside it; in a bucket
+    there are none.
 
     Args:
-      path: The file itself.
-      older_than: Age in seconds that spares those of writers that may still be at work.
+      path: The file that was being written.
+      older_than: Least age in seconds; a younger file may belong to a writer at work.
     """
     if in_bucket(path):
         return
     for leftover in path.parent.glob(f"{glob.escape(path.name)}.*tmp"):
-        with contextlib.suppress(OSError):  # another process was quicker, or it is no file
+        with contextlib.suppress(OSError):  # another process was quicker, or it is a folder
             if time.time() - leftover.lstat().st_mtime >= older_than:
                 leftover.unlink()
 
@@ -73,7 +75,7 @@ def exists(path: RunPath) -> bool:
 
 
 def remove(path: RunPath) -> None:
-    """Removes a file, a link (not what it leads to) or a folder with all that is in it; nothing where there is none.
+    """Removes a file, a link (not its target) or a folder with its content, if there is one.
 
     Raises:
       OSError: It cannot be removed.
@@ -90,17 +92,19 @@ def read_json(path: RunPath) -> Any:
     """The value in a JSON file.
 
     Raises:
-      OSError: It cannot be read, or is no regular file.
-      ValueError: It is not UTF-8, not JSON, nested too deeply or has numbers that are too long.
+      OSError: The file cannot be read, or is no regular file.
+      ValueError: The text is not UTF-8, not JSON, nested too deeply or has numbers that are too
+        long.
     """
     return parse_json(read_bytes(path))
 
 
 def parse_json(data: bytes) -> Any:
-    """The value that JSON spells.
+    """The value of a JSON text.
 
     Raises:
-      ValueError: It is not UTF-8, not JSON, nested too deeply or has numbers that are too long.
+      ValueError: The text is not UTF-8, not JSON, nested too deeply or has numbers that are too
+        long.
     """
     try:
         return json.loads(data.decode())
@@ -109,20 +113,22 @@ def parse_json(data: bytes) -> Any:
 
 
 def whole_lines(path: RunPath) -> Iterator[bytes]:
-    """The lines of a file without their ends; a last one that was cut off is left out, and a file that is not there has none.
+    """The complete lines of a file, without line ends; none if there is no file.
+
+    A last line that was cut off is left out.
 
     Raises:
-      OSError: It cannot be read, or is no regular file.
+      OSError: The file cannot be read, or is no regular file.
     """
     with contextlib.suppress(FileNotFoundError):
         yield from read_bytes(path).split(b"\n")[:-1]
 
 
 def open_to_append(path: RunPath) -> IO[str] | Lines:
-    """Opens a file of lines to write behind them, and removes a last one that was cut off.
+    """Opens a file of lines to append to it, and removes a last line that was cut off.
 
     Raises:
-      OSError: It cannot be written, or is no regular file.
+      OSError: The file cannot be written, or is no regular file.
     """
     if in_bucket(path):
         return Lines(path)
@@ -137,17 +143,18 @@ def read_bytes(path: RunPath) -> bytes:
     """The bytes of a file.
 
     Raises:
-      OSError: It cannot be read, or is no regular file, but a FIFO or a device, which may never end.
+      OSError: It cannot be read, or is no regular file, but a FIFO or a device, which may never
+        end.
     """
     if in_bucket(path):
         return buckets.read(path)
-    if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):  # a folder has an error of its own
+    if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):  # reading a folder gives a clear error
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return path.read_bytes()
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes a new name in a folder survive the end of the machine, where the file system can."""
+    """Makes a new name in a folder survive a crash of the machine, if the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

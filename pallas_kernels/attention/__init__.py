@@ -1,4 +1,4 @@
-"""Attention of every query to every key, with bias, mask, causal order and grouped heads."""
+"""Attention from every query to every key, with bias, mask, causal order and grouped heads."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
@@ -13,10 +13,10 @@ from pallas_kernels.sharding import varying_like
 __all__ = ["IMPLEMENTATIONS", "QKV_IMPLEMENTATIONS", "UnsupportedError", "attention", "attention_qkv", "canonical"]
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
-    "pallas_tpu": Implementation(pallas_tpu.attention, pallas_tpu.unsupported_reason),  # scores stay on chip, no copies; on no GPU
-    "cudnn": Implementation(gpu.attention, gpu.unsupported_reason),  # scores stay on chip; 16 bits, on NVIDIA GPUs
-    "xla": Implementation(xla.attention, xla.unsupported_reason),  # any device; the scores go to memory and back
-    "reference": Implementation(reference.attention, reference.unsupported_reason),  # float32 in full precision: the definition
+    "pallas_tpu": Implementation(pallas_tpu.attention, pallas_tpu.unsupported_reason),  # scores stay on chip, no copies; TPUs only
+    "cudnn": Implementation(gpu.attention, gpu.unsupported_reason),  # scores stay on chip; 16 bits, NVIDIA GPUs only
+    "xla": Implementation(xla.attention, xla.unsupported_reason),  # any device; scores go to memory and back
+    "reference": Implementation(reference.attention, reference.unsupported_reason),  # the definition, float32 in full precision
 }
 
 
@@ -60,21 +60,23 @@ def attention(
 ):
     """Attends from each query to all keys of its image.
 
-    Scaled dot-product attention (Vaswani et al., arXiv:1706.03762, eq. 1) with heads in groups that
-    share keys and values (Ainslie et al., arXiv:2305.13245).
+    Scaled dot-product attention (Vaswani et al., arXiv:1706.03762, eq. 1). Heads may share keys and
+    values in groups (Ainslie et al., arXiv:2305.13245).
 
     Args:
-      query: What asks, n tokens.
-      key: What is asked, m tokens, in the dtype of query; query head i asks key head
-        i // (heads / kv_heads).
-      value: What is attended to, in the dtype of query.
-      bias: Added to the logits before softmax, [n, m] with up to two axes before, of sizes that
-        broadcast to [b, heads].
-      mask: False where a query must not see a key, of a shape that broadcasts to [b, heads, n, m]; a
-        query that sees no key gets zeros, and a key that nobody sees may hold anything.
+      query: n tokens.
+      key: m tokens, in the dtype of query; query head i attends to key head i // (heads /
+        kv_heads).
+      value: m tokens, in the dtype of query.
+      bias: Added to the logits before softmax, [n, m] with up to two leading axes that broadcast to
+        [b, heads].
+      mask: False where a query must not see a key, in a shape that broadcasts to [b, heads, n, m].
+        A query that sees no key gets zeros; a key that no query sees may hold any values, NaN
+        included.
       is_causal: Query i sees the keys 0 to i only.
       scale: Factor on query . key; head_dim ** -0.5 by default.
-      return_logsumexp: Return the natural logarithm of the sum of exp(logits) over the keys, too.
+      return_logsumexp: Whether to return the natural logarithm of the sum of exp(logits) over the
+        keys too.
       implementation: A key of IMPLEMENTATIONS, or None for the fastest that applies.
 
     Returns:
@@ -82,7 +84,7 @@ def attention(
       `return_logsumexp` also the logarithms, float32 [b, n, heads], -inf where no key is seen.
 
     Raises:
-      ValueError: Shapes or dtypes that do not fit.
+      ValueError: Shapes or dtypes do not fit.
       UnsupportedError: The named implementation cannot run these arguments.
     """
     _check_arrays(query, key, value)
@@ -102,25 +104,25 @@ def attention_qkv(
     scale: float | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b n heads head_dim"]:
-    """`attention` on the output of the fused projection: query, key and value side by side, read in
-    place where the implementation can.
+    """`attention` on the fused projection, read in place where the implementation can.
 
     Args:
-      qkv: The projection.
-      qkv_bias: Added to it, in its dtype. Given here, its gradient is summed where the projection's
-        is made, which spares a pass over that; nothing else depends on where it is added.
-      bias: As all arguments below, that of `attention`.
-      mask: Pairs that may be seen, or None.
-      is_causal: Whether a query sees only the keys before it and its own.
-      scale: Factor on query . key, or None.
+      qkv: Output of the projection: query, key and value side by side.
+      qkv_bias: Bias of the projection, in its dtype. Given here, its gradient is summed where the
+        gradient of the projection is computed, which saves a pass over it; the results are the
+        same.
+      bias: Bias of the logits, as in `attention`.
+      mask: False where a query must not see a key, or None, as in `attention`.
+      is_causal: Whether query i sees the keys 0 to i only.
+      scale: Factor on query . key, or None for head_dim ** -0.5.
       implementation: A key of QKV_IMPLEMENTATIONS, or None for the fastest that applies.
 
     Returns:
       The attended values, in the dtype of qkv.
 
     Raises:
-      ValueError: Shapes that do not fit, or a bias of the projection with a mask, under which
-        hidden keys may hold anything.
+      ValueError: Shapes do not fit, or `qkv_bias` is given with a mask, under which hidden keys may
+        hold any values.
       UnsupportedError: The named implementation cannot run these arguments.
     """
     if qkv_bias is not None and (qkv_bias.shape != qkv.shape[2:] or mask is not None):
@@ -135,22 +137,23 @@ def attention_qkv(
 
 
 def canonical(*arrays: Array, bias=None, mask=None, is_causal=False, scale=None, return_logsumexp=False) -> dict[str, Any]:
-    """The options that every implementation takes: bias and mask of four axes, a number for the
-    scale.
+    """The options in the form that every implementation takes.
+
+    Bias and mask have four axes, and the scale is a number.
 
     Args:
       *arrays: Query, key and value, or the fused projection, [b, n, 3, heads, head_dim].
-      bias: As all arguments below, that of `attention`.
-      mask: Pairs that may be seen, or None.
-      is_causal: Whether a query sees only the keys before it and its own.
-      scale: Factor on query . key, or None.
+      bias: Bias of the logits, as in `attention`.
+      mask: False where a query must not see a key, or None, as in `attention`.
+      is_causal: Whether query i sees the keys 0 to i only.
+      scale: Factor on query . key, or None for head_dim ** -0.5.
       return_logsumexp: Whether the logarithms are wanted.
 
     Returns:
       The keyword arguments of an implementation's `fn` and `unsupported_reason`.
 
     Raises:
-      ValueError: Options that do not fit the arrays.
+      ValueError: The options do not fit the arrays.
     """
     b, n, *_, heads, head_dim = arrays[0].shape
     m = n if len(arrays) == 1 else arrays[1].shape[1]
@@ -178,7 +181,7 @@ def _check_arrays(query: Array, key: Array, value: Array) -> None:
 
 
 def _four_axes(name: str, x: Array, shape: tuple[int, int, int, int]) -> Array:
-    """`x` with axes of size 1 before its own, if it broadcasts to the shape."""
+    """`x` with leading axes of size 1, if it broadcasts to the shape."""
     sizes = (1,) * (4 - x.ndim) + x.shape
     if x.ndim < 2 or len(sizes) != 4 or any(have not in (1, want) for have, want in zip(sizes, shape, strict=True)):
         raise ValueError(f"{name}.shape={x.shape} must have 2 to 4 axes and broadcast to [b, heads, n, m] = {shape}")
@@ -186,7 +189,8 @@ def _four_axes(name: str, x: Array, shape: tuple[int, int, int, int]) -> Array:
 
 
 def _seen_by_any(mask: Bool[Array, "#b #heads #n m"] | None) -> Bool[Array, "#b m"] | None:
-    """Whether a key is seen by any query; one that is not may hold NaN, of which a product with
-    zero would be NaN.
+    """Whether any query sees a key; a key that none sees may hold NaN.
+
+    The product of NaN with a zero weight would be NaN.
     """
     return None if mask is None else mask.any((1, 2))

@@ -1,7 +1,7 @@
 """Attention on NVIDIA GPUs, by cuDNN's fused kernels through `jax.nn.dot_product_attention`.
 
-In training cuDNN takes an even number of queries and of keys only. One more of each is added where
-that is needed, and the kernels are told the true lengths.
+In training cuDNN takes only even numbers of queries and keys. Odd numbers are padded by one, and
+the kernels are told the true lengths.
 """
 
 import jax
@@ -14,12 +14,12 @@ from pallas_kernels.target import is_elsewhere
 
 DTYPES = ("float16", "bfloat16")
 MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 128, 8
-MIN_CAPABILITY = 8.0  # an A100's
+MIN_CAPABILITY = 8.0  # compute capability of an A100
 
 
 def attention(query, key, value, *, bias, mask, is_causal, scale, return_logsumexp) -> Float[Array, "b n heads head_dim"]:
     """The operator on canonical arguments."""
-    del bias, mask, return_logsumexp  # the predicate has refused them
+    del bias, mask, return_logsumexp  # `unsupported_reason` has refused them
 
     def on_device(arrays, *_):
         return _cudnn(arrays, is_causal, scale)
@@ -47,10 +47,10 @@ def _cudnn(arrays, is_causal: bool, scale: float) -> Array:
 
 
 def unsupported_reason(*arrays: Array, bias, mask, return_logsumexp, **_) -> str | None:
-    """Why cuDNN cannot run these arguments on this GPU, or None.
+    """The reason why cuDNN cannot run these arguments on this GPU, or None.
 
-    For a GPU that is elsewhere, only the arguments are looked at; compiling for it needs JAX's CUDA
-    packages here.
+    When compiling for a GPU of another machine, only the arguments are checked; JAX's CUDA packages
+    must be installed.
     """
     if reason := wrong_platform(interpret=False) or indivisible(arrays[0].shape[0]):
         return reason
@@ -60,7 +60,7 @@ def unsupported_reason(*arrays: Array, bias, mask, return_logsumexp, **_) -> str
 
 
 def unsupported_arrays(*arrays: Array, bias, mask, return_logsumexp) -> str | None:
-    """Why no cuDNN takes these arguments, or None."""
+    """The reason why no version of cuDNN takes these arguments, or None."""
     if (dtype := arrays[0].dtype.name) not in DTYPES:
         return f"dtype {dtype} is not one of {', '.join(DTYPES)}"
     if (head_dim := arrays[0].shape[-1]) % HEAD_DIM_MULTIPLE or head_dim > MAX_HEAD_DIM:

@@ -1,11 +1,12 @@
-"""Attention on TPUs: an image's tokens and heads in VMEM, [n, heads * head_dim], as projections
-give and take them.
+"""Attention on TPUs: an image's tokens and all heads in VMEM.
+
+Arrays are [n, heads * head_dim], the layout in which projections read and write them.
 
 Logits are kept [keys, queries], so that softmax reduces over sublanes, by plain additions of
 registers, and the products of the backward pass that sum over queries need no transpose of scores.
-Heads of fewer than 128 channels share the lanes: a query that is zero in the lanes of other heads
-gives its own head's logits in a product of full depth, which costs the matrix unit no more. The
-backward pass computes the weights again from query and key.
+Heads of fewer than 128 channels share the lanes: a query with zeros in the lanes of other heads
+gives the logits of its own head in a product of full depth, at no extra cost in the matrix unit.
+The backward pass recomputes the weights from query and key.
 """
 
 import functools
@@ -25,7 +26,7 @@ from pallas_kernels.logits import LOG2E, NO_KEY, dot
 from pallas_kernels.sharding import by_images, indivisible, result_like
 from pallas_kernels.tpu import DTYPES, HEAD_DIMS, LANES, SUBLANES, usable_vmem, wrong_platform
 
-VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
+VMEM_MARGIN = 8 * 2**20  # bytes for the compiler's own needs besides the arrays
 
 
 def attention(query, key, value, *, interpret: bool = False, **options) -> Float[Array, "b n heads head_dim"]:
@@ -41,15 +42,16 @@ def attention(query, key, value, *, interpret: bool = False, **options) -> Float
 def attention_qkv(qkv, qkv_bias=None, *, interpret: bool = False, **options) -> Float[Array, "b n heads head_dim"]:
     """The operator on the fused projection, which is read in place.
 
-    XLA adds the projection's bias where it makes the product; the backward kernel sums its gradient
-    while it has that of the projection in VMEM.
+    XLA adds the projection's bias where it computes the projection; the backward kernel sums the
+    bias's gradient from the projection's gradient in VMEM.
     """
     return _run((qkv,), interpret, qkv_bias, **options)
 
 
 def unsupported_reason(*arrays: Array, bias, mask, is_causal, return_logsumexp, interpret: bool = False, **_) -> str | None:
-    """Why the kernels of `attention` and of `attention_qkv` cannot run these arguments here, or
-    None.
+    """The reason why the kernels cannot run these arguments here, or None.
+
+    It holds for `attention` and `attention_qkv`.
     """
     if reason := wrong_platform(interpret=interpret) or indivisible(arrays[0].shape[0]):
         return reason
@@ -71,7 +73,7 @@ def unsupported_reason(*arrays: Array, bias, mask, is_causal, return_logsumexp, 
 
 
 def _run(arrays, interpret, qkv_bias=None, *, bias, mask, is_causal, scale, return_logsumexp):
-    del bias, return_logsumexp  # the predicate has refused them
+    del bias, return_logsumexp  # `unsupported_reason` has refused them
 
     def attend(arrays, qkv_bias, mask):
         layout = Layout.of(arrays, is_causal)
@@ -140,7 +142,7 @@ def _call(kernel, name: str, arrays: Sequence[Array], mask, like: Sequence[Any],
 
 
 def forward_kernel(in_refs, seen_refs, out_ref, *, layout: Layout, scale: float):
-    """All heads of the images of a program."""
+    """Attends in all heads of the images of one program."""
     dtype = out_ref.dtype
 
     def attend(image, start, width: int):
@@ -149,7 +151,7 @@ def forward_kernel(in_refs, seen_refs, out_ref, *, layout: Layout, scale: float)
         for tile in layout.tiles:
             outs = []
             for head in range(width // layout.head_dim):
-                logits = dot(k, _own_lanes(q[tile], head, layout), (1, 1))  # keys, queries
+                logits = dot(k, _own_lanes(q[tile], head, layout), (1, 1))  # [keys, queries]
                 weights, factor = _softmax(logits, hidden, tile, layout, scale)
                 outs.append(dot(values[_channels(head, layout)], weights.astype(dtype), (1, 0)) * factor)
             out_ref[image, tile, pl.ds(start, width)] = jnp.concatenate(outs, 0).astype(dtype).T
@@ -158,8 +160,9 @@ def forward_kernel(in_refs, seen_refs, out_ref, *, layout: Layout, scale: float)
 
 
 def backward_kernel(in_refs, seen_refs, *grad_refs, layout: Layout, scale: float):
-    """Gradients of all heads of the images of a program, and of the projection's bias where there
-    is a reference for it.
+    """Computes gradients in all heads of the images of one program.
+
+    With a reference for it, the gradient of the projection's bias is computed too.
     """
     *array_refs, d_out_ref = in_refs
     grad_refs, sum_refs = grad_refs[: len(array_refs)], grad_refs[len(array_refs) :]
@@ -183,7 +186,7 @@ def backward_kernel(in_refs, seen_refs, *grad_refs, layout: Layout, scale: float
             for head in range(width // layout.head_dim):
                 own_q, own_d_out = (_own_lanes(x, head, layout) for x in (q[tile], d_out))
                 weights, factor = _softmax(dot(k, own_q, (1, 1)), hidden, tile, layout, scale)
-                weights = weights * factor  # keys, queries
+                weights = weights * factor  # [keys, queries]
                 d_weights = dot(v, own_d_out, (1, 1))
                 products = weights * d_weights
                 d_logits = (products - weights * jnp.sum(products, 0, keepdims=True)).astype(dtype)
@@ -198,9 +201,7 @@ def backward_kernel(in_refs, seen_refs, *grad_refs, layout: Layout, scale: float
 
 
 def _each_group_of_heads(attend: Callable[..., None], layout: Layout) -> None:
-    """Calls attend(image, first channel, channels) for the heads that share the lanes, image by
-    image.
-    """
+    """Calls attend(image, first channel, channels) for each group of heads that share lanes."""
 
     def image(i, carry):
         if layout.loops:
@@ -214,7 +215,7 @@ def _each_group_of_heads(attend: Callable[..., None], layout: Layout) -> None:
 
 
 def _load(refs, image, start, width: int, layout: Layout) -> list[Array]:
-    """Query, key and value of some heads, [tokens, width] each."""
+    """Query, key and value of one group of heads, [tokens, width] each."""
     if len(refs) == 3:
         return [ref[image, :, pl.ds(start, width)] for ref in refs]
     return [refs[0][image, :, pl.ds(start + part * layout.width, width)] for part in range(3)]
@@ -225,23 +226,21 @@ def _channels(head: int, layout: Layout) -> slice:
 
 
 def _own_lanes(x: Array, head: int, layout: Layout) -> Array:
-    """Zero in the lanes of other heads."""
+    """x with zeros in the lanes of other heads."""
     if x.shape[1] == layout.head_dim:
         return x
     return jnp.where(lax.broadcasted_iota(jnp.int32, x.shape, 1) // layout.head_dim == head, x, jnp.zeros_like(x))
 
 
 def _hidden_keys(seen_refs, image, layout: Layout) -> Array | None:
-    """Summands of the logits that hide masked keys, [keys, 1], or None."""
+    """Terms added to the logits to hide masked keys, [keys, 1], or None."""
     if not seen_refs:
         return None
     return jnp.broadcast_to(seen_refs[0][image], (SUBLANES, layout.m)).T[:, :1]
 
 
 def _softmax(logits: Array, hidden: Array | None, tile: slice, layout: Layout, scale: float) -> tuple[Array, Array]:
-    """Softmax over the keys before its division, [keys, queries], and what to multiply by, [1,
-    queries].
-    """
+    """Softmax over the keys without its division, [keys, queries], and the factor, [1, queries]."""
     logits = logits * (scale * LOG2E)
     if hidden is not None:
         logits += hidden

@@ -19,7 +19,7 @@ def attention(
     scale: float,
     return_logsumexp: bool,
 ) -> Array | tuple[Array, Array]:
-    """The operator on canonical arguments, in float32, or float64 where the arguments are."""
+    """The operator on canonical arguments, in float32, or in float64 if the arguments are."""
     groups = query.shape[2] // key.shape[2]
     q, k, v = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key, value))
     k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
@@ -41,7 +41,7 @@ def attention(
 
 
 def unsupported_reason(*arrays: Array, **_) -> str | None:
-    """Why the scores of all pairs do not fit in memory, or None."""
+    """The reason why the scores of all pairs do not fit in memory, or None."""
     b, n, *parts, _, _ = arrays[0].shape
     pairs = b * n * (n if parts else arrays[1].shape[1])
     return None if pairs <= MAX_PAIRS else f"it holds the scores of all pairs, and {pairs} pairs a head are above {MAX_PAIRS}"

@@ -1,4 +1,4 @@
-"""The shapes that tests, benchmarks and tuning use: those of published models, and nasty ones."""
+"""Shapes for tests, benchmarks and tuning: those of published models, and edge cases."""
 
 import dataclasses
 import math
@@ -12,11 +12,11 @@ from jax.typing import DTypeLike
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One set of arguments of `attention`, without the values."""
+    """One set of arguments of `attention`, without values."""
 
-    size: tuple[int, int, int, int]  # b n heads head_dim
-    num_keys: int | None = None  # as many as queries by default
-    kv_heads: int | None = None  # as many as heads by default
+    size: tuple[int, int, int, int]  # b, n, heads, head_dim
+    num_keys: int | None = None  # None: as many as queries
+    kv_heads: int | None = None  # None: as many as heads
     bias: Literal["heads", "shared", "images"] | None = None
     mask: Literal["keys", "pairs", "blind"] | None = None  # blind: some queries see no key
     is_causal: bool = False
@@ -35,7 +35,7 @@ class Shape:
     def arguments(self, dtype: DTypeLike = jnp.float32, seed: int = 0) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
         """Random query, key and value, and the keyword arguments.
 
-        About one key in eight is masked.
+        A mask hides about one key in eight.
         """
         keys = jax.random.split(jax.random.key(seed), 5)
         arrays = tuple(
@@ -55,11 +55,11 @@ class Shape:
         return seen & (jnp.arange(n)[:, None] % 3 != 0) if self.mask == "blind" else seen
 
     def flops(self, *, backward: bool = False) -> int:
-        """Operations of the products: two products forward, five backward (arXiv:2205.14135)."""
+        """Operations of the products: two forward, five backward (arXiv:2205.14135)."""
         return (5 if backward else 2) * 2 * math.prod(self.size) * self.keys
 
     def bytes(self, dtype: DTypeLike, *, backward: bool = False) -> int:
-        """The least traffic: query, key, value, result; backward three gradients more."""
+        """The least memory traffic: query, key, value and result; backward three gradients more."""
         queries, keys = math.prod(self.size), math.prod(self.key_size)
         return ((3 if backward else 2) * queries + (4 if backward else 2) * keys) * jnp.dtype(dtype).itemsize
 
@@ -68,14 +68,14 @@ class Shape:
         return dataclasses.replace(self, size=(batch, *self.size[1:]))
 
     def downsized(self) -> "Shape":
-        """At most two images and three heads, or one group of heads."""
+        """The shape with at most two images and three heads, or one group of heads."""
         b, n, heads, head_dim = self.size
         return dataclasses.replace(self, size=(min(b, 2), n, min(heads, 3), head_dim))
 
 
-# ViT-S and ViT-B, arXiv:2010.11929 and arXiv:2012.12877 Table 1: 196 tokens, with a class token 197, with DeiT's
-# second one 198. CLIP ViT-L/14 at 224, arXiv:2103.00020: 257 tokens; at 336: 577. 1,024 tokens: ViT-S/16 and
-# ViT-L/16 at 512.
+# Tokens: 196 for ViT-S and ViT-B (arXiv:2010.11929, arXiv:2012.12877 Table 1), 197 with a class
+# token, 198 with DeiT's second one; 257 for CLIP ViT-L/14 at 224 pixels (arXiv:2103.00020), 577 at
+# 336; 1,024 for ViT-S/16 and ViT-L/16 at 512.
 MODELS: Mapping[str, Shape] = {
     "vit_small_patch16_mean": Shape(size=(64, 196, 6, 64)),
     "vit_small_patch16": Shape(size=(64, 197, 6, 64)),
@@ -111,7 +111,7 @@ NASTY: Mapping[str, Shape] = {
 }
 
 _PLAIN = Shape(size=(2, 196, 4, 64))
-# Shapes and dtypes of the rows of the README's table of support.
+# Shapes and dtypes behind the rows of the README's table of support.
 PROBES: Mapping[str, tuple[Shape, str]] = {
     **{dtype: (_PLAIN, dtype) for dtype in ("float32", "bfloat16", "float16")},
     **{f"head_dim {d}": (dataclasses.replace(_PLAIN, size=(2, 196, 4, d)), "bfloat16") for d in (16, 24, 32, 64, 80, 128, 256)},

@@ -7,14 +7,14 @@ from jaxtyping import Array
 
 from pallas_kernels.tpu import LANES, SUBLANES, padded
 
-BLOCK_BYTES = 2**19  # images of a program: as many as fill this much of one array; one at least
+BLOCK_BYTES = 2**19  # bytes of one array that the images of a program fill; at least one image
 QUERIES = 512  # queries whose scores are held at once, a multiple of LANES
-UNROLLED = 2**20  # scores of an image in all heads up to which all heads are one block of instructions
+UNROLLED = 2**20  # scores of an image in all heads up to which the heads are unrolled; more are a loop
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Sizes of the arguments, and the parts that kernels work on."""
+    """Sizes of the arguments, and their division among programs and lanes."""
 
     b: int  # images
     n: int  # queries
@@ -26,8 +26,9 @@ class Layout:
 
     @classmethod
     def of(cls, arrays: Sequence[Array], is_causal: bool) -> "Layout":
-        """The layout of query, key and value or of the fused projection; grouped heads count as
-        repeated.
+        """The layout of query, key and value, or of the fused projection.
+
+        Grouped heads count as repeated.
         """
         b, n, *parts, heads, head_dim = arrays[0].shape
         return cls(b, n, n if parts else arrays[1].shape[1], heads, head_dim, arrays[0].dtype.itemsize, is_causal)
@@ -39,7 +40,7 @@ class Layout:
 
     @property
     def pack(self) -> int:
-        """Heads that share the lanes of a register."""
+        """Number of heads that share the lanes of a register."""
         return LANES // self.head_dim
 
     @property
@@ -55,20 +56,20 @@ class Layout:
 
     @property
     def tiles(self) -> list[slice]:
-        """Queries that are worked on at once."""
+        """Ranges of queries that are processed at once."""
         return [slice(start, min(start + QUERIES, self.n)) for start in range(0, self.n, QUERIES)]
 
     @property
     def loops(self) -> bool:
-        """Whether the kernel loops over the heads, lest the program become too long."""
+        """Whether the kernel loops over the heads, to keep the program short."""
         return self.n * self.m * self.heads > UNROLLED and self.width % LANES == 0
 
     def vmem_bytes(self, query_arrays: int, key_arrays: int) -> int:
-        """Bytes that a program needs at most.
+        """Largest number of bytes that a program needs in VMEM.
 
         Args:
-          query_arrays: Arrays [b, n, width] that it reads or writes.
-          key_arrays: Arrays [b, m, width].
+          query_arrays: Number of arrays [b, n, width] that it reads or writes.
+          key_arrays: Number of arrays [b, m, width].
         """
         rows = query_arrays * padded(self.n, SUBLANES * 2) + key_arrays * padded(self.m, SUBLANES * 2)
         blocks = 2 * self.images * rows * padded(self.width, LANES) * self.itemsize
@@ -77,4 +78,4 @@ class Layout:
         return blocks + SCORES * self.pack * scores + sums
 
 
-SCORES = 6  # arrays of scores of each head of a register that the backward pass holds at once
+SCORES = 6  # arrays of scores per head of a register that the backward pass holds at once

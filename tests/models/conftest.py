@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jaxtyping
 import pytest
 from flax import nnx
 
@@ -46,7 +45,7 @@ def small(name: str, **fields):
 
 def size_of(name: str) -> int:
     """Returns a side in pixels that suffices for the family's smallest map and is whole patches."""
-    return {"CrossViT": 96, "EfficientViT": 128, "Terminator": 16}.get(family_of(name).model.__name__, 64)
+    return {"CrossViT": 96, "EfficientViT": 128, "Terminator": 16, "MorpMamba": 8}.get(family_of(name).model.__name__, 64)
 
 
 def apply(model, images, **kwargs):
@@ -58,9 +57,3 @@ def apply(model, images, **kwargs):
 @pytest.fixture(params=sorted(REPRESENTATIVES.values()), scope="module")  # the scope groups the tests of one model
 def representative(request):
     return request.param
-
-
-@pytest.fixture
-def unchecked_shapes(monkeypatch):
-    """Disables the check of argument shapes, which doubles the time to trace."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -85,7 +85,6 @@ def test_a_model_without_all_of_the_contract_cannot_be_made():
         Half(VisionConfig(), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 def test_in_training_too_features_are_what_feature_info_says_and_pool_takes_them(representative):
     def both(model, images):
         features = model.features(images, train=True, rngs=nnx.Rngs(dropout=0))
@@ -99,7 +98,6 @@ def test_in_training_too_features_are_what_feature_info_says_and_pool_takes_them
     assert features.class_tokens == () or sum(token.shape[1] for token in features.class_tokens) >= pooled.shape[1]
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("entry", ["__call__", "features"])
 def test_images_that_are_none_are_refused_before_the_first_layer_with_the_remedy(representative, entry):
     size, call = size_of(representative), lambda model, images: getattr(model, entry)(images)
@@ -124,7 +122,6 @@ def test_images_that_are_none_are_refused_before_the_first_layer_with_the_remedy
         assert "self." not in str(error.value)
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 def test_an_image_of_any_size_has_maps_or_is_refused_with_the_rule(representative):
     config = abstract_model(representative, image_size=size_of(representative)).config
     multiple = config.size_multiple

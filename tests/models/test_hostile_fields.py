@@ -57,14 +57,12 @@ def refusals(name, cases):
     return wrong, accepted
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 def test_every_field_of_a_family_is_bounded_where_it_is_defined(representative):
     wrong, accepted = refusals(representative, cases(representative, common=False))
     assert not wrong
     assert accepted  # so the cases are not all refused for another reason
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", ["swin_tiny", "vit_tiny_patch16"])
 def test_every_field_that_all_families_have_is_bounded(name):
     wrong, accepted = refusals(name, cases(name, common=True))

@@ -54,7 +54,6 @@ def unlike(state):
     return jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.standard_normal(p.shape, np.float32), state)
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", KINDS)
 def test_every_way_to_run_a_trunk_gives_the_same_and_every_parameter_a_gradient(name):
     model, other = small(name), small(name, scan_blocks=True, remat="full")

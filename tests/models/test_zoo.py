@@ -12,6 +12,7 @@ from flax import nnx
 
 from tests.models.conftest import apply, size_of, small
 from vitlab.analysis.counts import count_macs, count_params
+from vitlab.layers import BatchNorm
 from vitlab.models.registry import abstract_model, family_of, list_models, model_config
 
 # Parameters that the logits do not depend on, as in the authors' networks. In the last block the
@@ -52,26 +53,42 @@ def trace(model, x, **options):
 
 
 @functools.lru_cache(maxsize=1)
+def float32_program(name):
+    """Returns a function of parameters, and the model's parameters.
+
+    The function gives features, logits and the gradients of a loss of the logits; they share one
+    program, so that what they share is compiled once. The loss of a network with batch norms is of
+    its training mode: statistics of other values would let a softmax saturate.
+    """
+    model = tiny(name, drop_path_rate=0.0)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    train = any(isinstance(module, BatchNorm) for _, module in nnx.iter_modules(model))
+
+    def outputs(params):
+        x, model = images(size_of(name)), nnx.merge(graphdef, params, rest, copy=True)
+        maps, logits = model.features(x), model(x)
+        felt = model(x, train=True, rngs=nnx.Rngs(dropout=0)) if train else logits
+        return jnp.sum(jnp.sin(felt) ** 2), (maps, logits)
+
+    run = jax.jit(jax.grad(outputs, has_aux=True))
+    return lambda params: jax.tree.map(np.asarray, run(params)), params
+
+
+@functools.lru_cache(maxsize=1)
 def float32_outputs(name):
-    """Returns features and logits, compiled together, so that shared parts are compiled once."""
-    graphdef, state = nnx.split(tiny(name))
-
-    def both(state, x):
-        model = nnx.merge(graphdef, state, copy=True)
-        return model.features(x), model(x)
-
-    return jax.tree.map(np.asarray, jax.jit(both)(state, images(size_of(name))))
+    """Returns features and logits of the new model."""
+    run, params = float32_program(name)
+    return run(params)[1]
 
 
 def float32_logits(name):
     return float32_outputs(name)[1]
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", list_models())
 def test_parameters_and_macs_are_the_published(name):
     published = family_of(name).published[name]
-    count, macs = counted(name, of_macs=published.gmacs is not None and published.gmacs < 10)  # the larger ones are slower to trace
+    count, macs = counted(name, of_macs=published.gmacs is not None and published.gmacs < 5)  # the larger ones are slow to trace
     if published.params is not None:
         assert count == published.params
     elif published.params_m is not None:
@@ -101,6 +118,7 @@ def test_every_variant_is_published_or_says_why():
         assert published.source, name
 
 
+@pytest.mark.shapes
 def test_logits_have_the_shape_and_are_finite(representative):
     logits = float32_logits(representative)
     assert logits.shape == (2, 10)
@@ -109,18 +127,12 @@ def test_logits_have_the_shape_and_are_finite(representative):
 
 
 def test_every_parameter_gets_a_gradient(representative):
-    model = tiny(representative, drop_path_rate=0.0)
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    run, params = float32_program(representative)
     # Many branches start near zero by design, so every parameter gets another value.
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
     params = jax.tree.unflatten(tree, [np.asarray(p) + 0.1 * rng.standard_normal(p.shape, np.float32) for p in leaves])
-
-    def loss(params):
-        model = nnx.merge(graphdef, params, rest, copy=True)
-        return jnp.sum(jnp.sin(model(images(size_of(representative)), train=True, rngs=nnx.Rngs(dropout=0))) ** 2)
-
-    grads = jax.tree.map(np.asarray, nnx.to_pure_dict(jax.jit(jax.grad(loss))(params)))
+    grads = nnx.to_pure_dict(run(params)[0])
     flat = jax.tree_util.tree_leaves_with_path(grads)
     dead = [
         jax.tree_util.keystr(path, simple=True, separator=".") for path, g in flat if not (np.isfinite(g).all() and np.abs(g).max() > 0)
@@ -188,8 +200,8 @@ def test_remat_recomputes_the_blocks(representative):
 
 
 def test_blocks_that_are_alike_run_as_a_loop(representative):
-    if representative.startswith("terminator"):
-        pytest.skip("each block is wider than the one before: no two are alike")
+    if representative.startswith(("terminator", "morpmamba")):
+        pytest.skip("each block is wider than the one before, or there is one: no two are alike")
     # The smallest variants of these families have no two blocks alike.
     larger = {"fmvit_tiny": "fmvit_large", "halonet26t": "halonet50ts"}
     name, size = larger.get(representative, representative), size_of(representative)

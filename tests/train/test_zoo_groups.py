@@ -146,6 +146,10 @@ RULES = {
         variants=("metaformer_nano", "metaformer_s12"), source="ours; the mixer's authors", kept=".*/rel_pos_bias$",
         embeds="stages/0/(downsample|norm)/", blocks=STAGED, after="(norm|head)/",
     ),
+    "morpmamba": Rules(
+        variants=("morpmamba_houston",), source="Keras: an l2 penalty on the layer before the classifier alone; here all decay",
+        embeds="tokens/", blocks=r"attn/", after="(recurrence|fc|head)/",
+    ),
     "nat": Rules(
         variants=("nat_mini", "nat_small", "dinat_tiny", "dinat_isotropic_small"), source="keyword rpb", kept=".*/rpb$",
         embeds="patch_embed/", blocks=r"levels/(\d+)/blocks/(\d+)/", after="(norm|head)/",

@@ -1,4 +1,7 @@
-"""The experiment as typed, frozen dataclasses; to and from `ml_collections` and JSON. `python -m vitlab.config` prints every key."""
+"""The experiment as typed, frozen dataclasses, and its conversion to `ConfigDict` and JSON.
+
+`python -m vitlab.config` prints every key.
+"""
 
 from pallas_kernels.command_line import near_misses
 from vitlab.config.durations import duration_in_steps, parse_duration

@@ -1,6 +1,7 @@
-"""Every key of a config, with its meaning, or its value in a config file: python -m vitlab.config [--config=FILE].
+"""Prints all keys of a config with meaning or value: python -m vitlab.config [--config=FILE].
 
-The command itself is `vitlab.config_keys`: it imports rooms that lie above this one.
+The command itself is `vitlab.config_keys`, because it imports packages that may not be imported
+here.
 """
 
 import runpy

@@ -1,19 +1,23 @@
-"""Durations: a number and a unit, "90 epochs", "5000 steps", "1e6 examples" or "5 percent" (of the whole run)."""
+"""Durations: a number and a unit, such as "90 epochs".
+
+Units are steps, epochs, examples ("1e6 examples") and percent of the whole run ("5 percent").
+"""
 
 import re
 
 from vitlab.config.errors import ConfigError
 
-_UNITS = {"step": "steps", "epoch": "epochs", "example": "examples", "%": "percent"}  # short forms
+_UNITS = {"step": "steps", "epoch": "epochs", "example": "examples", "%": "percent"}  # other spellings of a unit -> the unit
 _DURATION = re.compile(r"\s*(?P<number>([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?)\s*(?P<unit>steps?|epochs?|examples?|percent|%)\s*")
-_MOST = 1e15  # largest number of any unit: one beyond is a slip of the pen
+_MOST = 1e15  # largest number of any unit; a larger one is taken for a typing error
 
 
 def parse_duration(text: str) -> tuple[float, str]:
     """Splits "90 epochs" into (90.0, "epochs").
 
     Raises:
-      ConfigError: The text is not a number in [0, 1e15] and one of steps, epochs, examples, percent.
+      ConfigError: The text is not a number in [0, 1e15] and one of steps, epochs, examples,
+        percent.
     """
     match = _DURATION.fullmatch(text)
     if not match or float(match["number"]) > _MOST:
@@ -24,7 +28,9 @@ def parse_duration(text: str) -> tuple[float, str]:
 
 
 def plain_duration(text: str) -> str:
-    """The one way to write a duration: "4steps" and "4.0 step" are "4 steps", "1e6 examples" is "1000000 examples".
+    """The canonical text of a duration: "4steps" and "4.0 step" become "4 steps".
+
+    A number that is an integer is written without exponent: "1e6 examples" is "1000000 examples".
 
     Raises:
       ConfigError: As `parse_duration`.
@@ -37,13 +43,13 @@ def duration_in_steps(text: str, *, batch_size: int, examples_per_epoch: int, to
     """Counts the steps of a duration, rounded to the nearest.
 
     Args:
-      text: A number and a unit, see the module.
+      text: A number and a unit, such as "90 epochs".
       batch_size: Images per step.
       examples_per_epoch: Images in the training split.
       total_steps: Steps of the whole run; needed for percent.
 
     Raises:
-      ConfigError: The text is malformed, or percent is asked where the whole run is what is being defined.
+      ConfigError: The text is malformed, or the unit is percent without `total_steps`.
     """
     value, unit = parse_duration(text)
     if unit == "percent":

@@ -1,4 +1,4 @@
-"""The error of a user's mistake, and how the errors of other code become one."""
+"""The error about a user's mistake, and the conversion of other errors to it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,14 +7,15 @@ from vitlab.plugins import raised_in_plugin
 
 
 class ConfigError(ValueError):
-    """The experiment asks for something that cannot be; the message names the rule and the remedy."""
+    """The experiment is invalid; the message names the rule and the remedy."""
 
 
 @contextlib.contextmanager
 def refusing(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
     """Turns errors inside the block into a `ConfigError`, which a command shows as one line.
 
-    Errors that were raised while the user's own code ran (see `vitlab.plugins`) pass as they are and so keep their traceback.
+    Errors raised by the user's own code (see `vitlab.plugins`) pass unchanged, with their
+    traceback.
 
     Args:
       *kinds: Errors that mean a mistake in the config.

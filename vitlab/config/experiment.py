@@ -1,6 +1,7 @@
-"""The experiment: one tree of frozen dataclasses. The type of each key says what is allowed, and what the key means.
+"""The experiment: one tree of frozen dataclasses.
 
-`python -m vitlab.config` prints all of it.
+The type of each key states its allowed values and its meaning; `python -m vitlab.config` prints all
+of them.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ Images = Annotated[int, Bounds(1, 2**24)]
 Threads = Annotated[int, Bounds(0, 1024)]
 Level = Annotated[int, Bounds(0, 255)]
 Weight = Annotated[int, Bounds(1, 10_000)]
-LearningRate = Annotated[float, Bounds(0, 1e30)]  # beyond, float32 overflows
+LearningRate = Annotated[float, Bounds(0, 1e30)]  # float32 overflows beyond it
 Momentum = Annotated[float, Bounds(0, 1, open_most=True)]
 Positive = Annotated[float, Bounds(0, 1e6, open_least=True)]
 Source = Annotated[str, Part(("bundled", "scenes", "photographs", "image_folder", "pairs", "coco", "table", "tars", "tfds", "shards"))]
@@ -24,7 +25,10 @@ Source = Annotated[str, Part(("bundled", "scenes", "photographs", "image_folder"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Group):
-    """The model, as `vitlab.create_model` is called; every further key is a field of the model's own family."""
+    """The model, as arguments of `vitlab.create_model`.
+
+    Every further key is a field of the model's own family.
+    """
 
     path: ClassVar = ("model",)
 
@@ -53,12 +57,12 @@ class ModelConfig(Group):
     ] = "float32"
     weights: Annotated[
         str | None,
-        "Weights that training begins with: a run (runs/a, or runs/a@3000 for a step), a .safetensors, .npz or .pth file (FILE#ENTRY "
-        "takes a part of it), or hf://owner/name. A head for other classes begins anew. None begins with random weights.",
+        "Weights that training starts from: a run (runs/a, or runs/a@3000 for a step), a .safetensors, .npz or .pth file (FILE#ENTRY "
+        "takes a part of it), or hf://owner/name. A head for other classes is initialised anew. None starts from random weights.",
     ] = None
-    fields: Annotated[Mapping[str, Any], "Fields of the model's own family, as keys beside the others: --config.model.patch_size=8."] = (
-        dataclasses.field(default_factory=dict)
-    )
+    fields: Annotated[
+        Mapping[str, Any], "Fields of the model's own family, written as keys of this group: --config.model.patch_size=8."
+    ] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +72,7 @@ class ModelConfig(Group):
 
 
 def _absolute(value: Any) -> Any:
-    """A field of a family in which every reference to a file of the user's has its absolute path."""
+    """A field of a family, with absolute paths in its references to the user's own files."""
     if isinstance(value, str):
         parts = value.split(",")
         paths = [absolute(part.strip()) for part in parts]
@@ -80,7 +84,10 @@ def _absolute(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig(Group):
-    """The task that the model is trained for; every further key is an option of the task's own (see docs/howto/tasks.md)."""
+    """The task that the model is trained for.
+
+    Every further key is an option of the task itself; see docs/howto/tasks.md.
+    """
 
     path: ClassVar = ("task",)
 
@@ -90,8 +97,8 @@ class TaskConfig(Group):
         "A file of vitlab/tasks, such as classification or segmentation, or one of your own: package.module:TASK or file.py:TASK of a "
         "module that defines TASK = Task(...).",
     ] = "classification"
-    fields: Annotated[Mapping[str, Any], "Options of the task, as keys beside the name: --config.task.head=upernet."] = dataclasses.field(
-        default_factory=dict
+    fields: Annotated[Mapping[str, Any], "Options of the task, written as keys of this group: --config.task.head=upernet."] = (
+        dataclasses.field(default_factory=dict)
     )
 
     def __post_init__(self) -> None:
@@ -101,7 +108,7 @@ class TaskConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig(Group):
-    """Further training images, of the same classes and channels as those of the first source."""
+    """Further training images, with the same classes and channels as those of the first source."""
 
     path: ClassVar = ("data", "more_sources")
 
@@ -116,7 +123,7 @@ class SourceConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Group):
-    """The place where the images come from, and the way they take to the device."""
+    """The source of the images, and how they are read, decoded and sampled."""
 
     path: ClassVar = ("data",)
 
@@ -141,8 +148,8 @@ class DataConfig(Group):
         "Further sources of training images, mixed in by weight. One epoch is the total number of images of all sources; "
         "evaluation uses the first source only.",
     ] = ()
-    num_threads: Annotated[Threads, "Threads that decode and augment; 0 takes one per core."] = 0
-    num_workers: Annotated[Threads, "Processes that decode and augment; 0 uses threads of the run's own process only."] = 0
+    num_threads: Annotated[Threads, "Number of threads that decode and augment; 0 takes one per core."] = 0
+    num_workers: Annotated[Threads, "Number of processes that decode and augment; 0 uses threads of the run's own process only."] = 0
     max_bad_fraction: Annotated[Share, "Fraction of images that cannot be decoded above which the run stops."] = 0.01
     max_image_bytes: Annotated[
         Annotated[int, Bounds(1, 2**40)],
@@ -150,7 +157,7 @@ class DataConfig(Group):
     ] = 2**28
     background: Annotated[tuple[Level, Level, Level], "RGB colour under transparent pixels; the default is white."] = (255, 255, 255)
     sampling: Annotated[
-        Literal["uniform", "balanced"], "Frequency of training images: each image alike (uniform), or each class alike (balanced)."
+        Literal["uniform", "balanced"], "Frequency of training images: equal for all images (uniform), or for all classes (balanced)."
     ] = "uniform"
 
     def __post_init__(self) -> None:
@@ -161,7 +168,11 @@ class DataConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Group):
-    """The augmentation of training images: on the host in uint8, erasing on the device. Evaluation resizes and crops the centre."""
+    """The augmentation of training images.
+
+    It runs on the host in uint8, except erasing, which runs on the device. In evaluation images are
+    resized and cropped at the centre.
+    """
 
     path: ClassVar = ("augment",)
 
@@ -173,7 +184,7 @@ class AugmentConfig(Group):
     ] = "random_resized"
     jitter_scale: Annotated[
         tuple[Annotated[float, Bounds(0.01, 100)], Annotated[float, Bounds(0.01, 100)]],
-        "Least and largest side of the image, for crop=scale_jitter; at 1 the whole image just fits.",
+        "Least and largest scale of the image, for crop=scale_jitter; at 1 the whole image just fits.",
     ] = (0.1, 2.0)
     crop_scale: Annotated[
         tuple[Annotated[float, Bounds(0, 1, open_least=True)], Annotated[float, Bounds(0, 1, open_least=True)]],
@@ -200,8 +211,8 @@ class AugmentConfig(Group):
     erase_prob: Annotated[Share, "Probability that a rectangle of the image becomes noise; see `vitlab.device.erase`."] = 0.0
     repeats: Annotated[
         Annotated[int, Bounds(1, 1000)],
-        "Copies of each image that follow each other, each augmented on its own (repeated augmentation); "
-        "an epoch has as many images as without them.",
+        "Number of consecutive copies of each image, each augmented on its own (repeated augmentation); "
+        "the length of an epoch does not change.",
     ] = 1
 
     def __post_init__(self) -> None:
@@ -214,9 +225,10 @@ class AugmentConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Group):
-    """The optimizer, its learning rate, and the parameters that are treated apart.
+    """The optimizer, its learning rate, and parameters with settings of their own.
 
-    Biases, norms, tokens and position embeddings do not decay. See `vitlab.train.optimizer`, `schedule` and `groups`.
+    Biases, norms, tokens and position embeddings do not decay. See `vitlab.train.optimizer`,
+    `vitlab.train.schedule` and `vitlab.train.groups`.
     """
 
     path: ClassVar = ("optimizer",)
@@ -233,18 +245,22 @@ class OptimizerConfig(Group):
     ] = "0 steps"
     decay_every: Annotated[Length, "Duration between two drops of the schedule step; timescale of the schedule rsqrt."] = "30 epochs"
     decay_factor: Annotated[
-        Annotated[float, Bounds(0, 1, open_least=True)], "Factor of the learning rate at each drop of the schedule step."
+        Annotated[float, Bounds(0, 1, open_least=True)], "Factor on the learning rate at each drop of the schedule step."
     ] = 0.1
     weight_decay: Annotated[LearningRate, "Decoupled weight decay: it is multiplied by the learning rate."] = 0.05
     beta1: Annotated[Momentum, "Decay rate of the first moment; the momentum of sgd."] = 0.9
     beta2: Annotated[Momentum, "Decay rate of the second moment."] = 0.999
     momentum: Annotated[Momentum, "Momentum of muon, for matrices."] = 0.95
-    eps: Annotated[Annotated[float, Bounds(0, 1, open_least=True)], "Number that is added to the root of the second moment."] = 1e-8
-    moment_dtype: Annotated[Literal["float32", "bfloat16"], "Type in which the first moment is kept."] = "float32"
-    clip_norm: Annotated[Positive | None, "Global norm to which a longer gradient is shortened; None clips nothing."] = 1.0
+    eps: Annotated[
+        Annotated[float, Bounds(0, 1, open_least=True)], "Number added to the root of the second moment, which divides the update."
+    ] = 1e-8
+    moment_dtype: Annotated[Literal["float32", "bfloat16"], "Type of the stored first moment."] = "float32"
+    clip_norm: Annotated[
+        Positive | None, "Largest global norm of the gradient, to which a larger one is scaled down; None does not clip."
+    ] = 1.0
     layer_decay: Annotated[
         Annotated[float, Bounds(0, 1, open_least=True)],
-        "Factor of the learning rate for each block between a parameter and the head; 1 treats all blocks alike.",
+        "Factor on the learning rate for each block between a parameter and the head; 1 treats all blocks alike.",
     ] = 1.0
     groups: Annotated[
         tuple[str, ...],
@@ -255,26 +271,33 @@ class OptimizerConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixConfig(Group):
-    """Mixing of the images of a batch with each other, on the device (timm's `Mixup`); see `vitlab.device.mix`."""
+    """Mixing of the images of a batch with each other, on the device.
+
+    The rules are those of timm's `Mixup`; see `vitlab.device.mix`.
+    """
 
     path: ClassVar = ("mix",)
 
     mixup_alpha: Annotated[
-        Annotated[float, Bounds(0, 1000)], "Parameter of the Beta distribution that the share of mixup is drawn from; 0 disables mixup."
+        Annotated[float, Bounds(0, 1000)], "Parameter of the Beta distribution of mixup's mixing weight; 0 disables mixup."
     ] = 0.0
     cutmix_alpha: Annotated[
-        Annotated[float, Bounds(0, 1000)], "Parameter of the Beta distribution that the area of cutmix is drawn from; 0 disables cutmix."
+        Annotated[float, Bounds(0, 1000)], "Parameter of the Beta distribution of cutmix's area fraction; 0 disables cutmix."
     ] = 0.0
     prob: Annotated[Share, "Probability that a batch (or pair, or image: see mode) is mixed at all."] = 1.0
     switch_prob: Annotated[Share, "Probability that mixing is cutmix, where both mixup and cutmix are enabled."] = 0.5
     mode: Annotated[
-        Literal["batch", "pair", "elem"], "Unit that draws a share of its own: the whole batch, each pair of images, or each image."
+        Literal["batch", "pair", "elem"],
+        "Unit with a mixing weight of its own: the whole batch, each pair of images, or each image (elem).",
     ] = "batch"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig(Group):
-    """A teacher, which the loss also follows; see `vitlab.losses.distilled_loss` and `vitlab.train.teacher`."""
+    """Distillation from a teacher, whose outputs are a second target of the loss.
+
+    See `vitlab.losses.distilled_loss` and `vitlab.train.teacher`.
+    """
 
     path: ClassVar = ("loss", "distillation")
 
@@ -287,9 +310,9 @@ class DistillationConfig(Group):
     kind: Annotated[
         Literal["soft", "hard"], "Target that the teacher gives: its probabilities (soft), or its likeliest class as a label (hard)."
     ] = "soft"
-    alpha: Annotated[Share, "Weight of the teacher's part of the loss; the part of the labels has 1 - alpha."] = 0.5
+    alpha: Annotated[Share, "Weight of the teacher's term of the loss; the term of the labels has 1 - alpha."] = 0.5
     temperature: Annotated[
-        Annotated[float, Bounds(0, 1000, open_least=True)], "Number that the logits of teacher and student are divided by, for kind=soft."
+        Annotated[float, Bounds(0, 1000, open_least=True)], "Divisor of the logits of teacher and student, for kind=soft."
     ] = 1.0
 
 
@@ -306,7 +329,7 @@ class LossConfig(Group):
         "(logits [b, classes], targets [b, classes]) -> [b].",
     ] = "softmax"
     label_smoothing: Annotated[
-        Annotated[float, Bounds(0, 1, open_most=True)], "Part of a label's weight that is spread evenly over all classes."
+        Annotated[float, Bounds(0, 1, open_most=True)], "Fraction of a label's weight that is spread evenly over all classes."
     ] = 0.0
     class_weights: Annotated[
         Literal["none", "inverse", "inverse_sqrt"],
@@ -318,17 +341,21 @@ class LossConfig(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig(Group):
-    """The layout of the devices; each group of fsdp * tensor devices holds one copy of the model and works on its part of the batch."""
+    """The layout of the devices.
+
+    Each group of fsdp * tensor devices holds one copy of the model and processes its part of the
+    batch.
+    """
 
     path: ClassVar = ("mesh",)
 
     fsdp: Annotated[
         Annotated[int, Bounds(1, 2**20)],
-        "Devices over which large parameters and their optimizer state are split; each works on images of its own.",
+        "Number of devices over which large parameters and their optimizer state are split; each works on images of its own.",
     ] = 1
     tensor: Annotated[
         Annotated[int, Bounds(1, 2**20)],
-        "Devices that work on the same images, each with its heads and hidden units of every block; not every family can be split so.",
+        "Number of devices that share the same images, each with its part of every block's heads and hidden units; not for every family.",
     ] = 1
 
 
@@ -347,11 +374,11 @@ class Experiment(Group):
     batch_size: Annotated[Images, "Images per step, over all devices."] = 1024
     duration: Annotated[Length, 'Duration of the whole run, in "epochs", "steps" or "examples".'] = "90 epochs"
     accumulation: Annotated[
-        Images, "Parts of a batch that go through the model one after the other, to save memory; it must divide batch_size."
+        Images, "Number of parts of a batch that go through the model one after the other, to save memory; it must divide batch_size."
     ] = 1
     ema_decay: Annotated[
         Annotated[float, Bounds(0, 1, open_least=True, open_most=True)] | None,
-        "Decay rate of an average of the weights that is evaluated beside them; None keeps no average.",
+        "Decay rate per step of the weights' moving average (lower in the first steps), evaluated too; None keeps no average.",
     ] = None
     seed: Annotated[
         Annotated[int, Bounds(0, 2**63 - 1)],
@@ -366,26 +393,26 @@ class Experiment(Group):
         "whose mean over all images of an evaluation is recorded under the function's name.",
     ] = ()
     checkpoint_every: Annotated[Length, "Duration between two checkpoints; the last step is always saved."] = "1 epochs"
-    keep_checkpoints: Annotated[Annotated[int, Bounds(1, 10**6)], "Newest checkpoints that are kept."] = 2
+    keep_checkpoints: Annotated[Annotated[int, Bounds(1, 10**6)], "Number of newest checkpoints that are kept."] = 2
     keep_best: Annotated[
         Annotated[int, Bounds(0, 10**6)],
-        "Checkpoints of the best evaluations, by the first metric of the task (in classification top-1), that are kept beside the newest; "
+        "Number of checkpoints of the best evaluations (by the task's first metric; top-1 in classification) kept beside the newest; "
         "an evaluation that is the best so far is always saved.",
     ] = 1
     stop_after: Annotated[
-        Length | None, 'Duration without an evaluation better than all before, after which the run ends, such as "10 epochs"; None: never.'
+        Length | None, 'Duration without a new best evaluation after which the run ends, such as "10 epochs"; None never ends it early.'
     ] = None
     keep_every: Annotated[
-        Length | None, 'Duration of which the first checkpoint is kept for good, such as "10 epochs"; None keeps no more.'
+        Length | None, 'Interval of checkpoints that are never deleted, such as "10 epochs": the first of each; None deletes old ones.'
     ] = None
     nonfinite: Annotated[
-        Literal["stop", "skip"], "Consequence of a loss or gradient that is not finite: the run ends (stop), or drops the update (skip)."
+        Literal["stop", "skip"], "Reaction to a loss or gradient that is not finite: the run ends (stop), or drops the update (skip)."
     ] = "stop"
     spike_factor: Annotated[
         Annotated[float, Bounds(1, 1e6, open_least=True)] | None,
-        'Multiple of the usual norm of the gradient above which an update is dropped, under nonfinite="skip"; None drops none for that.',
+        'Multiple of the usual norm of the gradient above which an update is dropped, under nonfinite="skip"; None has no limit.',
     ] = None
-    max_skips: Annotated[Annotated[int, Bounds(1, 2**31 - 1)], "Updates in a row that may be dropped before the run ends."] = 10
+    max_skips: Annotated[Annotated[int, Bounds(1, 2**31 - 1)], "Consecutive updates that may be dropped before the run ends."] = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,7 @@
-"""Keys of a config: fields whose type also says what is allowed and what the key means, `Annotated[Count, "Images per step."]`.
+"""Groups of config keys: frozen dataclasses whose field types carry bounds and meaning.
 
-The text of the type is the reference: `python -m vitlab.config` prints it, and errors name the bounds in it.
+A field is written `batch_size: Annotated[Count, "Images per step."]`. The text in the type is the
+reference: `python -m vitlab.config` prints it, and errors name the bounds.
 """
 
 import dataclasses
@@ -18,12 +19,12 @@ from vitlab.config.values import shown, type_name, typed
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """Marks a text that is a duration, and is kept in its one way of writing."""
+    """Marks a string as a duration, which the group stores in its canonical text."""
 
     may_be_zero: bool = False
 
     def checked(self, value: str, name: str) -> str:
-        """The duration in its one way of writing; refuses another text, and none where there must be some."""
+        """The canonical text of a duration; refuses malformed text and a forbidden zero."""
         try:
             number, _ = parse_duration(value)
         except ConfigError as error:
@@ -38,12 +39,15 @@ class Duration:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Marks a name out of a table, or of a part of the user's own (see `vitlab.config.references`), which is kept with an absolute path."""
+    """Marks the name of a table's entry, or a reference to a part of the user's own.
 
-    choices: tuple[str, ...] | None = ()  # None: any other name, which is looked up later
+    A reference (see `vitlab.config.references`) is stored with an absolute path.
+    """
+
+    choices: tuple[str, ...] | None = ()  # names of the table; (): references only; None: any name, looked up later
 
     def checked(self, value: str, name: str) -> str:
-        """The name; refuses one that is neither in the table nor a reference."""
+        """The name or absolute reference; refuses a name that is not in the table."""
         if is_reference(value):
             return absolute(value)
         if self.choices is not None and value not in self.choices:
@@ -66,20 +70,20 @@ LengthOrZero = Annotated[str, Duration(may_be_zero=True)]
 class Key:
     """Type, bounds, meaning and default of one key."""
 
-    plain: Any  # type, as `typed` takes it
-    hint: Any  # type with its bounds, without its meaning
+    plain: Any  # type without annotations, as `typed` takes it
+    hint: Any  # type with its bounds, without the text of its meaning
     meaning: str
     default: Any
 
     @functools.cached_property
     def rule(self) -> str:
-        """The values that are allowed, as text: "int in [1, 1024] or None"."""
+        """The allowed values as text: "int in [1, 1024] or None"."""
         return _rule(self.hint)
 
 
 @functools.cache
 def keys_of(cls: type) -> dict[str, Key]:
-    """The keys of a group, by name, in their order."""
+    """The keys of a group by name, in the order of definition."""
     plain, hints = typing.get_type_hints(cls), typing.get_type_hints(cls, include_extras=True)
     out = {}
     for field in dataclasses.fields(cls):
@@ -91,9 +95,9 @@ def keys_of(cls: type) -> dict[str, Key]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """A group of keys; every value has its type and lies in its bounds, however the group is made."""
+    """A group of keys; every value is checked for type and bounds when the group is made."""
 
-    path: ClassVar[tuple[str, ...]] = ()  # keys that lead to the group in the experiment
+    path: ClassVar[tuple[str, ...]] = ()  # names of the keys that lead to this group in the experiment
 
     def __post_init__(self) -> None:
         for name in keys_of(type(self)):
@@ -101,10 +105,10 @@ class Group:
 
     @classmethod
     def checked(cls, name: str, value: Any) -> Any:
-        """The value of a key as the group keeps it.
+        """The value of a key, checked and in canonical form.
 
         Raises:
-          ConfigError: The value is of another type, or out of bounds.
+          ConfigError: The value has another type, or is out of bounds.
         """
         key, dotted = keys_of(cls)[name], ".".join((*cls.path, name))
         value = _marked(typed(value, key.plain, (*cls.path, name), key.rule), key.hint, dotted)
@@ -116,7 +120,7 @@ class Group:
 
 
 def _marked(value: Any, hint: Any, name: str) -> Any:
-    """The value with its durations and references in their one way of writing."""
+    """The value with its durations and references in canonical form."""
     if isinstance(value, tuple) and typing.get_args(hint)[1:] == (...,):
         return tuple(_marked(entry, typing.get_args(hint)[0], name) for entry in value)
     if isinstance(value, str):
@@ -126,14 +130,14 @@ def _marked(value: Any, hint: Any, name: str) -> Any:
 
 
 def _marks(hint: Any) -> list[Any]:
-    """The marks of a type, or of the types that a union allows."""
+    """The marks (`Duration`, `Part`) of a type, or of the members of a union."""
     if typing.get_origin(hint) is Annotated:
         return [mark for mark in hint.__metadata__ if isinstance(mark, (Duration, Part))]
     return [] if typing.get_origin(hint) is tuple else [mark for choice in typing.get_args(hint) for mark in _marks(choice)]
 
 
 def _without_text(hint: Any) -> tuple[Any, str]:
-    """The type without the texts that it is annotated with, and these."""
+    """The type without the texts that annotate it, and these texts joined."""
     if typing.get_origin(hint) is not Annotated:
         return hint, ""
     marks = tuple(mark for mark in hint.__metadata__ if not isinstance(mark, str))

@@ -1,4 +1,4 @@
-"""The keys of an experiment as text: name, value or default, what is allowed, and meaning."""
+"""The keys of an experiment as text: name, value or default, allowed values and meaning."""
 
 import dataclasses
 import textwrap
@@ -13,7 +13,10 @@ _WIDTH = 110  # columns of the text
 
 
 def walk(cls: type[Group], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Group], dict[str, Key]]]:
-    """Each group of keys below a class, outermost first: its path, its class and the keys in it that are no groups."""
+    """Each group of keys below a class, outermost first, as (path, class, keys).
+
+    The keys of nested groups come with those groups.
+    """
     keys = keys_of(cls)
     leaves = {name: key for name, key in keys.items() if not dataclasses.is_dataclass(key.plain) and name != "fields"}
     yield path, cls, leaves
@@ -23,7 +26,7 @@ def walk(cls: type[Group], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 def describe(experiment: Experiment | None = None) -> str:
-    """All keys: with the values of an experiment, or else with their defaults."""
+    """All keys as text, with the values of an experiment, or with their defaults."""
     blocks = []
     for path, cls, keys in walk(Experiment):
         group = _at(experiment, path) if experiment is not None else None
@@ -34,7 +37,7 @@ def describe(experiment: Experiment | None = None) -> str:
 
 
 def markdown() -> str:
-    """All keys as tables, one a group."""
+    """All keys as Markdown, one table for each group."""
     blocks = []
     for path, cls, keys in walk(Experiment):
         rows = [

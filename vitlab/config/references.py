@@ -1,7 +1,7 @@
-"""Parts of the user's own, named in a config: `package.module:name`, or `file.py:name` for a file that is in no package.
+"""References to parts of the user's own: `package.module:name`, or `file.py:name` for a file.
 
-The same text stands in the `config.json` of a run, with the absolute path of a file, so that whatever opens the run, in any folder
-and in any process, imports the part from where it was.
+A run's `config.json` holds the reference with the absolute path of the file, so that evaluation and
+worker processes import the part from the same place, whatever folder they start in.
 """
 
 import os
@@ -20,18 +20,18 @@ _REFERENCE = re.compile(rf"(?P<where>[^:\0]+\.py|{_WORD}(\.{_WORD})*):(?P<name>\
 
 
 def is_reference(text: str) -> bool:
-    """Whether the text names a part of the user's own."""
+    """Whether the text has the form of a reference."""
     return _REFERENCE.fullmatch(text) is not None
 
 
 def short_name(text: str) -> str:
-    """The name of a part without where it is: "Shift" of "./own.py:Shift"; other texts stay as they are."""
+    """The name in a reference: "Shift" for "./own.py:Shift"; other texts are returned unchanged."""
     match = _REFERENCE.fullmatch(text)
     return match["name"] if match else text
 
 
 def absolute(text: str) -> str:
-    """A reference whose file, if it is in one, has its absolute path; other texts stay as they are."""
+    """A reference with the absolute path of its file; other texts are returned unchanged."""
     match = _REFERENCE.fullmatch(text)
     if match is None or not match["where"].endswith(".py"):
         return text
@@ -42,7 +42,8 @@ def load_module(text: str) -> types.ModuleType:
     """Imports the module of a reference, which runs its code.
 
     Raises:
-      ConfigError: The text is no reference, or there is no such file or module. Whatever else the module's own code raises passes.
+      ConfigError: The text is no reference, or there is no such file or module. Other errors of the
+        module's own code pass unchanged.
     """
     match = _REFERENCE.fullmatch(absolute(text))
     if match is None:
@@ -56,7 +57,7 @@ def load_module(text: str) -> types.ModuleType:
         return import_named(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-            raise  # something that the module imports is missing
+            raise  # an import inside the module failed
         raise ConfigError(f'"{text}": there is no module {error.name}; install it, or add its folder to PYTHONPATH') from error
 
 
@@ -64,7 +65,8 @@ def load_reference(text: str) -> Any:
     """The object that a reference names.
 
     Raises:
-      ConfigError: As `load_module`; or the module has no such name, with the near misses.
+      ConfigError: As `load_module`; or the module has no such name, in which case similar names are
+        given.
     """
     module, name = load_module(text), short_name(text)
     if not hasattr(module, name):

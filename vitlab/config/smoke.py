@@ -1,14 +1,17 @@
-"""Any experiment as a smoke test."""
+"""Shrinks an experiment to a smoke test."""
 
 import dataclasses
 
 from vitlab.config.experiment import DistillationConfig, Experiment, MeshConfig
 
-_SIDE = 48  # pixels at most
+_SIDE = 48  # largest side of the images, in pixels
 
 
 def smoke(experiment: Experiment) -> Experiment:
-    """The experiment shrunk to seconds: 2 steps of 4 images of at most 48 pixels, float32, on bundled data, without a teacher."""
+    """The experiment reduced to 2 steps of 4 images of at most 48 pixels a side.
+
+    Computation is in float32, data is bundled or composed from it, and there is no teacher.
+    """
     replace, size = dataclasses.replace, experiment.model.image_size or _SIDE
     size = min(size, _SIDE) if isinstance(size, int) else (min(size[0], _SIDE), min(size[1], _SIDE))
     source = "bundled" if experiment.task.name == "classification" else "scenes"
@@ -18,7 +21,7 @@ def smoke(experiment: Experiment) -> Experiment:
         model=replace(experiment.model, dtype="float32", image_size=size),
         data=replace(data, num_workers=0, num_threads=1),
         optimizer=replace(experiment.optimizer, warmup="1 steps", cooldown="0 steps"),
-        loss=replace(experiment.loss, distillation=DistillationConfig()),  # a teacher knows other classes and sizes
+        loss=replace(experiment.loss, distillation=DistillationConfig()),  # a teacher expects its own classes and image size
         mesh=MeshConfig(),
         batch_size=4,
         accumulation=min(experiment.accumulation, 2),

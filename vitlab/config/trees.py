@@ -1,7 +1,8 @@
-"""The way of an experiment to and from `ml_collections` and JSON.
+"""Conversion of an experiment to and from `ml_collections.ConfigDict` and JSON.
 
-A config file's `get_config(variant)` returns `to_config_dict(Experiment(...))`: every key exists, is typed and can be
-overridden with `--config.a.b=x`. Inside the program only the frozen dataclasses travel.
+A config file's `get_config(variant)` returns `to_config_dict(Experiment(...))`: every key exists,
+is typed and can be overridden with `--config.a.b=x`. The program itself passes only the frozen
+dataclasses.
 """
 
 import dataclasses
@@ -20,7 +21,10 @@ from vitlab.config.values import frozen, is_optional, leaf_types, plain_type, sh
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """Nested plain dict, JSON-serialisable but for tuples; fields of the family and of the task stand beside those of all."""
+    """The experiment as nested dicts, JSON-serialisable except for tuples.
+
+    Fields of the model's family and options of the task are merged into their groups.
+    """
     out = dataclasses.asdict(experiment)
     for group in ("model", "task"):
         out[group] |= out[group].pop("fields")
@@ -28,7 +32,7 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
-    """The `ConfigDict` a config file returns: typed, locked, with a placeholder for each None."""
+    """The `ConfigDict` that a config file returns: typed, locked, None as a placeholder."""
     types_ = leaf_types(Experiment)
 
     def convert(tree: Mapping, path: tuple[str, ...]) -> ml_collections.ConfigDict:
@@ -48,29 +52,29 @@ def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
 
 
 def from_config_dict(config: Any) -> Experiment:
-    """The experiment of a `ConfigDict`, or of what `config.json` holds.
+    """The experiment of a `ConfigDict`, or of the parsed contents of `config.json`.
 
     Raises:
-      ConfigError: It is no group of keys, or has an unknown key (named with its near misses), a value of another type than the key's,
-        or one out of bounds.
+      ConfigError: The argument is no mapping, has an unknown key (the message names similar keys),
+        a value of another type than the key's, or a value out of bounds.
     """
     plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     return _group(Experiment, plain, ())
 
 
 def to_json(experiment: Experiment) -> str:
-    """The text of `config.json`; `from_config_dict(json.loads(text))` gives the experiment back."""
+    """The text of `config.json`; `from_config_dict(json.loads(text))` restores the experiment."""
     return json.dumps(to_dict(experiment), indent=2) + "\n"
 
 
 def difference(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
-    """The leaves that differ: dotted path -> (old value, new value); an absent leaf counts as None."""
+    """The leaves that differ: dotted path -> (old value, new value); None for an absent leaf."""
     a, b = (_flatten(json.loads(to_json(e))) for e in (old, new))
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
 
 
 def _group(cls: Any, tree: Any, path: tuple[str, ...]) -> Any:
-    """The group of keys that a mapping spells."""
+    """Builds the group of keys `cls` from a mapping."""
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{'.'.join(path) or 'the config'}={shown(tree)} must be {type_name(cls)}")
     fields = {field.name for field in dataclasses.fields(cls)}
@@ -85,7 +89,7 @@ def _group(cls: Any, tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _entry(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
-    """The value with the groups in it made of the mappings that spell them; the group it belongs to checks the rest."""
+    """The value with mappings converted to groups; the group that holds the key checks the rest."""
     if dataclasses.is_dataclass(hint):
         return _group(hint, value, path)
     entry = next(iter(typing.get_args(hint)), None)
@@ -95,14 +99,14 @@ def _entry(value: Any, hint: Any, path: tuple[str, ...]) -> Any:
 
 
 def _unknown(key: str, path: tuple[str, ...], fields: set[str]) -> str:
-    """The error about an unknown key; it names the group of a key that another group has."""
+    """The error about an unknown key; it names groups that have such a key, or similar keys."""
     text = f"unknown key {shown('.'.join((*path, key)))[1:-1]}: "
     elsewhere = [".".join(leaf) for leaf in leaf_types(Experiment) if leaf[-1] == key and leaf[-1] != "fields"]
     return text + (f"did you mean {', '.join(elsewhere)}?" if elsewhere else near_misses(key, fields))
 
 
 def _class_of(hint: Any) -> type:
-    """The class whose values a `ConfigDict` takes for a type."""
+    """The class that `ConfigDict` checks the values of a key against."""
     plain = plain_type(hint)
     if typing.get_origin(plain) is typing.Literal:
         return type(typing.get_args(plain)[0])

@@ -1,4 +1,7 @@
-"""Values of the types that fields of a config have: bool, int, float, str, Literal, tuples, unions, and groups of keys."""
+"""Type checks and text of config values.
+
+Types are bool, int, float, str, Literal, tuples, unions and groups of keys.
+"""
 
 import contextlib
 import dataclasses
@@ -10,24 +13,25 @@ from typing import Any, Literal, get_args, get_origin
 
 from vitlab.config.errors import ConfigError
 
-_LONGEST = 4096  # characters of a text; no path may be longer
-_SHOWN = 80  # characters of a value in a message
-_WIDEST = 2**63  # the magnitude of an int stays below it, so that arrays can hold it
+_LONGEST = 4096  # characters of a string; no path may be longer
+_SHOWN = 80  # characters of a value in an error message
+_WIDEST = 2**63  # bound on the magnitude of an int, so that arrays can hold it
 
 
 def typed(value: Any, hint: Any, path: tuple[str, ...], rule: str = "") -> Any:
-    """The value as the type asks for it.
+    """The value, checked against a type and converted to it.
 
-    An int becomes a float and a list a tuple where the type says so; nothing else is converted.
+    Only an int to a float and a list to a tuple are converted.
 
     Args:
       value: Anything.
-      hint: A class, a Literal, a union, or a tuple of such.
-      path: Key of the value, for the message.
-      rule: What the message says the value must be, in place of the type.
+      hint: A class, a Literal, a union, or a tuple of types.
+      path: Path of the key, for the message.
+      rule: Text of the allowed values for the message, in place of the type.
 
     Raises:
-      ConfigError: The value is of another type, or no finite float, or an int or a text is far too long; names the key.
+      ConfigError: The value has another type, is not finite, or is an int or a string beyond the
+        limits; the message names the key.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -48,7 +52,7 @@ def typed(value: Any, hint: Any, path: tuple[str, ...], rule: str = "") -> Any:
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether the value is one of a class; an int is also a float, and a bool nothing else."""
+    """Whether the value is an instance of a class; an int is also a float, a bool only a bool."""
     if hint is Any:
         return True
     if not isinstance(value, (int, float) if hint is float else get_origin(hint) or hint):
@@ -61,18 +65,18 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """The value as a message shows it: cut where it is long."""
+    """The value as error messages print it, shortened."""
     if isinstance(value, int) and abs(value) >= _WIDEST:
         return f"<an integer of {value.bit_length()} bits>"
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a huge integer, or brackets without end, inside
+    except (ValueError, RecursionError):  # a nested huge integer, or endless nesting
         return f"<a {type(value).__name__}>"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def leaf_types(cls: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """The type of every key of a tree of dataclasses, by its path."""
+    """The types of all keys of a tree of dataclasses, by path."""
     out, hints = {}, typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint, here = hints[field.name], (*path, field.name)
@@ -86,13 +90,13 @@ def is_optional(hint: Any) -> bool:
 
 
 def plain_type(hint: Any) -> Any:
-    """The type without None; `object` where it allows several."""
+    """The type without None; `object` for a union of several types."""
     choices = [choice for choice in get_args(hint) if choice is not type(None)] if is_optional(hint) else [hint]
     return choices[0] if len(choices) == 1 else object
 
 
 def type_name(hint: Any) -> str:
-    """The type as a message and the list of keys say it."""
+    """The name of a type for error messages and the list of keys."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     if is_optional(hint):
@@ -103,14 +107,17 @@ def type_name(hint: Any) -> str:
 
 
 def frozen(value: Any) -> Any:
-    """The value with tuples in place of lists, at any depth."""
+    """The value with lists converted to tuples at any depth."""
     if isinstance(value, Mapping):
         return {key: frozen(entry) for key, entry in value.items()}
     return tuple(frozen(entry) for entry in value) if isinstance(value, (list, tuple)) else value
 
 
 def _hints_of_entries(hint: Any, value: Any) -> tuple[Any, ...] | None:
-    """The type of each entry of a tuple, `tuple[X, ...]` or `tuple[X, Y]`; None if it is no sequence or has another length."""
+    """The types of a tuple's entries; None if the value is no sequence or has another length.
+
+    `hint` is `tuple[X, ...]` or `tuple[X, Y]`.
+    """
     hints = get_args(hint)
     if not isinstance(value, (tuple, list)):
         return None

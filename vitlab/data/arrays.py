@@ -9,16 +9,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ArraySource:
-    """Decoded images of one size; the loader takes whole batches from `images` at once."""
+    """Decoded images of one size in memory; the loader indexes `images` with whole batches."""
 
     images: np.ndarray  # uint8 [n, h, w, c]
     labels: np.ndarray  # int32 [n]
     class_names: tuple[str, ...]
-    split: str = "images"  # for `name_of`
+    split: str = "images"  # name of the split, for `name_of`
 
     @property
     def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
+        """Channels of the images: 1 (grey) or 3 (RGB)."""
         return self.images.shape[-1]
 
     @property
@@ -36,5 +36,5 @@ class ArraySource:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
     def name_of(self, index: int) -> str:
-        """Split and position, "train/17"."""
+        """Split and index of an image: "train/17"."""
         return f"{self.split}/{index}"

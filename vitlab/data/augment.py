@@ -1,6 +1,7 @@
-"""What happens to an image between decoding and the batch: pure functions, uint8 in and out.
+"""Steps from a decoded image to the batch, as pure functions of uint8 arrays.
 
-What is done image by image takes (image, numpy Generator); what is done to a batch at once takes its drawn numbers.
+Functions of one image take (image, numpy Generator); functions of a whole batch take numbers drawn
+before.
 """
 
 import functools
@@ -17,23 +18,30 @@ from vitlab.data.image_ops import fill_of
 from vitlab.data.policies import Policy, color_jitter
 from vitlab.data.warp import Box, Move, Size, Warp, box_matrix, flip_matrix, size_of
 
-Pixels = UInt8[np.ndarray, "_h _w c"]  # a function may change the size
+Pixels = UInt8[np.ndarray, "_h _w c"]  # a function may change height and width
 Batch = UInt8[np.ndarray, "b h w c"]
 
 _CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 INTERPOLATIONS = ("bilinear", "bicubic")
-FITS = ("crop", "stretch", "letterbox")  # how evaluation brings an image to its size
-_MOST_SMOOTHED = 2.0  # source pixels per pixel of the result; above, three taps are too few
-_LEAST_TAP = 1 / 512  # less is nothing in the eight bits of OpenCV's kernels
-_ATTEMPTS = 10  # to place a random box, as in torchvision and timm
+FITS = ("crop", "stretch", "letterbox")  # ways in which evaluation brings an image to its size
+_MOST_SMOOTHED = 2.0  # source pixels per pixel of the result; three taps are too few for more
+_LEAST_TAP = 1 / 512  # a smaller tap rounds to zero in OpenCV's 8-bit kernels
+_ATTEMPTS = 10  # attempts to place a random box, as in torchvision and timm
 
 
 def augment(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size: Size, policy: Policy | None) -> tuple[Pixels, Warp]:
-    """What is done to a training image by itself: brings it to `size`, then the policy (that of `config`) and colour jitter.
+    """Augments a training image: crops and resizes it to `size`, then policy and colour jitter.
+
+    Args:
+      image: The decoded image.
+      rng: Generator of this image.
+      config: The augmentation.
+      size: Height and width of the result.
+      policy: The policy that `config` names, or None.
 
     Returns:
-      The image, and the moves of its pixels, for the other fields of the example.
+      The image, and the moves of its pixels, which are applied to the other fields of the example.
     """
     interpolation = INTERPOLATIONS[rng.integers(2)] if config.interpolation == "random" else config.interpolation
     source = size_of(image)
@@ -46,7 +54,7 @@ def augment(image: Pixels, rng: np.random.Generator, config: AugmentConfig, size
 
 
 def fit(source: Size, rng: np.random.Generator, config: AugmentConfig, size: Size, interpolation: str) -> Move:
-    """Draws how a training image of size `source` is brought to `size`."""
+    """Draws the move that brings a training image of size `source` to `size`."""
     if config.crop == "random_resized":
         top, left, height, width = box = random_resized_box(source, rng, config.crop_scale, config.crop_ratio)
         matrix = box_matrix((left, top, left + width, top + height), size)
@@ -59,19 +67,25 @@ def fit(source: Size, rng: np.random.Generator, config: AugmentConfig, size: Siz
         return letterboxed(source, size, interpolation, smooth=False)
     scale = _least_covering(source, size) if config.crop == "random" else _fitting(source, size) * rng.uniform(*config.jitter_scale)
     inner = _scaled(source, scale)
-    spare = [side - own for side, own in zip(size, inner, strict=True)]  # negative where a part of the image is cut off
+    spare = [side - own for side, own in zip(size, inner, strict=True)]  # negative where the image is larger and gets cut
     top, left = (int(rng.integers(min(room, 0), max(room, 0) + 1)) for room in spare)
     return _placed(source, inner, (top, left), size, functools.partial(resize, interpolation=interpolation))
 
 
 def stretched(source: Size, size: Size, interpolation: str, *, smooth: bool) -> Move:
-    """The whole image, whatever its proportions; `smooth` resizes as Pillow does, else as in training."""
+    """Resizes the whole image without keeping its proportions.
+
+    With `smooth` it resizes as Pillow does, else as in training (see `resize`).
+    """
     pixels = functools.partial(_resize_with_pillow if smooth else resize, size=size, interpolation=interpolation)
     return Move(matrix=box_matrix((0, 0, source[1], source[0]), size), size=size, pixels=pixels)
 
 
 def letterboxed(source: Size, size: Size, interpolation: str, *, smooth: bool) -> Move:
-    """The whole image in its proportions, in the middle, between bars of a mean colour; `smooth` as in `stretched`."""
+    """Resizes the whole image in its proportions, centred between bars of a mean colour.
+
+    `smooth` as in `stretched`.
+    """
     inner = _scaled(source, _fitting(source, size))
     corner = ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
     shrink = functools.partial(_resize_with_pillow if smooth else resize, interpolation=interpolation)
@@ -79,10 +93,10 @@ def letterboxed(source: Size, size: Size, interpolation: str, *, smooth: bool) -
 
 
 def centred(source: Size, size: Size, interpolation: str, crop_fraction: float) -> Move:
-    """The evaluation transform: see `resize_and_center_crop`."""
+    """The evaluation transform as a move; see `resize_and_center_crop`."""
     height, width = source
     covered = [math.floor(side / crop_fraction) for side in size]
-    if covered[0] * width >= covered[1] * height:  # the height decides
+    if covered[0] * width >= covered[1] * height:  # the height limits the scale
         resized = (covered[0], max(size[1], int(covered[0] * width / height)))
     else:
         resized = (max(size[0], int(covered[1] * height / width)), covered[1])
@@ -97,7 +111,10 @@ def centred(source: Size, size: Size, interpolation: str, crop_fraction: float) 
 
 
 def evaluation_warp(source: Size, size: Size, interpolation: str, crop_fraction: float, fit: str = "crop") -> Warp:
-    """The move that evaluation makes of an image of size `source`: one of `FITS`."""
+    """The warp of the evaluation transform, for an image of size `source`.
+
+    `fit` is one of `FITS`.
+    """
     if fit == "crop":
         return Warp(source, (centred(source, size, interpolation, crop_fraction),))
     move = stretched if fit == "stretch" else letterboxed
@@ -105,24 +122,24 @@ def evaluation_warp(source: Size, size: Size, interpolation: str, crop_fraction:
 
 
 def padded(size: Size, corner: Sequence[int], pad: int) -> Move:
-    """The window of `pad_crop` at a corner (top, left)."""
+    """The move of `pad_crop` for the window at `corner` (top, left) of the padded image."""
     left, top = int(corner[1]) - pad, int(corner[0]) - pad
     pixels = lambda image: pad_crop(image[None], np.array([corner]), pad)[0]  # noqa: E731
     return Move(matrix=box_matrix((left, top, left + size[1], top + size[0]), size), size=size, pixels=pixels)
 
 
 def flipped_left_to_right(size: Size) -> Move:
-    """Left to right."""
+    """The mirror move: left to right."""
     return Move(matrix=flip_matrix(size[1]), size=size, pixels=flip_rows)
 
 
 def _fitting(source: Size, size: Size) -> float:
-    """Scale at which the whole image just fits into `size`."""
+    """Largest scale at which the whole image fits into `size`."""
     return min(size[0] / source[0], size[1] / source[1])
 
 
 def _least_covering(source: Size, size: Size) -> float:
-    """Least scale of at least 1 at which an image covers `size`."""
+    """Smallest scale, at least 1, at which the image covers `size`."""
     return max(1.0, size[0] / source[0], size[1] / source[1])
 
 
@@ -131,7 +148,15 @@ def _scaled(size: Size, scale: float) -> Size:
 
 
 def _placed(source: Size, inner: Size, corner: tuple[int, int], size: Size, shrink: Callable[..., Pixels]) -> Move:
-    """The image resized to `inner`, with its upper left corner at `corner` (top, left) of the result, and a mean colour around it."""
+    """Resizes an image to `inner` and places it on a canvas of size `size` with a mean colour.
+
+    Args:
+      source: Height and width of the image.
+      inner: Height and width after resizing.
+      corner: Top and left of the resized image on the canvas; negative values cut it.
+      size: Height and width of the canvas.
+      shrink: Resizing function of (image, size=inner).
+    """
     top, left = corner
     y, x = source[0] / inner[0], source[1] / inner[1]  # source pixels per pixel of the result
     matrix = box_matrix((-left * x, -top * y, (size[1] - left) * x, (size[0] - top) * y), size)
@@ -155,15 +180,16 @@ def _crop_and_resize(image: Pixels, *, box: tuple[int, int, int, int], size: Siz
 def random_resized_box(
     size: Size, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Draws the box of RandomResizedCrop (GoogLeNet, arXiv:1409.4842) by the law of torchvision and timm.
+    """Draws the box of RandomResizedCrop (GoogLeNet, arXiv:1409.4842) as torchvision and timm do.
 
-    Area uniform in `scale`, aspect ratio log-uniform in `ratio`, position uniform; ten attempts, then the largest central box
-    whose ratio is in range.
+    The area is uniform in `scale`, the aspect ratio log-uniform in `ratio` and the position
+    uniform. After ten failed attempts the box is the largest central one whose ratio is in range.
 
     Args:
       size: Height and width of the image.
-      scale: Range of the box's share of the area.
-      ratio: Range of its width over its height.
+      rng: Generator of this image.
+      scale: Range of the box's fraction of the area.
+      ratio: Range of the box's width over its height.
 
     Returns:
       Top, left, height, width.
@@ -186,15 +212,17 @@ def random_resized_box(
 
 
 def crop(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
-    """The part of the image at (top, left, height, width), as a view."""
+    """The view of an image at the box (top, left, height, width)."""
     top, left, height, width = box
     return image[top : top + height, left : left + width]
 
 
 def resize(image: Pixels, size: Size, interpolation: str) -> Pixels:
-    """Resizes for training, antialiased: within 1 of 255 on average of what Pillow gives, at a fifth of its time.
+    """Resizes for training, with antialiasing.
 
-    An axis that shrinks is smoothed by three taps first, or, where one shrinks more than twofold, averaged over areas.
+    The result is within 1 of 255 on average of Pillow's, in a fifth of the time. An image that
+    shrinks by more than 2 on an axis is averaged over areas first, otherwise smoothed with three
+    taps.
     """
     channels = image.shape[2]
     scales = [image.shape[axis] / size[axis] for axis in (0, 1)]  # source pixels per pixel of the result
@@ -209,10 +237,11 @@ def resize(image: Pixels, size: Size, interpolation: str) -> Pixels:
 
 
 def _smooth(image: Pixels, scales: Sequence[float]) -> np.ndarray:
-    """Before each axis is shrunk by its scale: a kernel [a, 1 - 2a, a] of variance 2a = (scale**2 - 1) / 6.
+    """Smooths each axis that is about to shrink by its scale.
 
-    This is what the triangle of linear interpolation gains in variance when it is stretched by the scale, as Pillow does.
-    OpenCV has such kernels as Gaussians, fastest with three taps.
+    The kernel [a, 1 - 2a, a] has the variance 2a = (scale**2 - 1) / 6. Pillow stretches the
+    triangle of linear interpolation by the scale, which adds the same variance. OpenCV computes
+    such kernels as Gaussians, fastest with three taps.
     """
     sigmas = []
     for scale in scales:
@@ -225,17 +254,17 @@ def _smooth(image: Pixels, scales: Sequence[float]) -> np.ndarray:
 
 
 def draw_corners(rng: np.random.Generator, count: int, pad: int) -> Integer[np.ndarray, "count 2"]:
-    """Top and left of `count` windows for `pad_crop`, uniform in [0, 2 pad]."""
+    """Draws top and left of `count` windows for `pad_crop`, uniform in [0, 2 pad]."""
     return rng.integers(2 * pad + 1, size=(count, 2))
 
 
 def pad_crop(images: Batch, corners: Integer[np.ndarray, "b 2"], pad: int) -> Batch:
-    """Adds `pad` black pixels on each side and takes windows of the original size (He et al., arXiv:1512.03385, 4.2).
+    """Pads with black and takes windows of the original size (He et al., arXiv:1512.03385, 4.2).
 
     Args:
       images: The batch.
       corners: Top and left of each window in the padded image.
-      pad: Pixels.
+      pad: Pixels added on each side.
     """
     b, h, w, c = images.shape
     padded = np.zeros((b, h + 2 * pad, w + 2 * pad, c), np.uint8)
@@ -245,12 +274,12 @@ def pad_crop(images: Batch, corners: Integer[np.ndarray, "b 2"], pad: int) -> Ba
 
 
 def draw_flips(rng: np.random.Generator, count: int) -> Bool[np.ndarray, " count"]:
-    """Which of `count` images are flipped: each with probability 1/2."""
+    """Draws which of `count` images are flipped, each with probability 1/2."""
     return rng.random(count) < 0.5
 
 
 def flip(images: Batch, flipped: Bool[np.ndarray, " b"]) -> Batch:
-    """Left to right, where `flipped`."""
+    """Mirrors the images where `flipped` is true, left to right."""
     _, h, w, c = images.shape
     out, chosen = images.copy(), images[flipped]
     if len(chosen):
@@ -259,18 +288,19 @@ def flip(images: Batch, flipped: Bool[np.ndarray, " b"]) -> Batch:
 
 
 def flip_rows(image: Pixels) -> Pixels:
-    """Left to right; OpenCV does this at twenty times the speed of a copy of numpy's view."""
+    """Mirrors an image left to right; OpenCV is twenty times as fast as copying numpy's view."""
     return cv2.flip(image, 1).reshape(image.shape)
 
 
 def resize_and_center_crop(image: Pixels, size: Size, interpolation: str, crop_fraction: float) -> Pixels:
-    """The evaluation transform: resizes with Pillow's antialiasing, then takes the centre.
+    """The evaluation transform: resizes with Pillow's antialiasing, then crops the centre.
 
-    The image is scaled until it just covers floor(size / crop_fraction), which for a square is timm's rule; only the part that
-    is kept is computed.
+    The image is scaled until it just covers floor(size / crop_fraction), which for a square is
+    timm's rule; only the cropped part is computed.
 
     Args:
-      size: Of the result.
+      image: The decoded image.
+      size: Height and width of the result.
       interpolation: "bilinear" or "bicubic".
       crop_fraction: Side of the result over side of the resized image, in (0, 1].
     """
@@ -278,6 +308,6 @@ def resize_and_center_crop(image: Pixels, size: Size, interpolation: str, crop_f
 
 
 def _resize_with_pillow(image: Pixels, *, size: Size, interpolation: str, box: Box | None = None) -> Pixels:
-    """Resizes the part (left, top, right, bottom) of an image; None: all of it."""
+    """Resizes the box (left, top, right, bottom) of an image; None is the whole image."""
     source = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     return np.array(source.resize((size[1], size[0]), _PILLOW[interpolation], box=box)).reshape(*size, image.shape[2])

@@ -19,11 +19,11 @@ class BadImagesError(RuntimeError):
 
 
 class BadImages:
-    """Counts and names the images that were left out, each once, and stops the run when they are too many.
+    """Counts and names the images that were left out, and stops the run when there are too many.
 
-    With a file, each becomes a line {"split", "name", "reason"} of it; what an earlier run has written there is not repeated.
-
-    One bad image is always allowed, unless `max_fraction` is 0.
+    Each image counts once. With a file, each image adds a line {"split", "name", "reason"} to it,
+    unless an earlier run has written that line. One bad image is always allowed, unless
+    `max_fraction` is 0.
     """
 
     def __init__(
@@ -35,7 +35,15 @@ class BadImages:
         path: RunPath | None = None,
         fields: Mapping[str, Kind] = CLASSIFICATION,
     ):
-        """`max_fraction` of the source's images may be bad; `path` of the file, JSON lines; `fields` say why an image is bad."""
+        """Allows `max_fraction` of the source's images to be bad.
+
+        Args:
+          source: The images.
+          max_fraction: Allowed fraction of bad images, in [0, 1].
+          split: Name of the split, for messages and the file.
+          path: File of JSON lines that lists the bad images; None writes no file.
+          fields: Fields to decode when the reason is looked for.
+        """
         self.source, self.split, self._fields = source, split, fields
         self._listing = _Listing(path) if path else None
         self.allowed = max(1, int(max_fraction * len(source))) if max_fraction > 0 else 0
@@ -43,17 +51,17 @@ class BadImages:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of bad images met, by the kind of reason: what stands before a colon."""
+        """Number of bad images by kind of reason, the part of the reason before a colon."""
         return dict(Counter(reason.partition(":")[0] for reason in self.reasons.values()))
 
     def __len__(self) -> int:
         return len(self.reasons)
 
     def add(self, index: int) -> None:
-        """Notes one image; only the first time does anything.
+        """Records one bad image; a repetition does nothing.
 
         Raises:
-          BadImagesError: There are now more than allowed.
+          BadImagesError: More images are bad than allowed.
         """
         if index in self.reasons:
             return
@@ -69,7 +77,10 @@ class BadImages:
             )
 
     def summary(self) -> str:
-        """Numbers by reason, the most frequent first: "3 images were left out: 2 truncated, 1 empty"."""
+        """The counts by reason, most frequent first.
+
+        An example: "3 images of train were left out: 2 truncated, 1 empty".
+        """
         kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(self.counts).most_common())
         one = len(self.reasons) == 1
         where = f"; their names are in {self._listing.path.name}" if self._listing else ""
@@ -77,7 +88,7 @@ class BadImages:
 
 
 def reason(source: Source, index: int, fields: Mapping[str, Kind] = CLASSIFICATION) -> str:
-    """Why an image, or something said of it, cannot be read or decoded, in a few words."""
+    """The reason, in a few words, why an image or another field of its example is unreadable."""
     try:
         decode_example(source[index], fields)
     except DecodeError as error:
@@ -88,22 +99,22 @@ def reason(source: Source, index: int, fields: Mapping[str, Kind] = CLASSIFICATI
 
 
 class _Listing:
-    """JSON lines, one for each image; a file that cannot be written never ends a run."""
+    """A file of JSON lines, one for each image; a failed write does not end the run."""
 
     def __init__(self, path: RunPath):
-        """The file is read, and made if need be, when the first line comes."""
+        """Takes the path only; the file is read and created with the first line."""
         self.path = path
         self._known: set[tuple[str, str]] | None = None
         self._waiting: list[dict[str, str]] = []  # lines that could not be written so far
         self._warned = False
 
     def add(self, line: dict[str, str]) -> None:
-        """Adds a line, unless there is one of the same image, and those that could not be written before."""
+        """Adds a line unless the file has it, together with lines whose writing failed before."""
         self._waiting.append(line)
         try:
             self._write()
         except OSError as error:
-            self._known = None  # a line may have been cut off
+            self._known = None  # the failed write may have left half a line
             if not self._warned:
                 logger.warning("%s cannot be written (%s); the run goes on", self.path.name, error.strerror or error)
             self._warned = True

@@ -1,7 +1,7 @@
-"""One batch as a function of its step: what the loader's threads and worker processes compute.
+"""One batch as a function of its step, as threads and worker processes compute it.
 
-A batch is global; each of `process_count` processes makes its own contiguous rows of it. Rows that could not be decoded are
-reported in "bad": the image's index, or -1.
+A batch is global; each of `process_count` processes computes its own contiguous rows. The array
+"bad" has the index of each image that could not be decoded, -1 for the other rows.
 """
 
 import concurrent.futures
@@ -37,16 +37,16 @@ from vitlab.data.source import Source
 from vitlab.data.warp import Size, Warp, size_of
 
 Batch = dict[str, np.ndarray]
-_CHUNKS_PER_THREAD = 4  # so that a slow image does not hold up the batch, at little overhead
+_CHUNKS_PER_THREAD = 4  # enough chunks that a slow image does not delay the batch, at little overhead
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Shape of a batch, and which rows of it are this process's."""
+    """Shape of a batch, and the rows of it that this process computes."""
 
     size: Size
     channels: int
-    batch_size: int  # over all processes
+    batch_size: int  # images of all processes
     process_index: int
     process_count: int
     fields: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: CLASSIFICATION)
@@ -61,31 +61,34 @@ class Layout:
 
     @property
     def rows(self) -> slice:
-        """Rows of the global batch that are this process's."""
+        """Rows of the global batch that this process computes."""
         count = self.batch_size // self.process_count
         return slice(self.process_index * count, (self.process_index + 1) * count)
 
     def positions(self, step: int) -> np.ndarray:
-        """Where in the endless sequence of images the rows of `step` lie, int64 [b]."""
+        """Positions of the rows of `step` in the endless sequence of images, int64 [b]."""
         return step * self.batch_size + np.arange(self.rows.start, self.rows.stop)
 
     def empty(self) -> Batch:
-        """A batch of black images, about which nothing is known."""
+        """A batch of black images whose other fields are empty, see `Kind.empty`."""
         b = self.rows.stop - self.rows.start
         arrays = {name: kind.empty(b, self.size) for name, kind in with_images(self.fields, self.channels, decode).items()}
         return {**arrays, "bad": np.full(b, -1, np.int64)}
 
 
 class Threads:
-    """Calls a function for chunks of the rows of a batch, on `num_threads` threads."""
+    """Applies a function to chunks of the rows of a batch, on `num_threads` threads."""
 
     def __init__(self, num_threads: int):
-        """No thread is started before the first batch of a source that is not in memory."""
+        """Starts no thread; the first call of `for_chunks` does."""
         self.num_threads = num_threads
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
 
     def for_chunks(self, fn: Callable[[range], None], count: int) -> None:
-        """Calls `fn` with ranges that make up `range(count)`, in any order; the first exception is raised."""
+        """Calls `fn` with ranges that together are `range(count)`, in any order.
+
+        The first exception is raised again.
+        """
         if self.num_threads == 1:
             fn(range(count))
             return
@@ -97,7 +100,7 @@ class Threads:
             job.result()
 
     def close(self) -> None:
-        """Ends the threads, without beginning what has not begun."""
+        """Ends the threads; work that has not begun is cancelled."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -107,7 +110,7 @@ class Threads:
 
 
 class TrainBatch:
-    """Step -> augmented batch of the shuffled, endless sequence."""
+    """Maps a step to an augmented batch of the shuffled, endless sequence."""
 
     def __init__(
         self,
@@ -120,9 +123,9 @@ class TrainBatch:
         decode: Decoder = decode,
         balanced: bool = False,
     ):
-        """The batch at a step depends on nothing but these (and not on `threads`).
+        """Takes all that a batch depends on, besides the step; `threads` do not change the result.
 
-        `decode` makes pixels of encoded images; `balanced` draws each class as often as any other.
+        `decode` decodes images; with `balanced` each class is drawn equally often.
         """
         self.source, self.config, self.layout, self.seed, self.threads = source, config, layout, seed, threads
         self.fields = with_images(layout.fields, layout.channels, decode)
@@ -130,12 +133,15 @@ class TrainBatch:
         _refuse_unsupported(self.fields, config)
         self.order = training_order(source, seed, repeats=config.repeats, balanced=balanced)
         self.policy = make_policy(config.policy) if config.policy else None
-        # Whether something is done to each image by itself, even if it has the right size.
+        # Whether each image is augmented by itself, even if it has the right size.
         self.alone = bool(config.crop in ("random_resized", "scale_jitter") or config.policy or config.color_jitter)
         self.vectorised = not self.alone and _fits(source, layout)
 
     def __call__(self, step: int) -> Batch:
-        """{"bad": int64 [b]} and an array [b, ...] for each field: of classification "image", uint8, and "label", int32."""
+        """Computes {"bad": int64 [b]} and an array [b, ...] for each field.
+
+        For classification the fields are "image", uint8, and "label", int32.
+        """
         batch, positions = self.layout.empty(), self.layout.positions(step)
         indices = self.order(positions)
         corners, flipped = self._draw(step)
@@ -152,7 +158,10 @@ class TrainBatch:
         return batch
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Corners and flips of this process's rows, drawn for the whole batch so that the number of processes changes nothing."""
+        """Corners and flips of this process's rows.
+
+        They are drawn for the whole batch, so that they do not depend on the number of processes.
+        """
         rng, rows, count = stream("batch", self.seed, step), self.layout.rows, self.layout.batch_size
         flipped = draw_flips(rng, count) & self.config.flip
         return draw_corners(rng, count, self.config.pad)[rows], flipped[rows]
@@ -174,7 +183,7 @@ class TrainBatch:
             if self.others:
                 if drawn.flipped[row]:
                     warp = warp.then(flipped_left_to_right(self.layout.size))
-                if self.config.crop == "pad":  # the image is flipped later, with the whole batch
+                if self.config.crop == "pad":  # images are padded and cropped later, as a whole batch
                     warp = warp.then(padded(self.layout.size, drawn.corners[row].tolist(), self.config.pad))
                 for name, kind in self.others.items():
                     batch[name][row] = kind.warp(decoded[name], warp)
@@ -191,7 +200,7 @@ class TrainBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """Numbers drawn for the rows of a batch, each [b]."""
+    """Random numbers for the rows of a batch, each [b]."""
 
     positions: np.ndarray
     indices: np.ndarray
@@ -200,7 +209,10 @@ class _Drawn:
 
 
 class EvalBatch:
-    """Step -> batch of the images in their order; "mask" is False where there is none, or it cannot be decoded."""
+    """Maps a step to a batch of the images in their order.
+
+    "mask" is False in rows that are padding or whose image cannot be decoded.
+    """
 
     def __init__(
         self,
@@ -213,9 +225,10 @@ class EvalBatch:
         decode: Decoder = decode,
         fit: str = "crop",
     ):
-        """See `resize_and_center_crop` for interpolation and crop, which only `fit="crop"` makes; `decode` makes pixels of encoded images.
+        """Takes interpolation, crop and fit as `resize_and_center_crop` and `evaluation_warp` do.
 
-        With `fit="stretch"` or "letterbox" the whole image is seen.
+        `crop_fraction` applies to `fit="crop"` only; "stretch" and "letterbox" show the whole
+        image. `decode` decodes images.
         """
         if not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction={crop_fraction} must be in (0, 1]")
@@ -231,9 +244,9 @@ class EvalBatch:
         return -(-len(self.source) // self.layout.batch_size)
 
     def __call__(self, step: int) -> Batch:
-        """{"mask": bool [b], "index": int64 [b], "bad": int64 [b]}, and the fields as in training.
+        """Computes the fields as in training, and "mask" bool, "index" int64, "bad" int64, all [b].
 
-        "index" is the image's in the source, and of rows that are none, where "mask" is False, beyond it.
+        "index" is the image's index in the source; in padding rows it is beyond the last image.
         """
         batch, positions = self.layout.empty(), self.layout.positions(step)
         batch["mask"], batch["index"] = positions < len(self.source), positions
@@ -269,10 +282,10 @@ def _refuse_unsupported(fields: Mapping[str, Kind], config: AugmentConfig) -> No
 
 
 def training_order(source: Source, seed: int, *, repeats: int = 1, balanced: bool = False) -> ShuffledOrder | MixedOrder | BalancedOrder:
-    """Position in the endless sequence of training images -> index in the source.
+    """Maps positions in the endless sequence of training images to indices in the source.
 
     Raises:
-      ConfigError: `balanced` is asked of a source that does not know its labels without reading its images.
+      ConfigError: `balanced` needs a source that knows its labels without reading its images.
     """
     if balanced:
         return BalancedOrder(labels_of(source, 'data.sampling="balanced"'), seed, repeats=repeats)
@@ -282,10 +295,10 @@ def training_order(source: Source, seed: int, *, repeats: int = 1, balanced: boo
 
 
 def _read(source: Source, indices: list[int]) -> Iterable[dict[str, Any] | None]:
-    """The examples, at once if the source can; None for one that cannot be read."""
+    """The examples, read at once if the source can; None for each that cannot be read."""
     read_many = getattr(source, "__getitems__", None)
     if read_many:
-        with contextlib.suppress(OSError):  # one of them; which, is found one by one
+        with contextlib.suppress(OSError):  # one example cannot be read; reading one by one finds which
             return read_many(indices)
     return (_read_one(source, index) for index in indices)
 
@@ -298,7 +311,7 @@ def _read_one(source: Source, index: int) -> dict[str, Any] | None:
 
 
 def _decoded(example: dict[str, Any] | None, fields: Mapping[str, Kind]) -> dict[str, np.ndarray] | None:
-    """The example with its pixels, or None if there are none."""
+    """The decoded example, or None if it cannot be decoded."""
     try:
         return None if example is None else decode_example(example, fields)
     except DecodeError:
@@ -306,7 +319,10 @@ def _decoded(example: dict[str, Any] | None, fields: Mapping[str, Kind]) -> dict
 
 
 def _fits(source: Source, layout: Layout) -> bool:
-    """Whether whole batches can be taken from memory as they are; grey repeats into RGB by broadcasting."""
+    """Whether batches are plain slices of images in memory, of the right size and fields.
+
+    Grey images repeat into RGB by broadcasting.
+    """
     if not isinstance(source, ArraySource) or layout.fields.keys() != CLASSIFICATION.keys():
         return False
     return source.images.shape[1:3] == layout.size and source.channels <= layout.channels

@@ -1,4 +1,4 @@
-"""The command `python -m vitlab.input_benchmark` under its first name."""
+"""Alias of the command `python -m vitlab.input_benchmark`."""
 
 import runpy
 

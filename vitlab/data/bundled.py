@@ -1,4 +1,4 @@
-"""The data set that ships inside the package: 12,000 images of Fashion-MNIST, see bundled/ORIGIN.md."""
+"""The bundled data set: 12,000 images of Fashion-MNIST; see bundled/ORIGIN.md."""
 
 import importlib.resources
 
@@ -13,10 +13,10 @@ SPLITS = ("train", "test")
 
 
 def open_bundled(split: str) -> ArraySource:
-    """Opens "train" (10,000 images) or "test" (2,000), or a slice of them; grey, 28 x 28.
+    """Opens "train" (10,000 images) or "test" (2,000), or a slice of them; grey, 28 x 28 pixels.
 
     Raises:
-      ConfigError: Another split is asked for, or the slice is empty.
+      ConfigError: There is no such split, or the slice is empty.
     """
     name = split_name(split)
     if name not in SPLITS:

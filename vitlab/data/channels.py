@@ -1,4 +1,4 @@
-"""Whether images are grey or in colour, and which of the two a model gets."""
+"""Decides whether images are grey or RGB, and which of the two a model gets."""
 
 import concurrent.futures
 import itertools
@@ -12,19 +12,20 @@ from vitlab.data.decode import header_of
 from vitlab.data.headers import DecodeError
 from vitlab.data.order import stream
 
-_PUBLISHED = re.compile(r"^\w+://|\.(safetensors|npz|pth|pt|bin|ckpt|tar)(#.*)?$", re.IGNORECASE)  # by name: no run folder
-PROBES = 2**16  # images at most whose headers are read
+_PUBLISHED = re.compile(r"^\w+://|\.(safetensors|npz|pth|pt|bin|ckpt|tar)(#.*)?$", re.IGNORECASE)  # published weights
+PROBES = 2**16  # largest number of images whose headers are read
 _AT_ONCE, _THREADS = 64, 8
-_HEADS = (2**12, 2**16, None)  # bytes that are read of a file, one after the other until they hold its header
+_HEADS = (2**12, 2**16, None)  # bytes read of a file, in turn, until they hold its header
 
 
 def model_channels(model: ModelConfig, images: int) -> int:
-    """Channels of the images that a model is given: the only place where they are decided.
+    """Number of channels of the images that a model gets; nothing else decides it.
 
     Args:
-      model: Its `in_channels` decides, if given. Otherwise weights of a file or an address that training begins with are RGB, as
-        published ones are, and grey images are repeated into RGB; those of a run folder are what its images were.
-      images: 1 if all images of the data are grey, else 3; what decides in all other cases.
+      model: The model's config. Its `in_channels` decides if it is set. Otherwise, weights of a
+        file or an address make it 3, because published weights expect RGB (grey images are repeated
+        into RGB); weights of a run folder make it the number of that run.
+      images: Channels of the data, 1 if all images are grey, else 3; decides in all other cases.
     """
     if model.in_channels is not None:
         return model.in_channels
@@ -32,16 +33,16 @@ def model_channels(model: ModelConfig, images: int) -> int:
 
 
 def channels_of(read: Callable[[int, int | None], bytes], labels: Sequence[int] | np.ndarray, *, probes: int = PROBES) -> int:
-    """1 if the headers of all images say grey, else 3: one image in colour decides.
+    """Number of channels by the images' headers: 1 if all are grey, 3 if any has colour.
 
-    The images are probed in a pseudo-random order, of each class one first, until one is in colour; of more than `probes` images so
-    many are. Those that cannot be read, or have no header, say nothing.
+    Images are probed in a pseudo-random order, one of each class first, until one has colour or
+    `probes` have been read. Images that cannot be read or have no header are skipped.
 
     Args:
-      read: Index of an image, and how many bytes of it are enough (None: all are wanted) -> its bytes, or the first of them; may
-        raise OSError. Called on several threads.
-      labels: Of all images.
-      probes: Images at most.
+      read: Function of (index of an image, number of bytes that suffice, or None for all) that
+        returns the file's first bytes or more; it may raise OSError. Called on several threads.
+      labels: Labels of all images.
+      probes: Largest number of images to probe.
     """
     order, found = _probing_order(np.asarray(labels), probes), set()
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

@@ -1,4 +1,4 @@
-"""The classes of images that lie in folders or are listed: their names, and the one order of labels."""
+"""Class names of images in folders or lists, and the order of their labels."""
 
 import collections
 import re
@@ -9,15 +9,15 @@ from etils import epath
 
 from vitlab.config import ConfigError
 
-CLASS_LIST = "classes.txt"  # beside the class folders or the CSV: one name per line, in the order of the labels
+CLASS_LIST = "classes.txt"  # file beside the class folders or the CSV: one name per line, in label order
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Distinct names in the order of their labels, a function of the names alone.
+    """Distinct names in the order of their labels, which depends on the names alone.
 
-    Numbers ("2", "-1", "0.5") are ordered by value if all names are numbers, and those of one value ("1", "01", "1.0") by length and
-    then by text; all other names are ordered by their code points.
+    If all names are numbers ("2", "-1", "0.5"), they are ordered by value, and equal values ("1",
+    "01", "1.0") by length and then by text. Otherwise names are ordered by their code points.
     """
     distinct = set(names)
     if all(map(_NUMBER.fullmatch, distinct)):
@@ -26,10 +26,10 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_class_list(folder: epath.Path) -> tuple[str, ...] | None:
-    """The lines of classes.txt in a folder, without empty ones; None if there is no such file.
+    """The non-empty lines of classes.txt in a folder; None if there is no such file.
 
     Raises:
-      ConfigError: A name comes twice, there are fewer than two, or it is no text in UTF-8.
+      ConfigError: A name occurs twice, there are fewer than two names, or the file is not UTF-8.
     """
     path = folder / CLASS_LIST
     if not path.is_file():
@@ -47,7 +47,10 @@ def read_class_list(folder: epath.Path) -> tuple[str, ...] | None:
 
 
 def different_classes(one: tuple[str, ...], other: tuple[str, ...], name: str, other_name: str) -> str:
-    """In words, how two lists of classes differ, with the remedy where it is only their order; `name` and `other_name` say whose."""
+    """Describes how two lists of classes differ, and the remedy if only their order differs.
+
+    `name` and `other_name` say to what the lists belong.
+    """
     if len(one) != len(other):
         return f"{name} has {len(one)}, {other_name} has {len(other)}"
     label = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)

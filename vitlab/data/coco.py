@@ -1,7 +1,8 @@
-"""Images with objects in a JSON file of COCO's format: boxes, classes, counts and masks; images without objects are kept.
+"""Images with objects in a JSON file of COCO's format: boxes, classes, counts and masks.
 
-`data.files` has "image=FOLDER" and "annotations=FILE.json", below `data.data_dir`, in which {split} stands for the split; and may have
-"boxes=all most=N", the most boxes of an image. Classes are the categories in the order of their numbers.
+`data.files` has "image=FOLDER" and "annotations=FILE.json", below `data.data_dir`; {split} in them
+stands for the split. An entry "boxes=all most=N" sets the largest number of boxes of an image.
+Classes are the categories in the order of their ids. Images without objects are kept.
 """
 
 import contextlib
@@ -32,15 +33,15 @@ FIELDS = ("image", "boxes", "labels", "count", "segmentation")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Object:
-    """One annotation."""
+    """One annotation of an image."""
 
-    row: tuple[float, ...]  # as `BOX_COLUMNS`
-    mask: Any  # polygons, each x, y, x, y, ..., or {"size", "counts"}; None where masks are not wanted
-    problem: str  # what is wrong with it; "": nothing
+    row: tuple[float, ...]  # numbers in the order of `BOX_COLUMNS`
+    mask: Any  # polygons (x, y, x, y, ...) or run lengths {"size", "counts"}; None if masks are not read
+    problem: str  # reason why the annotation is invalid; "" if it is valid
 
 
 class CocoSource:
-    """The images of one split, whose annotations are in memory."""
+    """The images of one split; their annotations are held in memory."""
 
     def __init__(
         self,
@@ -50,7 +51,15 @@ class CocoSource:
         fields: Mapping[str, Kind],
         classes: tuple[str, ...],
     ):
-        """`images` as the JSON has them, with "file_name" relative to `root`; the `objects` of each; `classes` of the objects."""
+        """Takes `images` as in the JSON, with "file_name" relative to `root`.
+
+        Args:
+          root: Folder of the images.
+          images: Entries of the images in the JSON.
+          objects: Objects of each image.
+          fields: Kinds of the fields of each example.
+          classes: Class names of the objects.
+        """
         self.root, self.images, self.objects, self.fields, self.class_names = root, tuple(images), tuple(objects), dict(fields), classes
         self._folder = os.fspath(root)
         what = (self.files, fields, classes, [[(one.row, one.problem) for one in own] for own in objects])
@@ -63,14 +72,14 @@ class CocoSource:
 
     @functools.cached_property
     def channels(self) -> int:
-        """1 if all images are grey by their headers, else 3."""
+        """Channels by the images' headers: 1 if all are grey, else 3."""
         return channels_of(lambda index, size: read_bytes(self.name_of(index), size), np.zeros(len(self), np.int64))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The fields that are wanted; raises OSError if the image cannot be read, or something is wrong with one of its objects."""
+        """The requested fields; raises OSError if the image or one of its objects is invalid."""
         objects = self.objects[index]
         if problem := next((one.problem for one in objects if one.problem), None):
             raise OSError(problem)
@@ -85,7 +94,7 @@ class CocoSource:
         return {name: make[name]() for name in self.fields}
 
     def name_of(self, index: int) -> str:
-        """The file's path."""
+        """Path of the image's file."""
         return join(self._folder, self.images[index]["file_name"])
 
 
@@ -95,14 +104,16 @@ def open_coco(
     """Opens one split.
 
     Args:
-      data_dir: The root.
-      split: What {split} stands for, with an optional slice, which takes a fixed pseudo-random share.
-      files: As `data.files`.
-      names: Fields to make, of `FIELDS`; None: all but the map of classes.
-      follow_outside: Whether images may lie outside of the root.
+      data_dir: The root folder.
+      split: Name that {split} stands for, with an optional slice, which takes a fixed pseudo-random
+        part.
+      files: Entries as in `data.files`.
+      names: Fields of each example, out of `FIELDS`; None for all but the map of classes.
+      follow_outside: Whether images may lie outside the root.
 
     Raises:
-      ConfigError: There is no root or file, the JSON is no such file, or an image lies outside of the root.
+      ConfigError: The root or a file is missing, the JSON is not in COCO's format, or an image lies
+        outside the root.
     """
     if data_dir is None:
         raise ConfigError('data.source="coco" needs data.data_dir, the folder below which the names of data.files begin')
@@ -187,7 +198,7 @@ def _object(annotation: Mapping[str, Any], labels_of: Mapping[Any, int], size: S
 
 
 def _compact(mask: Any) -> Any:
-    """Polygons as arrays, which take a tenth of the memory."""
+    """Converts polygons to arrays, which take a tenth of the memory."""
     return [np.array(polygon, np.float32) for polygon in mask] if isinstance(mask, list) else mask
 
 
@@ -198,7 +209,10 @@ def _presence(rows: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def _painted(objects: Sequence[Object], size: Size) -> np.ndarray:
-    """The class of each pixel plus one, 0 where no object is, 255 in crowds; small objects lie over large ones."""
+    """A map of class + 1 at each pixel, 0 without an object, 255 in crowds.
+
+    Small objects are painted over large ones.
+    """
     out = np.zeros(size, np.uint8)
     for one in sorted(objects, key=lambda one: -one.row[6]):
         out[_mask(one.mask, size)] = VOID_INDEX if one.row[5] else int(one.row[4]) + 1
@@ -220,11 +234,11 @@ def _mask(mask: Any, size: Size) -> np.ndarray:
 
 
 def _filled(points: np.ndarray, size: Size) -> np.ndarray:
-    """The pixels whose centres lie inside of a polygon [n, 2] of x, y, by the even-odd rule."""
+    """The pixels whose centres lie in a polygon [n, 2] of (x, y), by the even-odd rule."""
     x, y = points.T
     next_x, next_y = np.roll(x, -1), np.roll(y, -1)
     centres = np.arange(size[0])[:, None] + 0.5
-    rows, edges = np.nonzero((y <= centres) != (next_y <= centres))  # edges that cross the line of the centres
+    rows, edges = np.nonzero((y <= centres) != (next_y <= centres))  # edges that cross the row of pixel centres
     share = (rows + 0.5 - y[edges]) / (next_y[edges] - y[edges])
     crossings = x[edges] + share * (next_x[edges] - x[edges])
     changes = np.zeros((size[0], size[1] + 1), np.int32)

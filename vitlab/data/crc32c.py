@@ -1,9 +1,9 @@
-"""CRC-32C (Castagnoli; RFC 3720, B.4), the checksum of TFRecord files, of whole blocks at once.
+"""CRC-32C (Castagnoli; RFC 3720, B.4), the checksum of TFRecord files, block by block.
 
-A CRC without its initial and final inversion is linear over GF(2): that of a message is the exclusive or of its bytes'
-contributions, each a function of the byte and of how many bytes follow. So the bytes of a block are looked up all together, and the
-CRCs of blocks are joined in pairs: 200 to 300 MB/s on one core, 40 times as fast
-as byte by byte in Python.
+Without its initial and final inversion a CRC is linear over GF(2): the CRC of a message is the
+exclusive or of contributions of its bytes, each a function of the byte and the number of bytes
+after it. All bytes of a block are looked up at once, and CRCs of blocks are joined in pairs. One
+core does 200 to 300 MB/s, 40 times as much as byte by byte in Python.
 """
 
 import functools
@@ -11,19 +11,19 @@ import functools
 import numpy as np
 from jaxtyping import Integer, UInt32
 
-_POLYNOMIAL = 0x82F63B78  # bits reversed
-_BLOCK = 256  # bytes; a table of a block's contributions is 256 KiB
-_AT_ONCE = 2**10  # blocks
+_POLYNOMIAL = 0x82F63B78  # generator polynomial with reversed bits
+_BLOCK = 256  # bytes; the table of a block's contributions takes 256 KiB
+_AT_ONCE = 2**10  # blocks that are processed at once
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """The checksum of the bytes, of any number."""
+    """The checksum of any number of bytes."""
     if len(data) < _BLOCK:
         return _bytewise(data)
     count = -(-len(data) // _BLOCK)
-    padded = np.zeros(count * _BLOCK, np.uint8)  # zeros in front count for nothing
+    padded = np.zeros(count * _BLOCK, np.uint8)  # leading zeros contribute nothing
     padded[len(padded) - len(data) :] = np.frombuffer(data, np.uint8)
-    padded[len(padded) - len(data) :][:4] ^= 255  # the initial inversion
+    padded[len(padded) - len(data) :][:4] ^= 255  # initial inversion
     blocks, table = padded.reshape(count, _BLOCK), _contributions()
     at = np.arange(_BLOCK) * 256
     parts = [np.bitwise_xor.reduce(table[blocks[i : i + _AT_ONCE] + at], axis=1) for i in range(0, count, _AT_ONCE)]
@@ -37,7 +37,10 @@ def crc32c(data: bytes | memoryview) -> int:
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
-    """The checksum as a TFRecord file has it: rotated, and a constant added, since CRCs of data that hold CRCs are poor."""
+    """The masked checksum that TFRecord files store.
+
+    It is rotated and a constant is added, because the CRC of data that contain CRCs is weak.
+    """
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -51,7 +54,7 @@ def _bytewise(data: bytes | memoryview) -> int:
 
 @functools.cache
 def _table() -> UInt32[np.ndarray, "256"]:
-    """CRC of each byte alone."""
+    """CRC of each single byte."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, table >> 1 ^ _POLYNOMIAL, table >> 1).astype(np.uint32)
@@ -69,7 +72,7 @@ def _followed_by_zero(crcs: UInt32[np.ndarray, "..."]) -> UInt32[np.ndarray, "..
 
 @functools.cache
 def _contributions() -> UInt32[np.ndarray, " block_times_256"]:
-    """That of byte b at place p of a block, at 256 p + b."""
+    """Contribution of byte b at place p of a block, at index 256 p + b."""
     rows = [_table()]
     for _ in range(_BLOCK - 1):
         rows.append(_followed_by_zero(rows[-1]))
@@ -78,7 +81,7 @@ def _contributions() -> UInt32[np.ndarray, " block_times_256"]:
 
 @functools.cache
 def _shifts(level: int) -> UInt32[np.ndarray, "4 256"]:
-    """What each value of each byte of a CRC becomes when 2**level blocks of zeros follow."""
+    """Table of CRCs after 2**level blocks of zeros, for each value of each byte of a CRC."""
     if level:
         half = _shifts(level - 1)
         return _followed_by_zeros(half, half)

@@ -1,8 +1,9 @@
-"""Encoded images to uint8 arrays: OpenCV for plain JPEG, PNG and WebP, Pillow for everything else.
+"""Decodes images to uint8 arrays: OpenCV for plain JPEG, PNG and WebP, Pillow for the rest.
 
-Both give RGB or grey, apply the EXIF rotation, take the first frame of an animation, and keep the high byte of 16 bits.
-Transparent pixels lie on a background. Whatever opens an image in this project opens it here, so that no other format, and no
-other program, is ever started by the contents of a file.
+Both return RGB or grey, apply the EXIF rotation, take the first frame of an animation, keep the
+high byte of 16-bit samples, and put transparent pixels on a background. All images of this project
+are decoded here, so that the contents of a file can never select another format or start another
+program.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))  # read once, when cv2 is imported; its own limit is 2**30
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))  # cv2 reads it once, at import; OpenCV's own limit is 2**30
 
 import cv2
 import numpy as np
@@ -23,35 +24,35 @@ from vitlab.data.formats import FORMATS
 from vitlab.data.headers import DecodeError, Header, check_scans, jpeg2000_size, read_header, without_metadata
 from vitlab.data.netpbm import is_netpbm, netpbm_header, read_netpbm
 
-cv2.setNumThreads(1)  # the loader's threads work on different images; more inside each would only contend
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be decoded is reported by the loader, with its name
+cv2.setNumThreads(1)  # the loader's threads already use all cores, an image each
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the loader reports images that cannot be decoded, by name
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
-Decoder = Callable[[bytes | UInt8[np.ndarray, "h w c"], int], UInt8[np.ndarray, "h w c"]]  # `decode` with its options
+Decoder = Callable[[bytes | UInt8[np.ndarray, "h w c"], int], UInt8[np.ndarray, "h w c"]]  # `decode` with its options bound
 Colour = tuple[int, int, int]  # RGB, each in [0, 255]
 WHITE = (255, 255, 255)
 MAX_BYTES = DataConfig.max_image_bytes
-_BYTES = {"1": 1, "L": 1, "La": 4, "LA": 4, "P": 3, "I;16": 2, "I;16B": 2, "I;16L": 2}  # by Pillow's mode: a pixel in memory; others 4
+_BYTES = {"1": 1, "L": 1, "La": 4, "LA": 4, "P": 3, "I;16": 2, "I;16B": 2, "I;16L": 2}  # bytes of a pixel, by Pillow's mode; others have 4
 _TILE_SIZE, _SAMPLE_FORMAT, _SAMPLES, _BITS, _PHOTOMETRIC = (322, 323), 339, 277, 258, 262  # tags of TIFF 6.0
-_UNSIGNED = frozenset((1, 4))  # sample formats of TIFF: unsigned, and undefined
+_UNSIGNED = frozenset((1, 4))  # sample formats of TIFF: unsigned and undefined
 _WHITE_IS_ZERO = 0
 
 
 def decode(
     image: bytes | UInt8[np.ndarray, "h w c"], channels: int, *, background: Colour = WHITE, max_bytes: int = MAX_BYTES
 ) -> UInt8[np.ndarray, "h w {channels}"]:
-    """Decodes, or passes on what is decoded already, with the wanted number of channels.
+    """Decodes an image, or takes decoded pixels, and converts it to the requested channels.
 
     Args:
       image: An image in one of `FORMATS`, or its pixels.
       channels: 3 (RGB; grey is repeated) or 1 (grey, by the ITU-R 601 luma).
-      background: The colour under transparent and half-transparent pixels.
-      max_bytes: Largest size of the decoded pixels, which is known before anything is decoded; decoding takes at most about four
-        times as much memory.
+      background: RGB colour under transparent and half-transparent pixels.
+      max_bytes: Largest size of the decoded pixels in bytes, checked before decoding; decoding
+        takes at most about four times as much memory.
 
     Raises:
-      DecodeError: The bytes are empty, damaged, no image, too large, or have no agreed meaning as brightness (signed integers,
-        floating point, integers of 32 bits).
+      DecodeError: The bytes are empty, damaged, no image or too large, or their samples have no
+        agreed meaning as brightness (signed or 32-bit integers, floating point).
     """
     if isinstance(image, np.ndarray):
         return to_channels(image, channels)
@@ -72,15 +73,15 @@ def decode(
 
 
 def decoder(data: DataConfig) -> Decoder:
-    """`decode` with the background and the limit of a config; it pickles."""
+    """`decode` with the background and the size limit of a config; it can be pickled."""
     return functools.partial(decode, background=data.background, max_bytes=data.max_image_bytes)
 
 
 def header_of(image: bytes) -> Header:
-    """The header of an image in any of `FORMATS`, of which nothing is decoded.
+    """The header of an image in any of `FORMATS`, read without decoding.
 
     Raises:
-      DecodeError: There is none.
+      DecodeError: The bytes have no such header.
     """
     header = read_header(image)
     if header is not None:
@@ -92,7 +93,7 @@ def header_of(image: bytes) -> Header:
 
 
 def to_channels(image: UInt8[np.ndarray, "h w c"], channels: int) -> UInt8[np.ndarray, "h w {channels}"]:
-    """Repeats grey into RGB, or takes the luma of RGB."""
+    """Converts the number of channels: repeats grey into RGB, or takes the luma of RGB."""
     if image.shape[-1] == channels:
         return image
     if channels == 3:
@@ -141,7 +142,7 @@ def _open(data: bytes) -> Image.Image:
 
 @contextlib.contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Turns what Pillow raises into DecodeError; its plug-ins raise whatever they meet in damaged data."""
+    """Turns Pillow's errors into DecodeError; its plug-ins raise any type on damaged data."""
     try:
         yield
     except DecodeError:
@@ -155,14 +156,17 @@ def _pillow_errors() -> Iterator[None]:
 
 
 def _header(file: Image.Image, data: bytes) -> Header:
-    """Header of an image that Pillow has opened and not loaded; the larger, where a format states its size twice."""
+    """The header of an image that Pillow has opened and not decoded.
+
+    If a format states its size twice, the larger size counts.
+    """
     (width, height), size = file.size, _BYTES.get(file.mode, 4)
-    if file.format == "JPEG2000":  # its decoder holds an integer of 32 bits for each component
+    if file.format == "JPEG2000":  # Pillow's decoder holds a 32-bit integer for each sample
         *own, components = jpeg2000_size(data)
         width, height, size = max(width, own[0]), max(height, own[1]), 2 * components
     if isinstance(file, TiffImagePlugin.TiffImageFile):
         tile = [file.tag_v2.get(tag, 0) for tag in _TILE_SIZE]
-        size *= max(1, -(-tile[0] * tile[1] // (width * height)))  # a tile is decoded as a whole, however small the image
+        size *= max(1, -(-tile[0] * tile[1] // (width * height)))  # a tile is decoded whole, even if the image is smaller
     return Header(width, height, size, file.mode[0] not in "1LIF" or file.mode == "LAB", False)
 
 
@@ -170,7 +174,7 @@ def _loaded(file: Image.Image, data: bytes, background: Colour) -> Image.Image:
     if isinstance(file, TiffImagePlugin.TiffImageFile):
         _check_samples(file)
     transparent = file.info.get("transparency")
-    if _is_png(data) and data[24] == 16 and isinstance(transparent, tuple):  # 16 bits of RGB, of which Pillow keeps 8
+    if _is_png(data) and data[24] == 16 and isinstance(transparent, tuple):  # 16-bit RGB, of which Pillow keeps 8 bits
         wide = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if wide is None:
             raise DecodeError("truncated or damaged")
@@ -188,7 +192,7 @@ def _check_samples(file: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _eight_bits(file: Image.Image) -> Image.Image:
-    """One sample of up to 16 bits as L, or as LA where one value is transparent."""
+    """Converts one sample of up to 16 bits to mode L, or to LA if one value is transparent."""
     if file.mode == "F" or (file.mode == "I" and file.format != "PPM"):
         raise DecodeError(f"a {file.format} of 32-bit samples, whose black and white are not agreed; save 8 or 16 bits")
     values = np.asarray(file)
@@ -205,10 +209,10 @@ def _eight_bits(file: Image.Image) -> Image.Image:
 
 
 def _flattened(image: Image.Image, background: Colour) -> Image.Image:
-    """The image without transparency, over the background."""
+    """The image on the background, without transparency."""
     if not image.has_transparency_data:
         return image if image.mode in ("1", "L") else image.convert("RGB")
-    if image.mode == "La":  # Pillow has no direct way
+    if image.mode == "La":  # Pillow has no direct conversion
         image = image.convert("LA")
     rgba = image.convert("RGBA")
     flat = Image.new("RGB", image.size, background)

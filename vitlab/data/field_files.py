@@ -1,9 +1,15 @@
-"""The keys of `data.files`: which file, column or folder each field comes from, and what its values mean.
+"""Entries of `data.files`: the file, column or folder of each field, and the meaning of values.
 
-An entry is "FIELD=PLACE option=value ...". The name of a field says its kind, see `FIELD_KINDS`. Options of an index map: classes=a,b,c
-(names in the order of the indices; without it classes.txt beside the data), void=N (an index that is void beside 255), first=N (the index
-of the first class, below which is void), map=A,B,C (the class of each index, from 0 on). Of a value map: unit=N (counts of a 16-bit PNG
-per unit). Of boxes: most=N (boxes in an image).
+An entry is "FIELD=PLACE option=value ...". The name of a field determines its kind, see
+`FIELD_KINDS`. "Void" means unknown, see `vitlab.data.fields`. Options of an index map:
+
+- classes=a,b,c: class names in the order of the indices (default: classes.txt beside the data)
+- void=N: an index that is void, besides 255
+- first=N: the index of the first class; lower ones are void
+- map=A,B,C: the class of each index, from 0 on
+
+Option of a value map: unit=N, counts of a 16-bit PNG per unit. Option of boxes: most=N, the largest
+number of boxes in an image.
 """
 
 import dataclasses
@@ -36,15 +42,15 @@ class Entry:
 
     @property
     def text(self) -> str:
-        """The entry as an error names it."""
+        """The entry as text, for errors."""
         return f'data.files="{self.field}={self.place}"'
 
 
 def parse_files(files: Sequence[str]) -> dict[str, Entry]:
-    """The entries by their fields.
+    """Parses the entries, by field.
 
     Raises:
-      ConfigError: One is malformed, or a field comes twice.
+      ConfigError: An entry is malformed, or a field occurs twice.
     """
     entries: dict[str, Entry] = {}
     for text in files:
@@ -59,10 +65,12 @@ def parse_files(files: Sequence[str]) -> dict[str, Entry]:
 
 
 def kind_of(entry: Entry, class_names: tuple[str, ...] = ()) -> Kind:
-    """The kind of a field whose values lie in files; `class_names` are those of classes.txt.
+    """The kind of a field whose values are stored in files.
+
+    `class_names` are the names in classes.txt.
 
     Raises:
-      ConfigError: No field has this name, or an option does not fit the kind or is malformed.
+      ConfigError: No field has this name, or an option is malformed or does not fit the kind.
     """
     if entry.field not in FIELD_KINDS:
         raise ConfigError(f"{entry.text}: no field of files is called so; {near_misses(entry.field, FIELD_KINDS)}")
@@ -74,7 +82,7 @@ def kind_of(entry: Entry, class_names: tuple[str, ...] = ()) -> Kind:
 
 
 def boxes_of(entry: Entry, class_names: tuple[str, ...]) -> Boxes:
-    """Boxes with the options of an entry."""
+    """The kind of boxes, with the options of an entry."""
     _refuse_others(entry, ("most",))
     try:
         return Boxes(count=_number(entry, "most", 1, 100_000), class_names=class_names) if entry.options else Boxes(class_names=class_names)
@@ -97,7 +105,7 @@ def _with_options(kind: Kind, entry: Entry, class_names: tuple[str, ...]) -> Kin
 
 
 def _label_map(entry: Entry) -> tuple[int, ...]:
-    """Class of each index, from 0 on; (): as they are."""
+    """Class of each index, from 0 on; () leaves the indices unchanged."""
     if "map" in entry.options:
         _refuse_others(entry, ("classes", "map"))
         numbers = tuple(map(int, entry.options["map"].split(",")))

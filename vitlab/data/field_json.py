@@ -1,4 +1,4 @@
-"""Fields of shards: their kinds as JSON in the index, and their values as bytes in the records."""
+"""Fields in shards: kinds as JSON in the index, values as bytes in the records."""
 
 import dataclasses
 import io
@@ -14,11 +14,11 @@ from vitlab.data.map_files import read_npy
 
 _KINDS = {kind.__name__: kind for kind in (Boxes, Image, IndexMap, Label, Labels, Value, ValueMap)}
 _MAPS = (Image, IndexMap, ValueMap)  # kinds that decode bytes themselves
-_RUNTIME = ("decoder", "suffix")  # what a loader sets, and what follows from the kind
+_RUNTIME = ("decoder", "suffix")  # attributes set by the loader, or derived from the kind
 
 
 def fields_to_json(fields: Mapping[str, Kind]) -> dict[str, dict[str, Any]]:
-    """Name of the kind, and its options, for each field.
+    """Class name and options of the kind of each field.
 
     Raises:
       ConfigError: A kind is the user's own.
@@ -33,7 +33,7 @@ def fields_to_json(fields: Mapping[str, Kind]) -> dict[str, dict[str, Any]]:
 
 
 def fields_from_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Kind]:
-    """The kinds; raises ValueError, TypeError or KeyError if there are no such."""
+    """The kinds in the JSON; raises ValueError, TypeError or KeyError if it is invalid."""
     out = {}
     for name, values in content.items():
         cls = _KINDS[values["kind"]]
@@ -46,7 +46,7 @@ def fields_from_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Kind
 
 
 def to_bytes(kind: Kind, value: Any) -> bytes:
-    """A value as its source gives it: encoded as it is, pixels and indices as PNG, everything else as .npy."""
+    """Bytes of a value: encoded images unchanged, pixels and indices as PNG, the rest as .npy."""
     if isinstance(value, bytes):
         return value
     buffer = io.BytesIO()
@@ -59,5 +59,5 @@ def to_bytes(kind: Kind, value: Any) -> bytes:
 
 
 def from_bytes(kind: Kind, data: bytes) -> Any:
-    """The value that `kind.decode` takes; raises DecodeError if there is none."""
+    """The value that `kind.decode` takes; raises DecodeError if the bytes are damaged."""
     return data if isinstance(kind, _MAPS) else read_npy(data)

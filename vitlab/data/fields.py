@@ -1,8 +1,10 @@
-"""Fields of an example, by kind: the image, maps of indices or values, boxes, labels and numbers.
+"""Kinds of the fields of an example: the image, maps of indices or values, boxes, labels, numbers.
 
-An example is a mapping from names to values, a batch one from names to arrays; the kind of a field says how its values lie in a batch,
-are decoded, moved with the image, drawn and written. "Void" is what a field holds where nothing is known, and the one rule for losses,
-metrics, borders and padding: 255 in index maps, NaN among values, -1 in boxes and labels. A kind of your own has the methods of `Kind`.
+An example maps names to values, a batch maps names to arrays. The kind of a field defines how its
+values lie in a batch, and how they are decoded, moved with the image, drawn and written. "Void" is
+the value for unknown, which losses and metrics leave out and borders and padding are filled with:
+255 in index maps, NaN among values, -1 in boxes and labels. A user's own kind implements the
+methods of `Kind`.
 """
 
 import dataclasses
@@ -19,16 +21,16 @@ from vitlab.data.map_files import index_map_of, value_map_of, write_index_map, w
 from vitlab.data.warp import Size, Warp, resample, size_of
 from vitlab.drawing.overlay import colour_map, draw_boxes, overlay
 
-Row = Any  # one row of a field's array: an array, or a number where the field has one per image
+Row = Any  # one row of a field's array, or a number if the field has one number per image
 VOID_INDEX = 255
-BOX_COLUMNS = ("left", "top", "right", "bottom", "label", "crowd", "area")  # pixels from the corner; class; 0 or 1; pixels
-_VISIBLE = 0.1  # least share of a box that a crop must leave, or the box is dropped
-_LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
+BOX_COLUMNS = ("left", "top", "right", "bottom", "label", "crowd", "area")  # edges in pixels from the corner; class; 0 or 1; square pixels
+_VISIBLE = 0.1  # smallest fraction of a box that a crop must leave; other boxes are dropped
+_LEAST_SIDE = 1.0  # pixels; boxes with a shorter side are dropped
 
 
 @runtime_checkable
 class Kind(Protocol):
-    """The kind of a field. A kind is frozen and pickles, so that worker processes know it."""
+    """The kind of a field; frozen and picklable, so that it reaches worker processes."""
 
     @property
     def suffix(self) -> str:
@@ -36,41 +38,43 @@ class Kind(Protocol):
         ...
 
     def empty(self, count: int, size: Size) -> np.ndarray:
-        """The field of `count` images of (height, width), with nothing in it."""
+        """The field's array for `count` images of (height, width), without contents."""
         ...
 
     def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
-        """A value as its source gives it (encoded, a list, an array) -> one row of the field, at the size of the picture.
+        """Decodes a value of a source (encoded, a list or an array) to one row of the field.
+
+        `size` is the height and width of the image, which the value must fit.
 
         Raises:
-          DecodeError: It is damaged, out of range, or does not belong to a picture of `size`.
+          DecodeError: The value is damaged, out of range, or does not fit `size`.
         """
         ...
 
     def warp(self, value: Row, warp: Warp) -> Row:
-        """The value after the picture has moved."""
+        """The value after the image's geometry was changed by `warp`."""
         ...
 
     def unsupported_reason(self, augment: AugmentConfig) -> str | None:
-        """Why images with this field cannot be augmented so; None: they can."""
+        """The reason why images with this field cannot be augmented so, or None."""
         ...
 
     def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
-        """The picture uint8 [h, w, 3] with the value drawn over it, and a caption, which may be empty."""
+        """Draws the value over an image uint8 [h, w, 3]; returns it with a caption or ""."""
         ...
 
     def write(self, path: str | os.PathLike[str], value: Row) -> None:
-        """Writes one value to a file whose name ends in `suffix`, or in another suffix that the kind knows."""
+        """Writes one value to a file that ends in `suffix`, or in another suffix of this kind."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Image:
-    """Pictures, [b, h, w, c]: the image itself, a second view, a target to be restored."""
+    """Images, [b, h, w, c]: the image itself, a second view, a target to be restored."""
 
-    channels: int | None = None  # None: those of the model's images
-    scale: int = 1  # pixels on a side per pixel of the image; a target of super-resolution has 2 to 8
-    mirror: str | None = None  # the field that this one is exchanged with when the example is flipped: the other eye
+    channels: int | None = None  # 1 or 3; None: as many as the model's images have
+    scale: int = 1  # pixels on a side per pixel of the image; 2 to 8 in a target of super-resolution
+    mirror: str | None = None  # field of the other eye, exchanged with this one when the example is flipped
     decoder: Decoder = decode
     suffix: str = ".png"
 
@@ -109,8 +113,8 @@ class Image:
 class IndexMap:
     """The class of each pixel, uint8 [b, h, w], 255 where it is void."""
 
-    class_names: tuple[str, ...] = ()  # in the order of the indices; (): of the source
-    label_map: tuple[int, ...] = ()  # index in the file -> index here, for the first of them; (): as they are
+    class_names: tuple[str, ...] = ()  # in the order of the indices; (): the names of the source
+    label_map: tuple[int, ...] = ()  # class of each index of the file, from 0 on; (): unchanged
     suffix: str = ".png"
     void = VOID_INDEX
 
@@ -146,9 +150,9 @@ class IndexMap:
 class ValueMap:
     """A number at each pixel, float32 [b, h, w], NaN where it is void."""
 
-    scaling: Literal["none", "width", "area"] = "none"  # what values follow when the picture is resized: disparity width, density area
-    unit: float = 256.0  # counts of a 16-bit PNG per unit, in which 0 is void; KITTI has 256, depth in millimetres 1000
-    mirror: str | None = None  # as in `Image`; a disparity without one cannot be flipped
+    scaling: Literal["none", "width", "area"] = "none"  # scale of the values under resizing: width for disparity, area for density
+    unit: float = 256.0  # counts of a 16-bit PNG per unit, 0 being void; KITTI: 256, depth in millimetres: 1000
+    mirror: str | None = None  # as in `Image`; a disparity without it cannot be flipped
     suffix: str = ".png"
     void = float("nan")
 
@@ -184,14 +188,15 @@ class ValueMap:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """Boxes with their classes, float32 [b, count, 7], of which the columns are `BOX_COLUMNS`; a row of -1 is no box.
+    """Boxes with classes, float32 [b, count, 7], columns `BOX_COLUMNS`; a row of -1 is no box.
 
-    A crowd is a region of many objects, in which detections count neither as right nor as wrong. A source gives a list of rows of four
-    to seven numbers: without a class it is 0, without the others it is no crowd and the area that of the box.
+    A crowd is a region of many objects, in which detections count neither as right nor as wrong. A
+    source gives a list of rows of four to seven numbers; by default the class is 0, the box is no
+    crowd, and the area is its own.
     """
 
-    count: int = 100  # most boxes in an image; one with more cannot be decoded
-    class_names: tuple[str, ...] = ()  # in the order of the labels; (): of the source
+    count: int = 100  # most boxes in an image; an image with more cannot be decoded
+    class_names: tuple[str, ...] = ()  # in the order of the labels; (): the names of the source
     suffix: str = ".json"
     void = -1
 
@@ -222,7 +227,10 @@ class Boxes:
             raise DecodeError(f"a class outside: boxes have labels in 0..{len(self.class_names) - 1}")
 
     def warp(self, value: Row, warp: Warp) -> Row:
-        """Moves the corners and cuts off what is outside; a box of which less than a tenth is left is dropped, as is a tiny one."""
+        """Moves and clips the boxes.
+
+        A box is dropped if less than a tenth of it or less than a pixel of a side is left.
+        """
         rows = value[value[:, 4] != self.void]
         corners = warp.points(rows[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2).astype(np.float64))
         least, most = corners.min(1), corners.max(1)
@@ -247,7 +255,7 @@ class Boxes:
         return draw_boxes(picture, rows[:, :4], labels), ", ".join(names) or "no object"
 
     def write(self, path: str | os.PathLike[str], value: Row) -> None:
-        """JSON: a list of {"left": ..., "label": ...}."""
+        """Writes JSON: a list of {"left": ..., "label": ...}."""
         rows = value[value[:, 4] != self.void].tolist()
         write_json(path, [dict(zip(BOX_COLUMNS, row, strict=True)) for row in rows])
 
@@ -256,12 +264,12 @@ class Boxes:
 class Label:
     """One class, int32 [b]."""
 
-    class_names: tuple[str, ...] = ()  # in the order of the labels; (): of the source
+    class_names: tuple[str, ...] = ()  # in the order of the labels; (): the names of the source
     suffix: str = ".json"
     void = -1
 
     def empty(self, count: int, size: Size) -> np.ndarray:
-        """Zeros and not void: evaluation's "mask" says which rows are none."""
+        """Zeros instead of void: rows without an image are marked in evaluation's "mask"."""
         return np.zeros(count, np.int32)
 
     def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
@@ -282,7 +290,7 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Any number of classes, int8 [b, classes]: 1 where the image has the class, 0 where not, -1 where that is unknown."""
+    """Any number of classes, int8 [b, classes]: 1 present, 0 absent, -1 unknown."""
 
     class_names: tuple[str, ...]  # in the order of the columns
     suffix: str = ".json"
@@ -292,7 +300,7 @@ class Labels:
         return np.full((count, len(self.class_names)), self.void, np.int8)
 
     def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
-        """A value is one number per class."""
+        """Takes one number per class."""
         labels = np.asarray(value)
         if labels.shape != (len(self.class_names),) or not np.isin(labels, (-1, 0, 1)).all():
             raise DecodeError(f"labels of shape {labels.shape}; there must be {len(self.class_names)}, each 1, 0 or -1")
@@ -318,8 +326,8 @@ class Labels:
 class Value:
     """A number of the whole image, float32 [b], or several, [b, names]; NaN where it is void."""
 
-    names: tuple[str, ...] = ()  # names of several numbers; (): there is one
-    counts: bool = False  # whether it is a number of things in the whole image, so that no crop may leave a part out
+    names: tuple[str, ...] = ()  # names of several numbers; (): a single number
+    counts: bool = False  # whether it counts things in the whole image, which then may not be cropped
     suffix: str = ".json"
     void = float("nan")
 
@@ -353,16 +361,19 @@ class Value:
         write_json(path, dict(zip(self.names, value.tolist(), strict=True)) if self.names else float(value))
 
 
-CLASSIFICATION: Mapping[str, Kind] = {"image": Image(), "label": Label()}  # fields of a source that names none
+CLASSIFICATION: Mapping[str, Kind] = {"image": Image(), "label": Label()}  # fields of a source that declares none
 
 
 def fields_of(source: Any) -> Mapping[str, Kind]:
-    """The fields of a source's examples."""
+    """The kinds of a source's fields, by name."""
     return getattr(source, "fields", CLASSIFICATION)
 
 
 def with_images(fields: Mapping[str, Kind], channels: int, decoder: Decoder) -> dict[str, Kind]:
-    """The fields, of which the images that name no channels have those of the model, and all the loader's way of decoding."""
+    """The fields with the model's channels and the loader's decoder filled in.
+
+    Images that declare their own number of channels keep it.
+    """
     return {
         name: dataclasses.replace(kind, channels=kind.channels or channels, decoder=decoder) if isinstance(kind, Image) else kind
         for name, kind in fields.items()
@@ -370,10 +381,11 @@ def with_images(fields: Mapping[str, Kind], channels: int, decoder: Decoder) -> 
 
 
 def decode_example(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str, np.ndarray]:
-    """All fields of an example, the image first.
+    """Decodes all fields of an example, the image first.
 
     Raises:
-      DecodeError: One cannot be decoded, or is of another size than the image; names the field, unless it is the image.
+      DecodeError: A field cannot be decoded, or does not fit the image's size; the message names
+        the field, unless it is the image.
     """
     out = {"image": fields["image"].decode(example["image"])}
     size = size_of(out["image"])
@@ -387,7 +399,7 @@ def decode_example(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> di
 
 
 def paired(fields: Mapping[str, Kind]) -> dict[str, Kind]:
-    """The fields, of which those of one eye are exchanged by a flip only if those of the other eye are there."""
+    """The fields, with `mirror` removed where the field of the other eye is missing."""
 
     def alone(kind: Kind) -> Kind:
         if isinstance(kind, (Image, ValueMap)) and kind.mirror is not None and kind.mirror not in fields:
@@ -398,7 +410,7 @@ def paired(fields: Mapping[str, Kind]) -> dict[str, Kind]:
 
 
 def mirrored(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str, Any]:
-    """An example whose fields of the two eyes are exchanged, which makes one of it that can be flipped."""
+    """Exchanges the fields of the two eyes of an example, which then can be flipped."""
     return {name: example[getattr(kind, "mirror", None) or name] for name, kind in fields.items()}
 
 

@@ -1,6 +1,7 @@
-"""The image formats that are read, by the names of Pillow's plug-ins. Nothing here decodes.
+"""The image formats that are read, by the names of Pillow's plug-ins.
 
-Pillow knows forty formats more, some of which start other programs (PostScript: Ghostscript); none of those is ever opened.
+Pillow has forty more formats, some of which start other programs (PostScript: Ghostscript); they
+are never opened.
 """
 
 import functools
@@ -18,21 +19,21 @@ _EXTENSIONS = {
     "AVIF": (".avif",),
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 }
-_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # formats that Pillow can be built without
+_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # plug-in -> feature that Pillow may be built without
 FORMATS = tuple(_EXTENSIONS)
 _CONVERT = "convert them to JPEG or PNG"
 
 
 @functools.cache
 def extensions() -> frozenset[str]:
-    """Extensions, in lower case, of the files that the installed Pillow can decode."""
+    """Extensions of files that the installed Pillow can decode, in lower case."""
     return frozenset(
         extension for name, own in _EXTENSIONS.items() if name not in _FEATURES or features.check(_FEATURES[name]) for extension in own
     )
 
 
 def remedy(extension: str) -> str:
-    """Remedy for files of an extension that is not read, "" where they need not be images."""
+    """The remedy for files with an extension that is not read; "" if they may be no images."""
     for name, own in _EXTENSIONS.items():
         if extension in own:
             return f'this Pillow is built without {name}: pip install -U "pillow>=11.3"'

@@ -1,6 +1,7 @@
-"""Headers of encoded images, read before any of an image is decoded: a few microseconds for JPEG, PNG and WebP.
+"""Headers of encoded images, read before decoding in a few microseconds for JPEG, PNG and WebP.
 
-JPEG: ITU-T T.81, annex B. PNG: W3C, third edition, section 5. WebP: RFC 9649. JPEG 2000: ITU-T T.800, annex A.
+JPEG: ITU-T T.81, annex B. PNG: W3C, third edition, section 5. WebP: RFC 9649. JPEG 2000: ITU-T
+T.800, annex A.
 """
 
 import struct
@@ -8,38 +9,40 @@ from typing import NamedTuple
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CHUNK = struct.Struct(">I4s")  # length and name of a chunk
-_PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type; a palette becomes RGB
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # samples by colour type; a palette becomes RGB
 _PNG_KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"))
-_MAX_INFLATION = 1032  # bytes that deflate makes of one byte, at most
-_MAX_SCANS = 100  # most scans of one JPEG; encoders write about ten
+_MAX_INFLATION = 1032  # largest number of bytes that deflate makes of one byte
+_MAX_SCANS = 100  # most scans of a JPEG; encoders write about ten
 _SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _SOS, _EOI = 0xDA, 0xD9
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
-_HEIF_BRANDS = frozenset((b"mif1", b"msf1"))  # either HEIC or AVIF
+_HEIF_BRANDS = frozenset((b"mif1", b"msf1"))  # brands of both HEIC and AVIF
 
 
 class DecodeError(ValueError):
-    """The bytes are no image that can be decoded; the message says why in a few words."""
+    """The bytes are no image that can be decoded; the message is a short reason."""
 
 
 class Header(NamedTuple):
-    """Size and samples of an image, and what its decoder has to be told."""
+    """Size and samples of an image, and properties that its decoder needs."""
 
     width: int  # pixels, at least 1
     height: int  # pixels, at least 1
-    samples: int  # bytes that its decoder holds for each pixel
+    samples: int  # bytes per pixel during decoding
     colour: bool  # False: grey
-    plain: bool  # OpenCV's pixels are right: no transparency, no rotation that OpenCV ignores, a colour space that it knows
-    many_scans: bool = False  # the pixels are given in several passes, each of which takes the time of a whole image
+    plain: bool  # OpenCV decodes it right: no transparency, no rotation that OpenCV ignores, a common colour space
+    many_scans: bool = False  # the pixels come in several passes, each of which costs the time of a whole image
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of a JPEG, PNG or WebP, for which the first bytes of a file are enough; None for other formats.
+    """The header of a JPEG, PNG or WebP; None for other formats.
+
+    The first bytes of a file suffice.
 
     Raises:
-      DecodeError: The header is cut off or damaged, or the image is an HEIC, which nothing here decodes.
+      DecodeError: The header is cut off or damaged, or the image is a HEIC, which is not supported.
     """
     try:
         if data[:2] == b"\xff\xd8":
@@ -59,23 +62,24 @@ def read_header(data: bytes) -> Header | None:
 
 
 def check_scans(data: bytes) -> None:
-    """Refuses a JPEG of so many scans that decoding takes minutes; for images with `many_scans`.
+    """Refuses a JPEG with so many scans that decoding takes minutes; for `many_scans` only.
 
     Raises:
-      DecodeError: There are more than a hundred.
+      DecodeError: The JPEG has more than a hundred scans.
     """
     if data.count(b"\xff\xda") > _MAX_SCANS:
         raise DecodeError(f"a JPEG of more than {_MAX_SCANS} scans")
 
 
 def without_metadata(png: bytes, header: Header) -> bytes:
-    """A PNG without its text, profiles and further frames, which can be compressed bombs themselves.
+    """A PNG without texts, profiles and further frames, which can be compressed bombs.
 
     Raises:
-      DecodeError: The file ends before its last chunk, or has too few bytes for the pixels that its header promises.
+      DecodeError: The file ends before its last chunk, or has too few bytes for the pixels that its
+        header declares.
     """
     kept, position, compressed = [], 8, 0
-    begin = 8  # first byte of a stretch of chunks that are kept
+    begin = 8  # first byte of a run of chunks to keep
     while True:
         if position + 12 > len(png):
             raise DecodeError("truncated")
@@ -101,7 +105,9 @@ def without_metadata(png: bytes, header: Header) -> bytes:
 
 
 def jpeg2000_size(data: bytes) -> tuple[int, int, int]:
-    """Width, height and number of components that the codestream of a JPEG 2000 asks for; the boxes around it may say otherwise.
+    """Width, height and components in the codestream of a JPEG 2000.
+
+    The boxes around the codestream may state other values.
 
     Raises:
       DecodeError: There is no codestream.
@@ -114,10 +120,10 @@ def jpeg2000_size(data: bytes) -> tuple[int, int, int]:
 
 
 def _read_jpeg(data: bytes) -> Header:
-    """Goes from marker to marker up to the first scan, or to the end of the bytes that are here."""
+    """Reads marker after marker up to the first scan, or to the end of the bytes."""
     position, frame, progressive, interleaved = 2, None, False, True
     while position + 4 <= len(data):
-        if data[position] != 0xFF:  # bytes between segments are passed over, as libjpeg does
+        if data[position] != 0xFF:  # skip bytes between segments, as libjpeg does
             position = data.find(b"\xff", position)
             if position < 0:
                 break
@@ -161,7 +167,7 @@ def _read_webp(data: bytes) -> Header:
     if kind == b"VP8L":  # lossless
         (bits,) = struct.unpack_from("<I", data, 21)
         return Header((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, 4, True, not bits >> 28 & 1)
-    if kind == b"VP8X" and len(data) >= 30:  # with alpha, metadata or further frames: a canvas of RGBA
+    if kind == b"VP8X" and len(data) >= 30:  # extended (alpha, metadata or animation): an RGBA canvas
         width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
         return Header(width, height, 4, True, False)
     raise DecodeError("truncated or damaged header")

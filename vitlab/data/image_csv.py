@@ -13,11 +13,11 @@ from vitlab.data.image_folder import ImageFolderSource, open_image_folder
 from vitlab.data.paths import Fence, data_path, size_of
 from vitlab.data.splits import is_sliced, split_name, stratified
 
-_HEADERS = ("path", "file", "filename", "file_name", "image", "image_path")  # first cells of a line that is a header
+_HEADERS = ("path", "file", "filename", "file_name", "image", "image_path")  # first cells that mark a header line
 
 
 def open_images(data_dir: str | None, split: str, *, follow_outside: bool = False) -> ImageFolderSource:
-    """Opens a class-per-folder tree, or the CSV that `data_dir` names.
+    """Opens a class-per-folder tree, or a CSV if `data_dir` is one.
 
     Raises:
       ConfigError: As `open_image_folder` and `open_image_csv`.
@@ -28,12 +28,13 @@ def open_images(data_dir: str | None, split: str, *, follow_outside: bool = Fals
 
 
 def open_image_csv(path: epath.Path, split: str, *, follow_outside: bool = False) -> ImageFolderSource:
-    """Opens the files that a CSV lists, one "path,label" per line, in UTF-8; a first line "path,label" is a header.
+    """Opens the files of a CSV in UTF-8, one "path,label" per line; a header line is optional.
 
-    Relative paths are relative to the folder of the CSV, below which all files must lie, when ".." and symbolic links are
-    followed, unless `follow_outside`; a path may also be in a bucket ("gs://bucket/0.jpg"). The classes are the
-    labels in the order of `class_order`, unless a file classes.txt beside the CSV names them in order. A slice takes a fixed
-    pseudo-random share of each class, as in `open_image_folder`.
+    Paths are relative to the folder of the CSV. All files must lie below it, after ".." and
+    symbolic links are resolved, unless `follow_outside`; a path may also be in a bucket
+    ("gs://bucket/0.jpg"). The classes are the labels in the order of `class_order`, or the names in
+    a file classes.txt beside the CSV. A slice takes a fixed pseudo-random part of each class, as in
+    `open_image_folder`.
 
     Args:
       path: The CSV.
@@ -41,8 +42,9 @@ def open_image_csv(path: epath.Path, split: str, *, follow_outside: bool = False
       follow_outside: Whether files may lie anywhere.
 
     Raises:
-      ConfigError: No such file or split, a line without two cells, a file that is missing, no regular one or outside the folder,
-        an unknown label, or fewer than two classes.
+      ConfigError: There is no such file or split, a line has not two cells, a file is missing, is
+        no regular file or lies outside the folder, a label is unknown, or there are fewer than two
+        classes.
     """
     if not path.is_file():
         raise ConfigError(f"data.data_dir={path} {'is no file' if path.exists() else 'does not exist'}")
@@ -83,7 +85,7 @@ def _read(path: epath.Path) -> list[tuple[int, str, str]]:
 
 
 def _sizes(path: epath.Path, lines: Sequence[tuple[int, str, str]], fence: Fence) -> np.ndarray:
-    """Bytes of each file, int64."""
+    """Size in bytes of each file, int64."""
     sizes = np.empty(len(lines), np.int64)
     for i, (number, file, _) in enumerate(lines):
         try:

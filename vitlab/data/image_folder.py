@@ -1,7 +1,7 @@
-"""Images in folders: one folder per class, anywhere below it the files.
+"""Images in folders, one folder per class, with files at any depth below it.
 
-Two layouts: `root/<class>/...` (one split, "train") and `root/<split>/<class>/...`. A file root/classes.txt, one name per line,
-fixes the order of the classes.
+The two layouts are `root/<class>/...` (one split, "train") and `root/<split>/<class>/...`. A file
+root/classes.txt, one name per line, fixes the order of the classes.
 """
 
 import collections
@@ -25,14 +25,22 @@ from vitlab.data.splits import is_sliced, split_name, stratified
 
 logger = logging.getLogger(__name__)
 
-_REMOTE_PROBES = 2**9  # images of a bucket, which are read whole
+_REMOTE_PROBES = 2**9  # images of a bucket to probe for colour; each is read whole
 
 
 class ImageFolderSource:
-    """The files of one split; `__getitem__` reads one, nothing is kept."""
+    """The files of one split; each access reads a file, and none is cached."""
 
     def __init__(self, root: epath.Path, files: Sequence[str], labels: np.ndarray, sizes: np.ndarray, class_names: tuple[str, ...]):
-        """`files` are relative to `root`, see `join`; `labels` int32 [n], indices into `class_names`; `sizes` int64 [n], bytes."""
+        """Takes the files with their labels and sizes.
+
+        Args:
+          root: The root folder.
+          files: Paths relative to `root`, see `join`.
+          labels: int32 [n], indices into `class_names`.
+          sizes: int64 [n], in bytes.
+          class_names: Names of the classes.
+        """
         self.root, self.files, self.labels, self.class_names = root, tuple(files), labels, class_names
         self._folder = os.fspath(root)
         digest = hashlib.blake2b("\0".join((*class_names, *self.files)).encode("utf-8", "surrogateescape"), digest_size=8)
@@ -41,7 +49,10 @@ class ImageFolderSource:
 
     @property
     def channels(self) -> int:
-        """1 if all images are grey by their headers, else 3; see `channels_of`. They are read when this is asked for first."""
+        """Channels by the images' headers: 1 if all are grey, else 3; see `channels_of`.
+
+        The first access reads the headers.
+        """
         return self._channels
 
     @functools.cached_property
@@ -58,27 +69,31 @@ class ImageFolderSource:
         return read_bytes(join(self._folder, self.files[index]), size)
 
     def name_of(self, index: int) -> str:
-        """The file's path."""
+        """Path of the image's file."""
         return join(self._folder, self.files[index])
 
 
 def open_image_folder(data_dir: str | None, split: str, *, follow_outside: bool = False) -> ImageFolderSource:
     """Opens one split of a class-per-folder tree.
 
-    The classes are those of classes.txt in the root, which need not all have images, or else the folders of the training split in
-    the order of `class_order`, also for evaluation, so that a class without evaluation images shifts no label. A slice takes a fixed
-    pseudo-random share of each class (see `stratified`), so "train[:90%]" and "train[90%:]" are disjoint, and both hold every
-    class of at least two images. Hidden folders are passed over; files of other extensions are counted in the log.
+    The classes are the names in root/classes.txt, which may include classes without images. Without
+    that file they are the folders of the training split in the order of `class_order`, for
+    evaluation too, so that a class without evaluation images shifts no label. A slice takes a fixed
+    pseudo-random part of each class (see `stratified`): "train[:90%]" and "train[90%:]" are
+    disjoint, and both have images of every class of at least two. Hidden folders are skipped; files
+    with other extensions are counted in the log.
 
     Args:
-      data_dir: The root, here or in a bucket ("gs://bucket/folder").
-      split: A folder below the root, with an optional slice; "train" is the root itself if its folders are the classes (see
-        `find_split_folders`). "test" also takes a folder named "val", "validation", "valid" or "testing", and says so in the log.
+      data_dir: The root, on a local disk or in a bucket ("gs://bucket/folder").
+      split: A folder below the root, with an optional slice; "train" is the root itself if its
+        folders are the classes (see `find_split_folders`). "test" also accepts a folder named
+        "val", "validation", "valid" or "testing", and logs it.
       follow_outside: Whether symbolic links may lead out of the root.
 
     Raises:
-      ConfigError: No root, no such split, one that could as well be a class, no images, fewer than two classes, an empty class, a class
-        that classes.txt or the training split lacks, or, unless `follow_outside`, a symbolic link that leads out of the root.
+      ConfigError: There is no such root or split, a folder may be either split or class, there are
+        no images or fewer than two classes, a class is empty or missing in classes.txt or the
+        training split, or a symbolic link leads out of the root without `follow_outside`.
     """
     if data_dir is None:
         raise ConfigError('data.source="image_folder" needs data.data_dir, the folder that holds one folder per class')
@@ -113,7 +128,10 @@ def open_image_folder(data_dir: str | None, split: str, *, follow_outside: bool 
 
 
 def _scan(folder: epath.Path, class_names: Sequence[str], fence: Fence) -> tuple[list[str], list[int], list[int]]:
-    """Paths relative to `folder`, labels and sizes in bytes, class by class, each sorted by path; names in the log what is no image."""
+    """Paths relative to `folder`, labels and sizes in bytes; by class, then by path.
+
+    Files that are no images are counted in the log.
+    """
     files, labels, sizes = [], [], []
     others: collections.Counter[str] = collections.Counter()
     for label, name in enumerate(class_names):
@@ -135,12 +153,12 @@ def _scan(folder: epath.Path, class_names: Sequence[str], fence: Fence) -> tuple
 
 @functools.cache
 def _warn(text: str) -> None:
-    """Logs a warning once, though the slices of a folder are opened one after the other."""
+    """Logs a text once, even if several slices of its folder are opened."""
     logger.warning("%s", text)
 
 
 def _left_out(others: Mapping[str, int]) -> str:
-    """One line that counts files by extension, the most frequent first, with the remedies."""
+    """One line that counts files by extension, most frequent first, with remedies."""
     ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
     kinds = [f"{count} {ascii(extension)[1:-1] or 'without extension'}" for extension, count in ordered[:8]]
     if len(ordered) > 8:

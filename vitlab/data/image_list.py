@@ -1,4 +1,4 @@
-"""The image files that a command line names: files, folders, patterns and lists."""
+"""Finds the image files that a command line names by files, folders, patterns and lists."""
 
 import glob
 import os
@@ -10,15 +10,18 @@ from vitlab.data.formats import extensions
 
 
 def find_images(arguments: Sequence[str], lists: Sequence[pathlib.Path] = ()) -> list[str]:
-    """The files that the arguments name, in the order of the arguments; a file that comes twice is kept twice.
+    """The files that the arguments name, in their order, duplicates included.
 
     Args:
-      arguments: Each is a file, whatever its extension and whether it exists or not; a folder, whose images of all subfolders are
-        taken, sorted by path, without hidden ones; a pattern such as "photos/**/*.jpg", sorted; or "@list.txt", as in `lists`.
-      lists: Text files in UTF-8 of such arguments (but no further lists), one a line; relative paths start at the current folder.
+      arguments: Each is a file, whether it exists or not; a folder, for all images below it, sorted
+        by path, without hidden ones; a pattern such as "photos/**/*.jpg", sorted; or "@list.txt", a
+        list as in `lists`.
+      lists: Text files in UTF-8 with an argument per line, but no further lists; relative paths
+        start at the current folder.
 
     Raises:
-      ConfigError: A list cannot be read or is empty, a folder holds no image, or a pattern matches nothing.
+      ConfigError: A list is unreadable or empty, a folder has no image, or a pattern matches
+        nothing.
     """
     out: list[str] = []
     for argument in arguments:
@@ -59,7 +62,10 @@ def _named(argument: str) -> list[str]:
 
 
 def _glob(pattern: str) -> list[str]:
-    """The matches of a pattern, sorted, each file once: "**" follows links to folders, also in circles."""
+    """The matches of a pattern, sorted, each file once.
+
+    "**" follows symbolic links to folders, without endless loops.
+    """
     found: dict[str, str] = {}
     for match in sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count(os.sep), path)):
         folder, name = os.path.split(match)
@@ -68,7 +74,7 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    for root, folders, files in os.walk(folder):  # links to folders are not followed, so that there are no circles
+    for root, folders, files in os.walk(folder):  # os.walk follows no links here, which avoids loops
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions():

@@ -1,4 +1,4 @@
-"""The labels of a whole source, without its images."""
+"""The labels of a whole source, without reading its images."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from vitlab.data.mixture import MixedSource
 
 
 def labels_of(source: Any, what: str) -> np.ndarray:
-    """Labels int [n] of all images, in their order.
+    """Labels, int [n], of all images in their order.
 
     Args:
-      source: Images in memory, or files in folders or a CSV; others would have to be read as a whole.
-      what: Begins the message of an error: the setting that needs the labels.
+      source: Images in memory, in folders or in a CSV; other sources would have to be read whole.
+      what: The setting that needs the labels, as the beginning of an error.
 
     Raises:
       ConfigError: The source does not know its labels.

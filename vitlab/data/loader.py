@@ -1,4 +1,7 @@
-"""The input pipeline: batches computed ahead of the step that needs them, on threads (Grain) or in worker processes."""
+"""The input pipeline: batches are computed ahead of training, on threads or in worker processes.
+
+Threads are Grain's.
+"""
 
 import dataclasses
 import logging
@@ -18,23 +21,26 @@ from vitlab.data.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 2  # batches ready before they are asked for
-_LAST_STEP = 2**48  # of training: never reached
+_AHEAD = 2  # batches that are ready ahead of the step
+_LAST_STEP = 2**48  # number of training steps, never reached
 
 
 class Batches(Iterator[Batch]):
-    """An iterator over batches to be closed (or used in a `with`); `bad` knows the images that were left out."""
+    """An iterator over batches, to be closed or used in a `with`.
+
+    `bad` has the images that were left out.
+    """
 
     def __init__(self, batches: Iterator[Batch], bad: BadImages, threads: Threads):
-        """`batches` is Grain's iterator, or that of worker processes."""
+        """Takes Grain's iterator, or one over worker processes."""
         self._batches, self._threads, self.bad = batches, threads, bad
         self._closed = False
 
     def __next__(self) -> Batch:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-          BadImagesError: More images than allowed cannot be decoded.
+          BadImagesError: More images cannot be decoded than allowed.
         """
         batch = next(self._batches)
         missing = batch.pop("bad")
@@ -43,7 +49,7 @@ class Batches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Ends the threads and worker processes, and sums up the bad images in the log; may be called again."""
+        """Ends the threads and worker processes, and logs the bad images; may be called twice."""
         if self.bad.reasons and not self._closed:
             logger.warning(self.bad.summary())
         self._closed = True
@@ -57,7 +63,7 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def train_batches(  # noqa: PLR0913  the loader is where source, recipe and machine meet
+def train_batches(  # noqa: PLR0913  source, recipe and machine meet in the loader
     source: Source,
     *,
     augment: AugmentConfig,
@@ -73,30 +79,34 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
 ) -> Batches:
     """Endless training batches from `start_step` on, shuffled anew in each epoch.
 
-    Batch = f(source, augment, size, batch_size, seed, step): the same for any number of threads, workers, processes and
-    restarts. Epochs run into each other: a batch may hold the end of one and the beginning of the next. Of a mixture each source
-    has its own epochs, see `vitlab.data.order.MixedOrder`.
+    A batch is a function of (source, augment, size, batch_size, seed, step), whatever the number of
+    threads, workers, processes and restarts. A batch may hold the end of one epoch and the
+    beginning of the next. In a mixture each source has its own epochs, see
+    `vitlab.data.order.MixedOrder`.
 
     Args:
-      source: Of the training split.
-      augment: The recipe.
-      data: Threads, workers, how images are decoded and sampled, and the share of bad ones allowed.
+      source: The images of the training split.
+      augment: The augmentation.
+      data: Threads, workers, decoding, sampling, and the allowed fraction of bad images.
       image_size: Pixels, (height, width) or the side of a square.
-      channels: Of the batch: 1 or 3; grey images are repeated into RGB, RGB is reduced to its luma.
+      channels: Channels of the batch, 1 or 3; grey is repeated into RGB, RGB is reduced to its
+        luma.
       batch_size: Images per step, over all processes.
-      seed: Of order and augmentation, at least 0.
-      start_step: Of the first batch.
-      process_index: This process; it gets the rows [index * b, (index + 1) * b) with b = batch_size / process_count.
-      process_count: Processes of the run.
-      bad_images: File that lists the images left out, see `BadImages`.
+      seed: Seed of order and augmentation, at least 0.
+      start_step: Step of the first batch.
+      process_index: Index of this process, which gets the rows [index * b, (index + 1) * b) with b
+        = batch_size / process_count.
+      process_count: Number of processes of the run.
+      bad_images: File that lists the images left out, see `BadImages`; None writes none.
 
     Returns:
-      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b]}, or with the fields of the source in place of the label, with
-      `close()` and `bad`. An image that cannot be decoded, or about which something wrong is said, is replaced by the next of the source.
+      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b]}, or the source's own fields
+      in place of the label, with `close()` and `bad`. An image that cannot be decoded, or whose
+      fields are invalid, is replaced by the next image of the source.
 
     Raises:
-      ValueError: batch_size is no multiple of process_count, another number is out of range, or balanced sampling is asked of a
-        source that does not know its labels.
+      ValueError: batch_size is no multiple of process_count, another number is out of range, or
+        balanced sampling needs labels that the source does not know.
     """
     layout = _layout(source, image_size, channels, batch_size, process_index, process_count)
     threads = Threads(_threads_per_worker(data.num_threads, data.num_workers))
@@ -108,7 +118,7 @@ def train_batches(  # noqa: PLR0913  the loader is where source, recipe and mach
     return Batches(batches, bad, threads)
 
 
-def eval_batches(  # noqa: PLR0913  as above
+def eval_batches(  # noqa: PLR0913  as in `train_batches`
     source: Source,
     *,
     data: DataConfig,
@@ -122,26 +132,29 @@ def eval_batches(  # noqa: PLR0913  as above
     process_count: int = 1,
     bad_images: RunPath | None = None,
 ) -> Batches:
-    """Every image of the source exactly once, in its order; the last batch is padded.
+    """Every image of the source once, in its order; the last batch is padded.
 
-    Works on threads only. Arguments are those of `train_batches`, and
+    Threads compute the batches, without worker processes.
 
     Args:
-      source: Of the evaluation split.
-      data: Threads, how images are decoded, and the share of bad ones allowed.
+      source: The images of the evaluation split.
+      data: Threads, decoding, and the allowed fraction of bad images.
       image_size: Pixels, (height, width) or the side of a square.
-      channels: Of the batch, 1 or 3.
-      batch_size: Images per batch, over all processes; all processes get the same number of batches.
+      channels: Channels of the batch, 1 or 3.
+      batch_size: Images per batch, over all processes; all processes get the same number of
+        batches.
       interpolation: "bicubic" or "bilinear", antialiased as Pillow does.
-      crop_fraction: Side of the central crop over side of the resized image, in (0, 1].
-      fit: "crop", which the two above describe; or the whole image, "stretch" without regard to its proportions, "letterbox" between bars.
-      process_index: This process.
-      process_count: Processes of the run.
+      crop_fraction: Side of the central crop over side of the resized image, in (0, 1]; for "crop".
+      fit: "crop" (resized central crop), "stretch" (whole image without its proportions), or
+        "letterbox" (whole image between bars).
+      process_index: Index of this process.
+      process_count: Number of processes of the run.
       bad_images: File that lists the images left out.
 
     Returns:
-      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": bool [b], "index": int64 [b]}, or with the fields of the
-      source in place of the label, with `close()` and `bad`. The mask is False where a row is padding or its image cannot be decoded.
+      An iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": bool [b], "index":
+      int64 [b]}, or the source's own fields in place of the label, with `close()` and `bad`. The
+      mask is False where a row is padding or its image cannot be decoded.
 
     Raises:
       ValueError: A number is out of range, or batch_size is no multiple of process_count.
@@ -158,7 +171,7 @@ def eval_batches(  # noqa: PLR0913  as above
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """The training batches of every `count`-th step, as a worker process or the run itself computes them."""
+    """The training batches of every `count`-th step, in one of `count` workers or in the run."""
 
     make: TrainBatch
     start_step: int
@@ -187,6 +200,9 @@ def _threads_per_worker(num_threads: int, num_workers: int) -> int:
 
 
 def _read_options(make: TrainBatch | EvalBatch, threads: Threads) -> grain.ReadOptions:
-    """One thread runs ahead of the step; where it has a pool, a second begins the next batch while the pool ends the last."""
+    """Lets one thread read ahead of the step.
+
+    With a pool of threads a second one begins the next batch while the pool finishes the last.
+    """
     alone = make.vectorised or threads.num_threads == 1
     return grain.ReadOptions(num_threads=1 if alone else 2, prefetch_buffer_size=_AHEAD)

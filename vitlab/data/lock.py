@@ -18,13 +18,13 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a local folder for this process; the system lets go of it when the process dies, however it does.
+    """Locks a local folder for this process; the system releases the lock if the process dies.
 
-    The lock is `flock` on a file `.lock` in the folder, which is deleted at the end. Where the file system has no locks, a
-    warning says so.
+    The lock is `flock` on a file `.lock` in the folder, which is deleted at the end. A file system
+    without locks causes a warning.
 
     Raises:
-      ConfigError: Another process, or another thread, holds the folder; or the folder is not writable.
+      ConfigError: Another process or thread holds the lock, or the folder is not writable.
     """
     path = os.path.join(os.fspath(folder), LOCK)
     descriptor = _acquire(path, folder)
@@ -32,13 +32,16 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        with contextlib.suppress(OSError):  # deleted with its folder
+        with contextlib.suppress(OSError):  # the folder, and the file with it, may be deleted
             os.unlink(path)
         os.close(descriptor)
 
 
 def _acquire(path: str, folder: str | os.PathLike[str]) -> int:
-    """The open file of the lock; a file that its owner deleted meanwhile locks nothing, so it is opened anew."""
+    """Opens and locks the file; opens it again if its owner has deleted it meanwhile.
+
+    A lock on a deleted file protects nothing.
+    """
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -1,4 +1,4 @@
-"""Files of index maps and value maps: PNG of 8 and 16 bits, PFM, .npy; and what the commands write."""
+"""Files of index maps and value maps (PNG, PFM, .npy), and of results that commands write."""
 
 import io
 import json
@@ -23,12 +23,12 @@ _INDEX_MODES = ("1", "L", "P", "I;16", "I")
 
 
 def index_map_of(value: Any) -> UInt8[np.ndarray, "h w"]:
-    """An index map: an array of integers [h, w], or an image whose palette indices or grey values are the classes.
+    """Reads an index map: integers [h, w], or an image of palette indices or grey values.
 
-    A palette's colours and the EXIF rotation are disregarded.
+    A palette's colours and the EXIF rotation are ignored.
 
     Raises:
-      DecodeError: There is no such image, or an index is not in 0..255.
+      DecodeError: The image cannot be read, or an index is not in 0..255.
     """
     indices = value if isinstance(value, np.ndarray) else _index_image(value)
     if indices.ndim != 2 or indices.dtype.kind not in "uib":
@@ -49,17 +49,17 @@ def _index_image(data: bytes) -> np.ndarray:
             return np.asarray(file)
     except DecodeError:
         raise
-    except Exception as error:  # Pillow's plug-ins raise whatever they meet in damaged data
+    except Exception as error:  # Pillow's plug-ins raise any type of error on damaged data
         raise DecodeError(f"no index map in {', '.join(_LOSSLESS)}") from error
 
 
 def value_map_of(value: Any, unit: float) -> Float32[np.ndarray, "h w"]:
-    """A value map: an array of numbers [h, w] or [h, w, 1], or one in .npy, PFM or a PNG of 16 bits.
+    """Reads a value map: an array [h, w] or [h, w, 1], a .npy, a PFM or a 16-bit PNG.
 
-    Values that are not finite become NaN, as does 0 in a PNG, of whose counts `unit` make 1.
+    Counts of a PNG are divided by `unit`, and 0 becomes NaN, as do values that are not finite.
 
     Raises:
-      DecodeError: There is no such map.
+      DecodeError: The map cannot be read.
     """
     values = value if isinstance(value, np.ndarray) else _values(value, unit)
     if values.ndim == 3 and values.shape[2] == 1:
@@ -83,10 +83,10 @@ def _values(data: bytes, unit: float) -> np.ndarray:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """The array of a .npy file of numbers.
+    """Reads the numeric array of a .npy file.
 
     Raises:
-      DecodeError: It is damaged, or says that it is larger than it is.
+      DecodeError: The file is damaged, or its header declares more data than it has.
     """
     file = io.BytesIO(data)
     try:
@@ -96,12 +96,15 @@ def read_npy(data: bytes) -> np.ndarray:
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
             raise ValueError(f"{len(data)} bytes are no {dtype} of {shape}")
         return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if column_major else "C")
-    except Exception as error:  # numpy raises what it meets in a damaged header
+    except Exception as error:  # numpy raises various types on a damaged header
         raise DecodeError(f"a damaged .npy file: {error}") from error
 
 
 def _pfm(data: bytes, match: re.Match[bytes]) -> np.ndarray:
-    """Portable float map (Debevec): rows from the bottom up, little-endian if the scale is negative."""
+    """Reads a portable float map (Debevec), whose rows are stored bottom up.
+
+    It is little-endian if the scale in its header is negative.
+    """
     channels, width, height = 3 if match[1] == b"F" else 1, int(match[2]), int(match[3])
     if len(data) - match.end() != 4 * channels * width * height or channels * width * height == 0:
         raise DecodeError("a truncated PFM")
@@ -118,7 +121,7 @@ def _check(data: bytes) -> None:
 
 
 def write_picture(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "h w c"]) -> None:
-    """Writes an image, in the format that the suffix names."""
+    """Writes an image in the format of the file's suffix."""
     Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(path)
 
 
@@ -130,14 +133,14 @@ def write_index_map(path: str | os.PathLike[str], indices: UInt8[np.ndarray, "h 
 
 
 def write_value_map(path: str | os.PathLike[str], values: Float32[np.ndarray, "h w"], unit: float) -> None:
-    """Writes .png (16 bits, `unit` counts for 1, void as 0), .pfm or .npy, as the suffix says.
+    """Writes .png (16 bits, value * unit, void as 0), .pfm or .npy, by the file's suffix.
 
     Raises:
       ConfigError: The suffix is another one.
     """
     suffix = os.path.splitext(os.fspath(path))[1]
     if suffix == ".png":
-        counts = np.where(np.isfinite(values), np.clip(np.round(values * unit), 1, 65535), 0)  # no value is void
+        counts = np.where(np.isfinite(values), np.clip(np.round(values * unit), 1, 65535), 0)  # at least 1, because 0 is void
         Image.fromarray(counts.astype(np.uint16)).save(path, "PNG")
     elif suffix == ".pfm":
         with open(path, "wb") as file:
@@ -149,7 +152,7 @@ def write_value_map(path: str | os.PathLike[str], values: Float32[np.ndarray, "h
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes numbers, names, lists and mappings of them; NaN as null."""
+    """Writes nested lists and mappings of numbers and names; NaN becomes null."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(_without_nan(value), file, allow_nan=False)
 

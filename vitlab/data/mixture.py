@@ -1,4 +1,4 @@
-"""Several sources as one, drawn from by weight."""
+"""Several sources mixed into one by weights."""
 
 import bisect
 import dataclasses
@@ -16,26 +16,26 @@ from vitlab.data.order import MixedOrder
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class MixedSource:
-    """The images of `parts`, one source after the other.
+    """The images of several sources, `parts`, one source after the other.
 
-    Its length is the number of all images, which is what an epoch means in a duration: "90 epochs" draws 90 times as many images
-    as there are, whatever the weights, and a source with more than its share of the weights is gone through more often than that.
-    Only the order knows of the weights: `order` draws the images of training.
+    The length is the total number of images, and one epoch in a duration: "90 epochs" draws 90
+    times as many images. A source whose weight exceeds its share of images is repeated more often
+    than 90 times. The weights only affect `order`, the order of training images.
     """
 
-    parts: tuple[Any, ...]  # at least two sources of the same classes and channels, see `open_mixture`
-    weights: tuple[int, ...]  # of each, at least 1
+    parts: tuple[Any, ...]  # at least two sources with the same classes and channels, see `mixture`
+    weights: tuple[int, ...]  # sampling weight of each part, at least 1
     class_names: tuple[str, ...]
     channels: int
 
     @property
     def fields(self) -> Mapping[str, Kind]:
-        """Fields that all its parts have."""
+        """Kinds of the fields, which all parts share."""
         return fields_of(self.parts[0])
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the fingerprints and weights of its parts."""
+        """Hash of the fingerprints and weights of the parts."""
         what = [(part.fingerprint, weight) for part, weight in zip(self.parts, self.weights, strict=True)]
         return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
 
@@ -51,7 +51,10 @@ class MixedSource:
         return self.parts[part][within]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at `indices`, those of each part read at once if it can; raises OSError if one cannot be read."""
+        """The examples at `indices`; a part that can read several at once does.
+
+        Raises OSError if an example cannot be read.
+        """
         places = [self._locate(index) for index in indices]
         examples: dict[tuple[int, int], dict[str, Any]] = {}
         for number, part in enumerate(self.parts):
@@ -62,7 +65,7 @@ class MixedSource:
         return [examples[place] for place in places]
 
     def name_of(self, index: int) -> str:
-        """That of the part."""
+        """Name of the image in its part."""
         part, within = self._locate(index)
         return self.parts[part].name_of(within)
 
@@ -71,7 +74,7 @@ class MixedSource:
         return MixedOrder([len(part) for part in self.parts], self.weights, seed, repeats=repeats)
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Number of the part, and index within it."""
+        """Index of the part, and index within the part."""
         if not 0 <= index < len(self):
             raise IndexError(f"index={index} must be in [0, {len(self)})")
         part = bisect.bisect_right(self._ends, index)
@@ -79,16 +82,17 @@ class MixedSource:
 
 
 def mixture(parts: Sequence[Any], weights: Sequence[int], names: Sequence[str]) -> MixedSource:
-    """Sources as one.
+    """Mixes sources into one.
 
     Args:
-      parts: At least one.
-      weights: Of each, at least 1: of sum(weights) images in a row so many are of it.
-      names: What an error calls each.
+      parts: Sources, at least one.
+      weights: Sampling weight of each source, at least 1: of sum(weights) consecutive images this
+        many come from the source.
+      names: Names of the sources in errors.
 
     Raises:
-      ConfigError: Two have different classes (or the same in another order), one is grey and one RGB, or they
-        have different fields.
+      ConfigError: Two sources differ in their fields, their channels, or their classes or the order
+        of these.
     """
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):

@@ -1,4 +1,4 @@
-"""Binary PGM and PPM of any maximum, and PAM, which Pillow reads pixel by pixel in Python or not at all.
+"""Binary PGM and PPM with any maximum, and PAM, which Pillow reads slowly or not at all.
 
 Formats: the manual pages pgm(5), ppm(5) and pam(5) of Netpbm.
 """
@@ -12,17 +12,17 @@ from vitlab.data.headers import DecodeError, Header
 
 _NUMBER = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*(\d{1,9})")
 _PAM_LINE = re.compile(rb"\s*(?:#[^\n]*|(WIDTH|HEIGHT|DEPTH|MAXVAL|TUPLTYPE|ENDHDR)[ \t]*([^\n]*))\n")
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the samples of a pixel
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of samples of a pixel
 _DAMAGED = "truncated or damaged header"
 
 
 def is_netpbm(data: bytes) -> bool:
-    """Whether `read_netpbm` reads it: P5, P6 or P7; the text formats, and bitmaps, are Pillow's."""
+    """Whether the data is P5, P6 or P7; Pillow reads the text formats and bitmaps."""
     return data[:1] == b"P" and data[1:2] in (b"5", b"6", b"7") and data[2:3].isspace()
 
 
 def netpbm_header(data: bytes) -> Header:
-    """Its size and samples.
+    """Size and samples of the image.
 
     Raises:
       DecodeError: The header is cut off or damaged.
@@ -32,7 +32,7 @@ def netpbm_header(data: bytes) -> Header:
 
 
 def read_netpbm(data: bytes) -> Image.Image:
-    """The image with 8 bits a sample, the maximum being 255; of mode L, LA, RGB or RGBA.
+    """The image in mode L, LA, RGB or RGBA, with values scaled from the maximum to 8 bits.
 
     Raises:
       DecodeError: The header is damaged, or pixels are missing.
@@ -43,7 +43,7 @@ def read_netpbm(data: bytes) -> Image.Image:
         raise DecodeError("truncated")
     values = np.frombuffer(data, kind, count, start)
     if maximum == 65535:
-        pixels = (values >> 8).astype(np.uint8)  # the high byte, as for 16 bits in other formats
+        pixels = (values >> 8).astype(np.uint8)  # the high byte, as for other 16-bit formats
     elif maximum == 255:
         pixels = values
     else:
@@ -54,7 +54,7 @@ def read_netpbm(data: bytes) -> Image.Image:
 
 
 def _parse(data: bytes) -> tuple[int, int, int, int, int]:
-    """Width, height, samples of a pixel, maximum, and where the pixels begin."""
+    """Width, height, samples of a pixel, maximum, and offset of the pixels."""
     width, height, depth, maximum, start = _parse_pam(data) if data[1:2] == b"7" else _parse_pnm(data)
     if not (width and height and 1 <= maximum <= 65535 and depth in _MODES):
         raise DecodeError(f"a {data[:2].decode()} of {width} x {height} pixels, {depth} samples each, with maximum {maximum}")

@@ -1,7 +1,8 @@
-"""What is random in the input, as functions of the seed and a position in the endless sequence of training images.
+"""Random choices of the input, as functions of the seed and a position.
 
-Position p = step * batch_size + row. Nothing is kept between batches, so resuming is only counting from another step, and any
-number of threads, processes and hosts draws the same images.
+A position is a number in the endless sequence of training images, step * batch_size + row. No state
+is kept between batches, so resuming is counting from another step, and any number of threads,
+processes and hosts draws the same images.
 """
 
 import math
@@ -12,16 +13,16 @@ from typing import Any
 import numpy as np
 
 _STREAMS = ("image", "batch", "epoch", "round")  # independent random streams
-_ROUND = 256  # least number of positions in which the weights of a mixture are kept exactly
+_ROUND = 256  # smallest number of positions in which a mixture has exactly its weights
 _local = threading.local()
 
 
 def stream(name: str, seed: int, number: int, part: int = 0) -> np.random.Generator:
-    """The generator of image (by position), batch (by step), epoch or round `number`; valid until this thread's next call.
+    """The generator of image (by position), batch (by step), epoch or round `number`.
 
-    The sources of a mixture have epochs of their own, told apart by `part`.
-
-    One Philox generator per thread is set to the key (seed, number): a tenth of the time of making one.
+    `part` is the index of a source in a mixture, which has its own epochs. The result is valid
+    until this thread's next call: one Philox generator per thread is set to the key (seed, number),
+    in a tenth of the time of a new one.
     """
     if not hasattr(_local, "generator"):
         _local.generator = np.random.Generator(np.random.Philox(0))
@@ -35,19 +36,20 @@ def stream(name: str, seed: int, number: int, part: int = 0) -> np.random.Genera
 
 
 class ShuffledOrder:
-    """Position -> index of the image; every epoch is another permutation.
+    """Maps positions to image indices; each epoch is another permutation.
 
-    With `repeats` an epoch is as long, but of the first images of the permutation, each so often in a row (repeated
-    augmentation, Hoffer et al., arXiv:1901.09335; as in DeiT).
+    With `repeats` each image comes that often in a row, and an epoch of the same length has only
+    the first images of the permutation (repeated augmentation, Hoffer et al., arXiv:1901.09335; as
+    in DeiT).
     """
 
     def __init__(self, num_examples: int, seed: int, *, repeats: int = 1, part: int = 0):
-        """`num_examples` images; the order is a function of `seed`, and of `part`, the number of the source in a mixture."""
+        """Orders `num_examples` images by `seed`, and by `part`, a source's index in a mixture."""
         self.num_examples, self.seed, self.repeats, self.part = num_examples, seed, repeats, part
-        self._epochs: dict[int, np.ndarray] = {}  # the last two asked for: a batch may span them
+        self._epochs: dict[int, np.ndarray] = {}  # permutations of the last two epochs, since a batch may span two
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Indices int64 [k] of the images at positions int64 [k], which had better span few epochs."""
+        """Indices int64 [k] of the images at positions int64 [k]; fast if these span few epochs."""
         epochs, offsets = np.divmod(positions, self.num_examples)
         indices = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
@@ -66,26 +68,30 @@ class ShuffledOrder:
 
 
 class MixedOrder:
-    """Position -> index in a mixture, whose sources lie one after the other: which source, by weight, and which of its images.
+    """Maps positions to indices in a mixture: chooses the source by weight, then its image.
 
-    The sequence falls into rounds, each a multiple of the sum of the weights and at least 256 positions long, in which each source
-    has exactly its share. Within a round the images of a source are spread evenly: each has a stretch of the round to itself and
-    lies at random in it, so that any batch has the weights' proportions but for a few images. Each source goes through its own
-    epochs as `ShuffledOrder` does: all its images come once before one comes again.
+    The sequence is divided into rounds of at least 256 positions and a multiple of the sum of the
+    weights, in which each source has exactly its share. A source's images are spread evenly over a
+    round: each lies at random in an interval of its own, so that every batch has the proportions of
+    the weights but for a few images. Each source goes through its own epochs as in `ShuffledOrder`:
+    all its images occur once before one occurs again.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[int], seed: int, *, repeats: int = 1):
-        """`lengths` of the sources in images, `weights` at least 1; `repeats` as in `ShuffledOrder`."""
+        """Takes the sources' lengths in images and weights of at least 1.
+
+        `repeats` as in `ShuffledOrder`.
+        """
         self.seed, self.repeats = seed, repeats
         self.offsets = np.cumsum([0, *lengths[:-1]])
         self.orders = [ShuffledOrder(length, seed, repeats=repeats, part=part) for part, length in enumerate(lengths)]
         shares = np.array(weights, np.int64) // math.gcd(*weights)
         self.shares = shares * -(-_ROUND // int(shares.sum()))  # images of each source in a round
-        self._rounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # those of the last call
+        self._rounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # rounds of the last call
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """Indices int64 [k] of the images at positions int64 [k]."""
-        slots, copies = np.divmod(positions, self.repeats)  # copies of an image lie side by side
+        slots, copies = np.divmod(positions, self.repeats)  # copies of an image are consecutive
         rounds, places = np.divmod(slots, self.shares.sum())
         known = self._rounds
         current = {number: known[number] if number in known else self._round(number) for number in np.unique(rounds).tolist()}
@@ -101,7 +107,10 @@ class MixedOrder:
         return indices
 
     def _round(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each place of a round its source, and how many of that source come before it, int64 [round]."""
+        """For each place of a round, its source and the number of that source's images before it.
+
+        Both are int64 [round].
+        """
         parts = np.repeat(np.arange(len(self.shares)), self.shares)
         counts = np.concatenate([np.arange(share) for share in self.shares])
         times = (counts + stream("round", self.seed, number).random(len(parts))) / self.shares[parts]
@@ -113,14 +122,15 @@ class MixedOrder:
 
 
 class BalancedOrder:
-    """Position -> index of the image, each class as often as any other: a mixture of the classes, all of one weight.
+    """Maps positions to image indices, with each class equally often: a mixture of the classes.
 
-    In each round of `MixedOrder` every class has the same number of images, and goes through all its own before one comes again. An
-    epoch is as long as without. Classes without images are left out.
+    In each round of `MixedOrder` all classes have the same number of images. A class goes through
+    all its images before one occurs again. The length of an epoch does not change. Classes without
+    images are left out.
     """
 
     def __init__(self, labels: np.ndarray, seed: int, *, repeats: int = 1):
-        """`labels` of all images, integers [n]; each image comes `repeats` times in a row."""
+        """Takes integer labels [n] of all images; each image comes `repeats` times in a row."""
         self._repeats = repeats
         self._by_class = np.argsort(labels, kind="stable")
         _, counts = np.unique(labels, return_counts=True)

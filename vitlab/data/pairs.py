@@ -1,7 +1,9 @@
-"""Images and what belongs to them in files of equal stem: index maps, depth, a second view, a target.
+"""Images with fields in files of equal stem: index maps, depth, a second view, a target.
 
-`data.files` has a pattern for each field, below `data.data_dir`: "image=images/{split}/{stem}.jpg". A stem may have folders
-("aachen/aachen_000000"). A pattern may end in ".*", any image format. An entry "list=lists/{split}.txt" names the stems of a split.
+A stem is a file's path without the parts that its pattern fixes. `data.files` has a pattern for
+each field, below `data.data_dir`: "image=images/{split}/{stem}.jpg". A stem may have folders
+("aachen/aachen_000000"). A pattern may end in ".*" for any image format. An entry
+"list=lists/{split}.txt" names the stems of a split.
 """
 
 import collections
@@ -29,15 +31,22 @@ from vitlab.data.splits import split_name, stratified
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5  # stems that a message names
+_SHOWN = 5  # number of stems that a message names
 _EXAMPLE = 'data.files=("image=images/{split}/{stem}.jpg","segmentation=annotations/{split}/{stem}.png")'
 
 
 class PairsSource:
-    """The files of one split; nothing is kept in memory but their names."""
+    """The files of one split; only their names are held in memory."""
 
     def __init__(self, root: epath.Path, files: Mapping[str, Sequence[str]], sizes: np.ndarray, fields: Mapping[str, Kind]):
-        """`files` of each field, relative to `root`, in one order; `sizes` int64 [fields, n], bytes."""
+        """Takes the files of each field, all in one order.
+
+        Args:
+          root: The root folder.
+          files: Paths relative to `root`, by field.
+          sizes: int64 [fields, n], in bytes.
+          fields: Kinds of the fields.
+        """
         self.root, self._files, self.fields = root, {name: tuple(paths) for name, paths in files.items()}, paired(fields)
         self._folder = os.fspath(root)
         digest = hashlib.blake2b(repr((self._files, fields)).encode("utf-8", "surrogateescape"), digest_size=8)
@@ -46,12 +55,12 @@ class PairsSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Classes of the index map; () without one."""
+        """Class names of the index map; () without one."""
         return next((kind.class_names for kind in self.fields.values() if isinstance(kind, IndexMap)), ())
 
     @functools.cached_property
     def channels(self) -> int:
-        """1 if all images are grey by their headers, else 3."""
+        """Channels by the images' headers: 1 if all are grey, else 3."""
         return channels_of(self._read_head, np.zeros(len(self), np.int64))
 
     @property
@@ -69,7 +78,7 @@ class PairsSource:
         return read_bytes(join(self._folder, self.files[index]), size)
 
     def name_of(self, index: int) -> str:
-        """The image's path."""
+        """Path of the image's file."""
         return join(self._folder, self.files[index])
 
 
@@ -78,17 +87,20 @@ def open_pairs(
 ) -> PairsSource:
     """Opens one split.
 
-    Images that lack a file of another field are left out, and counted in the log. A slice takes a fixed pseudo-random share.
+    Images without a file of every other field are left out, and counted in the log. A slice takes a
+    fixed pseudo-random part.
 
     Args:
       data_dir: The root, on a local disk.
-      split: What {split} in the patterns stands for, with an optional slice; "test" also takes a folder named "val" and so on.
-      files: As `data.files`.
-      names: Fields to read; None: all that have a pattern.
+      split: Name that {split} in the patterns stands for, with an optional slice; "test" also
+        accepts a folder named "val" and the like.
+      files: Entries as in `data.files`.
+      names: Fields to read; None for all that have a pattern.
       follow_outside: Whether symbolic links may lead out of the root.
 
     Raises:
-      ConfigError: There is no root, a pattern is malformed or matches nothing, an index map has no classes, or a symbolic link leads out.
+      ConfigError: There is no root, a pattern is malformed or matches nothing, an index map has no
+        classes, or a symbolic link leads out of the root.
     """
     if data_dir is None:
         raise ConfigError('data.source="pairs" needs data.data_dir, the folder below which the patterns of data.files begin')
@@ -125,7 +137,7 @@ def open_pairs(
 
 
 def _find(root: epath.Path, entry: Entry, split: str, fence: Fence) -> dict[str, tuple[str, int]]:
-    """Stem -> path relative to the root and bytes, of the files that match a pattern."""
+    """The files that match a pattern: stem -> path relative to the root, and size in bytes."""
     if entry.place.count("{stem}") != 1:
         raise ConfigError(f"{entry.text} must have {{stem}} once: {_EXAMPLE}")
     tried = [entry.place.replace("{split}", name) for name in dict.fromkeys((split, *(EVAL_FOLDERS if split == "test" else ())))]
@@ -151,7 +163,7 @@ def _matches(path: str, folder: str, prefix: str, after: str, fence: Fence) -> d
 
 
 def _listed(root: epath.Path, entry: Entry, split: str, fence: Fence) -> list[str]:
-    """The stems of a list: the first word of each line."""
+    """The stems in a list, the first word of each line."""
     path = fence.path_of(entry.place.replace("{split}", split))
     try:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
@@ -164,7 +176,7 @@ def _listed(root: epath.Path, entry: Entry, split: str, fence: Fence) -> list[st
 
 
 def _complete(stems: Sequence[str], found: Mapping[str, Mapping[str, Any]], split: str) -> list[str]:
-    """The stems that have a file of every field; those that have not are in the log."""
+    """The stems that have a file of every field; the other stems are logged."""
     kept = list(stems)
     for field, places in found.items():
         missing = [stem for stem in kept if stem not in places]
@@ -179,7 +191,10 @@ def _complete(stems: Sequence[str], found: Mapping[str, Mapping[str, Any]], spli
 
 
 def _sized(kind: Kind, root: epath.Path, image: str, other: str) -> Kind:
-    """A target of more pixels than the image has, by the headers of the first pair; other kinds are as large as the image."""
+    """The kind with its `scale`, if the field may have more pixels than the image.
+
+    The scale is read from the headers of the first pair; other kinds stay unchanged.
+    """
     if not isinstance(kind, Image) or image == other:
         return kind
     try:

@@ -1,7 +1,8 @@
-"""Where data lies: in a folder here, or in a bucket ("gs://bucket/folder", also s3:// and az://), by `etils.epath`.
+"""Paths of data, local or in a bucket ("gs://bucket/folder", also s3:// and az://).
 
-Folders are `epath.Path`; the many files below them are text, because making a path of each costs more than opening it. A data
-folder is data of others: nothing outside it is read unless the user says so, and only regular files are opened.
+Folders are `etils.epath.Path`; the many files below them are strings, because making a path object
+costs more than opening a file. Data folders are untrusted: files outside them are read only if the
+user allows it, and only regular files are opened.
 """
 
 import contextlib
@@ -15,16 +16,16 @@ from etils import epath
 
 from vitlab.config import ConfigError
 
-_BUCKETS = ("gs://", "s3://", "az://", "hf://")  # the schemes that `epath` opens
+_BUCKETS = ("gs://", "s3://", "az://", "hf://")  # schemes that `epath` opens
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def data_path(text: str | os.PathLike[str]) -> epath.Path:
-    """The path of a folder or file, of which "~" is the home folder.
+    """The path of a folder or file, with "~" expanded.
 
     Raises:
-      ConfigError: It holds a NUL, is at a scheme that is not read (http://), or is in a bucket, and the package that reads such
-        a bucket is not installed.
+      ConfigError: The text has a NUL or an unsupported scheme (http://), or the package that reads
+        its bucket is not installed.
     """
     _refuse_unreadable_name(os.fspath(text))
     path = epath.Path(text).expanduser()
@@ -32,20 +33,20 @@ def data_path(text: str | os.PathLike[str]) -> epath.Path:
         try:
             path.exists()
         except ImportError as error:
-            raise ConfigError(f'{path} cannot be opened: {error}; pip install "etils[epath-gcs]" for gs://') from error
+            raise ConfigError(f'{path} cannot be opened: {error}; pip install "vitlab[cloud]"') from error
     return path
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether it is in a bucket."""
+    """Whether the path is in a bucket."""
     return os.fspath(path).startswith(_BUCKETS)
 
 
 def refuse_remote(path: str | os.PathLike[str], what: str) -> None:
-    """For files that are read by code which knows only local ones.
+    """Refuses a path in a bucket, for code that reads local files only.
 
     Raises:
-      ConfigError: The path is in a bucket; `what` begins the message, which names the remedy.
+      ConfigError: The path is in a bucket; the message begins with `what` and names the remedy.
     """
     if is_remote(path):
         raise ConfigError(
@@ -55,10 +56,10 @@ def refuse_remote(path: str | os.PathLike[str], what: str) -> None:
 
 
 def refuse_undecodable(path: str | os.PathLike[str], what: str) -> None:
-    """For files that are read by array_record, which takes paths as text in UTF-8.
+    """Refuses a path that is not UTF-8, for array_record, which takes paths as text.
 
     Raises:
-      ConfigError: The path has bytes that are no UTF-8; `what` begins the message.
+      ConfigError: The path has bytes that are not UTF-8; the message begins with `what`.
     """
     try:
         os.fspath(path).encode()
@@ -68,10 +69,11 @@ def refuse_undecodable(path: str | os.PathLike[str], what: str) -> None:
 
 @contextlib.contextmanager
 def refuse_unreadable(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Makes one line of what the system refuses while the data at `path` is opened.
+    """Turns errors of the operating system on opening the data at `path` into one line.
 
     Raises:
-      ConfigError: An OSError was raised, such as for a permission that is missing; names the file.
+      ConfigError: An OSError was raised, such as for a missing permission; the message names the
+        file.
     """
     try:
         yield
@@ -80,22 +82,25 @@ def refuse_unreadable(path: str | os.PathLike[str] | None) -> Iterator[None]:
 
 
 def join(folder: str, name: str) -> str:
-    """`name` below `folder`, unless it is absolute or in a bucket itself."""
+    """The path `name` below `folder`; an absolute or bucket path is returned unchanged."""
     return name if is_remote(name) else os.path.join(folder, name)
 
 
 def read_bytes(path: str, size: int | None = None) -> bytes:
-    """The contents of a file, or, if it is here, the first `size` bytes; raises OSError if it cannot be read or is no regular file."""
+    """The contents of a file, or the first `size` bytes of a local one.
+
+    Raises OSError if the file is unreadable or no regular file.
+    """
     if is_remote(path):
         return epath.Path(path).read_bytes()
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO that nobody writes to does not wait
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO without a writer does not block
     with open(descriptor, "rb") as file:
         _refuse_irregular(path, os.fstat(descriptor))
         return file.read(size)
 
 
 def size_of(path: str) -> int:
-    """Bytes of a file; raises OSError if there is none, or it is no regular file."""
+    """Size of a file in bytes; raises OSError if it is missing or no regular file."""
     if is_remote(path):
         return epath.Path(path).stat().length
     status = os.stat(path)
@@ -104,19 +109,19 @@ def size_of(path: str) -> int:
 
 
 class Fence:
-    """Keeps what a listing names, or symbolic links lead to, inside one folder."""
+    """Confines the paths in a listing, and the targets of symbolic links, to one folder."""
 
     def __init__(self, root: str | os.PathLike[str], *, follow_outside: bool = False):
-        """`root` is the folder, here or in a bucket; `follow_outside` lets everything pass that can be a file at all."""
+        """Takes the folder, local or in a bucket; `follow_outside` turns the check off."""
         self.root, self.follow_outside = os.fspath(root), follow_outside
         self._real = os.path.realpath(self.root)
-        self._folders: dict[str, str] = {}  # folder -> its real path
+        self._folders: dict[str, str] = {}  # real path of each folder
 
     def path_of(self, name: str) -> str:
-        """The path of a file or folder that a listing in the root calls `name`, see `join`; files in any bucket may be named.
+        """The path of a listed file or folder, see `join`; a file in any bucket is allowed.
 
         Raises:
-          ConfigError: It lies outside the root, or no file can have this name.
+          ConfigError: The path lies outside the root, or is no valid path.
         """
         _refuse_unreadable_name(name)
         path = join(self.root, name)
@@ -125,10 +130,10 @@ class Fence:
         return path
 
     def check(self, path: str) -> None:
-        """Lets a path pass that lies below the root when ".." and symbolic links are followed.
+        """Checks that a path lies below the root after ".." and symbolic links are resolved.
 
         Raises:
-          ConfigError: It does not, and nothing else was allowed.
+          ConfigError: The path lies outside the root, and `follow_outside` is off.
         """
         if not (self.follow_outside or self._holds(path)):
             raise ConfigError(
@@ -142,7 +147,7 @@ class Fence:
         return (os.path.normpath(real) + os.sep).startswith(os.path.join(self._real, ""))
 
     def _real_folder(self, path: str) -> str:
-        """The real path of the folder of a file; it is kept, because a listing has many files of one folder."""
+        """The real path of a file's folder, cached because a listing has many files per folder."""
         folder = os.path.dirname(path)
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)
@@ -150,13 +155,14 @@ class Fence:
 
 
 def files_below(folder: str, fence: Fence) -> Iterator[tuple[str, int]]:
-    """Every regular file below a local folder that is not hidden: its path relative to the folder, and its bytes; in no order.
+    """Yields each regular file below a local folder, in no order: relative path, size in bytes.
 
-    Symbolic links are followed as far as the fence allows. Links to nothing, and files that are no regular ones, are passed over.
+    Hidden files are skipped, as are links to nothing. Symbolic links are followed as far as the
+    fence allows.
 
     Raises:
-      ConfigError: A folder cannot be read, or a symbolic link leads outside the fence, to itself, or to a folder that is read
-        already, as in a loop.
+      ConfigError: A folder cannot be read, or a symbolic link leads outside the fence, to itself,
+        or to a folder that was read already, as in a loop.
     """
     pending, seen = [(folder, "")], {os.path.realpath(folder)}
     while pending:
@@ -179,7 +185,7 @@ def files_below(folder: str, fence: Fence) -> Iterator[tuple[str, int]]:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Kind of the entry, or of the file that it links to; None if it links to nothing."""
+    """Status of the entry, or of the target of a link; None for a link to nothing."""
     try:
         return entry.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Forty pieces of real photographs that ship inside the package, for tasks that restore images; see bundled/ORIGIN.md."""
+"""Forty bundled pieces of photographs, for image restoration; see bundled/ORIGIN.md."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ _TILE = 64  # pixels on a side of an image of "test"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhotographsSource:
-    """Some photographs of a split, decoded when they are first asked for."""
+    """Some photographs of a split, decoded on first access."""
 
     split: str
     start: int
@@ -46,12 +46,14 @@ class PhotographsSource:
         return {"image": _photographs(self.split)[self.start + index]}
 
     def name_of(self, index: int) -> str:
-        """Split and position, "train/17"."""
+        """Split and index of an image: "train/17"."""
         return f"{self.split}/{self.start + index}"
 
 
 def open_photographs(split: str) -> PhotographsSource:
-    """Opens "train", 30 images of 256 x 256 pixels, or "test", 160 of 64 x 64 out of other photographs; or a slice of them.
+    """Opens "train" (30 images of 256 x 256 pixels) or "test" (160 of 64 x 64), or a slice.
+
+    The images of "test" are parts of other photographs than those of "train".
 
     Raises:
       ConfigError: There is no such split, or the slice is empty.

@@ -1,8 +1,9 @@
-"""Augmentation policies by the names that timm and the papers give them: RandAugment, AutoAugment, AugMix, 3-Augment.
+"""Augmentation policies by timm's names: RandAugment, AutoAugment, AugMix, 3-Augment.
 
-"rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "augmix-m3-w3", "3a". A policy is a function of (image, generator,
-interpolation, moves=None); to the list `moves` it adds how it has moved the pixels, for the other fields of the example.
-Operators, levels and defaults are timm's, whose strings the recipes name; "v0" is the policy of the TPU code.
+Names are "rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "augmix-m3-w3" or "3a". A policy is a
+function of (image, generator, interpolation, moves=None). It appends its geometric moves to the
+list `moves`, so that other fields of the example can be moved too. Operators, levels and defaults
+are timm's, whose names the recipes use; "v0" is the policy of EfficientNet's TPU code.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from vitlab.data.warp import Matrix, Move, Size, size_of
 
 Rng = np.random.Generator
 Policy = Callable[..., Pixels]  # called with (image, generator, interpolation, moves)
-LEVELS = 10  # a magnitude of 10 is the full range of an operator
+LEVELS = 10  # magnitude of the full range of an operator
 
 
 def _sign(rng: Rng, x: float) -> float:
@@ -28,7 +29,10 @@ def _sign(rng: Rng, x: float) -> float:
 
 
 def _enhance(fn: Callable[[Pixels, float], Pixels]) -> tuple[Callable[..., Pixels], Callable[..., Pixels]]:
-    """With a factor in [0.1, 1.9] that grows with the level, and with one that leaves 1 both ways."""
+    """Two operators of a blend: factor growing with the level, and factor off 1 by the level.
+
+    The first factor is in [0.1, 1.9]; the second is above or below 1 with equal probability.
+    """
     plain = lambda image, level, rng, _: fn(image, level * 1.8 + 0.1)  # noqa: E731
     increasing = lambda image, level, rng, _: fn(image, max(0.1, 1 + _sign(rng, level * 0.9)))  # noqa: E731
     return plain, increasing
@@ -50,7 +54,8 @@ def _translation(size: Size, level: float, rng: Rng, *, along: str, share: float
     return (1, 0, amount, 0, 1, 0) if along == "x" else (1, 0, 0, 0, 1, amount)
 
 
-# Operators that move pixels: name -> function of (size of the image, level, generator) that gives the matrix of `image_ops.affine`.
+# Operators that move pixels: name -> function of (size of the image, level, generator) that gives
+# the matrix of `image_ops.affine`.
 MOVING: dict[str, Callable[[Size, float, Rng], Matrix]] = {
     "Rotate": _rotation,
     "ShearX": functools.partial(_shear, along="x"),
@@ -61,7 +66,7 @@ MOVING: dict[str, Callable[[Size, float, Rng], Matrix]] = {
 
 
 def _moving(name: str, size: Size, level: float, rng: Rng, interpolation: str) -> Move:
-    """Draws the move of one of `MOVING`."""
+    """Draws the move of the operator `name` of `MOVING`."""
     matrix = MOVING[name](size, level, rng)
     return Move(matrix=matrix, size=size, pixels=functools.partial(ops.affine, matrix=matrix, interpolation=interpolation))
 
@@ -91,9 +96,10 @@ _INCREASING = (
     "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",
     *(f"{name}Increasing" for name in _ENHANCERS), *MOVING,
 )  # fmt: skip
-_AUGMIX = tuple(name for name in _INCREASING if name not in ("Invert", "SolarizeAdd"))  # with timm's four enhancers, not in the paper
+_AUGMIX = tuple(name for name in _INCREASING if name not in ("Invert", "SolarizeAdd"))  # with timm's four enhancers, absent from the paper
 
-# Two of (operator, probability, magnitude). arXiv:1805.09501, table 9 ("original"), and the policy of the TPU code of EfficientNet ("v0").
+# Each line is a sub-policy of two (operator, probability, magnitude). "original": arXiv:1805.09501,
+# table 9; "v0": TPU code of EfficientNet.
 _ORIGINAL = """
 PosterizeOriginal 0.4 8 Rotate 0.6 9, Solarize 0.6 5 AutoContrast 0.6 5, Equalize 0.8 8 Equalize 0.6 3, PosterizeOriginal 0.6 7
 PosterizeOriginal 0.6 6, Equalize 0.4 7 Solarize 0.2 4, Equalize 0.4 4 Rotate 0.8 8, Solarize 0.6 3 Equalize 0.6 7, PosterizeOriginal
@@ -111,7 +117,7 @@ Solarize 0.6 10, Solarize 0.6 8 Equalize 0.6 1, Color 0.8 6 Rotate 0.4 5"""
 
 
 def parse_sub_policies(text: str) -> tuple[tuple[tuple[str, float, float], ...], ...]:
-    """The table of an AutoAugment policy."""
+    """Parses the table of an AutoAugment policy."""
     rows = [row.split() for row in text.split(",")]
     return tuple(tuple((row[i], float(row[i + 1]), float(row[i + 2])) for i in (0, 3)) for row in rows)
 
@@ -121,21 +127,21 @@ AUTO_AUGMENT = {"original": parse_sub_policies(_ORIGINAL), "v0": parse_sub_polic
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The letters of a policy's name."""
+    """Settings in a policy's name, by their letters."""
 
-    m: float = 10.0  # magnitude
-    mstd: float = 0.0  # standard deviation of the magnitude; above 100: uniform in [0, m]
-    mmax: float = float(LEVELS)  # of the magnitude after noise
-    n: int = 2  # rand: operators an image
+    m: float = 10.0  # magnitude; an operator has its full range at 10
+    mstd: float = 0.0  # standard deviation of the magnitude; above 100 the magnitude is uniform in [0, m]
+    mmax: float = float(LEVELS)  # upper bound of the magnitude after noise
+    n: int = 2  # rand: operators per image
     inc: int = 0  # rand: 1 for operators whose severity grows with the magnitude
-    w: int = 3  # augmix: chains
-    d: int = -1  # augmix: operators a chain; -1: 1 to 3
-    a: float = 1.0  # augmix: of the Dirichlet and Beta distributions
+    w: int = 3  # augmix: number of chains
+    d: int = -1  # augmix: operators per chain; -1 draws 1 to 3
+    a: float = 1.0  # augmix: parameter of the Dirichlet and Beta distributions
 
     def apply(
         self, name: str, image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, magnitude: float | None = None
     ) -> Pixels:
-        """One operator at a drawn level."""
+        """Applies one operator at a drawn level."""
         magnitude = self.m if magnitude is None else magnitude
         if self.mstd > 100:
             magnitude = rng.uniform(0, magnitude)
@@ -152,7 +158,7 @@ def make_policy(text: str) -> Policy:
     """The policy of a name.
 
     Raises:
-      ConfigError: There is none such.
+      ConfigError: There is no such policy.
     """
     kind, *rest = text.split("-")
     if kind not in _POLICIES:
@@ -171,7 +177,7 @@ def make_policy(text: str) -> Policy:
 
 
 def _rand_augment(image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, settings: Settings, kind: str) -> Pixels:
-    """RandAugment (arXiv:1909.13719); as in timm, each chosen operator is applied with probability 1/2."""
+    """RandAugment (arXiv:1909.13719); as in timm, an operator is applied with probability 1/2."""
     del kind
     names = _INCREASING if settings.inc else _PLAIN
     for i in rng.integers(len(names), size=settings.n):
@@ -190,7 +196,10 @@ def _auto_augment(image: Pixels, rng: Rng, interpolation: str, moves: list[Move]
 
 
 def _aug_mix(image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, settings: Settings, kind: str) -> Pixels:
-    """AugMix (arXiv:1912.02781), without its consistency loss; it mixes copies that have moved differently, and so reports no move."""
+    """AugMix (arXiv:1912.02781), without its consistency loss.
+
+    It mixes copies that were moved differently, and so reports no move.
+    """
     del kind, moves
     mixed = np.zeros(image.shape, np.float32)
     shares, share = rng.dirichlet([settings.a] * settings.w), np.float32(rng.beta(settings.a, settings.a))
@@ -205,7 +214,10 @@ def _aug_mix(image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | No
 def _three_augment(
     image: Pixels, rng: Rng, interpolation: str, moves: list[Move] | None = None, *, settings: Settings, kind: str
 ) -> Pixels:
-    """3-Augment (DeiT III, arXiv:2204.07118, 3.2): grey, solarised or blurred; its colour jitter is `augment.color_jitter`."""
+    """3-Augment (DeiT III, arXiv:2204.07118, 3.2): grey, solarised or blurred.
+
+    Its colour jitter is `augment.color_jitter`.
+    """
     del settings, interpolation, kind, moves
     choice = rng.integers(3)
     if choice == 2:
@@ -213,7 +225,7 @@ def _three_augment(
     return ops.grey_scale(image) if choice == 0 else ops.solarize(image)
 
 
-# First part of the name -> policy, the letters it takes, what differs from the defaults.
+# First part of the name -> policy, its letters, and defaults that differ from `Settings`.
 _POLICIES = {
     "rand": (_rand_augment, ("m", "mstd", "mmax", "n", "inc"), {}),
     "original": (_auto_augment, ("mstd",), {}),
@@ -224,7 +236,10 @@ _POLICIES = {
 
 
 def color_jitter(image: Pixels, rng: Rng, strength: float) -> Pixels:
-    """Brightness, contrast and saturation, each by a factor uniform in 1 - strength to 1 + strength, in random order (torchvision)."""
+    """Changes brightness, contrast and saturation in random order, as torchvision does.
+
+    Each factor is uniform in [1 - strength, 1 + strength].
+    """
     for i in rng.permutation(3):
         image = (ops.brightness, ops.contrast, ops.color)[i](image, rng.uniform(max(0.0, 1 - strength), 1 + strength))
     return image

@@ -1,10 +1,13 @@
-"""Writes array_record shards from an image folder: python -m vitlab.data.prepare SRC DST [--short_side=N] [--split=train,val].
+"""Writes array_record shards from an image folder: python -m vitlab.data.prepare SRC DST ...
 
-With --tfrecord, SRC is a folder of TFRecord files, ImageNet's usual layout; they are read without TensorFlow. With --source=pairs, coco,
-table or tars, SRC is what data.data_dir would be, and each --file an entry of data.files; all these fields are in the shards.
+Options are --short_side=N, --split=train,val and those below. With --tfrecord, SRC is a folder of
+TFRecord files, ImageNet's usual layout; they are read without TensorFlow. With --source=pairs,
+coco, table or tars, SRC is the value of data.data_dir, and each --file an entry of data.files; the
+shards have all these fields.
 
-The same command again goes on where it was stopped; what is finished is kept, and one process at a time may write to DST. Train on
-the shards with data.source="shards" and data.data_dir=DST. Checking the checksums: python -m vitlab.data.prepare --verify DST.
+The same command resumes stopped work; finished shards are kept, and one process at a time may write
+to DST. To train on the shards, set data.source="shards" and data.data_dir=DST. To check the
+checksums: python -m vitlab.data.prepare --verify DST.
 """
 
 import argparse
@@ -48,10 +51,10 @@ class Fields:
     """A source whose examples have other fields than an image and its class."""
 
     source: str  # one of `FILE_SOURCES`
-    files: tuple[str, ...]  # as data.files
+    files: tuple[str, ...]  # entries as in data.files
 
     def open(self, src: str, splits: Sequence[str], follow_outside: bool) -> dict[str, Images]:
-        """The splits, of which none means "train" only."""
+        """Opens the splits; without any, "train" only."""
         names = [entry.field for entry in parse_files(self.files).values() if entry.field not in ("list", "annotations", "tars")]
         wanted = None if self.source == "coco" else ["image", *(name for name in names if name != "image")]
         open_split = FILE_SOURCES[self.source]
@@ -70,23 +73,30 @@ def prepare(  # noqa: PLR0913  one argument for each of the command's
     fields: Fields | None = None,
     follow_outside: bool = False,
 ) -> Index:
-    """Writes, or goes on writing, the shards of an image folder, of TFRecord files, or of images with other fields.
+    """Writes the shards of an image folder, TFRecord files or a source with other fields.
+
+    Interrupted writing is resumed.
 
     Args:
-      src: What `open_images` opens: a folder or a CSV; or what `open_tfrecords` opens.
-      dst: Made if need be; it may be in a bucket, from which the shards must be copied, or mounted, to be read.
-      splits: Names; none: "train" and, if there is a folder of that name, "test", "val", "validation" or "valid"; of TFRecord files all.
+      src: Path that `open_images` opens, a folder or a CSV; or a folder for `open_tfrecords`.
+      dst: Folder of the shards, created if missing. It may be in a bucket; to be read, shards must
+        be copied from there, or the bucket be mounted.
+      splits: Names of splits. Without any: "train" and "test", "val", "validation" or "valid", if
+        there is such a folder; all splits of TFRecord files.
       shard_size: Images per shard.
-      short_side: Pixels to which a longer short side is shrunk (bicubic, antialiased), as JPEG of quality 95 without metadata,
-        transparent pixels over white; other images, and those that cannot be decoded, are kept byte for byte. None: all are.
-      num_threads: That read and resize; 0: one per core.
-      tfrecord: Of the records, if `src` holds TFRecord files.
-      fields: Where the fields of the examples come from, if they are others than an image and its class.
+      short_side: Pixels of the short side. Images with a longer one are resized to it (bicubic,
+        antialiased) and stored as JPEG of quality 95 without metadata, transparent pixels over
+        white. Other images, and those that cannot be decoded, are copied byte for byte. None copies
+        all images.
+      num_threads: Threads that read and resize; 0 takes one per core.
+      tfrecord: Layout of the records, if `src` holds TFRecord files.
+      fields: Source of the examples, if they have other fields than an image and its class.
       follow_outside: Whether a CSV or symbolic links may lead to files outside the folder of SRC.
 
     Raises:
-      ConfigError: SRC holds no images or a damaged record, DST holds other shards, is being written by another process or cannot
-        be written, or an argument is out of range. Shards that are finished remain, of an unfinished one nothing does.
+      ConfigError: SRC has no images or a damaged record, DST has other shards, is locked by another
+        process or cannot be written, or an argument is out of range. Finished shards remain;
+        nothing remains of an unfinished one.
     """
     if fields and (tfrecord or short_side is not None):
         raise ConfigError("--source goes neither with --tfrecord nor with --short_side, which would shrink the image alone")
@@ -104,7 +114,7 @@ def prepare(  # noqa: PLR0913  one argument for each of the command's
 
 
 def _check_names(splits: Sequence[str]) -> None:
-    """Refuses the splits that cannot be the beginning of a file's name."""
+    """Refuses splits whose names cannot begin a file name."""
     for split in splits:
         if is_sliced(split) or os.path.basename(split) != split or split.startswith("."):
             raise ConfigError(f'--split: "{split}" must be the name of a split; slices are taken when the shards are read')
@@ -119,10 +129,12 @@ def _open(src: str, splits: Sequence[str], tfrecord: Layout | None, follow_outsi
 
 @contextlib.contextmanager
 def _claimed(folder: epath.Path) -> Iterator[None]:
-    """Makes the folder and locks it; in a bucket two processes write the same bytes, and neither sees half of a file.
+    """Creates and locks the folder.
+
+    In a bucket there is no lock: two processes write the same bytes, and files appear whole.
 
     Raises:
-      ConfigError: It cannot be made, another process writes to it, or the system refuses to write.
+      ConfigError: The folder cannot be created or written, or another process has locked it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +152,7 @@ def verify(dst: str | os.PathLike[str]) -> Index:
     """Compares every shard with its checksum in the index.
 
     Raises:
-      ConfigError: One is not written, missing, other or cannot be read; names it.
+      ConfigError: A shard is unwritten, missing, unreadable or differs; the message names it.
     """
     folder = data_path(dst)
     index = read_index(folder)
@@ -152,7 +164,7 @@ def verify(dst: str | os.PathLike[str]) -> Index:
 
 
 def _splits(root: epath.Path) -> list[str]:
-    if not root.is_dir():  # a CSV, or nothing
+    if not root.is_dir():  # a CSV, or missing
         return ["train"]
     found = find_split_folders(root, "train", read_class_list(root))
     return ["train", *filter(None, [found.evaluation if found.train != root else None])]
@@ -177,10 +189,10 @@ def _plan(sources: dict[str, Images], shard_size: int, short_side: int | None) -
 
 
 def _begin(dst: epath.Path, plan: Index) -> Index:
-    """The index to go on with: that in `dst` if it is of the same plan, or the plan itself, written there.
+    """The index to continue with: that in `dst` if it belongs to `plan`, or `plan`, then written.
 
-    A folder that holds nothing but files of the plan is taken over even if its index is missing or damaged: a process that was
-    killed, or a disk, left it so.
+    A folder with nothing but files of the plan is taken over even if its index is missing or
+    damaged, as after a kill or a disk error.
     """
     shards = [shard.file for files in plan.splits.values() for shard in files]
     known = {LOCK, INDEX, TEMPORARY_INDEX, *shards, *map(temporary_name, shards)}
@@ -209,7 +221,7 @@ def _unwritten(index: Index) -> Index:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, handlers=[LogHandler()])
     if args.verify:
@@ -266,7 +278,7 @@ def _fields(args: argparse.Namespace) -> Fields | None:
 
 
 def _layout(args: argparse.Namespace) -> Layout | None:
-    """Reading of TFRecord files that the arguments ask for; None if SRC is none of them."""
+    """Layout of TFRecord files by the arguments; None if SRC holds no TFRecord files."""
     given = {key: value for key in ("image_key", "label_key", "first_label") if (value := getattr(args, key)) is not None}
     if given and not args.tfrecord:
         raise ConfigError(f"--{next(iter(given))} is for TFRecord files: give --tfrecord too")

@@ -1,4 +1,4 @@
-"""The command `python -m vitlab.preview` under its first name."""
+"""Alias of the command `python -m vitlab.preview`."""
 
 import runpy
 

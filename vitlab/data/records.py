@@ -1,4 +1,7 @@
-"""Labelled images in array_record files, whoever wrote them: what is damaged or has no class is an OSError, never an example."""
+"""Labelled images in array_record files of any origin.
+
+Damaged records and labels without a class raise OSError.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,14 +12,14 @@ from vitlab.data.example import image_and_label, named_bytes
 from vitlab.data.field_json import from_bytes
 from vitlab.data.fields import Kind
 
-DAMAGE = (RuntimeError, ValueError)  # raised by array_record for a wrong checksum, a file that ends, or another kind of file
+DAMAGE = (RuntimeError, ValueError)  # errors of array_record: wrong checksum, truncated file, other kind of file
 
 
 def read_example(records: ArrayRecordDataSource, index: int, num_classes: int) -> dict[str, Any]:
     """One example, {"image": encoded bytes, "label": int in [0, num_classes)}.
 
     Raises:
-      OSError: The record is damaged, is no example, or its label is none of the classes.
+      OSError: The record is damaged or no example, or its label has no class.
     """
     try:
         return _example(records[index], num_classes)
@@ -25,10 +28,10 @@ def read_example(records: ArrayRecordDataSource, index: int, num_classes: int) -
 
 
 def read_examples(records: ArrayRecordDataSource, indices: Sequence[int], num_classes: int) -> list[dict[str, Any]]:
-    """The examples at `indices`, a tenth of the time of reading them one by one.
+    """The examples at `indices`, in a tenth of the time of reading them one by one.
 
     Raises:
-      OSError: As `read_example`, for one of them.
+      OSError: As `read_example`, for any of the examples.
     """
     try:
         return [_example(record, num_classes) for record in records.__getitems__(indices)]
@@ -40,7 +43,7 @@ def read_fields(records: ArrayRecordDataSource, indices: Sequence[int], fields: 
     """The examples at `indices`, with a value for each field.
 
     Raises:
-      OSError: A record is damaged, is no example, or lacks a field, for one of them.
+      OSError: A record is damaged, is no example, or lacks a field.
     """
     try:
         examples = [named_bytes(record) for record in records.__getitems__(list(indices))]

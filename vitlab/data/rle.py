@@ -1,4 +1,7 @@
-"""COCO's run-length encoding of masks: runs of zeros and ones in turn, down the columns, and the text that packs their lengths."""
+"""COCO's run-length encoding of masks, and the text that packs the lengths.
+
+Runs of zeros and ones alternate, down the columns.
+"""
 
 from collections.abc import Sequence
 
@@ -9,10 +12,10 @@ from vitlab.data.headers import DecodeError
 
 
 def decode_rle(counts: str | Sequence[int], size: Sequence[int]) -> Bool[np.ndarray, "h w"]:
-    """The mask of `size` (height, width) whose runs have these lengths, packed in a text or not.
+    """Decodes run lengths, as numbers or as packed text, to a mask of `size` (height, width).
 
     Raises:
-      DecodeError: The runs are negative, or do not fill the mask.
+      DecodeError: A run is negative, or the runs do not fill the mask.
     """
     height, width = size
     lengths = np.array(unpack_counts(counts) if isinstance(counts, str) else counts, np.int64)
@@ -23,9 +26,11 @@ def decode_rle(counts: str | Sequence[int], size: Sequence[int]) -> Bool[np.ndar
 
 
 def unpack_counts(text: str) -> list[int]:
-    """Lengths of the runs in COCO's text: five bits a character (less 48), the lowest first, the sixth says that more follow.
+    """Unpacks the run lengths from COCO's text.
 
-    From the fourth on, a length is written as its difference to the one two before.
+    A character minus 48 has five bits of a number, lowest first, and a sixth bit that is set if
+    more characters follow. From the fourth length on, the text stores the difference to the length
+    two before.
     """
     lengths: list[int] = []
     value = shift = 0

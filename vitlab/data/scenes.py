@@ -1,7 +1,8 @@
-"""Scenes composed of the bundled Fashion-MNIST items, with everything that dense tasks want to know of them; nothing is stored.
+"""Synthetic scenes of bundled Fashion-MNIST items, with the fields of all dense tasks.
 
-Each scene, 64 x 64 RGB, is a function of its split and index: one to six tinted items, from far to near, over a smooth background, seen
-by two eyes. An item's disparity is a whole number of pixels from 1 to 8, the background's is 0; near items are larger on average.
+Each scene, 64 x 64 RGB, is a function of its split and index: one to six tinted items, from far to
+near, over a smooth background, seen by two eyes. An item's disparity is a whole number of pixels
+from 1 to 8, the background's is 0; near items are larger on average. No scene is stored.
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ from vitlab.data.bundled import CLASS_NAMES, open_bundled
 from vitlab.data.fields import BOX_COLUMNS, Boxes, Image, IndexMap, Kind, Labels, Value, ValueMap, paired
 from vitlab.data.splits import split_name, split_range
 
-SIDE = 64  # pixels
-LENGTHS = {"train": 20_000, "test": 1_000}  # scenes; "test" has items that "train" has not
-_VERSION = 1  # version of the scenes' looks
+SIDE = 64  # pixels per side of a scene
+LENGTHS = {"train": 20_000, "test": 1_000}  # number of scenes; items of "test" do not occur in "train"
+_VERSION = 1  # version of the scenes' appearance, part of the fingerprint
 _MOST_ITEMS = 6
-_SIZES = (16, 37)  # least and largest side of an item, pixels
+_SIZES = (16, 37)  # least and largest side of an item, in pixels
 _MOST_DISPARITY = 8  # pixels
-_LEAST_VISIBLE = 12  # pixels of an item that must be seen for it to count and to have a box
-_NEAREST = 10.0  # depth of the background; that of disparity d is this / (1 + d)
+_LEAST_VISIBLE = 12  # visible pixels from which an item counts and has a box
+_NEAREST = 10.0  # depth of the background; disparity d has the depth _NEAREST / (1 + d)
 
 FIELDS: Mapping[str, Kind] = {
     "image": Image(mirror="image2"),
@@ -43,7 +44,7 @@ FIELDS: Mapping[str, Kind] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesSource:
-    """Some scenes of a split, with the fields of `names`; see `FIELDS`."""
+    """Some scenes of a split, with the fields `names` out of `FIELDS`."""
 
     split: str
     start: int
@@ -55,7 +56,7 @@ class ScenesSource:
 
     @property
     def fields(self) -> dict[str, Kind]:
-        """Kinds of the fields `names`; the fields of the eyes are exchanged by a flip if both are there."""
+        """Kinds of the fields `names`; a flip exchanges the two eyes' fields if both exist."""
         return paired({name: FIELDS[name] for name in self.names})
 
     @property
@@ -73,7 +74,7 @@ class ScenesSource:
         return scene(self.split, self.start + index).example(self.names)
 
     def name_of(self, index: int) -> str:
-        """Split and position, "train/17"."""
+        """Split and index of a scene: "train/17"."""
         return f"{self.split}/{self.start + index}"
 
 
@@ -82,7 +83,7 @@ def open_scenes(split: str, names: Sequence[str]) -> ScenesSource:
 
     Args:
       split: The split.
-      names: Fields of each scene, of `FIELDS`.
+      names: Fields of each scene, out of `FIELDS`.
 
     Raises:
       ConfigError: There is no such split, or the slice is empty.
@@ -101,22 +102,22 @@ class Scene:
     background: UInt8[np.ndarray, "64 64 3"]
     pixels: list[UInt8[np.ndarray, "_h _w 3"]]  # pixels of each item
     masks: list[Bool[np.ndarray, "_h _w"]]
-    corners: Integer[np.ndarray, "items 2"]  # top and left in the left eye, which may be outside
+    corners: Integer[np.ndarray, "items 2"]  # top and left in the left eye's view, possibly outside
     labels: Integer[np.ndarray, " items"]
-    disparities: Integer[np.ndarray, " items"]  # pixels, sorted
+    disparities: Integer[np.ndarray, " items"]  # in pixels, ascending
 
     @functools.cached_property
     def owner(self) -> Integer[np.ndarray, "64 64"]:
-        """Number of the item that each pixel of the left eye shows; -1: the background."""
+        """Index of the visible item at each pixel of the left eye's view; -1 for the background."""
         return self._painted(np.full((SIDE, SIDE), -1, np.int8), np.arange(len(self.labels)), shift=False)
 
     @functools.cached_property
     def visible(self) -> Integer[np.ndarray, " items"]:
-        """Pixels of each item that the left eye sees."""
+        """Number of pixels of each item that are visible to the left eye."""
         return np.bincount(self.owner.ravel() + 1, minlength=len(self.labels) + 1)[1:]
 
     def _painted(self, canvas: np.ndarray, values: Sequence[Any] | np.ndarray, *, shift: bool) -> np.ndarray:
-        """The canvas with the items on it, a value each; `shift` as the right eye sees them."""
+        """Paints a value for each item on the canvas; with `shift` in the right eye's view."""
         for mask, (top, left), disparity, value in zip(self.masks, self.corners.tolist(), self.disparities.tolist(), values, strict=True):
             left -= disparity * shift
             y, x = max(-top, 0), max(-left, 0)
@@ -126,7 +127,7 @@ class Scene:
         return canvas
 
     def _of_owner(self, background: Any, values: np.ndarray) -> np.ndarray:
-        """A map that has each item's value where the left eye sees it."""
+        """A map of the values of the items visible to the left eye, over `background`."""
         return np.concatenate(([background], values))[self.owner + 1]
 
     def _disparity(self, *, shift: bool) -> Float32[np.ndarray, "64 64"]:
@@ -148,7 +149,7 @@ class Scene:
         return present
 
     def example(self, names: Sequence[str]) -> dict[str, Any]:
-        """The fields of these names."""
+        """The fields `names` of the scene."""
         make = {
             "image": lambda: self._painted(self.background.copy(), self.pixels, shift=False),
             "image2": lambda: self._painted(self.background.copy(), self.pixels, shift=True),
@@ -164,7 +165,7 @@ class Scene:
 
 
 def scene(split: str, index: int) -> Scene:
-    """The scene of a split and an index of at least 0."""
+    """The scene of a split at an index of at least 0."""
     images, labels, silhouettes = _items(split)
     rng = np.random.Generator(np.random.Philox(key=(index, list(LENGTHS).index(split))))
     count = int(rng.integers(1, _MOST_ITEMS + 1))
@@ -199,7 +200,7 @@ def _items(split: str) -> tuple[UInt8[np.ndarray, "n 28 28"], Integer[np.ndarray
 
 
 def _silhouette(image: UInt8[np.ndarray, "28 28"]) -> UInt8[np.ndarray, "28 28"]:
-    """The item without holes: what its outer contours enclose."""
+    """The silhouette of an item, filled within its outer contours."""
     contours, _ = cv2.findContours((image > 8).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros((28, 28), np.uint8), contours, -1, 255, cv2.FILLED)
 

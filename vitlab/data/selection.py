@@ -1,4 +1,4 @@
-"""Some of the fields of a source."""
+"""Reduces a source to some of its fields."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from vitlab.data.fields import Kind, fields_of, paired
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SelectedSource:
-    """A source of which only some fields are decoded."""
+    """A source that decodes only some of another source's fields."""
 
     source: Any
     names: tuple[str, ...]
@@ -21,17 +21,17 @@ class SelectedSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Those of the source."""
+        """Class names of the wrapped source."""
         return self.source.class_names
 
     @property
     def channels(self) -> int:
-        """Those of the source."""
+        """Channels of the wrapped source."""
         return self.source.channels
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the source."""
+        """Fingerprint of the wrapped source."""
         return self.source.fingerprint
 
     def __len__(self) -> int:
@@ -41,16 +41,19 @@ class SelectedSource:
         return self.source[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at `indices`, read at once if the source can."""
+        """The examples at `indices`, read at once if the wrapped source can."""
         read = getattr(self.source, "__getitems__", None) or (lambda indices: [self.source[index] for index in indices])
         return read(indices)
 
     def name_of(self, index: int) -> str:
-        """Name that the source has for it."""
+        """Name of the image in the wrapped source."""
         return self.source.name_of(index)
 
 
 def selected(source: Any, names: Sequence[str]) -> Any:
-    """The source with the fields of these names, all of which it has; itself, if it has no others."""
+    """The source reduced to the fields `names`, all of which it has.
+
+    A source without other fields is returned itself.
+    """
     there: Mapping[str, Kind] = fields_of(source)
     return source if there.keys() == set(names) else SelectedSource(source=source, names=tuple(names))

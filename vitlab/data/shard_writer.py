@@ -1,4 +1,7 @@
-"""Writes the shards of an index that are not written yet: each at once, so that a process killed at any moment leaves no half shard."""
+"""Writes the missing shards of an index.
+
+Each shard appears whole: a process killed at any moment leaves no partial shard.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -33,25 +36,25 @@ from vitlab.data.tfrecord import TfrecordSource
 
 Images = (
     ImageFolderSource | TfrecordSource | PairsSource | CocoSource | TableSource | TarSource
-)  # sources that can be converted: `files` name their images
+)  # sources that can be converted: `files` names their images
 logger = logging.getLogger(__name__)
 
 _JPEG_QUALITY = 95
-_WRITER = "group_size:1,uncompressed"  # any record by itself; images are compressed already
+_WRITER = "group_size:1,uncompressed"  # each record can be read alone; images are compressed already
 _AT_ONCE = 256  # records in memory
 _SECONDS = 10  # between two lines of progress
 
 
 class Progress:
-    """Prints how far it is, every ten seconds."""
+    """Prints the progress every ten seconds."""
 
     def __init__(self, total: int):
-        """`total` images."""
+        """Counts up to `total` images."""
         self.total, self.done, self.kept, self.begin = total, 0, 0, time.monotonic()
         self._next = self.begin + _SECONDS
 
     def add(self, kept: int) -> None:
-        """Counts images that were there already."""
+        """Counts `kept` images of finished shards."""
         self.done, self.kept = self.done + kept, self.kept + kept
 
     def step(self) -> None:
@@ -72,16 +75,16 @@ class Progress:
 
 
 def write_shards(folder: epath.Path, index: Index, sources: dict[str, Images], num_threads: int) -> Index:
-    """Writes the shards that the index lacks, and the index after each; prints how far it is.
+    """Writes the shards that the index lacks, and the index after each; prints the progress.
 
     Args:
-      folder: What the index in it, which is `index`, describes; in a bucket, or locked by the caller.
-      index: The shards that are written and those that are not.
+      folder: Folder of the shards, in a bucket or locked by the caller; `index` is stored in it.
+      index: The index, with finished and unfinished shards.
       sources: The images of each split.
-      num_threads: Threads that read and resize; 0: one per core.
+      num_threads: Threads that read and resize; 0 takes one per core.
 
     Returns:
-      The index with all shards.
+      The index with all shards finished.
 
     Raises:
       ConfigError: An image cannot be read, or a shard cannot be written.
@@ -117,12 +120,12 @@ def _is_finished(dst: epath.Path, shard: Shard) -> bool:
 
 
 def order_of(source: Images) -> np.ndarray:
-    """Indices in an order that is the same on every machine, and of which every stretch has its share of every class."""
+    """Order of the records, equal on every machine; each stretch has its share of each class."""
     return spread_order(source.files, labels_to_spread(source))
 
 
 def labels_to_spread(source: Images) -> np.ndarray:
-    """Labels int [n] that every stretch of the records has its share of; all 0 where an image has none."""
+    """Labels, int [n], that `order_of` spreads evenly; all 0 for images without one."""
     labels = getattr(source, "labels", None)
     return np.zeros(len(source), np.int32) if labels is None else labels
 
@@ -143,7 +146,7 @@ def _record(source: Images, short_side: int | None, index: int) -> bytes:
 
 
 def _record_of_fields(source: Images, index: int) -> bytes:
-    """The record of an example with other fields; what is wrong with them is found when they are decoded."""
+    """The record of an example with other fields, which are only checked when decoded."""
     try:
         example = source[index]
     except OSError as error:
@@ -169,7 +172,10 @@ def _shrunk(data: bytes, short_side: int, source: Images, index: int) -> bytes:
 
 
 def _write_shard(dst: epath.Path, shard: Shard, records: Iterator[bytes], progress: Progress) -> Shard:
-    """Writes to a temporary name, which becomes the shard's when all is on disk; what is for a bucket is written here first."""
+    """Writes to a temporary file, which is renamed to the shard when it is complete on disk.
+
+    A shard for a bucket is written locally first.
+    """
     if is_remote(dst):
         with tempfile.TemporaryDirectory() as here:
             written = _write_shard(epath.Path(here), shard, records, progress)
@@ -192,7 +198,7 @@ def _write_records(path: epath.Path, records: Iterator[bytes], progress: Progres
     """Writes an array_record file.
 
     Raises:
-      OSError: It cannot be written; array_record's own exception is a RuntimeError that has the system's words.
+      OSError: The file cannot be written; array_record's RuntimeError is converted with its text.
     """
     writer = ArrayRecordWriter(os.fspath(path), _WRITER)
     for record in records:
@@ -209,5 +215,5 @@ def _refuse_unwritable(call: Callable[[], None]) -> None:
 
 
 def temporary_name(file: str) -> str:
-    """The name of a shard's file while it is written."""
+    """Temporary name of a shard's file while it is written."""
     return file + ".tmp"

@@ -1,7 +1,8 @@
-"""Shards of our own: array_record files of encoded images with an index, written by `python -m vitlab.data.prepare`.
+"""Shards: array_record files of encoded images with an index, made by `vitlab.data.prepare`.
 
-The records of a split lie in the order of `spread_order`, so that every slice of it ("train[:90%]") has its share of every class.
-Version 1 of the index is of images and labels, version 2 of other fields, whose kinds it has.
+The records of a split lie in the order of `spread_order`, so that every slice ("train[:90%]") has
+its share of every class. Version 1 of the index has images and labels; version 2 has other fields
+and stores their kinds.
 """
 
 import dataclasses
@@ -24,16 +25,16 @@ from vitlab.data.split_folders import EVAL_FOLDERS
 from vitlab.data.splits import split_name, split_range
 
 INDEX = "index.json"
-TEMPORARY_INDEX = INDEX + ".tmp"  # becomes the index when it is whole
+TEMPORARY_INDEX = INDEX + ".tmp"  # renamed to the index when it is complete
 _VERSION, _VERSION_WITH_FIELDS = 1, 2  # versions of the format
 _CHUNK = 2**20  # bytes read at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file; `size` and `sha256` are None while it is not written."""
+    """One file; `size` and `sha256` are None until it is written."""
 
-    file: str  # below the folder
+    file: str  # relative to the folder
     records: int
     size: int | None = None  # bytes
     sha256: str | None = None  # 64 hexadecimal digits
@@ -49,14 +50,14 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Index:
-    """What a folder of shards holds, or will hold when all are written."""
+    """The contents of a folder of shards, once all are written."""
 
     class_names: tuple[str, ...]
     channels: int  # 1 (grey) or 3 (RGB)
-    short_side: int | None  # pixels to which the short side was shrunk
-    sources: dict[str, str]  # split -> fingerprint of what it was made of
+    short_side: int | None  # pixels to which a longer short side was resized; None: images are unchanged
+    sources: dict[str, str]  # split -> fingerprint of its source
     splits: dict[str, tuple[Shard, ...]]
-    margins: dict[str, int] = dataclasses.field(default_factory=dict)  # split -> its classes of at least two images; see `split_range`
+    margins: dict[str, int] = dataclasses.field(default_factory=dict)  # split -> classes of at least two images; see `split_range`
     fields: dict[str, dict[str, Any]] | None = None  # see `fields_to_json`; None: an image and its label
 
     def __post_init__(self):
@@ -73,7 +74,10 @@ class Index:
             fields_from_json(self.fields)
 
     def write(self, folder: epath.Path) -> None:
-        """Replaces the folder's index at once; in a bucket, where a file appears whole, without a temporary name."""
+        """Replaces the folder's index at once.
+
+        In a bucket files appear whole, so that no temporary name is needed.
+        """
         values = dataclasses.asdict(self)
         version = _VERSION if values["fields"] is None else _VERSION_WITH_FIELDS
         if version == _VERSION:
@@ -94,14 +98,14 @@ def _is_count(value: Any) -> bool:
 
 
 class DamagedIndexError(ConfigError):
-    """An index.json that is no index, or was cut off."""
+    """An index.json that is damaged or incomplete."""
 
 
 def read_index(folder: epath.Path) -> Index:
-    """The index of a folder of shards.
+    """Reads the index of a folder of shards.
 
     Raises:
-      ConfigError: There is none, or it is damaged or of another version.
+      ConfigError: The index is missing, damaged or of another version.
     """
     if not folder.is_dir():
         raise ConfigError(f"data.data_dir={folder} {'is no folder' if folder.exists() else 'does not exist'}")
@@ -131,7 +135,7 @@ def _index(values: dict[str, Any]) -> Index:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ShardsSource:
-    """One split, of encoded images; reading many at once is faster than one by one."""
+    """One split of encoded images; reading many at once is faster than one by one."""
 
     records: ArrayRecordDataSource
     class_names: tuple[str, ...]
@@ -142,26 +146,26 @@ class ShardsSource:
 
     @property
     def fields(self) -> Mapping[str, Kind]:
-        """The kinds by name."""
+        """Kinds of the fields, by name."""
         return CLASSIFICATION if self.kinds is None else self.kinds
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The example; raises OSError if its record is damaged or its label none of the classes."""
+        """The example; raises OSError if its record is damaged or its label has no class."""
         if self.kinds is not None:
             return self.__getitems__([index])[0]
         return read_example(self.records, index, len(self.class_names))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at `indices`; raises OSError as `__getitem__`, for one of them."""
+        """The examples at `indices`; raises OSError as `__getitem__` does."""
         if self.kinds is not None:
             return read_fields(self.records, indices, self.kinds)
         return read_examples(self.records, indices, len(self.class_names))
 
     def name_of(self, index: int) -> str:
-        """Split and path of the file it was made of, "train/ant/0.png"; the position if it cannot be read."""
+        """Split and path of the original file, "train/ant/0.png"; the index if it is unknown."""
         try:
             name = file_name(self.records[index])
         except DAMAGE:
@@ -172,15 +176,17 @@ class ShardsSource:
 def open_shards(data_dir: str | None, split: str) -> ShardsSource:
     """Opens one split of a folder that `python -m vitlab.data.prepare` wrote.
 
-    Only sizes are compared here; `python -m vitlab.data.prepare --verify DST` compares the checksums.
+    Only sizes are compared here; `python -m vitlab.data.prepare --verify DST` compares the
+    checksums.
 
     Args:
       data_dir: The folder, on a local disk.
-      split: A split of its index, with an optional slice; "test" also takes "val", "validation" or "valid".
+      split: A split in the index, with an optional slice; "test" also accepts "val", "validation"
+        or "valid".
 
     Raises:
-      ConfigError: No index, no such split, an unfinished one, a shard that is missing, empty or of another size, or a folder in a
-        bucket, where array_record cannot read.
+      ConfigError: There is no index or split, the split is unfinished, a shard is missing, empty or
+        of another size, or the folder is in a bucket, where array_record cannot read.
     """
     if data_dir is None:
         raise ConfigError('data.source="shards" needs data.data_dir, the folder that python -m vitlab.data.prepare wrote')
@@ -207,7 +213,8 @@ def check(folder: epath.Path, shard: Shard, *, checksum: bool = False) -> None:
     """Compares a shard with the index.
 
     Raises:
-      ConfigError: It is missing, empty, of another size, or, if `checksum`, of other bytes; names the file and the remedy.
+      ConfigError: The shard is missing, empty, of another size or, with `checksum`, of other bytes;
+        the message names the file and the remedy.
     """
     path, remedy = folder / shard.file, f"run python -m vitlab.data.prepare SRC {folder} again"
     if shard.sha256 is None:
@@ -222,9 +229,9 @@ def check(folder: epath.Path, shard: Shard, *, checksum: bool = False) -> None:
 
 
 def sha256(path: epath.Path) -> str:
-    """Checksum of a file."""
+    """SHA-256 checksum of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:  # of a bucket's files only `read` is sure
+    with path.open("rb") as file:  # files in buckets support little but `read`
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -241,7 +248,7 @@ def _find_split(index: Index, folder: epath.Path, name: str) -> str:
 
 
 def _ranges(folder: epath.Path, shards: Sequence[Shard], part: slice) -> list[str]:
-    """The records of `part` as "path[start:stop]", shard by shard."""
+    """The records of `part` as "path[start:stop]", one entry per shard."""
     ranges, first = [], 0
     for shard in shards:
         start, stop = max(part.start - first, 0), min(part.stop - first, shard.records)

@@ -1,4 +1,4 @@
-"""Where the images come from: random access by index, one interface for all kinds."""
+"""Sources of images: random access by index, one interface for all kinds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -24,10 +24,11 @@ from vitlab.data.tfds import open_tfds
 
 @runtime_checkable
 class Source(Protocol):
-    """Labelled images by index. Reading is thread-safe, and the source pickles, so that worker processes can read it.
+    """Labelled images by index; reading is thread-safe, and a source is picklable for workers.
 
-    A source that reads many images faster than one by one also has `__getitems__(indices) -> list of examples`. One whose examples have
-    other fields than an image and its label has `fields`, a mapping from their names to kinds (see `vitlab.data.fields`).
+    A source may also have `__getitems__(indices) -> list of examples`, if reading many images at
+    once is faster. A source whose examples have other fields than an image and its label has
+    `fields`, a mapping from names to kinds (see `vitlab.data.fields`).
     """
 
     @property
@@ -37,22 +38,22 @@ class Source(Protocol):
 
     @property
     def channels(self) -> int:
-        """Of its images: 1 (grey) or 3 (RGB)."""
+        """Channels of the images: 1 (grey) or 3 (RGB)."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of what it holds (files, sizes, labels): a resumed run compares it."""
+        """Short hash of the contents (files, sizes, labels), compared when a run is resumed."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": encoded bytes or uint8 [h, w, c], "label": int}, or a value for each of its `fields`."""
+        """{"image": encoded bytes or uint8 [h, w, c], "label": int}, or a value for each field."""
         ...
 
     def name_of(self, index: int) -> str:
-        """What the log calls the image: its path, or "train/123"."""
+        """Name of the image in the log: its path, or "train/123"."""
         ...
 
 
@@ -60,23 +61,24 @@ _INTERFACE = ("class_names", "channels", "fingerprint", "__len__", "__getitem__"
 
 
 def open_source(config: DataConfig, *, train: bool, fields: Sequence[str] = tuple(CLASSIFICATION)) -> Source:
-    """Opens the training or the evaluation split; for training with `more_sources`, a mixture.
+    """Opens the training or the evaluation split; a mixture for training with `more_sources`.
 
     Args:
       config: The data.
-      train: Which of its splits.
+      train: Whether the training split is opened, rather than the evaluation split.
       fields: Names of the fields that each example must have; others are not read.
 
     Raises:
-      ConfigError: There is no such data, it cannot be sampled as asked, it lacks a field, or the sources to mix have different classes or
-        channels; the message is one line that names the remedy.
+      ConfigError: The data is missing, cannot be sampled as requested or lacks a field, or the
+        mixed sources have different classes or channels; the message is one line that names the
+        remedy.
     """
     if not train:
         return _open(config, config.eval_split, fields)
     configs = (config, *config.more_sources)
     sources = [_open(part, part.train_split, fields) for part in configs]
     if config.sampling == "balanced":
-        labels_of(sources[0], 'data.sampling="balanced"')  # refuses a source that does not know them
+        labels_of(sources[0], 'data.sampling="balanced"')  # fails early if the source does not know its labels
     return mixture(sources, [part.weight for part in configs], [_name(part) for part in configs]) if config.more_sources else sources[0]
 
 
@@ -119,7 +121,7 @@ def _open_kind(config: DataConfig | SourceConfig, split: str, fields: Sequence[s
 
 
 def _open_own(config: DataConfig | SourceConfig, split: str) -> Source:
-    """A split of a source of the user's own; what its code raises passes."""
+    """Opens a split of a user's own source; errors of its code pass unchanged."""
     source = load_reference(config.source)(split, data_dir=config.data_dir, name=config.name)
     if missing := [name for name in _INTERFACE if not hasattr(source, name)]:
         raise ConfigError(f"data.source={config.source} returns a {type(source).__name__} without {', '.join(missing)}: see Source")
@@ -132,6 +134,6 @@ def _open_own(config: DataConfig | SourceConfig, split: str) -> Source:
 
 
 def _name(config: DataConfig | SourceConfig) -> str:
-    """What an error about a mixture calls one of its sources."""
+    """Name of a source in errors about a mixture."""
     where = " ".join(filter(None, (config.name, config.data_dir)))
     return f"{config.source} {where}".strip() + f" ({config.train_split})"

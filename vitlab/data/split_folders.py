@@ -1,6 +1,7 @@
-"""Tells the splits from the classes among the folders below a root: `root/<split>/<class>/...` or `root/<class>/...`.
+"""Distinguishes splits from classes among folders: `root/<split>/<class>` or `root/<class>`.
 
-A folder named as a split is one if it holds class folders. If it holds images themselves, it is a class of that name.
+A folder named like a split is a split if it has class folders; if it has images directly, it is a
+class.
 """
 
 import dataclasses
@@ -25,10 +26,10 @@ _SLICES = 'data.train_split="train[:90%]" and data.eval_split="train[90%:]"'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitFolders:
-    """The splits of a root; none where its folders are the classes."""
+    """The splits of a root; empty if its folders are the classes."""
 
     root: epath.Path
-    splits: dict[str, epath.Path]  # by name in lower case: folders that hold class folders
+    splits: dict[str, epath.Path]  # name in lower case -> folder with class folders
 
     @property
     def train(self) -> epath.Path | None:
@@ -43,9 +44,10 @@ class SplitFolders:
         return next((name for name in EVAL_FOLDERS if name in self.splits), None)
 
     def folder_of(self, split: str) -> epath.Path:
-        """The folder of a split, whose slice does not count.
+        """The folder of a split; a slice is ignored.
 
-        "train" is the root itself where the classes lie there, and "test" also takes an evaluation split of another name.
+        "train" is the root itself if its folders are the classes. "test" also accepts an evaluation
+        split of another name.
 
         Raises:
           ConfigError: There is no such split.
@@ -67,12 +69,12 @@ class SplitFolders:
 
 
 def find_split_folders(root: epath.Path, split: str, class_list: Sequence[str] | None) -> SplitFolders:
-    """Tells the splits of a root from its classes.
+    """Distinguishes the splits of a root from its classes.
 
     Args:
       root: A folder.
-      split: What is asked for; a slice says that the images need not lie in split folders.
-      class_list: The names in classes.txt, which decide where they name a folder of the root.
+      split: The requested split; with a slice, images need not lie in split folders.
+      class_list: The names in classes.txt, which decide if they name a folder of the root.
 
     Raises:
       ConfigError: Both readings are possible; the message names the folders and the remedy.
@@ -101,17 +103,20 @@ def find_split_folders(root: epath.Path, split: str, class_list: Sequence[str] |
 
 
 def class_folders(folder: epath.Path) -> Iterator[epath.Path]:
-    """The folders in a folder, but for hidden ones and such as __MACOSX."""
+    """The folders in a folder, without hidden ones and the likes of __MACOSX."""
     return (path for path in entries(folder) if not path.name.startswith("__") and path.is_dir())
 
 
 def entries(folder: epath.Path) -> Iterator[epath.Path]:
-    """Entries of a folder, without hidden ones; some buckets list the folder too."""
+    """Entries of a folder, without hidden ones and the folder itself, which some buckets list."""
     return (path for path in folder.iterdir() if not path.name.startswith(".") and path != folder)
 
 
 def _holds(folder: epath.Path) -> tuple[bool, bool]:
-    """Whether a folder directly holds folders, and images; looks no further once both are found."""
+    """Whether a folder directly has folders, and whether it has images.
+
+    The search stops when both are found.
+    """
     holds_folders = holds_images = False
     for name, is_folder in _children(folder):
         if is_folder and not name.startswith("__"):

@@ -1,4 +1,4 @@
-"""Split names with an optional slice: "train", "train[:90%]", "test[100:200]", as TFDS writes them."""
+"""Split names with an optional slice: "train", "train[:90%]", "test[100:200]", as in TFDS."""
 
 import hashlib
 import re
@@ -21,14 +21,15 @@ def split_name(text: str) -> str:
 
 
 def is_sliced(text: str) -> bool:
-    """Whether the split asks for a part only."""
+    """Whether the split has a slice."""
     return _match(text)["name"] != text
 
 
 def split_range(text: str, num_examples: int, *, margin: int = 0) -> slice:
-    """The part of `num_examples` that the split asks for; a percentage is rounded to the nearest example.
+    """The indices out of `num_examples` that a slice selects.
 
-    A percentage between 0 and 100 leaves at least `margin` examples, at most half of all, on either side.
+    A percentage is rounded to the nearest example. A percentage between 0 and 100 leaves at least
+    `margin` examples, but at most half of all, on either side.
 
     Raises:
       ConfigError: The text is malformed or the part is empty.
@@ -52,14 +53,15 @@ def split_range(text: str, num_examples: int, *, margin: int = 0) -> slice:
 
 
 def stratified(text: str, files: Sequence[str], labels: np.ndarray) -> np.ndarray:
-    """Images that a slice asks for: a stretch of `spread_order`, so that each part has its share of every class.
+    """Images that a slice selects out of `spread_order`, so that each part has all classes.
 
-    Parts that meet at a bound are disjoint and leave nothing out. A bound in percent has an image of each class of at least two on
-    either side; a class of one image is on the larger side. A bound in images is exact.
+    Adjacent parts are disjoint and leave no image out. A bound in percent has an image of each
+    class of at least two images on either side; a class of one image is on the larger side. A bound
+    in images is exact.
 
     Args:
       text: The split.
-      files: Paths. Their order does not matter.
+      files: Paths; their order does not matter.
       labels: Integers [n], of the files.
 
     Returns:
@@ -72,7 +74,10 @@ def stratified(text: str, files: Sequence[str], labels: np.ndarray) -> np.ndarra
 
 
 def margin_of(labels: np.ndarray) -> int:
-    """Number of images at either end of `spread_order` come from different classes: the number of classes of at least two images."""
+    """Number of classes of at least two images.
+
+    As many images at either end of `spread_order` come from different classes.
+    """
     _, counts = np.unique(labels, return_counts=True)
     return int((counts > 1).sum())
 
@@ -80,11 +85,12 @@ def margin_of(labels: np.ndarray) -> int:
 def spread_order(files: Sequence[str], labels: np.ndarray) -> np.ndarray:
     """A fixed pseudo-random order of images in which every stretch has its share of every class.
 
-    The images of a class, shuffled by a hash of their paths, are spread evenly over the whole (the method of Sainte-Lague), but for one
-    of each class at the very beginning and one at the very end, where a class has two.
+    The images of a class are shuffled by a hash of their paths and spread evenly over the whole
+    order (the method of Sainte-Lague). Each class of at least two images has one at the very
+    beginning of the order and one at the very end.
 
     Args:
-      files: Paths. Their order does not matter.
+      files: Paths; their order does not matter.
       labels: Integers [n], of the files.
 
     Returns:

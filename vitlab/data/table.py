@@ -1,7 +1,14 @@
 """Images listed in a table, with numbers or classes in its columns.
 
-`data.files` names the column of each field: "image=file", "value=mos" (a number; an empty cell is void), "count=people", "label=breed",
-"values=x,y,z" (several numbers), "labels=tags" (names divided by | or ;) or "labels=cat,dog" (columns of 1, 0 or nothing).
+`data.files` names the column of each field:
+
+- "image=file"
+- "value=mos": a number; an empty cell is void
+- "values=x,y,z": several numbers
+- "count=people"
+- "label=breed"
+- "labels=tags": names separated by | or ;
+- "labels=cat,dog": columns of 1, 0 or nothing
 """
 
 import csv
@@ -30,14 +37,14 @@ Row = dict[str, str]
 
 
 class TableSource:
-    """The images of one split; nothing but their names and the columns is kept."""
+    """The images of one split; only their names and the columns are held in memory."""
 
     def __init__(
         self, root: epath.Path, files: Sequence[str], columns: Mapping[str, np.ndarray], fields: Mapping[str, Kind], sizes: np.ndarray
     ):
-        """`columns` of each field but the image, [n, ...]; `sizes` int64 [n], bytes of the files."""
+        """Takes file sizes, int64 [n] bytes, and columns [n, ...] of all fields but the image."""
         self.root, self.files, self.columns, self.fields = root, tuple(files), dict(columns), dict(fields)
-        self.labels = self.columns.get("label")  # None where there is no label
+        self.labels = self.columns.get("label")  # None without a label
         self._folder = os.fspath(root)
         digest = hashlib.blake2b(repr((self.files, fields)).encode("utf-8", "surrogateescape"), digest_size=8)
         for array in (sizes, *columns.values()):
@@ -46,12 +53,12 @@ class TableSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Classes of the label or the labels; () without them."""
+        """Class names of the label or the labels; () without them."""
         return next((kind.class_names for kind in self.fields.values() if isinstance(kind, (Label, Labels))), ())
 
     @functools.cached_property
     def channels(self) -> int:
-        """1 if all images are grey by their headers, else 3."""
+        """Channels by the images' headers: 1 if all are grey, else 3."""
         return channels_of(lambda index, size: read_bytes(join(self._folder, self.files[index]), size), np.zeros(len(self), np.int64))
 
     def __len__(self) -> int:
@@ -62,27 +69,30 @@ class TableSource:
         return {"image": image, **{name: column[index] for name, column in self.columns.items()}}
 
     def name_of(self, index: int) -> str:
-        """The file's path."""
+        """Path of the image's file."""
         return join(self._folder, self.files[index])
 
 
 def open_table(
     data_dir: str | None, split: str, files: Sequence[str], *, names: Sequence[str] | None = None, follow_outside: bool = False
 ) -> TableSource:
-    """Opens one split of a CSV, or of a TSV (by its extension), in UTF-8, whose first line names the columns.
+    """Opens one split of a CSV, or of a TSV (by its extension), in UTF-8.
 
-    Paths are relative to the folder of the table. A column "split" says which rows are of a split; or the path of the table has {split};
-    or else there is only "train". A slice takes a fixed pseudo-random share.
+    The first line names the columns. Paths are relative to the folder of the table. Rows belong to
+    the split in their column "split", or the path of the table has {split}; otherwise the only
+    split is "train". A slice takes a fixed pseudo-random part.
 
     Args:
       data_dir: The table.
       split: The split.
-      files: As `data.files`: the column of each field; "image" may be left out where the first column has the files.
-      names: Fields to read; None: all that have a column.
-      follow_outside: Whether files may lie outside of the table's folder.
+      files: Entries as in `data.files`: the column of each field; "image" may be left out if the
+        first column has the files.
+      names: Fields to read; None for all that have a column.
+      follow_outside: Whether files may lie outside the table's folder.
 
     Raises:
-      ConfigError: No such table, column, split or file, or a cell that is no number where there must be one; names the line.
+      ConfigError: A table, column, split or file is missing, or a cell is no number where one is
+        required; the message names the line.
     """
     if data_dir is None:
         raise ConfigError('data.source="table" needs data.data_dir, a CSV or TSV whose first line names the columns')

@@ -1,8 +1,9 @@
-"""Images in tar files as WebDataset has them, by random access: members of one key ("0001.jpg", "0001.cls") are an example.
+"""Images in tar files as WebDataset writes them, with random access.
 
-`data.files` has "tars=PATTERN" ("{split}-*.tar") below `data.data_dir`, and the extension of each field: "image=jpg",
-"segmentation=seg.png", "label=cls" (an integer as text, for which classes.txt names the classes). Several extensions are tried in
-order: "image=jpg|png".
+Members of one key ("0001.jpg", "0001.cls") are an example. `data.files` has "tars=PATTERN"
+("{split}-*.tar"), below `data.data_dir`, and the extension of each field: "image=jpg",
+"segmentation=seg.png", "label=cls" (an integer as text; classes.txt names the classes). Several
+extensions are tried in order: "image=jpg|png".
 """
 
 import dataclasses
@@ -29,11 +30,11 @@ _EXAMPLE = 'data.files=("tars={split}-*.tar","image=jpg","label=cls")'
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TarSource:
-    """The examples of some tar files, of which the places of the members are in memory."""
+    """The examples of some tar files; the members' offsets are held in memory."""
 
     paths: tuple[str, ...]  # paths of the tar files
     keys: tuple[str, ...]  # keys of the examples
-    places: Mapping[str, np.ndarray]  # field -> int64 [n, 3]: number of the tar file, first byte, bytes
+    places: Mapping[str, np.ndarray]  # field -> int64 [n, 3]: index of the tar file, first byte, number of bytes
     fields: Mapping[str, Kind]
     class_names: tuple[str, ...]
 
@@ -48,19 +49,22 @@ class TarSource:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """A name of each example, for `prepare`."""
+        """One name for each example, for `vitlab.data.prepare`."""
         return self.keys
 
     @functools.cached_property
     def channels(self) -> int:
-        """1 if all images are grey by their headers, else 3."""
+        """Channels by the images' headers: 1 if all are grey, else 3."""
         return channels_of(lambda index, size: self._read("image", index, size), np.zeros(len(self), np.int64))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The members as bytes, a label as a number; raises OSError if one cannot be read, or there is no such class."""
+        """The members as bytes, a label as a number.
+
+        Raises OSError if a member cannot be read, or the label has no class.
+        """
         values: dict[str, Any] = {name: self._read(name, index) for name in self.fields}
         if "label" in values:
             values["label"] = self._label(values["label"])
@@ -85,17 +89,19 @@ class TarSource:
 def open_tars(
     data_dir: str | None, split: str, files: Sequence[str], *, names: Sequence[str] | None = None, follow_outside: bool = False
 ) -> TarSource:
-    """Opens one split: reads the headers of all members once.
+    """Opens one split, and reads the headers of all members.
 
     Args:
       data_dir: The root, on a local disk.
-      split: What {split} stands for, with an optional slice, which takes a fixed pseudo-random share.
-      files: As `data.files`.
-      names: Fields to read; None: all that have an extension.
+      split: Name that {split} stands for, with an optional slice, which takes a fixed pseudo-random
+        part.
+      files: Entries as in `data.files`.
+      names: Fields to read; None for all that have an extension.
       follow_outside: Whether symbolic links may lead out of the root.
 
     Raises:
-      ConfigError: There is no root, no tar file, no example that has all fields, or a tar file is damaged or compressed.
+      ConfigError: There is no root, no tar file or no example with all fields, or a tar file is
+        damaged or compressed.
     """
     if data_dir is None:
         raise ConfigError('data.source="tars" needs data.data_dir, the folder of the tar files')
@@ -130,7 +136,7 @@ def open_tars(
 
 
 def _examples(number: int, path: str, wanted: Sequence[Entry]) -> list[tuple[str, list[tuple[int, int, int]]]]:
-    """Key and places of the members of each example that has all fields, in the order of the tar file."""
+    """Key and members' places of each example that has all fields, in the tar file's order."""
     members: dict[str, dict[str, tuple[int, int, int]]] = {}
     try:
         with tarfile.open(path, "r:") as tar:

@@ -14,7 +14,10 @@ from vitlab.data.splits import split_name
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TfdsSource:
-    """One split, of encoded images. Reading many at once takes a tenth of the time of reading them one by one."""
+    """One split of encoded images.
+
+    Reading many at once takes a tenth of the time of reading them one by one.
+    """
 
     records: Any  # ArrayRecordDataSource of serialised examples
     class_names: tuple[str, ...]
@@ -26,15 +29,15 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The example; raises OSError if its record is damaged or its label none of the classes."""
+        """The example; raises OSError if its record is damaged or its label has no class."""
         return read_example(self.records, index, len(self.class_names))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at `indices`; raises OSError as `__getitem__`, for one of them."""
+        """The examples at `indices`; raises OSError as `__getitem__` does."""
         return read_examples(self.records, indices, len(self.class_names))
 
     def name_of(self, index: int) -> str:
-        """Split and position within the split as asked for, "train[:99%]/17"."""
+        """Split and index in the split, slice included: "train[:99%]/17"."""
         return f"{self.split}/{index}"
 
 
@@ -43,13 +46,14 @@ def open_tfds(name: str | None, data_dir: str | None, split: str) -> TfdsSource:
 
     Args:
       name: "cifar10" or, with a version, "imagenet2012:5.1.0".
-      data_dir: Where the prepared data sets lie; None: TFDS's own default, ~/tensorflow_datasets.
+      data_dir: Folder of the prepared data sets; None takes TFDS's default, ~/tensorflow_datasets.
       split: Any split of TFDS, slices included.
 
     Raises:
-      ConfigError: The data set, the split or the files are not there, the files are TFRecord, or the features are others.
+      ConfigError: The data set, the split or its files are missing, the files are TFRecord, or the
+        features differ.
     """
-    tfds: Any = importlib.import_module("tensorflow_datasets")  # here, because it takes 0.3 s
+    tfds: Any = importlib.import_module("tensorflow_datasets")  # imported here because it takes 0.3 s
 
     if name is None:
         raise ConfigError('data.source="tfds" needs data.name, the data set: "cifar10"')
@@ -60,7 +64,7 @@ def open_tfds(name: str | None, data_dir: str | None, split: str) -> TfdsSource:
         builder = tfds.builder(name, data_dir=where)
     except tfds.core.registered.DatasetNotFoundError as error:
         raise ConfigError(f'TFDS knows no data set "{name}", and {where} holds none of that name') from error
-    except Exception as error:  # TFDS raises whatever it meets in damaged descriptions
+    except Exception as error:  # TFDS raises any type of error on damaged descriptions
         raise ConfigError(f'"{name}" in {where} cannot be opened: {type(error).__name__}: {_first_line(error)}') from error
     if not builder.info.splits:
         raise ConfigError(f'"{name}" is not prepared in {where}; prepare it there with file_format="array_record", or set data.data_dir')
@@ -69,7 +73,7 @@ def open_tfds(name: str | None, data_dir: str | None, split: str) -> TfdsSource:
         if part not in builder.info.splits and part != "all":
             raise ConfigError(f'"{name}" has no split "{part}"; {near_misses(part, builder.info.splits)}')
     try:
-        records = builder.as_data_source(split=split).data_source  # below it TFDS decodes, which is slower than `decode`
+        records = builder.as_data_source(split=split).data_source  # the level below TFDS's decoding, which is slower than `decode`
     except NotImplementedError as error:
         raise ConfigError(f'"{name}" in {where} is not in the array_record format, the only one read without TensorFlow') from error
     except (ValueError, OSError) as error:

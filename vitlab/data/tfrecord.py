@@ -1,6 +1,7 @@
-"""Images in TFRecord files of tf.train.Example, ImageNet's usual layout, as a source to be converted; without TensorFlow.
+"""Images in TFRecord files of tf.train.Example, ImageNet's usual layout, without TensorFlow.
 
-A record is its length (uint64, little endian), a masked CRC-32C of the length, the bytes, and a masked CRC-32C of the bytes.
+They serve as a source for conversion to shards. A record is its length (uint64, little endian), a
+masked CRC-32C of the length, the bytes, and a masked CRC-32C of the bytes.
 """
 
 import collections
@@ -23,27 +24,28 @@ from vitlab.data.crc32c import masked_crc32c
 from vitlab.data.example import image_and_label, integer
 from vitlab.data.paths import Fence, data_path, refuse_remote
 
-# "train-00000-of-01024", "imagenet2012-train.tfrecord-00000-of-01024", "train_07.tfrecord", "train.tfrecords", "train-07.tfrec"
+# Examples: "train-00000-of-01024", "imagenet2012-train.tfrecord-00000-of-01024",
+# "train_07.tfrecord", "train.tfrecords", "train-07.tfrec".
 _FILE = re.compile(
     r"(?P<dataset>.+?-)??(?P<split>[A-Za-z]\w*?)(\.tfrec(ords?)?)?([-_](?P<number>\d+)(-of-(?P<count>\d+))?)?(\.tfrec(ords?)?)?", re.ASCII
 )
 _EXTENSION = re.compile(r"\.tfrec(ords?)?(?![A-Za-z])")
-_HEADER = struct.Struct("<QI")  # length, its checksum
-_FOOTER = struct.Struct("<I")  # checksum of the bytes
+_HEADER = struct.Struct("<QI")  # length of the data, and the length's checksum
+_FOOTER = struct.Struct("<I")  # checksum of the data
 _GZIP = b"\x1f\x8b"
-_LABELS = 2**31  # labels are int32
-_PROBES = 2**12  # records whose headers are read, if none is in colour; each is read whole
+_LABELS = 2**31  # labels must be below it, as int32
+_PROBES = 2**12  # largest number of records whose headers are read; each record is read whole
 _REMEDY = "copy the file anew"
 _OTHER_BYTES = f"its bytes have another checksum; {_REMEDY}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the records' features are called, and what their labels count from."""
+    """Names of the records' features, and the first label."""
 
     image_key: str = "image/encoded"
     label_key: str = "image/class/label"
-    first_label: int = 0  # of the first class of classes.txt; 1 in the copies of ImageNet that keep 0 for the background
+    first_label: int = 0  # label of the first class in classes.txt; 1 in copies of ImageNet that use 0 for the background
 
     def __post_init__(self):
         if not 0 <= self.first_label < _LABELS:
@@ -52,21 +54,21 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Records:
-    """Where the records of a split lie, one entry each, file by file."""
+    """Positions of the records of a split in its files, one entry for each record."""
 
     paths: tuple[pathlib.Path, ...]
     file: np.ndarray  # int32 [n], index into `paths`
-    offset: np.ndarray  # int64 [n], of the record's header, bytes
-    length: np.ndarray  # int64 [n], of its data, bytes
-    checksum: np.ndarray  # uint32 [n], of its data, masked, as in the file
-    label: np.ndarray  # int64 [n], as in the record
+    offset: np.ndarray  # int64 [n], bytes, of the record's header
+    length: np.ndarray  # int64 [n], bytes of data
+    checksum: np.ndarray  # uint32 [n], masked checksum of the data, as stored
+    label: np.ndarray  # int64 [n], as stored
 
 
 class TfrecordSource:
-    """The images of one split; `__getitem__` reads a record and compares its checksum."""
+    """The images of one split; each access reads a record and compares its checksum."""
 
     def __init__(self, records: Records, labels: np.ndarray, class_names: tuple[str, ...], layout: Layout):
-        """`labels` int32 [n], indices into `class_names`."""
+        """Takes `labels` int32 [n], indices into `class_names`."""
         self.records, self.labels, self.class_names, self.layout = records, labels, class_names, layout
         names = [path.name for path in records.paths]
         self.files = tuple(f"{names[i]}@{offset}" for i, offset in zip(records.file.tolist(), records.offset.tolist(), strict=True))
@@ -80,7 +82,7 @@ class TfrecordSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises ConfigError, with file and offset, if the record is damaged."""
+        """The example; raises ConfigError, with file and offset, if the record is damaged."""
         records = self.records
         path, offset, length = records.paths[records.file[index]], int(records.offset[index]), int(records.length[index])
         with path.open("rb") as file:
@@ -95,26 +97,29 @@ class TfrecordSource:
         return {"image": image, "label": int(self.labels[index])}
 
     def name_of(self, index: int) -> str:
-        """Path of the file and offset of the record, "data/train-00000-of-00002@4711"."""
+        """Path of the file and offset of the record: "data/train-00000-of-00002@4711"."""
         path = self.records.paths[self.records.file[index]]
         return f"{path}@{self.records.offset[index]}"
 
 
 def open_tfrecords(src: str, splits: Sequence[str], layout: Layout, *, follow_outside: bool = False) -> dict[str, TfrecordSource]:
-    """Finds all records of splits, which takes a pass over the files, of which a few bytes per record are read.
+    """Finds all records of the splits in one pass that reads a few bytes per record.
 
-    The classes are those of classes.txt in the folder, whose first line is label `layout.first_label`, or else the labels of all
-    splits, sorted, with their numbers as names.
+    The classes are the names in classes.txt in the folder, the first of which has the label
+    `layout.first_label`. Without that file they are the sorted labels of all splits, named by their
+    numbers.
 
     Args:
-      src: A folder of files such as "train-00000-of-01024" or "imagenet2012-train.tfrecord-00000-of-01024", or of a folder per
-        split.
-      splits: Names; none: all that are there.
-      layout: Of the records.
+      src: A folder of files such as "train-00000-of-01024" or
+        "imagenet2012-train.tfrecord-00000-of-01024", or of a folder per split.
+      splits: Names of splits; none for all.
+      layout: Layout of the records.
+      follow_outside: Whether symbolic links may lead out of the folder.
 
     Raises:
-      ConfigError: No such folder, split or file of many, a damaged header, a record without label or with one that classes.txt
-        lacks, or fewer than two classes. The message names the file and the offset of the record in bytes.
+      ConfigError: A folder, a split or one of its files is missing, a header is damaged, a record
+        has no label or one that classes.txt lacks, or there are fewer than two classes. The message
+        names the file and the offset of the record in bytes.
     """
     refuse_remote(src, "TFRecord files")
     root = pathlib.Path(data_path(src))

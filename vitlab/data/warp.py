@@ -1,7 +1,8 @@
-"""The geometry of one example: drawn once, then applied to its image, maps and boxes alike.
+"""The geometry of one example, drawn once and applied to its image, maps and boxes alike.
 
-A matrix (a, b, c, d, e, f) says that the result's point (x, y) shows the point (a x + b y + c, d x + e y + f) of the picture; both are
-counted in pixels from the corner, so that the centre of the first pixel is (0.5, 0.5).
+A matrix (a, b, c, d, e, f) means that the result's point (x, y) shows the source's point (a x + b y
++ c, d x + e y + f). Both are in pixels from the corner; the centre of the first pixel is (0.5,
+0.5).
 """
 
 import dataclasses
@@ -21,11 +22,11 @@ Matrix = tuple[Number, Number, Number, Number, Number, Number]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Move:
-    """One step of a warp: where its points come from, and the function that moves pixels so."""
+    """One step of a warp: the matrix of its points, and the function that moves pixels."""
 
     matrix: Matrix
-    size: Size  # size of the result
-    pixels: Callable[[Any], Any]  # [h, w, c] -> [*size, c]
+    size: Size  # height and width of the result
+    pixels: Callable[[Any], Any]  # function [h, w, c] -> [*size, c]
 
 
 def size_of(pixels: np.ndarray) -> Size:
@@ -34,31 +35,31 @@ def size_of(pixels: np.ndarray) -> Size:
 
 
 def flip_matrix(width: int) -> Matrix:
-    """Left to right."""
+    """The matrix that mirrors an image of this width left to right."""
     return (-1.0, 0.0, float(width), 0.0, 1.0, 0.0)
 
 
 def box_matrix(box: Box, size: Size) -> Matrix:
-    """The part (left, top, right, bottom) of a picture, resized to `size`."""
+    """The matrix that resizes the box (left, top, right, bottom) of an image to `size`."""
     left, top, right, bottom = box
     return ((right - left) / size[1], 0.0, float(left), 0.0, (bottom - top) / size[0], float(top))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Warp:
-    """Moves one after the other; without any it changes nothing."""
+    """A sequence of moves; an empty one changes nothing."""
 
-    source: Size  # size of the picture
+    source: Size  # height and width of the source image
     moves: tuple[Move, ...] = ()
 
     @property
     def size(self) -> Size:
-        """Size of the result."""
+        """Height and width of the result."""
         return self.moves[-1].size if self.moves else self.source
 
     @functools.cached_property
     def matrix(self) -> Float[np.ndarray, "3 3"]:
-        """From the result's points to the picture's."""
+        """The matrix from points of the result to points of the source."""
         out = np.eye(3)
         for move in self.moves:
             out = out @ np.array((*move.matrix, 0.0, 0.0, 1.0)).reshape(3, 3)
@@ -70,32 +71,33 @@ class Warp:
 
     @functools.cached_property
     def inverse(self) -> "Warp":
-        """The warp from the result to the picture, for what a model has said of the result."""
+        """The warp from the result to the source, for predictions about the result."""
         a, b, c, d, e, f = np.linalg.inv(self.matrix)[:2].ravel().tolist()
         pixels = functools.partial(resample, matrix=(a, b, c, d, e, f), size=self.source)
         return Warp(self.size, (Move(matrix=(a, b, c, d, e, f), size=self.source, pixels=pixels),))
 
     @property
     def width_scale(self) -> float:
-        """Pixels of the result per pixel of the picture along a row."""
+        """Pixels of the result per pixel of the source along a row."""
         return 1 / float(np.hypot(*self.matrix[:2, 0]))
 
     @property
     def area_scale(self) -> float:
-        """Pixels of the result per pixel of the picture."""
+        """Pixels of the result per pixel of the source by area."""
         return 1 / abs(float(np.linalg.det(self.matrix[:2, :2])))
 
     def apply(self, pixels: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "_h _w c"]:
-        """Moves the pixels of an image, interpolated as each move says."""
+        """Moves the pixels of an image, with the interpolation of each move."""
         for move in self.moves:
             pixels = move.pixels(pixels)
         return pixels
 
     def nearest(self, values: Shaped[np.ndarray, "h w *c"], fill: Number) -> Shaped[np.ndarray, "_h _w *c"]:
-        """Moves a map: each pixel of the result has the value of the pixel that its centre lies in, or `fill` outside of the map.
+        """Moves a map: each result pixel takes the value of the map pixel that its centre lies in.
 
-        What one move has taken out of the frame the next does not bring back, as with the pixels of the image. The map may be larger
-        or smaller than the picture by a constant factor, and so is the result.
+        Outside the map it takes `fill`. Pixels that one move cuts off do not reappear in the next,
+        as in the image. The map may be larger or smaller than the source image by a constant
+        factor, and so is the result.
         """
         scale_y, scale_x = values.shape[0] / self.source[0], values.shape[1] / self.source[1]
         x = (np.arange(round(self.size[1] * scale_x)) + 0.5)[None] / scale_x
@@ -113,20 +115,20 @@ class Warp:
         return out
 
     def points(self, xy: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
-        """Moves points of the picture to those of the result."""
+        """Moves points of the source to points of the result."""
         inverse = np.linalg.inv(self.matrix)
         return xy @ inverse[:2, :2].T + inverse[:2, 2]
 
 
 def _index(position: np.ndarray, count: int) -> np.ndarray:
-    """Pixel that each position lies in, or the nearest."""
+    """Index of the pixel that each position lies in, or of the nearest pixel."""
     return np.clip(np.floor(position).astype(np.int64), 0, count - 1)
 
 
 def resample(image: Shaped[np.ndarray, "h w c"], *, matrix: Matrix, size: Size) -> Shaped[np.ndarray, "_h _w c"]:
-    """Moves pixels by a matrix, interpolated linearly; outside of the image lies the nearest of its pixels."""
+    """Moves pixels by a matrix, with linear interpolation; borders repeat the nearest pixel."""
     a, b, c, d, e, f = matrix
-    centres = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])  # counted from the centres of pixels
+    centres = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])  # counted from pixel centres
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     out = cv2.warpAffine(image, centres, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return out.reshape(*size, image.shape[2])

@@ -1,8 +1,9 @@
-"""Worker processes of the input pipeline: they compute batches in turn, outlive signals meant for the run, and never the run itself.
+"""Worker processes of the input pipeline, which compute batches in turn.
 
-Nothing of them has a name: batches travel in anonymous memory whose descriptor goes through a socket, so that a machine has
-nothing left over when run and workers are killed at once. Grain's own workers use named shared memory and named semaphores,
-which stay in /dev/shm then.
+They survive signals meant for the run, but never the run itself. Batches travel in anonymous memory
+whose descriptor goes through a socket, so that nothing is left on the machine when run and workers
+are killed at once. Grain's own workers use named shared memory and named semaphores, which then
+stay in /dev/shm.
 """
 
 import faulthandler
@@ -27,23 +28,26 @@ from vitlab.signals import WARNINGS
 
 Arrays = dict[str, np.ndarray]
 
-_SECONDS = 30  # left to the run, after a signal that reached its workers too, before they end on their own
-_AHEAD = 2  # batches asked of each worker before the first is taken, besides those that its own pipeline computes ahead
+_SECONDS = 30  # seconds between a signal to run and workers and the workers' own exit
+_AHEAD = 2  # batches requested from each worker before the first is taken, besides those in its own pipeline
 _ALIGNMENT = 64  # bytes; arrays begin at multiples of it
-_HEADER = struct.Struct("<Q")  # length of a message, bytes
-_HAS_ANONYMOUS_FILES = hasattr(os, "memfd_create")  # Linux; elsewhere the pixels go through the socket, which is slower
+_HEADER = struct.Struct("<Q")  # length of a message in bytes
+_HAS_ANONYMOUS_FILES = hasattr(os, "memfd_create")  # Linux only; elsewhere pixels go through the socket, which is slower
 
 
 class Workers(Iterator[Arrays]):
     """Batches number 0, 1, 2, ... of a pipeline, number i from worker i % count; to be closed."""
 
     def __init__(self, make: Callable[[int, int], Iterator[Arrays]], count: int):
-        """Starts `count` processes; `make(index, count)` gives a worker's batches: number index, index + count, ..."""
-        task = cloudpickle.dumps(make)  # takes functions that plain pickle does not, as Grain does
+        """Starts `count` processes.
+
+        `make(index, count)` gives the batches of worker `index`: number index, index + count, ...
+        """
+        task = cloudpickle.dumps(make)  # pickles functions that plain pickle cannot, as Grain does
         self._turn = 0
         self._sockets: list[socket.socket] = []
         self._processes: list[Any] = []
-        util.Finalize(self, _kill, (self._processes, self._sockets), exitpriority=1)  # before multiprocessing waits for them
+        util.Finalize(self, _kill, (self._processes, self._sockets), exitpriority=1)  # runs before multiprocessing waits for the processes
         context = multiprocessing.get_context("spawn")
         for index in range(count):
             here, there = socket.socketpair()
@@ -55,10 +59,11 @@ class Workers(Iterator[Arrays]):
             here.sendall(b"." * _AHEAD)
 
     def __next__(self) -> Arrays:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-          RuntimeError: The worker died. What a worker raises is raised here, with the worker's own traceback as a note.
+          RuntimeError: The worker died. Errors of a worker are raised here, with its traceback as a
+            note.
           ValueError: The workers are closed.
         """
         if not self._processes:
@@ -77,12 +82,12 @@ class Workers(Iterator[Arrays]):
         return batch
 
     def close(self) -> None:
-        """Ends the processes; may be called again."""
+        """Ends the processes; may be called twice."""
         _kill(self._processes, self._sockets)
 
 
 def _kill(processes: list[Any], sockets: list[socket.socket]) -> None:
-    """A worker has nothing to lose: whatever it holds has no name and goes with it."""
+    """Kills the workers; they hold only anonymous memory, which is freed with them."""
     for process in processes:
         process.kill()
     for process in processes:
@@ -94,24 +99,25 @@ def _kill(processes: list[Any], sockets: list[socket.socket]) -> None:
 
 
 def _work(run: socket.socket, task: bytes, index: int, count: int) -> None:
-    """A worker: sends a batch for each byte that it receives."""
+    """Main function of a worker: sends a batch for each byte that it receives."""
     _outlive_signals_but_not_the_run()
     try:
         batches = cloudpickle.loads(task)(index, count)
         while run.recv(1):
             _send(run, next(batches))
     except (BrokenPipeError, ConnectionResetError):
-        pass  # the run has gone
+        pass  # the run has ended
     except BaseException as error:
         error.add_note(f"in a worker process:\n{traceback.format_exc()}")
         _send(run, error)
 
 
 def _outlive_signals_but_not_the_run() -> None:
-    """To be called first in a worker process.
+    """Makes a worker process survive signals, but not the run; called first in the worker.
 
-    A launcher, or Ctrl-C in a terminal, signals a run's workers along with it; they must live until the run has saved. A run that
-    is killed leaves no worker behind. SIGQUIT writes the stacks of all threads to stderr.
+    A launcher, or Ctrl-C in a terminal, signals the workers along with the run; they must live
+    until the run has saved. A killed run leaves no worker behind. SIGQUIT writes the stacks of all
+    threads to stderr.
     """
     for number in (signal.SIGINT, *WARNINGS):
         signal.signal(number, signal.SIG_IGN)
@@ -134,7 +140,7 @@ def _end_with_parent() -> None:
 
 
 def _send(run: socket.socket, message: Any) -> None:
-    """Sends a batch, its arrays in anonymous memory, or anything else by pickling."""
+    """Sends a batch with its arrays in anonymous memory, or any other object pickled."""
     descriptors, places = [], None
     if _HAS_ANONYMOUS_FILES and isinstance(message, dict):
         descriptor, places = _to_anonymous_memory(message)
@@ -149,7 +155,7 @@ def _send(run: socket.socket, message: Any) -> None:
 
 
 def _receive(worker: socket.socket) -> Any:
-    """The object that `_send` sent; raises EOFError when the worker has gone."""
+    """The object that `_send` sent; raises EOFError when the worker has ended."""
     header, descriptors, _, _ = socket.recv_fds(worker, _HEADER.size, 1)
     header += _receive_bytes(worker, _HEADER.size - len(header)) if header else b""
     if not header:
@@ -170,7 +176,11 @@ def _receive_bytes(worker: socket.socket, size: int) -> bytes:
 
 
 def _to_anonymous_memory(arrays: Arrays) -> tuple[int, dict[str, tuple[int, tuple[int, ...], str]]]:
-    """Copies arrays into a file without a name: its descriptor, and offset, shape and dtype of each array."""
+    """Copies arrays into an anonymous file.
+
+    Returns:
+      The file's descriptor, and offset, shape and dtype of each array.
+    """
     places, end = {}, 0
     for name, array in arrays.items():
         places[name] = (end, array.shape, array.dtype.str)
@@ -183,7 +193,7 @@ def _to_anonymous_memory(arrays: Arrays) -> tuple[int, dict[str, tuple[int, tupl
 
 
 def _from_anonymous_memory(descriptor: int, places: dict[str, tuple[int, tuple[int, ...], str]], *, close: bool = True) -> Arrays:
-    """The arrays, which lie in the file itself; the memory is freed with the last of them."""
+    """The arrays as views of the file; its memory is freed with the last of them."""
     memory = mmap.mmap(descriptor, 0)
     if close:
         os.close(descriptor)

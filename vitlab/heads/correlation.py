@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from vitlab.heads.maps import Maps, Strides
 from vitlab.heads.pixel_map import PixelMap
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import lecun_normal
-from vitlab.layers.mlp import gelu
 from vitlab.layers.roles import declare
 
 
@@ -71,4 +71,5 @@ def expected_disparity(logits: Float[Array, "b h w k"]) -> Float[Array, "b h w"]
     """The mean of the disparities 0, 1, ... under the softmax of their logits (arXiv:1703.04309,
     eq. 1).
     """
-    return (jax.nn.softmax(logits) * jnp.arange(logits.shape[-1], dtype=logits.dtype)).sum(-1)
+    disparities = jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=logits.dtype), logits.shape)
+    return (jax.nn.softmax(logits) * disparities).sum(-1)

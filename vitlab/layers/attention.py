@@ -19,7 +19,7 @@ def head_dim_of(dim: int, num_heads: int) -> int:
     """Width of a head, dim / num_heads.
 
     Raises:
-      ValueError: There are no heads, or they do not divide the width.
+      ValueError: `num_heads` is below 1 or does not divide `dim`.
     """
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"{dim=} must be a multiple of {num_heads=}")
@@ -35,20 +35,20 @@ def dot_product_attention(
     scale: float | None = None,  # None: head_dim ** -0.5
     implementation: str | None = None,  # a key of pallas_kernels.attention.IMPLEMENTATIONS; None: the fastest that applies
 ) -> Float[Array, "b n heads head_dim"]:
-    """`pallas_kernels.attention` of every query to every key; softmax in float32."""
+    """`pallas_kernels.attention.attention` from every query to every key; softmax in float32."""
     return attention(query, key, value, bias=bias, scale=scale, implementation=implementation)
 
 
 class Attention(nnx.Module):
-    """Every token attends to every token; softmax in float32.
+    """Self-attention of all tokens; softmax in float32.
 
     The projection is laid out [3, heads, head_dim], as in timm, so that checkpoints map one to one.
-    On a TPU its bias is added by a kernel, the projection's own or the operator's: elsewhere the
-    bias's gradient costs a pass over the projection's.
+    On a TPU its bias is added inside a kernel, the projection's or the attention's: outside a
+    kernel, the bias's gradient would cost a pass over that of the projection.
 
-    With rotary positions the queries and keys are turned before their product; without `key_bias`
-    only queries and values have a bias (BEiT, arXiv:2106.08254); with `norm_eps` a LayerNorm over
-    all heads precedes the output projection (EVA-02, arXiv:2303.11331, section 2).
+    With rotary positions queries and keys are rotated before their product. Without `key_bias` only
+    queries and values have a bias (BEiT, arXiv:2106.08254). With `norm_eps` a LayerNorm over all
+    heads precedes the output projection (EVA-02, arXiv:2303.11331, section 2).
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "b n d"],
         *,
-        norm: LayerNorm | None = None,  # applied to x first
+        norm: LayerNorm | None = None,  # applied to x before attention
         residual: bool = False,  # whether x is added to the result
         rope: Rope | None = None,
-        table: Float[Array, "2 n head_dim"] | None = None,  # `vitlab.layers.rope.rotation`, with `rope`
+        table: Float[Array, "2 n head_dim"] | None = None,  # rotations of `vitlab.layers.rope.rotation`, needed with `rope`
         bias: Float[Array, "heads n n"] | None = None,  # added to the logits
     ) -> Float[Array, "b n d"]:
         """Returns attention of x, or of norm(x)."""
@@ -98,7 +98,7 @@ class Attention(nnx.Module):
             parts = (self.q_bias[...], jnp.zeros(d, self.q_bias[...].dtype), self.v_bias[...])
             qkv += jnp.stack(parts).reshape(1, 1, *heads).astype(qkv.dtype)
         if rope is not None and table is not None:
-            query_and_key = rotate(qkv[:, :, :2], table, rope)
+            query_and_key = rotate(qkv[:, :, :2], table, halves=rope == "dinov3")
             out = dot_product_attention(
                 query_and_key[:, :, 0], query_and_key[:, :, 1], qkv[:, :, 2], bias, implementation=self.implementation
             )

@@ -1,33 +1,44 @@
-"""Convolutions in the form that is fast where they run.
+"""Convolutions in the form that is fast on the current platform.
 
-XLA's own are right on TPU and GPU. On TPUs those in groups are kept apart from slices of channels before them, and their gradients from
-those of what follows: joined with such a slice, XLA's 7x7 depthwise one of 192 channels takes 15 times as long. On CPUs those in groups
-run by scalars: one of 64 channels, 7x7, depthwise, takes 20 to 40 times as
-long as the sum of 49 shifted products, and the gradient of one in twelve groups 50 times as long as twelve convolutions. One of a
-single pixel, 1x1, is a matrix product, and its gradients take three to four times as long as those of the product.
+XLA's own form is fast on GPUs. On TPUs depthwise convolutions in bfloat16 run in
+`pallas_kernels.depthwise`; other grouped convolutions are separated from channel slices before
+them, and their gradients from the operations after them. When XLA fuses it with such a slice, a
+7x7 depthwise convolution of 192 channels takes 15 times as long.
+
+On CPUs XLA computes grouped convolutions with scalars. A 7x7 depthwise convolution of 64 channels
+takes 20 to 40 times as long as the sum of 49 shifted products, and the gradient of one in twelve
+groups 50 times as long as twelve convolutions. A 1x1 convolution is computed as a matrix product,
+whose gradients are three to four times as fast.
 """
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.depthwise import depthwise, unsupported_reason
 from pallas_kernels.target import platform
 from vitlab.layers.product import dot_general
 
-_UNROLLED = 7  # rows of a kernel that are written out; more of them are a loop, for the time that compiling takes
-_MAX_SPLIT = 32  # groups that become convolutions of their own
+_UNROLLED = 7  # kernel rows that are unrolled; larger kernels use a loop, to limit compile time
+_MAX_SPLIT = 32  # largest number of groups that are computed as separate convolutions
 
 
 def conv_general_dilated(
     lhs: Array, rhs: Array, window_strides: Sequence[int], padding: str | Sequence[tuple[int, int]], *, feature_group_count: int, **options
 ) -> Array:
-    """`jax.lax.conv_general_dilated` of maps [b, h, w, in] and kernels [k, l, in / groups, out]; see the module."""
+    """`jax.lax.conv_general_dilated` in the form that is fast here; see the module.
+
+    Maps are [b, h, w, in], kernels [k, l, in / groups, out].
+    """
     groups, whole = feature_group_count, functools.partial(jax.lax.conv_general_dilated, **options)
     if platform() == "tpu" and groups > 1:
+        if _kernel_applies(lhs, rhs, window_strides, padding, groups, options):
+            return depthwise(lhs, rhs[:, :, 0], pads=_pairs(padding), dilation=tuple(options["rhs_dilation"]))
         return _apart_backward(whole(_apart_forward(lhs), rhs, window_strides, padding, feature_group_count=groups))
     if platform() != "cpu" or lhs.ndim != 4 or any(d != 1 for d in options["lhs_dilation"]):
         return whole(lhs, rhs, window_strides, padding, feature_group_count=groups)
@@ -49,9 +60,29 @@ def conv_general_dilated(
     return jnp.concatenate([whole(x, kernel, strides, pads, feature_group_count=1) for x, kernel in parts], -1)
 
 
+def _kernel_applies(lhs: Array, rhs: Array, strides: Sequence[int], padding: Any, groups: int, options: Mapping[str, Any]) -> bool:
+    """Whether a TPU's kernel takes a convolution in groups."""
+    if (
+        lhs.ndim != 4
+        or rhs.shape[2:] != (1, groups)
+        or isinstance(padding, str)
+        or any(d != 1 for d in (*strides, *options["lhs_dilation"]))
+    ):
+        return False
+    dilation = tuple(options["rhs_dilation"])
+    return lhs.dtype == jnp.bfloat16 and not unsupported_reason(
+        lhs.shape, lhs.dtype, rhs.shape[:2], pads=_pairs(padding), dilation=dilation
+    )
+
+
+def _pairs(padding: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    rows, cols = ((int(low), int(high)) for low, high in padding)
+    return rows, cols
+
+
 @jax.custom_vjp
 def _apart_forward(x: Array) -> Array:
-    """x, made before what reads it and not together with it; the gradient is left alone."""
+    """x behind a barrier that keeps XLA from fusing it with its readers; not in the gradient."""
     return jax.lax.optimization_barrier(x)
 
 
@@ -60,7 +91,7 @@ _apart_forward.defvjp(lambda x: (_apart_forward(x), None), lambda _, grad: (grad
 
 @jax.custom_vjp
 def _apart_backward(x: Array) -> Array:
-    """x, whose gradient is made before what reads it and not together with it."""
+    """x, with a barrier that keeps XLA from fusing its gradient with the gradient's readers."""
     return x
 
 
@@ -81,7 +112,8 @@ def _depthwise_backward(strides, pads, dilation, saved, grad):
     x, kernel = saved
     padded = jnp.pad(x.astype(jnp.float32), ((0, 0), *pads, (0, 0)))
     grad = grad.astype(jnp.float32)
-    # Of the image: the gradient, spread by the strides, under the turned kernel; pixels that no window reached are added as zeros.
+    # The gradient of the image is the strided gradient correlated with the flipped kernel; rows and
+    # columns that no window reached are zero.
     reach = [(size - 1) * d for size, d in zip(kernel.shape[:2], dilation, strict=True)]
     spread = [(n - 1) * s + 1 for n, s in zip(grad.shape[1:3], strides, strict=True)]
     unseen = [n - m - r for n, m, r in zip(padded.shape[1:3], spread, reach, strict=True)]
@@ -116,7 +148,7 @@ def _correlate(x: Float[Array, "b h w c"], kernel: Float[Array, "k l c"], stride
 
 @functools.partial(jax.jit, static_argnames=("size", "strides", "dilation"))
 def _kernel_gradient(x: Float[Array, "b h w c"], grad: Float[Array, "b h2 w2 c"], size, strides, dilation) -> Float[Array, "k l c"]:
-    """The gradient of `_correlate` for the kernel, added up line by line, so that a line's sums stay in the cache."""
+    """The gradient of `_correlate` for the kernel, summed line by line to stay in the cache."""
     (rows, cols), (b, height, width, c) = size, grad.shape
     reach = (rows - 1) * dilation[0] + 1
 
@@ -133,5 +165,5 @@ def _kernel_gradient(x: Float[Array, "b h w c"], grad: Float[Array, "b h2 w2 c"]
 
 
 def _shifts(lines: Float[Array, "*b w c"], cols: int, width: int, stride: int, dilation: int) -> list[Float[Array, "*b w2 c"]]:
-    """For each column of a kernel, the pixels that it meets."""
+    """The pixels under each column of the kernel."""
     return [lines[..., start : start + (width - 1) * stride + 1 : stride, :] for start in range(0, cols * dilation, dilation)]

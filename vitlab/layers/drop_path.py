@@ -11,31 +11,35 @@ from jaxtyping import Array, Float
 
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
-    """One rate a block, rising linearly from 0 to `rate` at the last block."""
+    """One rate per block, rising linearly from 0 to `rate` at the last block."""
     return tuple(float(r) for r in np.linspace(0, rate, depth))
 
 
 def stage_drop_path_rates(rate: float, depths: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
-    """`drop_path_rates` over all blocks, cut into stages."""
+    """`drop_path_rates` over all blocks, split into stages."""
     rates, ends = drop_path_rates(rate, sum(depths)), np.cumsum(depths)
     return tuple(rates[end - depth : end] for end, depth in zip(ends, depths, strict=True))
 
 
 class DropPath(nnx.Module):
-    """Drops a residual branch for whole images, and scales the kept ones by 1 / (1 - rate).
+    """Drops a residual branch for random images, and scales the others by 1 / (1 - rate).
 
-    Holds no random state: the key stream comes with each training call.
+    It holds no random state: the key stream comes with each training call.
     """
 
     def __init__(self, rate: float):
         if not 0 <= rate < 1:
             raise ValueError(f"drop_path {rate=} must be in [0, 1)")
-        self.rate: float | Array = float(rate)  # an array where blocks of several rates run as a loop
+        self.rate: float | Array = float(rate)  # an array if blocks of several rates run as a loop
 
     def add(
         self, x: Float[Array, "b *rest"], branch: Callable[..., Array], *, train: bool, rngs: nnx.Rngs | None, **options: Any
     ) -> Float[Array, "b *rest"]:
-        """x + self(branch(x, **options)); where nothing is dropped, the branch adds x itself, which some of its kernels can."""
+        """Computes x + self(branch(x, **options)).
+
+        If nothing is dropped, the branch itself adds x, which some kernels do without a further
+        pass.
+        """
         if not self._drops(train):
             return branch(x, residual=True, **options)
         return x + self(branch(x, **options), train=train, rngs=rngs)
@@ -50,5 +54,5 @@ class DropPath(nnx.Module):
             raise ValueError("training with drop path needs random numbers: pass rngs=nnx.Rngs(dropout=key)")
         keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
         survival = 1 - self.rate
-        divisor = survival.astype(x.dtype) if isinstance(survival, jax.Array) else survival  # a float32 array would widen bfloat16
+        divisor = survival.astype(x.dtype) if isinstance(survival, jax.Array) else survival  # a float32 array would promote bfloat16
         return jnp.where(keep, x / divisor, jnp.zeros_like(x))

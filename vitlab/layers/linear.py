@@ -1,4 +1,4 @@
-"""The affine map over the last axis, initialised as vision transformers are."""
+"""The affine map over the last axis, with the initialisation of vision transformers."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +10,10 @@ from vitlab.layers.widths import check_widths
 
 
 class Linear(nnx.Linear):
-    """x @ kernel + bias; kernel normal(0.02), bias zero; parameters float32, computed in `dtype`."""
+    """x @ kernel + bias, computed in `dtype`; parameters are float32.
+
+    The kernel is initialised as normal(0.02), the bias as zero.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         check_widths(in_dim=in_dim, out_dim=out_dim)

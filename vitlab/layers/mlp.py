@@ -1,7 +1,6 @@
 """The two-layer perceptron of a transformer block."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +8,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.layers.gelu import gelu
 from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.linear import Linear
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.normed import fused_mlp, is_fused
 from vitlab.layers.pos_conv import PosConv
-
-gelu = partial(jax.nn.gelu, approximate=False)  # torch's default, by erf
-gelu_tanh = partial(jax.nn.gelu, approximate=True)
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x), the approximation of OpenAI's CLIP (Hendrycks & Gimpel, arXiv:1606.08415, section 2)."""
-    return x * jax.nn.sigmoid(1.702 * x)
 
 
 class Mlp(nnx.Module):
@@ -42,7 +34,7 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(mlp_dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b dim"], *, norm: LayerNorm | None = None, residual: bool = False) -> Float[Array, "*b dim"]:
-        """The perceptron of x, or of norm(x); with `residual` x is added."""
+        """Returns the MLP of x, or of norm(x), plus x with `residual`."""
         if self.activation is gelu and is_fused(x, norm, self.fc1, self.fc2):
             return fused_mlp(x, norm, self.fc1, self.fc2, adds=residual)
         out = self.fc2(self.activation(self.fc1(x if norm is None else norm(x))))
@@ -50,7 +42,10 @@ class Mlp(nnx.Module):
 
 
 class ResidualConvMlp(nnx.Module):
-    """fc2(h + conv(h)) with h = gelu(fc1(x)), conv depthwise; with `grn` global response normalisation before fc2."""
+    """fc2(h + conv(h)) with h = gelu(fc1(x)) and a depthwise conv.
+
+    With `grn` global response normalisation precedes fc2.
+    """
 
     def __init__(self, dim: int, *, mlp_dim: int, grn: bool = False, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.fc1 = Linear(dim, mlp_dim, dtype=dtype, rngs=rngs)

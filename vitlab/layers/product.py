@@ -1,4 +1,4 @@
-"""Products of a map with a kernel, in the form that is fast where they run."""
+"""Matrix products of maps in the form that is fast on the current platform."""
 
 import math
 from typing import Any
@@ -12,7 +12,8 @@ from pallas_kernels.target import platform
 def dot_general(x: Float[Array, "*b in"], kernel: Float[Array, "in out"], dimension_numbers: Any, **options: Any) -> Float[Array, "*b out"]:
     """`jax.lax.dot_general` of x [..., in] and kernel [in, out].
 
-    On CPUs x is a matrix meanwhile: for the gradient of the kernel XLA would transpose a map of several axes, one value at a time.
+    On CPUs x is reshaped to a matrix, because XLA transposes a map of several axes value by value
+    for the kernel's gradient.
     """
     if platform() != "cpu":
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)

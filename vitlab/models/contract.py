@@ -1,14 +1,14 @@
-"""The contract of the zoo: the fields that every config has, and the methods that every model has.
+"""The contract of the zoo: fields that all configs have, and methods that all models have.
 
-Each method is abstract or final: a family implements `features`, `pool` and `feature_info`, and overrides nothing else but
-`head_logits`, which a family with several heads, or with a shorter way to its logits than through its maps, has for itself.
+Each method is abstract or final. A family implements `features`, `pool` and `feature_info`. It may
+also override `head_logits`, if it has several heads, or if its logits need less work than its maps.
 """
 
 import abc
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, final
 
 import jax.numpy as jnp
@@ -18,42 +18,48 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, CountOrZero, Rate, check_bounds, hints_of
 from vitlab.config import typed
+from vitlab.config.arguments import checked_arguments
 from vitlab.layers.blocks import Remat
+from vitlab.layers.plug_ins import PLUG_INS, plug_in_of
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    ImageSize = tuple[int, int]  # form that a config holds
+    ImageSize = tuple[int, int]  # form stored in a config
 else:
-    ImageSize = tuple[Count, Count] | Count  # forms that a config may be given
-Images = Array | np.ndarray  # [b, height, width, in_channels], floating point, normalised as `preprocessing` says
+    ImageSize = tuple[Count, Count] | Count  # forms accepted by a config
+Images = Array | np.ndarray  # [b, height, width, in_channels], floating point, normalised as `preprocessing` states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Fields that the configs of all families have; each number lies in the bounds that its field's type names."""
+    """Fields that the configs of all families have; the field types carry their bounds."""
 
-    image_size: ImageSize = (224, 224)  # pixels, height and width; an int stands for a square
+    image_size: ImageSize = (224, 224)  # height and width in pixels; an int stands for a square
     in_channels: Count = 3
-    num_classes: CountOrZero = 1000  # 0: the pooled features instead of logits
-    drop_path_rate: Rate = 0.0  # probability that the last block is skipped; it rises linearly from 0
+    num_classes: CountOrZero = 1000  # 0: pooled features instead of logits
+    drop_path_rate: Rate = 0.0  # probability that the last block is skipped; it rises linearly from 0 at the first block
     dtype: Literal["float32", "bfloat16"] = "float32"  # type of the computation; parameters, norms and softmax stay float32
     remat: Remat = "none"  # part of each block that the backward pass recomputes
-    scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
+    scan_blocks: bool = False  # whether equal consecutive blocks are compiled once and run as a loop
     preprocessing: Preprocessing = Preprocessing()
+    plugin: str | None = None  # module after each block: a key of `vitlab.layers.plug_ins.PLUG_INS`, or the user's own; None: none
+    plugin_stages: tuple[CountOrZero, ...] = ()  # stages, counted from 0, whose blocks get it; (): all
+    plugin_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # further arguments of its constructor
 
     def __post_init__(self) -> None:
         for name in hints_of(type(self)):
             object.__setattr__(self, name, self.checked_field(name, getattr(self, name)))
+        self._check_plugin()
         self.check_size(*self.image_size)
 
     @final
     @classmethod
     def checked_field(cls, name: str, value: Any) -> Any:
-        """The value of a field in the form that the config has it: a pair for an int of `image_size`, tuples for lists.
+        """The value of a field as the config stores it: a pair for an int size, tuples for lists.
 
         Raises:
-          ValueError: The value is of another type than the field's, or out of its bounds.
+          ValueError: The value has another type than the field, or is out of bounds.
         """
         plain, bounded = hints_of(cls)[name]
         if name == "image_size" and isinstance(value, int):
@@ -62,19 +68,30 @@ class VisionConfig:
         check_bounds(name, value, bounded)
         return value
 
+    def _check_plugin(self) -> None:
+        if self.plugin is None:
+            if self.plugin_stages or self.plugin_fields:
+                raise ValueError(f"plugin_stages={self.plugin_stages}, plugin_fields={self.plugin_fields}: plugin must name the module")
+            return
+        make, known = plug_in_of(self.plugin), self.plugin in PLUG_INS
+        fields = checked_arguments(("plugin_fields",), f'plugin "{self.plugin}"', make, self.plugin_fields, known_types=known)
+        object.__setattr__(self, "plugin_fields", fields)
+
     @property
     def size_multiple(self) -> int:
-        """Pixels of which both sides of an image must be multiples; 1 where the family pads or crops what is left."""
+        """Pixels that must divide both sides of an image; 1 if the family pads or crops."""
         return 1
 
     @property
     def min_size(self) -> int:
-        """Pixels that both sides of an image must have at least."""
+        """Least number of pixels of both sides of an image."""
         return 1
 
     @final
     def check_size(self, height: int, width: int) -> None:
-        """Refuses an image, in pixels, of a size that the family cannot take; another than `image_size` may well do.
+        """Refuses an image size, in pixels, that the family cannot process.
+
+        Sizes other than `image_size` may be valid.
 
         Raises:
           ValueError: A side is no multiple of `size_multiple`, or smaller than `min_size`.
@@ -86,7 +103,7 @@ class VisionConfig:
 
     @final
     def check_stages(self, *names: str) -> None:
-        """Refuses fields that have not one entry for each stage.
+        """Refuses fields that do not have one entry per stage.
 
         Raises:
           ValueError: The tuples differ in length, or there is no stage.
@@ -113,52 +130,60 @@ class VisionModel(nnx.Module, Generic[Config]):
     @property
     @final
     def preprocessing(self) -> Preprocessing:
-        """Preparation of images for this model: its variant's recipe, at the size and number of channels of its config."""
+        """Preparation of images for this model.
+
+        It is the recipe of the variant, at the image size and channels of the config.
+        """
         base = self.config.preprocessing.for_channels(self.config.in_channels)
         return dataclasses.replace(base, image_size=self.config.image_size)
 
     @property
     @abc.abstractmethod
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Stride, width and state of each map of `features`."""
+        """Stride, width and normalisation of each map of `features`."""
 
     @abc.abstractmethod
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """Computes the maps that dense tasks read; it begins with `checked`.
+        """Computes the maps that heads of dense tasks read; implementations first call `checked`.
 
         Args:
-          images: [b, height, width, in_channels], normalised as `preprocessing` says; of any size that the family allows.
-          train: Whether branches are dropped, and batches give the statistics of batch norms.
+          images: [b, height, width, in_channels], normalised as `preprocessing` states, in any size
+            that the family allows.
+          train: Whether drop path is active, and batch norms use the statistics of the batch.
           rngs: Random numbers, for training with drop path.
 
         Raises:
-          ValueError: The images are no such array, or training lacks random numbers.
+          ValueError: The images have another shape or type, or training lacks random numbers.
         """
 
     @abc.abstractmethod
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """Makes what `features` returned one vector an image, float32, which the head takes."""
+        """Reduces the result of `features` to a float32 vector per image, the input of the head."""
 
     def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b _k"], ...]:
-        """Logits of each head, float32: two with a distillation token, else one; without classes the pooled features.
+        """Logits of each head, float32.
 
-        Arguments and errors are those of `features`.
+        There are two heads with a distillation token, otherwise one; without classes the result is
+        the pooled features. Arguments and errors are those of `features`.
         """
         x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
         return (x if self.head is None else self.head(x),)
 
     @final
     def __call__(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
-        """Logits [b, num_classes], float32, the mean over the heads; arguments and errors are those of `features`."""
+        """Logits [b, num_classes], float32, averaged over the heads.
+
+        Arguments and errors are those of `features`.
+        """
         logits = self.head_logits(images, train=train, rngs=rngs)
         return logits[0] if len(logits) == 1 else functools.reduce(operator.add, logits) / len(logits)
 
     @final
     def checked(self, images: Images) -> Float[Array, "b height width c"]:
-        """Checks images and casts them to the dtype of the computation: the first that happens to them in every model.
+        """Checks images and casts them to the type of the computation, first in every model.
 
         Raises:
-          ValueError: Rank, channels, dtype or size are not those that the model takes.
+          ValueError: Rank, channels, dtype or size do not suit the model.
         """
         shape, channels = tuple(images.shape), self.config.in_channels
         if len(shape) != 4 or shape[3] != channels or not jnp.issubdtype(images.dtype, jnp.floating):
@@ -171,7 +196,7 @@ class VisionModel(nnx.Module, Generic[Config]):
 
 
 def _remedy(shape: tuple[int, ...], channels: int) -> str:
-    """Remedy for images of a wrong shape, or else of a wrong dtype."""
+    """The remedy for images of a wrong shape, else for those of a wrong dtype."""
     if len(shape) == 3 and shape[2] == channels:
         return ": add the batch axis, images[None]"
     if len(shape) == 4 and shape[1] == channels != shape[3]:

@@ -1,10 +1,12 @@
-"""Vision Transformer (Dosovitskiy et al., arXiv:2010.11929), DeiT (Touvron et al., arXiv:2012.12877) and their pretrained kin.
+"""Vision Transformer (Dosovitskiy et al., arXiv:2010.11929), DeiT (Touvron et al.,
+arXiv:2012.12877) and their pretrained kin.
 
-The checkpoints' code is followed (timm's for AugReg and DeiT): pre-norm blocks, LayerNorm epsilon 1e-6, exact GELU, no dropout. With
-`pool="mean"` the final norm comes before the mean over the patches (big_vision, arXiv:2205.01580). Registers (Darcet et
-al., arXiv:2309.16588) stand after the class token and have no position. Another image size than the model's resamples
-the position embedding on the fly. The fields without a word here are what DINOv2, CLIP and others do
-otherwise; `vitlab.models.vit_variants` has their values and their papers.
+The model follows the code of the checkpoints (timm's for AugReg and DeiT): pre-norm blocks,
+LayerNorm epsilon 1e-6, exact GELU, no dropout. With `pool="mean"` the final norm comes before the
+mean over the patches (big_vision, arXiv:2205.01580). Registers (Darcet et al., arXiv:2309.16588)
+follow the class token and have no position. Another image size than the model's resamples the
+position embedding on the fly. The other fields are departures of DINOv2, CLIP and others;
+`vitlab.models.vit_variants` has their values and papers.
 """
 
 import dataclasses
@@ -18,8 +20,8 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Count, CountOrZero, Depth, Epsilon, Ratio, Side
 from vitlab.layers import Attention, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, drop_path_rates, run_blocks
 from vitlab.layers.attention_pool import AttentionPool
+from vitlab.layers.gelu import gelu, gelu_tanh, quick_gelu
 from vitlab.layers.initial import normal
-from vitlab.layers.mlp import gelu, gelu_tanh, quick_gelu
 from vitlab.layers.norm import RMSNorm
 from vitlab.layers.pos_embed import PosResize, position_table, resample, sincos_2d
 from vitlab.layers.rel_pos_table import RelPosTable
@@ -38,36 +40,36 @@ class ViTConfig(VisionConfig):
     depth: Depth  # number of blocks
     num_heads: Count
     patch_size: Side = 16  # pixels per side
-    patch_norm: bool = False  # a norm of the patches before positions are added
-    pre_norm: bool = False  # a norm of all tokens before the blocks; the embedding of patches then has no bias
-    class_token: bool | None = None  # None: where `pool` reads it
-    distilled: bool = False  # a second class token with its own head; the two heads' logits are averaged
+    patch_norm: bool = False  # whether patches are normalised before positions are added
+    pre_norm: bool = False  # whether tokens are normalised before the blocks; the patch embedding then has no bias
+    class_token: bool | None = None  # None: present if `pool` reads it
+    distilled: bool = False  # whether there is a second class token with its own head; the logits of both heads are averaged
     num_registers: CountOrZero = 0
     pos_embed: Literal["learned", "sincos2d", "none"] = "learned"  # sincos2d is fixed, and excludes class tokens
-    pos_prefix: bool = True  # whether the learned table has positions of the class tokens
-    pos_grid: tuple[Count, Count] | None = None  # rows and columns of the learned table; None: those of the image
-    pos_resize: PosResize = "antialias"  # how the table gets the grid of an image
-    rope: Rope | None = None  # rotary positions in every block
-    rope_grid: Count = 16  # rows, and columns, of the grid of pre-training; `dinov3` has none
-    rel_pos_bias: bool = False  # a bias of attention for relative positions in every block; needs one class token and no other
+    pos_prefix: bool = True  # whether the learned table includes positions of the class tokens
+    pos_grid: tuple[Count, Count] | None = None  # rows and columns of the learned table; None: those of the patches of `image_size`
+    pos_resize: PosResize = "antialias"  # resampling of the table to the grid of an image
+    rope: Rope | None = None  # kind of rotary positions in every block; None: without
+    rope_grid: Count = 16  # rows, and columns, of the patch grid of pre-training; unused by `dinov3`
+    rel_pos_bias: bool = False  # attention bias by relative position in every block; needs exactly one class token
     norm: Literal["layer", "rms"] = "layer"
     eps: Epsilon = 1e-6  # epsilon of every norm
     qkv_bias: bool = True
     key_bias: bool = True  # False: only queries and values have the bias
-    attn_norm: bool = False  # a norm of the heads' results before their projection
-    branch_bias: bool = True  # bias of attention's projection and of the MLP
-    mlp: Literal["plain", "swiglu", "packed_swiglu"] = "plain"  # packed: gate and value are halves of one projection
+    attn_norm: bool = False  # whether the heads' results are normalised before their projection
+    branch_bias: bool = True  # whether attention's projection and the MLP have biases
+    mlp: Literal["plain", "swiglu", "packed_swiglu"] = "plain"  # packed: one projection computes gate and value
     mlp_ratio: Ratio = 4.0  # MLP hidden width / dim
     mlp_dim: Count | None = None  # MLP hidden width; None: dim * mlp_ratio, rounded down
-    mlp_norm: bool = False  # a norm before the last projection of a SwiGLU
+    mlp_norm: bool = False  # whether a SwiGLU has a norm before its last projection
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"  # activation of the plain MLP
-    layer_scale: Ratio | None = None  # initial factor of every branch; None: there is none
-    pool: Literal["cls", "mean", "cls_mean", "map"] = "cls"  # mean: of the patches; cls_mean: both, side by side; map: attention
-    pool_norm: Literal["before", "after"] = "before"  # whether the tokens are normalised, or only the pooled vector
-    pool_heads: Count | None = None  # heads of `map`; None: num_heads
-    pool_mlp_dim: Count | None = None  # MLP hidden width of `map`; None: that of the blocks
+    layer_scale: Ratio | None = None  # initial factor of every branch; None: no layer scale
+    pool: Literal["cls", "mean", "cls_mean", "map"] = "cls"  # class token, mean of the patches, both concatenated, or attention (map)
+    pool_norm: Literal["before", "after"] = "before"  # before: all tokens are normalised; after: only the pooled vector
+    pool_heads: Count | None = None  # heads of pool="map"; None: num_heads
+    pool_mlp_dim: Count | None = None  # MLP hidden width of pool="map"; None: as in the blocks
     head_bias: bool = True
-    implementation: Literal["pallas_tpu", "cudnn", "xla", "reference"] | None = None  # of attention; None: the fastest that applies
+    implementation: Literal["pallas_tpu", "cudnn", "xla", "reference"] | None = None  # for attention; None: the fastest that applies
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,7 +92,7 @@ class ViTConfig(VisionConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of the model's own image."""
+        """Rows and columns of patches in an image of `image_size`."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
@@ -116,7 +118,10 @@ def _mlp(config: ViTConfig, rngs: nnx.Rngs) -> Mlp | SwiGLU:
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)), each branch scaled where there is a layer scale."""
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+    With `layer_scale` each branch is scaled.
+    """
 
     def __init__(self, config: ViTConfig, *, drop_path_rate: float, rngs: nnx.Rngs):
         self.rope: Rope | None = config.rope
@@ -157,7 +162,7 @@ class Block(nnx.Module):
         rngs: nnx.Rngs | None,
         **options: Any,
     ) -> Float[Array, "b n d"]:
-        """Adds a branch, which takes its norm along where a kernel may compute both."""
+        """Adds a branch with its norm, together where a kernel may compute both."""
         if scale is None and isinstance(norm, LayerNorm) and not isinstance(branch, SwiGLU):
             return self.drop_path.add(x, branch, norm=norm, train=train, rngs=rngs, **options)
         y = branch(norm(x), **options)
@@ -214,7 +219,7 @@ class ViT(VisionModel[ViTConfig]):
         return tuple(FeatureInfo(stride=config.patch_size, dim=config.dim, normalised=i == last) for i in quarters(config.depth))
 
     def _embed(self, images: Images) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
-        """All tokens before the blocks, and what the blocks need to know of their places."""
+        """All tokens before the blocks, and keyword arguments of the blocks about positions."""
         config, patches = self.config, self.patch_embed(self.checked(images))
         b, h, w, d = patches.shape
         x = patches.reshape(b, h * w, d)
@@ -245,13 +250,19 @@ class ViT(VisionModel[ViTConfig]):
         return run_blocks(self.blocks[start:end], x, **options, **places)
 
     def tokens(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Float[Array, "b n d"]:
-        """All tokens after the final norm, if there is one: class tokens, registers, patches in row-major order."""
+        """All tokens after the blocks and the final norm, if any.
+
+        They are class tokens, registers, and patches in row-major order.
+        """
         x, places = self._embed(images)
         x = self._run(0, self.config.depth, x, train=train, rngs=rngs, **places)
         return x if self.norm is None else self.norm(x)
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        """The patches' maps after a quarter, half, three quarters and all of the blocks; the last one normalised, if the tokens are."""
+        """Maps of the patches after a quarter, half, three quarters and all of the blocks.
+
+        The last map is normalised if `pool_norm` is "before".
+        """
         (x, places), kept = self._embed(images), []
         rows, columns = places["grid"]
         for start, end in itertools.pairwise((0, *quarters(self.config.depth))):
@@ -262,13 +273,16 @@ class ViT(VisionModel[ViTConfig]):
         return Features(maps, class_tokens=tuple(x[:, i] for i in range(self.config.num_class_tokens)))
 
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
-        """The vector that the config's `pool` and `pool_norm` make of the last map and the class tokens; float32."""
+        """The vector that `pool` and `pool_norm` make of the last map and the class tokens.
+
+        It is float32.
+        """
         b, h, w, d = features[-1].shape
         classes = [t[:, None] for t in features.class_tokens]
         return self._pooled(jnp.concatenate([*classes, features[-1].reshape(b, h * w, d)], axis=1), self.config.num_class_tokens)
 
     def _pooled(self, tokens: Float[Array, "b n d"], num_prefix: int) -> Float[Array, "b _d"]:
-        """One vector of the tokens, the first `num_prefix` of which are no patches; float32."""
+        """One float32 vector of the tokens, the first `num_prefix` of which are no patches."""
         kind, x = self.config.pool, tokens.astype(jnp.float32)
         if self.attn_pool is not None:
             x = self.attn_pool(tokens)
@@ -279,9 +293,10 @@ class ViT(VisionModel[ViTConfig]):
         return (x if self.fc_norm is None else self.fc_norm(x)).astype(jnp.float32)
 
     def head_logits(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "b _k"], ...]:
-        """Logits of the pooled vector and, if `distilled`, of the distillation token.
+        """Logits of the pooled vector and, with `distilled`, of the distillation token.
 
-        The blocks run as one row, which `scan_blocks` compiles once; for `features` the row is cut in four.
+        The blocks run as one sequence, which `scan_blocks` compiles once; `features` cuts it in
+        four.
         """
         tokens = self.tokens(images, train=train, rngs=rngs)
         pooled = self._pooled(tokens, self.config.num_class_tokens + self.config.num_registers)

@@ -1,4 +1,4 @@
-"""The arguments by which commands name a trained model: a run folder, or a checkpoint of others."""
+"""Command-line arguments that name a trained model: a run folder, or a checkpoint of others."""
 
 import argparse
 
@@ -19,7 +19,8 @@ def check_model_arguments(args: argparse.Namespace) -> None:
     """Refuses arguments that name no model, or two.
 
     Raises:
-      ConfigError: There is not exactly one of --workdir and --model, or what belongs to one is given with the other.
+      ConfigError: There is not exactly one of --workdir and --model, or an argument that belongs to
+        one is given with the other.
     """
     if (args.workdir is None) == (args.model is None):
         raise ConfigError("say either --workdir=DIR, or --model=NAME --weights=FILE")

@@ -1,4 +1,7 @@
-"""A run's hold on its folder: one run writes into it, wherever it is moved to, and never into another's that took its place."""
+"""A run's claim on its folder: only one run writes into it, even if the folder is moved meanwhile.
+
+A run never writes into another run's folder that took the place of its own.
+"""
 
 import abc
 import contextlib
@@ -18,27 +21,27 @@ from vitlab.printable import printable
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"  # locked by the run, and holds the name of the run's process
+LOCK = ".lock"  # name of the file that the run locks; it holds the name of the run's process
 _NO_LOCKS = "locks do not work on this file system (%s): a second run in %s would not be refused, but end this one"
 DELETED = "it was deleted; nothing more is saved"
 TAKEN = "another process has taken it over; nothing more is saved"
-_LOOK_SECONDS = 1.0  # between two looks at the folder
+_LOOK_SECONDS = 1.0  # least time between two looks at the folder
 
 
 class FolderLostError(RuntimeError):
-    """The run folder was moved, deleted or taken over by another run; nothing was written into another's."""
+    """The run folder was moved, deleted or taken over; nothing was written into another run's."""
 
 
 class Claim(abc.ABC):
-    """A folder that this run writes into. To be used in a `with`; released when the process dies."""
+    """A folder that this run writes into; to be used in a `with`."""
 
-    root: RunPath  # the folder to write into
+    root: RunPath  # path of the folder to write into
 
     def __init__(self, path: RunPath):
-        """Takes hold of the folder, which is there, without locking it."""
-        self.path = path  # as the user names it
+        """Keeps the path; nothing is locked yet."""
+        self.path = path  # as the user wrote it
         self.root = path
-        self.marker: str | None = None  # file whose absence shows that the folder is being deleted
+        self.marker: str | None = None  # name of a file whose absence shows that the folder is being deleted
 
     def __enter__(self) -> "Claim":
         return self
@@ -48,7 +51,7 @@ class Claim(abc.ABC):
 
     @abc.abstractmethod
     def lock(self) -> None:
-        """Keeps other runs out.
+        """Locks the folder against other runs.
 
         Raises:
           ConfigError: Another process has locked it.
@@ -60,23 +63,25 @@ class Claim(abc.ABC):
         """Whether the folder or its place is no longer this run's; takes no time."""
 
     def check(self) -> None:
-        """Called by all processes before something is written.
+        """Checks the folder before a write; called by all processes.
 
         Raises:
-          FolderLostError: The folder is deleted or taken over, or the path leads elsewhere and writing would follow it; on all processes.
+          FolderLostError: The folder is deleted or taken over, or its path leads elsewhere and
+            writing would follow the path; on all processes.
         """
         self._raise(self._harm() or ("" if self.root != self.path else self._absence()))
 
     def check_place(self) -> None:
-        """Called by all processes at the end of the run.
+        """Checks the folder and its place at the end of the run; called by all processes.
 
         Raises:
-          FolderLostError: As `check`, or the folder, though unharmed, is no longer where the user put it; on all processes.
+          FolderLostError: As in `check`, or the folder, though unharmed, is no longer where the
+            user put it; on all processes.
         """
         self._raise(self._harm() or self._absence())
 
     def shown(self, text: str) -> str:
-        """A message in which the folder has the user's name."""
+        """A message in which the folder has the user's name for it."""
         return text.replace(str(self.root), str(self.path))
 
     def _raise(self, reason: str) -> None:
@@ -94,21 +99,22 @@ class Claim(abc.ABC):
 
 
 class FolderClaim(Claim):
-    """A folder on a file system. To be used in a `with`; the system releases it when the process dies.
+    """A folder on a file system that this run writes into; to be used in a `with`.
 
-    On Linux everything is written to the folder itself and not to its path, so it can be moved at any moment without harm. Elsewhere
-    the path is looked at before each save.
+    The system releases the claim when the process dies. On Linux files are written to the folder
+    itself and not to its path, so that it can be moved at any moment without harm. Elsewhere the
+    path is checked before each save.
     """
 
     def __init__(self, path: pathlib.Path):
-        """Takes hold of the folder, which exists, without locking it."""
+        """Opens the folder, which exists, without locking it."""
         super().__init__(path)
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self._lock: int | None = None
-        self._name = b""  # identity of this process; the content of the lock's file
+        self._name = b""  # identity of this process, which the lock's file holds
         self._looked, self._seen_lost = time.monotonic(), False
         itself = pathlib.Path(f"/proc/self/fd/{self._folder}")
-        self._follows = itself.is_dir()  # not on macOS
+        self._follows = itself.is_dir()  # whether the folder is found wherever it is moved; not on macOS
         if self._follows:
             self.root = itself
 
@@ -146,7 +152,7 @@ class FolderClaim(Claim):
             lock = os.open(LOCK, os.O_RDONLY, dir_fd=self._folder)
         except FileNotFoundError:
             return self._lock_again()
-        except OSError:  # whatever ails the file system, the writes will say so
+        except OSError:  # other errors of the file system show up in the writes
             return ""
         try:
             own = os.path.samestat(os.fstat(lock), os.fstat(self._lock)) and os.pread(lock, 200, 0) == self._name
@@ -160,12 +166,12 @@ class FolderClaim(Claim):
                 return True
             if self.marker is not None:
                 os.stat(self.marker, dir_fd=self._folder)
-        except OSError as error:  # whatever else ails the file system, the writes will say so
+        except OSError as error:  # other errors of the file system show up in the writes
             return error.errno in (errno.ENOENT, errno.ESTALE)
         return False
 
     def _lock_again(self) -> str:
-        """Makes the lock's file anew, which somebody has deleted, unless the whole folder is."""
+        """Makes the lock's file anew if it alone was deleted, not the whole folder."""
         try:
             lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=self._folder)
         except FileExistsError:

@@ -1,8 +1,9 @@
-"""The run folder, on a file system or in a bucket: whose it is, and what it holds.
+"""The run folder, on a file system or in a bucket: the run that it belongs to, and its files.
 
-config.json (the experiment), data.json (what it is trained on), metrics.jsonl, timing.jsonl, bad_images.jsonl (what could not be decoded),
-checkpoints/, tensorboard/, evaluation.json and evaluations/ (by `python -m vitlab.evaluate`), wandb_id and wandb/ (with --wandb),
-damaged/ (checkpoints that could not be read).
+config.json (the experiment), data.json (facts about its data), metrics.jsonl, timing.jsonl,
+bad_images.jsonl (images that could not be decoded), checkpoints/, tensorboard/, evaluation.json and
+evaluations/ (by `python -m vitlab.evaluate`), wandb_id and wandb/ (with --wandb), damaged/
+(checkpoints that could not be read).
 """
 
 import contextlib
@@ -31,26 +32,26 @@ from vitlab.tasks import class_names_of
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_TEMPORARY = (".probe-*", "*.orbax-checkpoint-tmp*", "*.tmp")  # names in checkpoints/ of what is not complete
+_TEMPORARY = (".probe-*", "*.orbax-checkpoint-tmp*", "*.tmp")  # patterns of incomplete files in checkpoints/
 _REMEDY = "restore it from a copy, or begin anew in another folder"
-_FIXED = ("model", "data", "augment", "batch_size", "seed", "duration")  # a change of these makes it another run
+_FIXED = ("model", "data", "augment", "batch_size", "seed", "duration")  # config keys whose change makes it another run
 _FREE_DATA = ("data_dir", "follow_outside", "num_threads", "num_workers", "max_bad_fraction", "max_image_bytes", "eval_split")
 _FREE = tuple(f"data.{name}" for name in _FREE_DATA)
-_LONGEST_CHANGE = 500  # characters of a change in a message
+_LONGEST_CHANGE = 500  # most characters of a change in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """Facts about a run's data that are needed when the data is not at hand."""
+    """Facts about a run's data, for use without the data."""
 
     fingerprint: str  # hash of the training split
-    num_examples: int  # in the training split
+    num_examples: int  # number of training images
     channels: int
     class_names: tuple[str, ...]
 
     @classmethod
     def of(cls, source: Source) -> "DataInfo":
-        """The facts of an open training split; the classes are those that its fields name, see `vitlab.tasks.class_names_of`."""
+        """The facts of an open training split, with the classes of `class_names_of`."""
         return cls(
             fingerprint=source.fingerprint,
             num_examples=len(source),
@@ -60,14 +61,15 @@ class DataInfo:
 
 
 def claim(workdir: RunPath, experiment: Experiment, data: DataInfo, *, allow_changes: bool = False) -> Claim:
-    """Makes the folder, or takes over that of the same run; to be called by all processes.
+    """Makes the folder, or takes over the folder of the same run; called by all processes.
 
     Returns:
-      The hold on the folder, to be left at the end of the run.
+      The claim on the folder, to be left at the end of the run.
 
     Raises:
-      ConfigError: The name cannot be one; not writable; in use by another process; another run's, and the difference is not allowed;
-        or a file in it is damaged.
+      ConfigError: The folder's name is no UTF-8 text; or the folder is not writable, is in use by
+        another process, or belongs to another run whose differences are not allowed; or a file in
+        it is damaged.
     """
     first = distributed.on_first(lambda: _first_claim(workdir, experiment, data, allow_changes=allow_changes))
     return first or _join(workdir)
@@ -91,7 +93,7 @@ def _first_claim(workdir: RunPath, experiment: Experiment, data: DataInfo, *, al
 
 
 def _join(workdir: RunPath) -> Claim:
-    """The hold of a process that is not the first, which has made the folder and locked it."""
+    """The claim of a process that is not the first; the first has made and locked the folder."""
     with _refusing(workdir):
         return _hold(workdir)
 
@@ -102,7 +104,7 @@ def _hold(workdir: RunPath) -> Claim:
 
 @contextlib.contextmanager
 def _refusing(workdir: RunPath) -> Iterator[None]:
-    """Turns what the system refuses into one line for the user."""
+    """Turns an error of the system into one line for the user."""
     try:
         yield
     except OSError as error:
@@ -142,7 +144,7 @@ def read(workdir: RunPath) -> tuple[Experiment, DataInfo]:
     """The experiment and the data of a run.
 
     Raises:
-      ConfigError: It is no run folder, or its config.json or data.json is damaged.
+      ConfigError: The path is no run folder, or its config.json or data.json is damaged.
     """
     _check_name(workdir)
     return _read(workdir, "config.json", _experiment), _read(workdir, "data.json", _data_info)
@@ -160,7 +162,7 @@ def _read(workdir: RunPath, name: str, parse: Callable[[Mapping[str, Any]], T]) 
     try:
         return parse(tree)
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        if raised_in_plugin(error):  # code of the user's own keeps its traceback
+        if raised_in_plugin(error):  # an error in the user's own code keeps its traceback
             raise
         raise _damaged(workdir / name, error) from error
 
@@ -171,7 +173,7 @@ def _damaged(path: RunPath, reason: object) -> ConfigError:
 
 def _experiment(tree: Mapping[str, Any]) -> Experiment:
     experiment = from_config_dict(tree)
-    to_json(experiment)  # a value that is nested too deeply fails here
+    to_json(experiment)  # raises for a value that is nested too deeply
     return experiment
 
 
@@ -184,7 +186,7 @@ def _data_info(tree: Mapping[str, Any]) -> DataInfo:
 
 
 def _check_name(workdir: RunPath) -> None:
-    """Refuses a name that is no text, which neither JAX nor TensorBoard can open."""
+    """Refuses a name that is no UTF-8 text, which neither JAX nor TensorBoard can open."""
     try:
         str(workdir).encode()
     except UnicodeEncodeError as error:
@@ -192,7 +194,7 @@ def _check_name(workdir: RunPath) -> None:
 
 
 def _remove_leftovers(root: RunPath) -> None:
-    """Removes what writers of this folder have left that were killed; to be called under the lock."""
+    """Removes temporary files of killed writers of this folder; called under the lock."""
     for name in ("config.json", "data.json", "metrics.jsonl"):
         remove_leftovers(root / name)
     if in_bucket(root):
@@ -217,12 +219,16 @@ def _check_same(workdir: RunPath, experiment: Experiment, data: DataInfo, *, all
 
 
 def _cut(text: str) -> str:
-    """Returns a change without what is too long to read: a config.json may be damaged."""
+    """A change, cut to a readable length: a config.json may be damaged."""
     return text if len(text) <= _LONGEST_CHANGE else f"{text[:_LONGEST_CHANGE]}..."
 
 
 def change_of_data(old: DataInfo, new: DataInfo, split: str) -> str:
-    """The difference, and the remedy where this version reads the same files otherwise than the one that began the run."""
+    """The difference between the data of a run and the data now.
+
+    It names the remedy if this version reads the same files otherwise than the one that began the
+    run.
+    """
     if old.class_names != new.class_names:
         return f"classes: {different_classes(old.class_names, new.class_names, 'the run', 'the data')}"
     text = f"images: {_text(old)} -> {_text(new)}"

@@ -1,8 +1,9 @@
-"""A run's hold on its folder in a bucket: an object that names the run's process, and that this process renews again and again.
+"""A run's hold on its folder in a bucket: an object that names the run's process, and that this
+process renews again and again.
 
-It is made, renewed and taken over by writes that depend on the version that was seen, so that of two processes one fails. Whoever
-finds the name of another process waits for a minute to see whether that process still renews it; where the process was on this
-machine, it is asked for at once.
+It is made, renewed and taken over by writes that depend on the version that was seen, so that of
+two processes one fails. Whoever finds the name of another process waits for a minute to see whether
+that process still renews it; where the process was on this machine, it is asked for at once.
 """
 
 import contextlib
@@ -33,8 +34,8 @@ _LOOK_SECONDS = 1.0  # between two looks of one who waits
 class BucketClaim(Claim):
     """A folder in a bucket that this run writes into. To be used in a `with`.
 
-    A process that is killed leaves its name behind; a run whose renewals fail, as on a dead network, stops only once it sees that
-    another process has taken the folder over.
+    A process that is killed leaves its name behind; a run whose renewals fail, as on a dead
+    network, stops only once it sees that another process has taken the folder over.
     """
 
     def __init__(self, path: epath.Path):
@@ -111,7 +112,9 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> dict[str, str]:
-    """Names of this start of the machine and of the space in which its processes have numbers; empty where the system has none."""
+    """Names of this start of the machine and of the space in which its processes have numbers;
+    empty where the system has none.
+    """
     with contextlib.suppress(OSError):
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return {"boot": boot, "space": os.readlink("/proc/self/ns/pid")}
@@ -119,7 +122,9 @@ def _machine() -> dict[str, str]:
 
 
 def _started(process: int) -> str:
-    """Time of the process's start in ticks since that of the machine; "" if there is no such process."""
+    """Time of the process's start in ticks since that of the machine; "" if there is no such
+    process.
+    """
     with contextlib.suppress(OSError, IndexError):
         status = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return "" if status[0] in "ZX" else status[19]

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per step that was logged or evaluated, with nothing in it that depends on the clock."""
+"""metrics.jsonl: a line per step that was logged or evaluated; no value depends on the clock."""
 
 import contextlib
 import json
@@ -16,15 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 class Records:
-    """Appends lines {"step": ..., name: value, ...}; (step, name) stays unique when a run resumes."""
+    """Appends lines {"step": ..., name: value, ...}; a resumed run repeats no (step, name)."""
 
     def __init__(self, path: RunPath, *, step: int):
-        """Drops the lines after `step`, which the resumed run will write again, and a last line that was cut off.
+        """Drops the lines after `step`, which the resumed run writes again, and a cut last line.
 
-        Only the first process reads and writes the file; the others have its lines, and forget what they write.
+        Only the first process reads and writes the file; the others get its lines, and keep their
+        own lines in memory alone.
 
         Raises:
-          ConfigError: The file cannot be read or written, or a line in it is damaged; on all processes.
+          ConfigError: The file cannot be read or written, or a line in it is damaged; on all
+            processes.
         """
         self._path, self._whole = path, True  # whether the file has all the lines
         self._file: IO[str] | Lines | None = None
@@ -33,7 +35,7 @@ class Records:
         distributed.on_first(self._open)
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds a line, which survives the end of the process; what cannot be written now is written by `sync`."""
+        """Adds a line, which survives the end of the process; `sync` repeats a failed write."""
         self.lines.append({"step": step, **values})
         if self._file is not None and self._whole:
             try:
@@ -48,10 +50,12 @@ class Records:
         return next((line for line in self.lines if line["step"] == step and name in line), None)
 
     def sync(self) -> None:
-        """Makes the lines survive the end of the machine, and a file that somebody has removed or replaced meanwhile.
+        """Makes the lines survive a crash of the machine.
+
+        A file that somebody has removed or replaced meanwhile is written anew.
 
         Raises:
-          OSError: The disk is full or not writable; to be tried again.
+          OSError: The disk is full or not writable; the call may be repeated.
         """
         if self._file is None:
             return
@@ -66,7 +70,7 @@ class Records:
     def close(self) -> None:
         """Closes the file; lines that could not be written are lost unless `sync` was called."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # the rest of its buffer cannot be written either
+            with contextlib.suppress(OSError):  # the rest of the buffer cannot be written either
                 self._file.close()
 
     def _is_in_place(self, file: IO[str]) -> bool:
@@ -90,7 +94,7 @@ class Records:
 
 
 def read_records(path: RunPath) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none if there is no file. A last line that was cut off is left out.
+    """The lines of metrics.jsonl without a cut last line; none if there is no file.
 
     Raises:
       ConfigError: The file cannot be read, or a line before the last is damaged.

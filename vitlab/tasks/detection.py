@@ -93,7 +93,7 @@ def _targets(boxes: Float[Array, "b n 7"], maps: CenterMaps, stride: float) -> d
     left, top, right, bottom, label, crowd, _area = jnp.moveaxis(boxes, -1, 0)
     there, crowds = (label >= 0) & (crowd != 1), (label >= 0) & (crowd == 1)
     centre = jnp.stack([left + right, top + bottom], -1) / (2 * stride)
-    cell = jnp.floor(centre).clip(0, jnp.array([w - 1, h - 1]))
+    cell = jnp.floor(centre).clip(0, jnp.array([w - 1, h - 1])[None, None])
     size = jnp.stack([right - left, bottom - top], -1) / stride
     deviation = jnp.maximum(_DEVIATION * size, _LEAST_DEVIATION)
     x, y = jnp.arange(w)[None, None], jnp.arange(h)[None, :, None]
@@ -153,7 +153,7 @@ def predictions(outputs: CenterMaps, setting: Setting) -> dict[str, Float[Array,
     height, width = setting.preprocessing.image_size
     _, h, w, k = outputs.heatmap.shape
     found = boxes_of(outputs, stride=height / h, num_boxes=min(setting.options.max_boxes, h * w * k))
-    corners = found.boxes.clip(0, jnp.array([width, height, width, height]))
+    corners = found.boxes.clip(0, jnp.array([width, height, width, height])[None, None])
     return {"boxes": jnp.concatenate([corners, found.classes[..., None].astype(jnp.float32), found.scores[..., None]], -1)}
 
 

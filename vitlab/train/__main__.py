@@ -1,7 +1,9 @@
-"""Trains a model: python -m vitlab.train --config=configs/x.py:variant --workdir=DIR [--config.a.b=value].
+"""Trains a model: python -m vitlab.train --config=configs/x.py:variant --workdir=DIR.
 
-The same command again goes on with the run. Exit codes: 0 the run is done; 1 it failed; 2 the command, config or data cannot be
-used, and nothing was begun; 42 a signal stopped it, and the last step is saved; 43 it was stuck, and ended by its watchdog.
+--config.a.b=VALUE replaces a value of the config. The same command again goes on with the run. Exit
+codes: 0 the run is done; 1 it failed; 2 the command, config or data cannot be used, and nothing was
+begun; 42 a signal stopped the run, and the last step is saved; 43 the run was stuck, and its
+watchdog ended it.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _main(argv)
     finally:
-        settle()  # a run's messages are not its result: output that cannot be written costs nothing
+        settle()  # messages of a run are not its result: if they cannot be written, only they are lost
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -54,7 +56,7 @@ def _main(argv: Sequence[str]) -> int:
     workdir = run_path(args.workdir)
     experiment, profile = cli.load_experiment(args.config, overrides), window_of(args.profile)
     if args.wandb is not None:
-        load_wandb()  # refuses at once, where it is not installed
+        load_wandb()  # raises at once if wandb is not installed
     cli.begin()
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     try:

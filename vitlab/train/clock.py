@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Times of a run: speed, waiting for data, time to the end."""
 
 import contextlib
 import time
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Measures training without its pauses, the share of it spent waiting for data, and the time to the end."""
+    """Measures training speed without pauses, the share of waiting for data, and the time left."""
 
     def __init__(self, *, step: int, total_steps: int, batch_size: int, peak_speed: float | None = None):
-        """Starts at `step`; `peak_speed` in images/s is what the devices could reach, None where unknown."""
+        """Starts at `step`; `peak_speed` is an upper bound in images/s, None if not known."""
         self._first, self._total, self.batch_size, self._peak_speed = step, total_steps, batch_size, peak_speed
         self._begin = time.perf_counter()
         self._restart(step)
@@ -26,13 +26,18 @@ class Clock:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens inside (an evaluation, a save) is not training."""
+        """Time inside it (an evaluation, a save) does not count as training."""
         begin = time.perf_counter()
         yield
         self._paused += time.perf_counter() - begin
 
     def lap(self, step: int) -> dict[str, float]:
-        """Ends an interval: {"images_per_second", "data_wait" (share), "eta", "elapsed" (seconds), if known "mfu" (share of the peak)}."""
+        """Ends an interval and returns its figures.
+
+        Returns:
+          {"images_per_second", "data_wait" (share of the interval), "eta" and "elapsed" (seconds)}
+          and, if the peak is known, "mfu" (share of it).
+        """
         now = time.perf_counter()
         seconds = max(now - self._lap_begin - self._paused, 1e-9)
         elapsed = now - self._begin
@@ -52,7 +57,7 @@ class Clock:
 
 
 def duration_text(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """A duration as text: 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""The training loop. Every run, however interrupted, goes through it step by step."""
+"""The training loop. Every run goes through it step by step, even after an interruption."""
 
 import contextlib
 import dataclasses
@@ -39,28 +39,34 @@ def train(
     profile: range = range(0),
     wandb: str | None = None,
 ) -> dict[str, float | int]:
-    """Trains, or goes on with, the run in a folder.
+    """Trains a run in a folder, from its beginning or its newest checkpoint.
 
-    The same call resumes at the newest checkpoint; the result is bit-equal to that of an uninterrupted run on the same
-    machine, number of devices and versions. Of several processes all make this call; the run folder is one that all see.
+    The result of a resumed run is bit-equal to that of an uninterrupted one on the same machine,
+    number of devices and versions. If there are several processes, all make this call with a run
+    folder that all see.
 
     Args:
       experiment: What to train.
-      workdir: The run folder, see `vitlab.runs.folder`; made if need be. It may be in a bucket: gs://bucket/run, s3://bucket/run.
-      allow_changes: Go on with a run of another config.
-      watchdog_seconds: Without progress, after which the process writes its stacks and exits with 43; 0 waits for ever.
-      profile: Steps, counted from 1, that are traced into the run folder's profile/, by the first process.
-      wandb: Project at Weights & Biases that is also given the curves, by the first process; None for none.
+      workdir: The run folder, see `vitlab.runs.folder`; made if need be. It may be in a bucket,
+        gs://bucket/run.
+      allow_changes: Whether to go on with a run of another config.
+      watchdog_seconds: Seconds without progress after which the process writes its stacks and exits
+        with 43; 0 waits for ever.
+      profile: Steps, counted from 1, that the first process traces into the run folder's profile/.
+      wandb: Project at Weights & Biases to which the first process also sends the curves; None for
+        none.
 
     Returns:
-      The record of the last evaluation: {"step", "eval_images"} and the metrics of the task, such as "eval_top1".
+      The record of the last evaluation: {"step", "eval_images"} and the metrics of the task, such
+      as "eval_top1".
 
     Raises:
       ConfigError: The experiment cannot be run here, or not in this folder.
       Stopped: A signal came; the state of the last step is saved.
       NonFiniteError: The loss or a gradient was not finite.
       CheckpointError: Every checkpoint is damaged.
-      SaveError, FolderLostError: The last state could not be written; the run folder was moved, deleted or taken over.
+      SaveError, FolderLostError: The last state could not be written; the run folder was moved,
+        deleted or taken over.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -89,8 +95,9 @@ def train(
         report.line(_beginning(setup, teacher, state, step, compile_seconds))
         profiler = stack.enter_context(_profile(own, profile, report))
 
-        # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a
-        # step's evaluation before the next step; so a resumed run neither repeats nor drops a record.
+        # Invariants: a batch is a function of its step; the records of a step are written before
+        # the step is saved, and its evaluation before the next step. A resumed run thus neither
+        # repeats nor drops a record.
         _evaluate(setup, report, state, step, should_stop)
         while step < periods.total and not report.stalls(step) and not should_stop():
             profiler.before(step + 1)
@@ -113,7 +120,10 @@ def train(
 
 
 def _claimed(experiment: Experiment, workdir: RunPath, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
-    """The parts of the run, its teacher and the hold on its folder, once all processes have agreed that nothing is to be refused."""
+    """The parts of the run, its teacher and the claim on its folder.
+
+    All processes have then agreed that nothing is refused.
+    """
     folder.check_place(workdir)
     setup = distributed.everywhere(lambda: set_up(experiment))
     data = folder.DataInfo.of(setup.train_source)
@@ -147,7 +157,10 @@ def _profile(own: Claim, steps: range, report: Report) -> Profile:
 
 
 def _result(setup: Setup, report: Report, step: int) -> dict[str, Any]:
-    """The last evaluation of a run that is done, which it also is where it no longer gets better; otherwise a signal stopped it."""
+    """The last evaluation of a run that is done; otherwise a signal stopped the run.
+
+    A run is also done if its evaluations no longer get better.
+    """
     total, result = setup.periods.total, report.evaluation_at(step)
     if not result or (step < total and not report.stalls(step)):
         raise Stopped(step)
@@ -157,7 +170,10 @@ def _result(setup: Setup, report: Report, step: int) -> dict[str, Any]:
 
 
 def _evaluate(setup: Setup, report: Report, state: State, step: int, should_stop: Callable[[], bool]) -> None:
-    """Evaluates where it is due and not yet recorded, unless asked to stop, which leaves it to the resumed run."""
+    """Evaluates if an evaluation is due and not yet recorded.
+
+    After a request to stop it is left to the resumed run.
+    """
     if not setup.periods.evaluates_at(step) or report.evaluation_at(step) or should_stop():
         return
     result = setup.evaluate(state, should_stop)

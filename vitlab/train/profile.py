@@ -1,4 +1,4 @@
-"""A trace of a few steps, to be looked at with XProf or TensorBoard."""
+"""A trace of a few steps, for XProf or TensorBoard."""
 
 import logging
 import re
@@ -14,16 +14,19 @@ logger = logging.getLogger(__name__)
 
 
 class Profile:
-    """Records steps into a folder, and says in the end what there is; to be used in a `with`, told before and after each step."""
+    """Records steps into a folder, and tells at the end which; to be used in a `with`.
+
+    `before` and `after` are called around each step.
+    """
 
     def __init__(self, folder: RunPath, window: range, *, say: Callable[[str], None], shown: RunPath):
         """Records nothing if the window is empty.
 
         Args:
-          folder: Where to write.
+          folder: Folder to write into.
           window: Steps to record, counted from 1.
-          say: Takes a line for the user.
-          shown: The user's name of the folder.
+          say: Function that shows a line to the user.
+          shown: The folder's path as the user knows it.
         """
         self._folder, self._window, self._say, self._shown = folder, window, say, shown
         self._mirror = Mirror(folder) if window and in_bucket(folder) else None
@@ -40,12 +43,12 @@ class Profile:
             logger.warning("--profile: %s not traced, since the run did none of them", _named(self._window))
 
     def before(self, step: int) -> None:
-        """Begins to record with the first step of the window that is done here."""
+        """Begins to record at the first step of the window that this process runs."""
         if step in self._window and not self._running and not self._failed:
             self._running = self._try(self._start)
 
     def after(self, step: int, metrics: Metrics) -> None:
-        """Ends with the last step of the window, once the device has finished it."""
+        """Ends after the last step of the window, once the device has finished it."""
         if self._running:
             self._done = range(self._done.start or step, step + 1)
             if step == self._window[-1]:
@@ -66,7 +69,7 @@ class Profile:
                 )
 
     def _try(self, call: Callable[[], None]) -> bool:
-        """Whether it worked; a trace that cannot be written is no reason to end a run."""
+        """Whether the call worked; a trace that cannot be written does not end the run."""
         try:
             call()
         except (OSError, RuntimeError, ValueError) as error:

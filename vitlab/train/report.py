@@ -1,4 +1,4 @@
-"""What becomes of the metrics: checked, recorded, shown; one step late, so that the device never waits."""
+"""Metrics of a run: checked, recorded, shown; one step late, so that the device never waits."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ _REMEDY = "a lower optimizer.peak_lr, a longer optimizer.warmup or a smaller opt
 
 
 class Report:
-    """Takes each step's metrics and handles those of the step before. To be used in a `with`."""
+    """Takes each step's metrics and handles those of the step before; to be used in a `with`."""
 
     def __init__(
         self,
@@ -44,17 +44,18 @@ class Report:
         max_skips: int,
         tracker: Tracker | None = None,
     ):
-        """To be called by all processes, of which the first writes and shows.
+        """Called by all processes, of which the first writes and shows.
 
         Args:
-          workdir: The folder to write into.
-          step: Steps done; records of later ones are dropped.
-          periods: Of the run.
-          clock: Of the run.
-          leaves: Names of the gradients.
-          task: What the run is trained for: the names of its metrics, and the one that decides which evaluation is the best.
-          max_skips: Dropped updates in a row that are no reason to end the run.
-          tracker: Given what metrics.jsonl and timing.jsonl have; closed by its owner.
+          workdir: Folder to write into.
+          step: Number of steps done; records of later steps are dropped.
+          periods: Durations of the run.
+          clock: Clock of the run.
+          leaves: Names of the trained parameters, in the order of the gradients.
+          task: Task of the run: the names of its metrics, and the metric that decides which
+            evaluation is the best.
+          max_skips: Number of dropped updates in a row that do not end the run.
+          tracker: Receives the values of metrics.jsonl and timing.jsonl; its owner closes it.
 
         Raises:
           ConfigError: metrics.jsonl is damaged, or cannot be written.
@@ -76,7 +77,7 @@ class Report:
         if self._side_logs is not None:
             self._side_logs.close()
         if kind is None or not issubclass(kind, FolderLostError):
-            with contextlib.suppress(OSError):  # the run has said so before
+            with contextlib.suppress(OSError):  # the run has reported it before
                 self.records.sync()
         self.records.close()
 
@@ -90,11 +91,12 @@ class Report:
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Handles what is kept; waits for the device.
+        """Handles the metrics that are kept; waits for the device.
 
         Raises:
-          NonFiniteError: The loss or a gradient is not finite, and the update is not to be dropped, or too many were; names step,
-            learning rate, gradient norm and first leaf.
+          NonFiniteError: The loss or a gradient is not finite and the update is not dropped, or too
+            many updates were dropped; the message names step, learning rate, gradient norm and
+            first leaf.
         """
         if self._pending is None:
             return
@@ -119,14 +121,17 @@ class Report:
         return self.records.at(step, "eval_images") or {}
 
     def evaluation(self, step: int, result: Mapping[str, float | int]) -> None:
-        """Records and shows an evaluation; its speed goes with the timing, and what is no number with the evaluate command."""
+        """Records and shows an evaluation.
+
+        Its speed goes to the timing; results that are no numbers are for the evaluate command.
+        """
         values = {f"eval_{k}": v for k, v in result.items() if k != "images_per_second" and isinstance(v, (int, float))}
         self._write(step, values)
         self.console.line(f"step {step} evaluation: {describe(result, self._task)}")
 
     @property
     def scores(self) -> dict[int, float]:
-        """Step -> score of all evaluations so far, the higher the better: the task's best metric, or its negative."""
+        """Step -> score of each evaluation so far, the task's best metric; higher is better."""
         (metric, direction), sign = self._task.best, {"max": 1, "min": -1}
         name = f"eval_{metric}"
         return {line["step"]: sign[direction] * line[name] for line in self.records.lines if name in line}
@@ -137,9 +142,10 @@ class Report:
         return step in scores and all(scores[step] > score for other, score in scores.items() if other < step)
 
     def stalls(self, step: int) -> bool:
-        """Whether the run ends here: this step was evaluated, and the best evaluation so far is as long ago as the run has patience.
+        """Whether the run ends here, since it has not got better for as long as its patience.
 
-        A function of the records alone, so that a resumed run and all processes decide alike.
+        This step must be evaluated. The answer depends on the records alone, so that a resumed run
+        and all processes decide alike.
         """
         scores = {other: score for other, score in self.scores.items() if other <= step}
         if self._patience is None or step not in scores:

@@ -1,4 +1,4 @@
-"""Logs that a run can do without: what a full disk keeps from them is lost, and said once."""
+"""Logs that a run can do without: entries that a full disk prevents are lost, and reported once."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 class SideLogs:
     """timing.jsonl and tensorboard/ of a run folder.
 
-    TensorBoard's events are written here and now: `tensorboardX.SummaryWriter` hands them to a thread, and blocks for ever once
-    that thread has died of a full disk.
+    TensorBoard's events are written at once: `tensorboardX.SummaryWriter` hands them to a thread,
+    and blocks for ever once that thread has died of a full disk.
     """
 
     def __init__(self, workdir: RunPath, *, step: int):
-        """Goes on after `step`; TensorBoard hides what an earlier process wrote of later ones."""
+        """Continues after `step`; TensorBoard hides an earlier process's entries of later steps."""
         self._workdir, self._told = workdir, False
         self._timing: IO[str] | Lines | None = None
         self._events: EventsWriter | None = None
@@ -41,14 +41,13 @@ class SideLogs:
             self._try(self._timing.flush)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds to the curves in TensorBoard."""
+        """Adds values to the curves in TensorBoard."""
         for name, value in values.items():
             self._add(Event(step=step, wall_time=time.time(), summary=scalar(name.replace("_", "/", 1), value)))
         if self._events is not None:
             self._try(self._events.flush)
 
     def close(self) -> None:
-        """Closes the files."""
         for file in (self._events, self._timing):
             if file is not None:
                 self._try(file.close)
@@ -73,7 +72,7 @@ class SideLogs:
     def _try(self, write: Callable[[], object]) -> None:
         try:
             write()
-        except (OSError, ValueError) as error:  # ValueError: a file that a failed write has closed
+        except (OSError, ValueError) as error:  # ValueError: a failed write has closed the file
             if not self._told:
                 logger.error("timing.jsonl or tensorboard/ cannot be written: %s", error)
             self._told = True

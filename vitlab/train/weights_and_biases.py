@@ -1,4 +1,4 @@
-"""Curves of a run at Weights & Biases, beside those in the run folder (extra `wandb`): a log that a run can do without."""
+"""Curves of a run at Weights & Biases (extra `wandb`): a log that a run can do without."""
 
 import importlib
 import logging
@@ -16,14 +16,14 @@ from vitlab.files import whole_lines, write_atomically
 
 logger = logging.getLogger(__name__)
 
-ID_FILE = "wandb_id"  # in the run folder; the same id makes a resumed run go on with its curves
+ID_FILE = "wandb_id"  # file in the run folder; its id lets a resumed run continue its curves
 
 
 class Tracker:
-    """One run of a project; to be used in a `with`. Nothing that goes wrong there ends the training: it is said once."""
+    """One run of a project, to be used in a `with`; errors are reported once and do no harm."""
 
     def __init__(self, workdir: RunPath, project: str, experiment: Experiment):
-        """Begins, or goes on with, the run whose id is kept in the run folder, which exists."""
+        """Begins or continues the run whose id is kept in the run folder, which exists."""
         self._run: Any = None
         self._told = False
         self._folder = tempfile.TemporaryDirectory(prefix="vitlab-") if in_bucket(workdir) else None  # for its client's files
@@ -39,7 +39,7 @@ class Tracker:
             self._folder.cleanup()
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds to the curves; values that are not finite are left out, as in metrics.jsonl."""
+        """Adds values to the curves, without non-finite ones, as in metrics.jsonl."""
         if self._run is not None:
             named = {name.replace("_", "/", 1): value for name, value in values.items() if math.isfinite(value)}
             self._try(lambda: self._run.log(named, step=step))
@@ -58,13 +58,13 @@ class Tracker:
             name=os.path.abspath(workdir).rpartition("/")[2],
             dir=self._folder.name if self._folder is not None else str(workdir),
             config=to_dict(experiment),
-            settings=wandb.Settings(console="off"),  # the output stays the run's
+            settings=wandb.Settings(console="off"),  # the output stays on the run's own terminal
         )
 
     def _try(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except Exception as error:  # its client raises errors of many kinds, of the network, its service and its own
+        except Exception as error:  # the client raises errors of many kinds: network, service and its own
             if not self._told:
                 logger.error("Weights & Biases cannot be used (%s); the run goes on without it", " ".join(str(error).split())[:300])
             self._told = True
@@ -74,12 +74,12 @@ def load_wandb() -> ModuleType:
     """The client of Weights & Biases.
 
     Raises:
-      ConfigError: It is not installed.
+      ConfigError: The client is not installed.
     """
     try:
         module = importlib.import_module("wandb")
     except ImportError as error:
         raise ConfigError('--wandb needs the client of Weights & Biases: pip install "vitlab[wandb]"') from error
-    if not hasattr(module, "init"):  # a folder of that name, which its client makes, can be imported too
+    if not hasattr(module, "init"):  # the client makes a folder named wandb, which can be imported too
         raise ConfigError('--wandb finds a folder named wandb in place of the client: pip install "vitlab[wandb]"')
     return module

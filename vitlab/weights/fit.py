@@ -1,4 +1,4 @@
-"""A tensor of a checkpoint as a parameter needs it: its layout, its type, and the grid of a table of positions."""
+"""Converts a checkpoint's tensor to a parameter: its axes, type, and grid of positions."""
 
 import math
 from collections.abc import Callable
@@ -25,20 +25,20 @@ def fit(
     declared: Grid | None = None,
     resize: PosResize = "antialias",
 ) -> tuple[jax.Array, str]:
-    """Brings a foreign tensor, in torch's layout, into the form of a parameter.
+    """Converts a foreign tensor, in torch's layout, to a parameter.
 
     Args:
-      name: The parameter's name; its last part says of which kind it is.
+      name: The parameter's name; the last part determines its kind.
       value: The foreign tensor.
       shape: The parameter's shape.
-      grid: Rows and columns of a position embedding of the model; None where the parameter is another.
-      declared: Rows and columns of the tensor's own positions, where the checkpoint says them. Otherwise positions are
-        taken to be of a square, the form in which checkpoints are published, and of the model's grid where their number is
-        no square.
-      resize: How a position embedding gets the model's grid.
+      grid: Rows and columns of the model's position embedding; None for other parameters.
+      declared: Rows and columns of the tensor's own positions, if the checkpoint states them.
+        Otherwise the positions are taken for a square, as in published checkpoints, or for the
+        model's grid if their number is no square.
+      resize: How a position embedding is resampled to the model's grid.
 
     Returns:
-      The parameter, float32 [*shape], and the rule by which it was resampled; "" where it was not.
+      The parameter, float32 [*shape], and the rule by which it was resampled, or "".
 
     Raises:
       ValueError: The tensor cannot be that parameter; the message is the reason.
@@ -46,7 +46,7 @@ def fit(
     if not is_floating(value):
         raise ValueError(f"numbers of type {value.dtype}; weights are real floating-point numbers")
     leaf, found = name.rpartition(".")[2], value.shape
-    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which the report names
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, which the report names
         value = np.asarray(value, np.float32)
     if leaf == "kernel":
         value = _to_flax_layout(value, shape)
@@ -61,13 +61,13 @@ def fit(
         resized, rule = _TABLES[leaf](jnp.asarray(value), shape)
         if resized.shape == shape:
             return resized, f"{_size(value.shape)} to {_size(shape)}, {rule}"
-    if [n for n in value.shape if n != 1] == [n for n in shape if n != 1]:  # a layer scale (1, c, 1, 1), say
+    if [n for n in value.shape if n != 1] == [n for n in shape if n != 1]:  # such as a layer scale (1, c, 1, 1)
         return jnp.asarray(value.reshape(shape)), ""
     raise ValueError(f"checkpoint {found}, model {shape}")
 
 
 def to_torch_layout(name: str, value: np.ndarray) -> np.ndarray:
-    """A parameter as torch keeps it, the inverse of what `fit` does with its axes."""
+    """Converts a parameter to torch's layout of axes, the inverse of `fit`."""
     leaf = name.rpartition(".")[2]
     if leaf == "kernel":
         return np.moveaxis(value, (-1, -2), (0, 1))
@@ -75,7 +75,10 @@ def to_torch_layout(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _to_flax_layout(value: np.ndarray, shape: Shape) -> np.ndarray:
-    """Torch keeps (out, in, *window), Flax (*window, in, out). A 1 x 1 convolution and a linear map are the same parameter."""
+    """Converts (out, in, *window) of torch to (*window, in, out) of Flax.
+
+    A 1 x 1 convolution and a linear map are the same parameter.
+    """
     if value.ndim < 2:
         return value
     value = np.moveaxis(value, (0, 1), (-1, -2))
@@ -84,7 +87,10 @@ def _to_flax_layout(value: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | None, resize: PosResize) -> tuple[jax.Array, str]:
-    """A position embedding of a grid: [1, prefix tokens and grid, dim], or a map [1, rows, columns, dim] of the model."""
+    """Resamples a position embedding to the grid `new`.
+
+    It is [1, prefix tokens and grid, dim], or a map [1, rows, columns, dim] in the model.
+    """
     is_map = len(shape) == 4
     if is_map and value.ndim == 4:
         declared, value = (value.shape[1], value.shape[2]), value.reshape(len(value), -1, value.shape[-1])
@@ -103,7 +109,7 @@ def _grid_of(tokens: int, prefix: int, new: Grid, declared: Grid | None) -> Grid
     """The rows and columns of a checkpoint's positions.
 
     Raises:
-      ValueError: The positions are none, a single one for many, or of no grid that can be known.
+      ValueError: There are no positions, only one for many, or their grid cannot be determined.
     """
     count = tokens - prefix
     if declared is not None:
@@ -121,10 +127,12 @@ def _grid_of(tokens: int, prefix: int, new: Grid, declared: Grid | None) -> Grid
 
 
 def _offsets_of(value: np.ndarray, shape: Shape) -> np.ndarray:
-    """A table of relative positions [heads, y, x] from [heads, positions]: of the model's rows and columns, or else of a square.
+    """Converts a table of relative positions [heads, positions] to [heads, y, x].
+
+    The positions are those of the model's rows and columns, or else of a square.
 
     Raises:
-      ValueError: The positions are neither.
+      ValueError: The number of positions fits neither.
     """
     heads, count = value.shape
     side = math.isqrt(count)
@@ -143,19 +151,22 @@ def _resize_lines(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
 
 
 def _resize_offsets(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
-    """A table of relative positions [heads, y, x], from the most negative to the most positive."""
+    """Resamples a table of relative positions [heads, y, x], in ascending order."""
     return jax.image.resize(value, (value.shape[0], *shape[1:]), "cubic"), _BICUBIC
 
 
 def _resize_distances(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
-    """A table of distances [heads, |y|, |x|]: a quarter of the symmetric table of relative positions, resized as that is."""
+    """Resamples a table of distances [heads, |y|, |x|].
+
+    It is a quarter of a symmetric table of relative positions, and resampled like this table.
+    """
     pad = [(0, 0), *((n - 1, 0) for n in value.shape[1:])]
     whole = jax.image.resize(jnp.pad(value, pad, "reflect"), (value.shape[0], *(2 * n - 1 for n in shape[1:])), "cubic")
     return whole[:, shape[1] - 1 :, shape[2] - 1 :], f"mirrored, {_BICUBIC}"
 
 
 def _resize_keys(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
-    """Learned keys of relative positions along one axis, [positions, head_dim]."""
+    """Resamples learned keys of relative positions along one axis, [positions, head_dim]."""
     return jax.image.resize(value, (shape[0], value.shape[1]), "cubic"), "cubic with antialiasing"
 
 
@@ -163,7 +174,8 @@ def _resize_filter(value: jax.Array, shape: Shape) -> tuple[jax.Array, str]:
     return resample_filter(value, (shape[0], shape[1])), _BICUBIC
 
 
-# By the last part of a parameter's name. A table whose other axes differ keeps them, and does not fit.
+# Resampling by the last part of a parameter's name. A table keeps its other axes, and does not fit
+# if they differ.
 _TABLES: dict[str, Callable[[jax.Array, Shape], tuple[jax.Array, str]]] = {
     **dict.fromkeys(("rel_pos_bias", "rpb", "small_bias", "large_bias"), _resize_offsets),
     **dict.fromkeys(("ah_bias", "aw_bias", "ha_bias", "wa_bias"), _resize_lines),

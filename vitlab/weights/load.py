@@ -1,4 +1,7 @@
-"""Foreign checkpoints into models of the zoo, with a report of every tensor."""
+"""Loads foreign checkpoints into models of the zoo, and reports on every tensor.
+
+A foreign checkpoint is one of the authors or of timm; its names and layouts are called foreign.
+"""
 
 import dataclasses
 import os
@@ -23,8 +26,8 @@ from vitlab.weights.rules import Layout, Summand, part_of
 __all__ = ["Head", "LoadReport", "WeightsMismatchError", "load_weights", "parameters"]
 
 Head = Literal["load", "fit", "new"]
-Placed = dict[str, list[tuple[str, tuple[Layout, ...]]]]  # foreign names, and changes of layout, by the name here
-_HEADS = ("head", "aux_head", "task_head")  # first parts of the names of all that depends on the classes or the task
+Placed = dict[str, list[tuple[str, tuple[Layout, ...]]]]  # parameter -> foreign names, with changes of layout
+_HEADS = ("head", "aux_head", "task_head")  # first parts of names that depend on the classes or the task
 _COUNTERS = (r"(^|\.)num_batches_tracked$", r"^n_averaged$")  # counters of torch's BatchNorm and AveragedModel
 
 
@@ -38,26 +41,29 @@ def load_weights(
 ) -> LoadReport:
     """Loads a checkpoint of the authors or of timm into a model, in place.
 
-    Prefixes that wrappers put before names (`module.`, `_orig_mod.`, `model.`, `backbone.`) are found and removed. Position
-    embeddings, relative position tables and spectral filters of another grid are resampled to the model's; a table of another
-    `in_channels` or `num_classes` is a mismatch.
+    Prefixes that wrappers put before names (`module.`, `_orig_mod.`, `model.`, `backbone.`) are
+    found and removed. Position embeddings, relative position tables and spectral filters of another
+    grid are resampled to the model's. A tensor for another `in_channels` or `num_classes` is a
+    mismatch. Plug-ins (`vitlab.layers.plug_ins`) stay as initialised if the checkpoint has none.
 
     Args:
-      model: From `create_model`.
-      source: A `.safetensors`, `.npz` or torch file, a `*.index.json` of several, a folder of either,
-        `hf://owner/name[@revision][/file]` (extra `hub`), or tensors by name. A file of several entries takes "file.pth#entry".
-      strict: Refuse a missing, unexpected, mismatched or non-finite tensor; otherwise it is only reported. A tensor with NaN
-        or infinity makes every output NaN, so a strict load refuses it like one that is missing.
-      head: "load" treats the head as every other part. "fit" loads the head where it fits and leaves the rest of it as
-        initialised, for other classes; "new" leaves all of it as initialised. The rest of the network stays strict.
-      entry: The key of a torch file's dictionary, such as "model". None takes an average of the weights where the file has
-        one, as timm does.
+      model: A model of `create_model`.
+      source: A `.safetensors`, `.npz` or torch file, a `*.index.json` of several, a folder with one
+        of these, `hf://owner/name[@revision][/file]` (extra `hub`), or tensors by name.
+        "file.pth#entry" selects an entry of a file.
+      strict: Whether a missing, unexpected, mismatched or non-finite tensor is refused rather than
+        only reported. Non-finite tensors count because they make every output NaN.
+      head: "load" treats the head like other parts. "fit" loads its tensors that fit and leaves the
+        others as initialised, for other classes; "new" leaves the whole head as initialised. The
+        rest of the network stays strict.
+      entry: The key of a torch file's dictionary, such as "model". None takes an average of the
+        weights if the file has one, as timm does.
 
     Returns:
-      The report, which also says which file, entry, names, prefix and rules of resampling were used.
+      The report, with the file, entry, names, prefix and rules of resampling that were used.
 
     Raises:
-      WeightsMismatchError: Under `strict`, when anything does not fit; the model is then unchanged.
+      WeightsMismatchError: Under `strict`, if anything does not fit; the model is then unchanged.
       FileNotFoundError, ImportError, ValueError: See `read_checkpoint`.
     """
     checkpoint = Checkpoint(tensors=source, origin="") if isinstance(source, Mapping) else _read(str(source), entry)
@@ -72,12 +78,12 @@ def load_weights(
 
 
 def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """The parameters and BatchNorm statistics of a model by their dotted names."""
+    """The parameters and BatchNorm statistics of a model, by dotted name."""
     return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))}
 
 
 def _read(source: str, entry: str | None) -> Checkpoint:
-    """The checkpoint at a path or address, which may end in #entry."""
+    """Reads the checkpoint at a path or address, which may end in #entry."""
     if not os.path.exists(source) and "#" in source:
         source, _, named = source.rpartition("#")
         if entry is not None and named != entry:
@@ -97,6 +103,7 @@ def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[Loa
     zeros = _zeros(naming.name_map.zeros, targets, placed)
     new |= {name: jnp.zeros(targets[name].shape) for name in zeros}
     absent = [name for name in targets if name not in placed and name not in zeros]
+    plugs = [] if any(_in_plugin(name) for name in placed) else [name for name in absent if _in_plugin(name)]
     anew = [name for name in (*absent, *reasons) if head != "load" and _in_head(name)]
     report = LoadReport(
         source=checkpoint.origin + f"#{checkpoint.entry}" * bool(checkpoint.entry),
@@ -107,18 +114,19 @@ def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[Loa
         zeros=tuple(zeros),
         resampled=tuple(rules),
         rules=rules,
-        missing=tuple(name for name in absent if name not in anew),
+        missing=tuple(name for name in absent if name not in anew and name not in plugs),
         unexpected=tuple(unexpected),
         mismatched=tuple(f"{name}: {why}" for name, why in reasons.items() if name not in anew),
         nonfinite=tuple(name for name, value in new.items() if not np.isfinite(np.asarray(value)).all()),
         new_head=tuple(anew),
+        new_plugin=tuple(plugs),
         ignored=tuple(ignored),
     )
     return report, new
 
 
 def _place(checkpoint: Checkpoint, naming: Naming, targets: Mapping[str, Any], head: Head) -> tuple[Placed, list[str], list[str]]:
-    """The foreign tensors of each parameter, and those that are unexpected and ignored."""
+    """Assigns foreign tensors to parameters; also returns unexpected and ignored names."""
     placed: Placed = {}
     unexpected, ignored = [], []
     for foreign in checkpoint.tensors:
@@ -132,19 +140,22 @@ def _place(checkpoint: Checkpoint, naming: Naming, targets: Mapping[str, Any], h
             (ignored if adds_nothing else unexpected).append(foreign)
         else:
             for _, one, layouts in places:
-                assert one is not None  # `places` gives none with others
+                assert one is not None  # `places` returns none only alone
                 placed.setdefault(one, []).append((foreign, layouts))
     return placed, unexpected, ignored
 
 
 def _is_bias_of(name: str, targets: Mapping[str, Any]) -> bool:
-    """Whether a name is that of a bias of a layer here that has none."""
+    """Whether a name is the bias of a layer that has no bias in the model."""
     stem, _, leaf = name.rpartition(".")
     return leaf == "bias" and f"{stem}.kernel" in targets
 
 
 def _zeros(pattern: str, targets: Mapping[str, Any], placed: Placed) -> list[str]:
-    """The parameters that are zero in a checkpoint that has none of their kind; one that lacks some of them has lost those."""
+    """The parameters matching `pattern`, which are zero if the checkpoint has none of them.
+
+    A checkpoint with some of them is incomplete, and the result empty.
+    """
     named = [name for name in targets if pattern and re.search(pattern, name)]
     return [] if any(name in placed for name in named) else named
 
@@ -152,7 +163,7 @@ def _zeros(pattern: str, targets: Mapping[str, Any], placed: Placed) -> list[str
 def _values(
     placed: Placed, checkpoint: Checkpoint, targets: Mapping[str, Any]
 ) -> tuple[dict[str, jax.Array], dict[str, str], dict[str, str]]:
-    """The new values by name, the rules by which some were resampled, and the reasons why others fit not."""
+    """The new values, the rules of resampled ones, and the reasons of misfits, each by name."""
     new, rules, reasons = {}, {}, {}
     for name, found in placed.items():
         try:
@@ -169,11 +180,15 @@ def _in_head(name: str) -> bool:
     return name.startswith(_HEADS)
 
 
+def _in_plugin(name: str) -> bool:
+    return ".plugin." in name
+
+
 def _value(name: str, found: list[tuple[str, tuple[Layout, ...]]], checkpoint: Checkpoint, target: Any) -> tuple[jax.Array, str]:
-    """The parameter that a foreign tensor gives, and the rule by which it was resampled.
+    """The parameter made of foreign tensors, and the rule by which it was resampled.
 
     Raises:
-      ValueError: The reason why it gives none.
+      ValueError: The tensors do not fit; the message is the reason.
     """
     values = []
     for foreign, layouts in found:
@@ -187,10 +202,10 @@ def _value(name: str, found: list[tuple[str, tuple[Layout, ...]]], checkpoint: C
 
 
 def _joined(found: list[tuple[str, tuple[Layout, ...]]], values: list[np.ndarray]) -> np.ndarray:
-    """One array of all that a checkpoint has for a parameter: a single tensor, parts side by side, or summands.
+    """Joins a checkpoint's tensors for one parameter: a single tensor, parts, or summands.
 
     Raises:
-      ValueError: Parts are missing or of other shapes, or tensors have the same place.
+      ValueError: Parts are missing or differ in shape, or two tensors have the same place.
     """
     parts = [part_of(layouts) for _, layouts in found]
     names = ", ".join(foreign for foreign, _ in found)

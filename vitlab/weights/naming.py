@@ -1,4 +1,4 @@
-"""Finds the map that a checkpoint's names need, and the prefix before them; names are placed in both directions."""
+"""Chooses the name map and the prefix of a checkpoint's names, and converts names both ways."""
 
 import dataclasses
 import importlib
@@ -9,19 +9,23 @@ from typing import Any
 
 from vitlab.weights.rules import Layout, NameMap
 
-# The last part of a foreign name -> the names that the same parameter may have here.
+# Last part of a foreign name -> possible last parts of the parameter's name in the model.
 _LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",), "running_var": ("var",)}
-# Names of the attributes in which wrappers keep a network: torch's DDP and AveragedModel, Lightning, trainers, self-supervision.
+# Attributes in which wrappers keep a network: torch's DDP and AveragedModel, Lightning, trainers,
+# self-supervision.
 _WRAPPERS = {"module", "model", "backbone", "encoder", "teacher", "student", "base_encoder", "visual", "trunk", "net", "network"}
-# Names of Hugging Face's classes, and of the trees of big_vision.
+# Attributes in Hugging Face's classes, and names in big_vision's trees.
 _WRAPPERS |= {"vit", "deit", "beit", "ijepa", "dinov2", "dinov2_with_registers", "vision_model", "swin", "params", "img"}
-_COMPILED = "_orig_mod."  # put by torch.compile before the names of any part
-_ROOMS = re.compile(r"vitlab\.(?:models|heads|layers)\.")  # rooms whose modules' checkpoints have names of their own
+_COMPILED = "_orig_mod."  # added by torch.compile before the names of any part
+_ROOMS = re.compile(r"vitlab\.(?:models|heads|layers|mixers)\.")  # packages whose modules have name maps
 _OWN = (NameMap(source="vitlab"),)
 
 
 def maps_of(model: Any) -> tuple[NameMap, ...]:
-    """The name maps of a model's family or of a head; a module from elsewhere has the names of its own attributes."""
+    """The name maps of a model's family or of a head.
+
+    A module from elsewhere has only a map of its own attribute names.
+    """
     module = type(model).__module__
     name = f"vitlab.weights.names.{_ROOMS.sub('', module, count=1)}"
     if _ROOMS.match(module) is None or importlib.util.find_spec(name) is None:
@@ -31,31 +35,35 @@ def maps_of(model: Any) -> tuple[NameMap, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Naming:
-    """A name map, and the prefix that a checkpoint has before its names."""
+    """A name map, and the prefix before a checkpoint's names."""
 
     name_map: NameMap
     prefix: str = ""
 
     def places(self, foreign: str, targets: Collection[str]) -> list[tuple[str, str | None, tuple[Layout, ...]]]:
-        """The foreign name as the map makes it, the parameter of that name, if there is one, and the changes of layout.
+        """The places of a foreign tensor: mapped name, parameter or None, changes of layout.
 
-        One such place for each parameter that the tensor gives values to; one without a parameter where it gives none.
+        There is one place for each parameter that takes values of the tensor; if there is none, one
+        place without a parameter.
         """
         found = [(name, _target(name, targets), layouts) for name, layouts in self.name_map.apply_all(self.strip(foreign))]
         return [place for place in found if place[1] is not None] or found[:1]
 
     def prefixes_of(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The parts that `strip` removes from these names."""
+        """The prefixes that `strip` removes from these names."""
         compiled = any(_uncompiled(name) != name for name in names)
         return (*[self.prefix] * bool(self.prefix), *[_COMPILED] * compiled)
 
     def strip(self, foreign: str) -> str:
-        """A foreign name without what wrappers put before it."""
+        """A foreign name without the prefix of wrappers."""
         return _uncompiled(foreign).removeprefix(self.prefix)
 
 
 def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[NameMap, ...]) -> Naming:
-    """The prefix and the map by which most names are those of parameters; of equals the shortest prefix and the first map."""
+    """Finds the prefix and the map that turn most names into names of parameters.
+
+    Ties go to the shortest prefix and the first map.
+    """
     names = sorted({_uncompiled(name) for name in names})
     candidates = [Naming(name_map=m, prefix=prefix) for prefix in _prefixes(names) for m in maps]
     if len(candidates) == 1:
@@ -64,7 +72,9 @@ def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[Name
 
 
 def foreign_names(names: Iterable[str], maps: tuple[NameMap, ...]) -> dict[str, tuple[str, tuple[Layout, ...]]]:
-    """The checkpoint's name of each parameter, the first one of several parts, and the layouts whose inverse to apply.
+    """The foreign name of each parameter, and the layouts to invert.
+
+    Of several parts the first one is named.
 
     Raises:
       ValueError: See `foreign_parts`.
@@ -73,10 +83,10 @@ def foreign_names(names: Iterable[str], maps: tuple[NameMap, ...]) -> dict[str, 
 
 
 def foreign_parts(names: Iterable[str], maps: tuple[NameMap, ...]) -> dict[str, list[tuple[str, tuple[Layout, ...]]]]:
-    """The checkpoint's names of each parameter, one or as many as it has parts there, and the layouts whose inverse to apply.
+    """The foreign names of each parameter, one per part, and the layouts to invert.
 
     Raises:
-      ValueError: A name has no foreign one, or two have the same.
+      ValueError: A parameter has no foreign name, or two have the same.
     """
     names = list(names)
     lines = "\n".join(names)
@@ -114,7 +124,7 @@ def _uncompiled(name: str) -> str:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """All sequences of wrappers' names with which a name begins, the shortest first; "" is one."""
+    """All wrapper prefixes of the names, shortest first, including ""."""
     found = {""}
     for name in names:
         prefix = ""

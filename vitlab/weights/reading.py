@@ -1,4 +1,4 @@
-"""Checkpoint files of others as numpy arrays by name. A file is data: nothing in it is ever unpickled or executed."""
+"""Reads checkpoint files as numpy arrays by name, without unpickling or executing anything."""
 
 import dataclasses
 import json
@@ -14,35 +14,37 @@ from vitlab.weights.shards import INDEX_SUFFIX, file_of, weight_map
 
 _TORCH = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 _SUFFIXES = (".safetensors", ".npz", *_TORCH)
-# Types of safetensors that are read. Narrower floats need a scale that no map here knows.
+# Readable types of safetensors. Narrower floats need a scale, which no name map has.
 _READ = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
-_GRIDS = "vitlab.grids"  # key of the metadata: JSON of the rows and columns of the position tables by name
-_MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**26  # unpacked bytes of a .npz: per byte of the file, and in any case
+_GRIDS = "vitlab.grids"  # key of the metadata: JSON of the rows and columns of position tables, by name
+_MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**26  # limits of a .npz: unpacked bytes per byte of the file; bytes that are always allowed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The tensors of a file, in the types of the file, and where in it they were."""
+    """The tensors of a file, in the file's types, with their origin."""
 
     tensors: Mapping[str, np.ndarray]
     origin: str  # file name
-    entry: str = ""  # key of the file's dictionary that they were under; "" where there is none
-    other_entries: tuple[str, ...] = ()  # further keys that hold weights
-    grids: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # declared sizes of position tables
+    entry: str = ""  # key of the file's dictionary that holds them, or ""
+    other_entries: tuple[str, ...] = ()  # other keys that hold weights
+    grids: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # stated rows and columns of position tables
 
 
 def read_checkpoint(path: pathlib.Path, entry: str | None = None) -> Checkpoint:
-    """Reads a `.safetensors`, `.npz` or torch file (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`), or all files of an index.
+    """Reads a `.safetensors`, `.npz` or torch file (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`).
+
+    All files of an index are read together.
 
     Args:
-      path: The file, an index of several, `*.index.json`, or a folder that has one of either.
-      entry: The key of a torch file's dictionary to take, such as "model" or "state_dict_ema"; None takes a model average
-        where there is one, as timm does.
+      path: The file, an index of several files, `*.index.json`, or a folder with one of these.
+      entry: The key of a torch file's dictionary, such as "model" or "state_dict_ema"; None takes a
+        model average if there is one, as timm does.
 
     Raises:
-      FileNotFoundError: There is no such file, or one that the index names is missing.
-      ValueError: The suffix is another, the file is damaged, empty, larger unpacked than it can honestly be, or holds what
-        cannot be read as plain tensors; or there is no such entry.
+      FileNotFoundError: The file, or one that the index names, is missing.
+      ValueError: The suffix is unknown, the file is damaged, empty, implausibly large when
+        unpacked, or has contents other than plain tensors, or there is no such entry.
       ImportError: torch, which reads a `.pth`, is missing; the extra `parity` has it.
     """
     if path.is_dir():
@@ -66,23 +68,23 @@ def read_checkpoint(path: pathlib.Path, entry: str | None = None) -> Checkpoint:
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of `read_checkpoint`; floating-point ones as float32."""
+    """The tensors of `read_checkpoint`, with floating-point ones as float32."""
     tensors = read_checkpoint(path).tensors
     return {n: v.astype(np.float32) if is_floating(v) else v for n, v in tensors.items()}
 
 
 def is_floating(value: np.ndarray) -> bool:
-    """Whether an array is of real floating-point numbers, bfloat16 included."""
+    """Whether an array has real floating-point numbers, bfloat16 included."""
     return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
 
 
 def grids_metadata(grids: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """The entry of a safetensors file's metadata that declares the sizes of position tables."""
+    """The entry of a safetensors file's metadata that states the grids of position tables."""
     return {_GRIDS: json.dumps(grids)} if grids else {}
 
 
 def _read_shards(index: pathlib.Path, entry: str | None) -> Checkpoint:
-    """The tensors of all files that an index names, each from the file that it names."""
+    """Reads the tensors of all files in an index, each from the file that the index names."""
     files, tensors, grids = weight_map(index), {}, {}
     for file in sorted(set(files.values())):
         if not (index.parent / file).is_file():
@@ -97,7 +99,7 @@ def _read_shards(index: pathlib.Path, entry: str | None) -> Checkpoint:
 
 
 def _check_format(path: pathlib.Path) -> None:
-    """Refuses a file whose first bytes are those of another format than its suffix says."""
+    """Refuses a file whose first bytes belong to another format than its suffix."""
     with path.open("rb") as file:
         start = file.read(9)
     if not start:
@@ -111,12 +113,12 @@ def _check_format(path: pathlib.Path) -> None:
 
 
 def _read_safetensors(path: pathlib.Path) -> Checkpoint:
-    import ml_dtypes  # noqa: F401  # registers bfloat16 with numpy
+    import ml_dtypes  # noqa: F401  # the import registers bfloat16 with numpy
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
-            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # no mapping
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # `file` is no mapping
             for name, kind in types.items():
                 if kind not in _READ:
                     raise ValueError(f"{path.name}: {name} is of type {kind}; convert it to F32, F16 or BF16")
@@ -129,7 +131,10 @@ def _read_safetensors(path: pathlib.Path) -> Checkpoint:
 
 
 def _check_unique(path: pathlib.Path) -> None:
-    """Refuses a header, which safetensors has parsed already, that has a name twice: it would take one of the two in silence."""
+    """Refuses a safetensors header with a duplicate name.
+
+    safetensors itself would silently take one of the two tensors.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -166,7 +171,7 @@ def _read_npz(path: pathlib.Path) -> Checkpoint:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array of the archive, after its header has been seen to promise no more than there is."""
+    """Reads an array of the archive, after checking the size that its header states."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

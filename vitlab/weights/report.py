@@ -1,37 +1,41 @@
-"""The report of a load: every tensor, and by which rules it was placed."""
+"""The report of a load: the fate of every tensor, and the rules that placed it."""
 
 import dataclasses
 from collections.abc import Mapping
 
-_SHOWN = 10  # names of a kind in the text of a report
+_SHOWN = 10  # number of names of each kind in the text of a report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """The fate of every tensor. Names are this project's; `unexpected` and `ignored` have the checkpoint's."""
+    """The fate of every tensor.
 
-    source: str = ""  # file name, and the entry of the file that was taken
-    other_entries: tuple[str, ...] = ()  # further entries of the file that hold weights, such as those not averaged
-    name_map: str = ""  # project whose names the checkpoint has
-    prefixes: tuple[str, ...] = ()  # parts that wrappers had put before the checkpoint's names, removed
+    Names are the model's; `unexpected` and `ignored` have the checkpoint's names.
+    """
+
+    source: str = ""  # file name, and the entry of the file
+    other_entries: tuple[str, ...] = ()  # other entries of the file with weights, such as raw ones beside an average
+    name_map: str = ""  # source whose names the checkpoint uses, such as "timm"
+    prefixes: tuple[str, ...] = ()  # prefixes of wrappers that were removed from the checkpoint's names
     loaded: tuple[str, ...] = ()
-    resampled: tuple[str, ...] = ()  # position embeddings, bias tables and filters of another grid
-    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)  # rule by which each of `resampled` was resampled
-    zeros: tuple[str, ...] = ()  # biases that the checkpoint's network does not have, set to zero
-    missing: tuple[str, ...] = ()  # left as initialised
+    resampled: tuple[str, ...] = ()  # position embeddings, bias tables and filters that had another grid
+    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)  # rule of each resampled parameter
+    zeros: tuple[str, ...] = ()  # biases that the checkpoint's network lacks, set to zero
+    missing: tuple[str, ...] = ()  # parameters left as initialised
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()  # "name: reason"; left as initialised
     nonfinite: tuple[str, ...] = ()  # loaded or resampled tensors with NaN or infinity
-    new_head: tuple[str, ...] = ()  # left as initialised, as was asked for
-    ignored: tuple[str, ...] = ()  # buffers that follow from the architecture, and the tensors of a head that begins anew
+    new_head: tuple[str, ...] = ()  # parameters left as initialised on request
+    new_plugin: tuple[str, ...] = ()  # parameters of plug-ins that the checkpoint lacks; left as initialised
+    ignored: tuple[str, ...] = ()  # buffers that follow from the architecture, and tensors of a head that is not loaded
 
     @property
     def misfits(self) -> tuple[str, ...]:
-        """Everything that a strict load refuses, a line each."""
+        """All reasons for which a strict load fails, a line each."""
         return (*self.missing, *self.unexpected, *self.mismatched, *(f"{name}: not finite" for name in self.nonfinite))
 
     def __str__(self) -> str:
-        kinds = ("loaded", "resampled", "zeros", "missing", "unexpected", "mismatched", "nonfinite", "new_head", "ignored")
+        kinds = ("loaded", "resampled", "zeros", "missing", "unexpected", "mismatched", "nonfinite", "new_head", "new_plugin", "ignored")
         lines = [", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds)]
         if self.source:
             others = f"; it also has {', '.join(self.other_entries)}, named as file#entry" if self.other_entries else ""
@@ -46,7 +50,10 @@ class LoadReport:
 
 
 class WeightsMismatchError(ValueError):
-    """The checkpoint and the model do not fit; the message is the load report, which `report` holds."""
+    """The checkpoint and the model do not fit.
+
+    The message is the text of the load report in `report`.
+    """
 
     def __init__(self, report: LoadReport):
         super().__init__(f"the checkpoint does not fit the model: {report}")

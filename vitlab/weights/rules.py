@@ -1,4 +1,8 @@
-"""The parts of a name map: rules that rename the tensors of a foreign checkpoint, read in both directions."""
+"""Parts of a name map: rules that rename the tensors of a checkpoint, in both directions.
+
+Names and layouts of a checkpoint of timm or the authors are called foreign; names and layouts
+"here" are those of the zoo's models.
+"""
 
 import abc
 import dataclasses
@@ -13,29 +17,29 @@ _FIELD = re.compile(r"\{(?:(?P<factor>\d+)?(?P<name>[a-z])(?P<offset>[+-]\d+)?|(
 
 
 class Layout(abc.ABC):
-    """A change of the axes of a tensor that a renaming implies, in both directions.
+    """A change of a tensor's axes that goes with a renaming, in both directions.
 
-    Both methods raise a ValueError for a tensor that cannot have that layout.
+    Both methods raise ValueError for a tensor that cannot have that layout.
     """
 
     @abc.abstractmethod
     def forward(self, value: np.ndarray) -> np.ndarray:
-        """The foreign tensor in the layout of this project."""
+        """Converts a foreign tensor to the layout here."""
 
     @abc.abstractmethod
     def inverse(self, value: np.ndarray) -> np.ndarray:
-        """The tensor of this project in the foreign layout."""
+        """Converts a tensor to the foreign layout."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Axes(Layout):
-    """Axes in another order, with or without axes of length one, such as Axes("1nah1", "nah").
+    """Reorders axes and adds or removes axes of length one: Axes("1nah1", "nah").
 
-    A tensor with as many axes as the other side has is left as it is: a 1 x 1 convolution and a linear layer are the same
-    parameter, and checkpoints of one network differ in which they hold.
+    A tensor that has the other side's number of axes already is left as it is: a 1 x 1 convolution
+    and a linear layer are the same parameter, and checkpoints of one network may hold either.
     """
 
-    foreign: str  # one letter an axis, "1" for an axis of length one
+    foreign: str  # one letter per axis, "1" for an axis of length one
     here: str
 
     def forward(self, value: np.ndarray) -> np.ndarray:
@@ -57,7 +61,10 @@ def _rearranged(value: np.ndarray, old: str, new: str) -> np.ndarray:
 
 
 class ChannelMap(Layout):
-    """A table [1, channels, rows, columns], of a square, as [1, positions, channels]; one of that form is left as it is."""
+    """Converts a table [1, channels, rows, columns] of a square to [1, positions, channels].
+
+    A table in the latter form is left as it is.
+    """
 
     def forward(self, value: np.ndarray) -> np.ndarray:
         if value.ndim == 3:
@@ -72,7 +79,10 @@ class ChannelMap(Layout):
 
 
 class SquareTable(Layout):
-    """A table [positions, heads] or, with `heads_first`, [heads, positions] of a square of positions, as [heads, side, side]."""
+    """Converts a table [positions, heads] of a square of positions to [heads, side, side].
+
+    With `heads_first` the foreign table is [heads, positions].
+    """
 
     def __init__(self, *, heads_first: bool = False):
         self.heads_first = heads_first
@@ -92,7 +102,10 @@ class SquareTable(Layout):
 
 
 class FlatTable(Layout):
-    """A table [positions, heads] as [heads, positions], of a map that need not be square: `fit` knows its rows and columns."""
+    """Converts a table [positions, heads] to [heads, positions].
+
+    The map need not be square: `fit` knows its rows and columns.
+    """
 
     def forward(self, value: np.ndarray) -> np.ndarray:
         if value.ndim != 2:
@@ -104,7 +117,10 @@ class FlatTable(Layout):
 
 
 class Flipped(Layout):
-    """Both position axes of a table [heads, y, x] reversed, as key - query is the opposite of query - key."""
+    """Reverses both position axes of a table [heads, y, x].
+
+    It serves where one side counts key - query and the other query - key.
+    """
 
     def forward(self, value: np.ndarray) -> np.ndarray:
         if value.ndim != 3:
@@ -116,7 +132,10 @@ class Flipped(Layout):
 
 
 class LastFirst(Layout):
-    """The last row of a table [1, positions, dim] in front of the others: that of a class token behind its patches."""
+    """Moves the last row of a table [1, positions, dim] to the front.
+
+    The row belongs to a class token that follows its patches.
+    """
 
     def forward(self, value: np.ndarray) -> np.ndarray:
         return np.roll(value, 1, axis=1)
@@ -126,7 +145,10 @@ class LastFirst(Layout):
 
 
 class ClassLast(Layout):
-    """A table [relative positions and, last, three entries of the class token; heads] as [1, these three and positions, heads]."""
+    """Moves the class token's three entries of [relative positions + 3, heads] to the front.
+
+    The result is [1, 3 + relative positions, heads].
+    """
 
     def forward(self, value: np.ndarray) -> np.ndarray:
         if value.ndim != 2 or len(value) <= 3:
@@ -138,8 +160,39 @@ class ClassLast(Layout):
 
 
 @dataclasses.dataclass(frozen=True)
+class Grouped(Layout):
+    """The first axis, of `count` groups one after the other, as two axes: (groups, ...)."""
+
+    count: int
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 0 or len(value) % self.count:
+            raise ValueError(f"shape {value.shape} has not {self.count} equal groups")
+        return value.reshape(self.count, -1, *value.shape[1:])
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return value.reshape(-1, *value.shape[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverse(Layout):
+    """A layout read the other way: its foreign form is the one here."""
+
+    layout: Layout
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        return self.layout.inverse(value)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return self.layout.forward(value)
+
+
+@dataclasses.dataclass(frozen=True)
 class Part(Layout):
-    """The foreign tensor is part `index` of `count` equal ones, which joined along their first axis are the tensor here."""
+    """The foreign tensor is part `index` of `count` equal parts.
+
+    Joined along their first axis the parts are the tensor here.
+    """
 
     index: int
     count: int
@@ -152,7 +205,7 @@ class Part(Layout):
 
 
 class ReadOnly(Layout):
-    """A layout of names in which nothing is saved."""
+    """A layout of names that are read but not written."""
 
     def inverse(self, value: np.ndarray) -> np.ndarray:
         raise ValueError(f"{self} is not undone: these names are read only")
@@ -160,7 +213,7 @@ class ReadOnly(Layout):
 
 @dataclasses.dataclass(frozen=True)
 class Share(ReadOnly):
-    """The tensor here is the equal shares `start` to `stop` of `count` along the foreign one's first axis."""
+    """Takes the equal shares `start` to `stop` of `count` along the first axis."""
 
     start: int
     stop: int
@@ -175,7 +228,7 @@ class Share(ReadOnly):
 
 @dataclasses.dataclass(frozen=True)
 class Tokens(ReadOnly):
-    """Some of the tokens of [1, tokens, dim], of which there must be one at least."""
+    """Takes some of the tokens of [1, tokens, dim], at least one."""
 
     start: int
     stop: int | None
@@ -187,13 +240,14 @@ class Tokens(ReadOnly):
 
 
 class Summand(Tokens):
-    """Tokens that are added to what another tensor gives the same parameter."""
+    """Takes tokens that are added to another tensor's values for the same parameter."""
 
 
 class Projected(ReadOnly):
-    """A kernel or bias of Flax's attention, whose heads have an axis of their own, as torch keeps that of a linear layer.
+    """Converts a kernel or bias of Flax's attention to the layout of torch's linear layer.
 
-    With `out` the kernel is [heads, head_dim, out], else [in, heads, head_dim] and the bias [heads, head_dim].
+    The heads have an axis of their own: the kernel is [in, heads, head_dim], with `out` [heads,
+    head_dim, out], and the bias [heads, head_dim].
     """
 
     def __init__(self, *, out: bool = False):
@@ -209,11 +263,12 @@ class Projected(ReadOnly):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Two templates of a part of a name, the foreign one and the one here, and the change of layout that goes with it.
+    """Renames a part of a name: foreign template, template here, and change of layout.
 
-    A template is text with fields: `{i}` is a number and `{2i+1}` one that is computed from it; `{x:conv|norm}` is one of the
-    words, `{x}` the same word in the other template. "^" at its start and "$" at its end stand for the ends of the name;
-    without them every occurrence is replaced. Both templates have the same fields, so that a rule can be read backwards.
+    A template is text with fields: `{i}` is a number and `{2i+1}` a number computed from it;
+    `{x:conv|norm}` is one of the words, `{x}` the same word in the other template. "^" at the start
+    and "$" at the end stand for the ends of the name; without them every occurrence is replaced.
+    Both templates have the same fields, so that a rule can be read backwards.
     """
 
     foreign: str
@@ -230,29 +285,35 @@ class Rule:
 
 
 def pointwise(*templates: str) -> tuple[Rule, ...]:
-    """Rules for linear layers here, by templates of their names without the leaf, that are 1 x 1 convolutions in the checkpoint."""
+    """Rules for linear layers here that are 1 x 1 convolutions in the checkpoint.
+
+    The templates are the layers' names, without "weight" or "bias".
+    """
     return tuple(Rule(f"{t}.weight$", f"{t}.weight$", Axes("oi11", "oi")) for t in templates)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NameMap:
-    """The names of one source's checkpoints of a family. Rules are applied in order, each to the result of the one before."""
+    """The names in one source's checkpoints of a family.
 
-    source: str  # origin of these names, "timm" or a repository
+    Rules are applied in order, each to the result of the one before.
+    """
+
+    source: str  # origin of the names, "timm" or a repository
     rules: tuple[Rule, ...] = ()
     ignored: tuple[str, ...] = ()  # regular expressions of foreign names without a parameter here
-    suits: str = ""  # regular expression that is found in the names here, a line each, of the networks that are saved in these names
-    copies: tuple[Rule, ...] = ()  # each gives a tensor that it matches a second name, to which `rules` apply as to the first
-    deployed: str = ""  # regular expression of foreign names that only files of the deployed form have, whose branches are fused
-    zeros: str = ""  # regular expression of parameters here that are zero where a checkpoint has none of them
+    suits: str = ""  # regular expression searched in a network's names here; a match selects this map for saving
+    copies: tuple[Rule, ...] = ()  # each rule gives a matching tensor a second name, to which `rules` apply too
+    deployed: str = ""  # regular expression of foreign names that only files with fused branches have
+    zeros: str = ""  # regular expression of parameters here that are zero if a checkpoint has none of them
 
     def apply(self, name: str) -> tuple[str, tuple[Layout, ...]]:
-        """A foreign name as it is here, and the layouts to apply, in order."""
+        """Converts a foreign name to the name here, with the layouts to apply, in order."""
         name, applied = self._apply(name)
         return name, tuple(rule.layout for rule in applied if rule.layout is not None)
 
     def apply_all(self, name: str) -> list[tuple[str, tuple[Layout, ...]]]:
-        """`apply` for every name that a foreign tensor gets here: most get one."""
+        """`apply` for every name that a foreign tensor gets here; most get one."""
         out = [self.apply(name)]
         for rule in self.copies:
             second = rule.apply(name)
@@ -262,14 +323,15 @@ class NameMap:
         return out
 
     def undo(self, name: str) -> tuple[str, tuple[Layout, ...]] | None:
-        """The foreign name of a name here, and the layouts whose inverse to apply, in order; None where there is none.
+        """Converts a name here to the foreign name, with the layouts to invert, in order; or None.
 
-        The rules are read backwards, the last one first. A rule is left out where the result would not come back by `apply`.
+        The rules are read backwards, the last one first. A rule is skipped if `apply` would not
+        restore the name.
         """
         return next(iter(self.undo_all(name)), None)
 
     def undo_all(self, name: str) -> list[tuple[str, tuple[Layout, ...]]]:
-        """`undo` for every foreign tensor of which the one here consists: as many as it has parts, or one, or none."""
+        """`undo` for every foreign tensor that makes up the one here: its parts, one, or none."""
         found: dict[int, tuple[str, tuple[Layout, ...]]] = {}
         for foreign, undone in _undone(name, self.rules):
             if self._apply(foreign) == (name, undone[::-1]):
@@ -293,12 +355,12 @@ class NameMap:
 
 
 def part_of(layouts: tuple[Layout, ...]) -> Part | None:
-    """The part of another tensor that these layouts make of one; None where they give it whole."""
+    """The `Part` among the layouts; None if they yield a whole tensor."""
     return next((layout for layout in layouts if isinstance(layout, Part)), None)
 
 
 def _undone(name: str, rules: tuple[Rule, ...]) -> Iterator[tuple[str, tuple[Rule, ...]]]:
-    """All names from which the rules, or some of them, may make this one, and the rules in the order in which they are undone."""
+    """All names from which some of the rules make this one, with these rules in undo order."""
     for i in range(len(rules) - 1, -1, -1):
         before = rules[i].undo(name)
         if before is not None:
@@ -309,11 +371,14 @@ def _undone(name: str, rules: tuple[Rule, ...]) -> Iterator[tuple[str, tuple[Rul
 
 @functools.cache
 def _substitution(old: str, new: str) -> Callable[[str], str | None]:
-    """A function that replaces the parts of a name that fit a template; None where no part does."""
+    """Makes a function that replaces the parts of a name that fit a template.
+
+    It returns None if no part does.
+    """
     fields = [m for m in _FIELD.finditer(old)]
     words = {m["word"]: m["words"] for t in (old, new) for m in _FIELD.finditer(t) if m["word"]}
     pattern = re.compile(_pattern(old, words))
-    fixed = max(_FIELD.sub("\0", old.removeprefix("^").removesuffix("$")).split("\0"), key=len)  # in every name that fits
+    fixed = max(_FIELD.sub("\0", old.removeprefix("^").removesuffix("$")).split("\0"), key=len)  # occurs in every name that fits
 
     def replaced(match: re.Match[str]) -> str | None:
         values: dict[str, str | int] = {}
@@ -329,7 +394,7 @@ def _substitution(old: str, new: str) -> Callable[[str], str | None]:
         return _written(new, values)
 
     def substitute(name: str) -> str | None:
-        if fixed not in name:  # most names fit no rule, and this is quicker than the pattern
+        if fixed not in name:  # most names fit no rule, and this test is faster than the pattern
             return None
         found = [(m, text) for m in pattern.finditer(name) if (text := replaced(m)) is not None]
         for match, text in reversed(found):
@@ -350,7 +415,7 @@ def _pattern(template: str, words: dict[str, str]) -> str:
 
 
 def _written(template: str, values: dict[str, str | int]) -> str | None:
-    """A template with its fields filled in; None where a number would be negative."""
+    """Fills in a template's fields; None if a number would be negative."""
     negative = False
 
     def fill(field: re.Match[str]) -> str:

@@ -1,5 +1,9 @@
-"""Models as checkpoints in the names and layouts of timm or of the authors: the name maps read backwards."""
+"""Writes models as checkpoints in names and layouts of timm or the authors.
 
+The name maps are read backwards.
+"""
+
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -14,12 +18,13 @@ from vitlab.weights.reading import grids_metadata
 
 
 def to_foreign(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The parameters and statistics of a model as timm's, or its authors', code has them: names, axes, float32.
+    """The parameters and statistics of a model in the names and layouts of timm or the authors.
 
-    Loading the result with `load_weights` gives the same model. Buffers that follow from the architecture are not in it.
+    Arrays are float32. Loading the result with `load_weights` restores the model. Buffers that
+    follow from the architecture are left out.
 
     Raises:
-      ValueError: A parameter has no name in such checkpoints.
+      ValueError: A parameter has no foreign name.
     """
     targets = parameters(model)
     out = {}
@@ -29,17 +34,18 @@ def to_foreign(model: nnx.Module) -> dict[str, np.ndarray]:
             value = whole
             for layout in layouts:
                 value = layout.inverse(value)
-            out[foreign] = np.array(value, order="C")  # ascontiguousarray gives a scalar an axis
+            out[foreign] = np.array(value, order="C")  # unlike ascontiguousarray, it keeps a scalar without axes
     return out
 
 
-def save_weights(model: nnx.Module, path: pathlib.Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes `to_foreign(model)` to a safetensors file, which is there whole or not at all.
+def save_weights(model: nnx.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes `to_foreign(model)` to a safetensors file, which appears whole or not at all.
 
-    The header declares the grids of position embeddings, so that a grid that is not square is read back as it is.
+    The header states the grids of position embeddings, so that a grid that is not square can be
+    read back.
 
     Args:
-      model: From `create_model`.
+      model: A model of `create_model`.
       path: The file, replaced if it exists; its folder must exist.
       metadata: Further entries of the header.
 
@@ -54,4 +60,4 @@ def save_weights(model: nnx.Module, path: pathlib.Path, metadata: Mapping[str, s
         raise ValueError(f"{len(bad)} tensors are not finite, first {bad[0]}: such weights are of no use")
     names = foreign_names(parameters(model), maps_of(model))
     grids = {names[n][0]: v.get_metadata()["grid"] for n, v in parameters(model).items() if "grid" in v.get_metadata()}
-    write_atomically(path, save(tensors, {"format": "pt", **grids_metadata(grids), **(metadata or {})}))
+    write_atomically(pathlib.Path(path), save(tensors, {"format": "pt", **grids_metadata(grids), **(metadata or {})}))

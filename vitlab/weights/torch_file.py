@@ -1,4 +1,7 @@
-"""Files of torch.save as numpy arrays by name: plain tensors only, by torch's own restricted reader."""
+"""Reads files of torch.save as numpy arrays by name, with torch's restricted reader.
+
+Only plain tensors are read.
+"""
 
 import argparse
 import pathlib
@@ -9,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-# Keys under which authors keep the weights, the likelier first. Averages of the weights come first, as in timm.
+# Keys under which authors store the weights, likeliest first. Averages of the weights come first,
+# as in timm.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema", "ema_model", "params_ema")
-_FOLLOWERS = ("teacher", "target_encoder")  # averages too, by which self-supervised methods publish their network
+_FOLLOWERS = ("teacher", "target_encoder")  # averages too, which self-supervised methods publish
 _RAW = ("state_dict", "model", "model_state_dict", "module", "net", "network", "params", "student", "encoder")
 _ENTRIES = (*_AVERAGES, *_FOLLOWERS, *_RAW)
-_MAX_DEPTH = 4  # deepest nesting of entries in entries
+_MAX_DEPTH = 4  # deepest nesting of entries
 
 
 def read(path: pathlib.Path, entry: str | None = None) -> tuple[dict[str, np.ndarray], str, tuple[str, ...]]:
@@ -22,13 +26,14 @@ def read(path: pathlib.Path, entry: str | None = None) -> tuple[dict[str, np.nda
 
     Args:
       path: The file.
-      entry: The key of the file's dictionary to take; None for a model average where there is one, else the weights.
+      entry: The key of the file's dictionary; None takes a model average if there is one, else the
+        weights.
 
     Returns:
-      Arrays by name; the keys that led to them, joined by "/"; and the other keys that hold tensors.
+      Arrays by name; the keys that led to them, joined by "/"; and other keys that hold tensors.
 
     Raises:
-      ValueError: The file is damaged, holds other things than plain tensors, or has no such entry.
+      ValueError: The file is damaged, has contents other than plain tensors, or has no such entry.
       ImportError: torch is missing; the extra `parity` has it.
     """
     try:
@@ -37,9 +42,9 @@ def read(path: pathlib.Path, entry: str | None = None) -> tuple[dict[str, np.nda
         raise ImportError(f'{path.name}: reading it needs torch; pip install "vitlab[parity]", or convert to .safetensors') from error
     _check_archive(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors' arguments: inert, and in many files
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors' arguments, harmless and in many files
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; none of them is a reason to unpickle
+    except Exception as error:  # torch raises many types, none of which justifies unpickling
         raise ValueError(f"{path.name} cannot be read as plain tensors (weights_only): {_reason(error)}") from error
     found = _entries(loaded, torch.Tensor)
     if entry is not None and entry not in found:
@@ -55,7 +60,10 @@ def read(path: pathlib.Path, entry: str | None = None) -> tuple[dict[str, np.nda
 
 
 def _check_archive(path: pathlib.Path) -> None:
-    """Refuses an archive that torch.save cannot have written: it compresses nothing, so its parts fit into the file."""
+    """Refuses an archive that torch.save cannot have written.
+
+    torch.save does not compress, so the parts cannot exceed the file's size.
+    """
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -70,7 +78,7 @@ def _check_archive(path: pathlib.Path) -> None:
 
 
 def _check_size(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
-    """Refuses tensors that are larger than the file: views that show one number as many."""
+    """Refuses tensors larger than the file, such as views that repeat one number."""
     for name, tensor in tensors.items():
         if tensor.numel() > path.stat().st_size:
             raise ValueError(f"{path.name}: {name} has {tensor.numel()} numbers, more than the file has bytes")
@@ -79,7 +87,7 @@ def _check_size(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The line of torch's message that says what was refused."""
+    """The line of torch's message that names the refused contents."""
     text = str(error)
     refused = re.search(r"Unsupported (?:global|class|operand)[^\n.]*\S+", text)
     if refused:
@@ -88,14 +96,14 @@ def _reason(error: Exception) -> str:
 
 
 def _entries(loaded: Any, tensor: type) -> list[str]:
-    """The keys of a dictionary that hold tensors, the one to take first."""
+    """The keys of a dictionary that hold tensors, the preferred one first."""
     if not isinstance(loaded, dict):
         return []
     return [key for key in _ENTRIES if isinstance(loaded.get(key), dict) and _has_tensors(_innermost(loaded[key], tensor)[0], tensor)]
 
 
 def _innermost(value: Any, tensor: type) -> tuple[Mapping[Any, Any], list[str]]:
-    """The dictionary of tensors in entries of entries, and their keys."""
+    """The dictionary of tensors within nested entries, and the keys that lead to it."""
     keys: list[str] = []
     while isinstance(value, dict) and len(keys) < _MAX_DEPTH:
         inner = next((k for k in _ENTRIES if isinstance(value.get(k), dict) and value[k]), None)
@@ -111,10 +119,11 @@ def _has_tensors(value: Mapping[Any, Any], tensor: type) -> bool:
 
 
 def _array(name: str, tensor: Any) -> np.ndarray:
-    """A dense tensor of torch as an array; bfloat16, which numpy lacks, as float32.
+    """Converts a dense torch tensor to an array; bfloat16, which numpy lacks, to float32.
 
     Raises:
-      ValueError: The tensor is sparse, quantised, nested, without data, or of a type that numpy lacks.
+      ValueError: The tensor is sparse, quantised, nested, without data, or of a type that numpy
+        lacks.
     """
     import torch
 
@@ -124,7 +133,7 @@ def _array(name: str, tensor: Any) -> np.ndarray:
         raise ValueError(f"{name} is no dense tensor ({tensor.layout}); save it with .to_dense()")
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} has no data (device {tensor.device})")
-    tensor = tensor.detach().resolve_conj().resolve_neg()  # a Parameter too
+    tensor = tensor.detach().resolve_conj().resolve_neg()  # for Parameters too
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
     try:
