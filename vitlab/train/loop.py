@@ -19,6 +19,7 @@ from vitlab.runs.trained import Trained
 from vitlab.signals import Stopped, StopRequest
 from vitlab.tasks import task_of
 from vitlab.train.clock import Clock
+from vitlab.train.goodput import Goodput
 from vitlab.train.groups import as_trained
 from vitlab.train.profile import Profile
 from vitlab.train.report import Report
@@ -71,7 +72,9 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         watchdog = stack.enter_context(Watchdog(watchdog_seconds))
-        setup, teacher, own = _claimed(experiment, run_path(workdir), allow_changes=allow_changes)
+        goodput = Goodput()
+        with goodput.spent_on("setup"):
+            setup, teacher, own = _claimed(experiment, run_path(workdir), allow_changes=allow_changes)
         stack.enter_context(own)
         periods, fixed = setup.periods, () if teacher is None else (teacher.weights,)
         vote = distributed.Vote(lambda: stop.requested or own.lost())
@@ -81,15 +84,18 @@ def train(
             return vote()
 
         checkpoints = stack.enter_context(_checkpoints(setup, own))
-        step, state = checkpoints.restore(setup.abstract_state) or (0, setup.initial_state())
+        with goodput.spent_on("restore"):
+            step, state = checkpoints.restore(setup.abstract_state) or (0, setup.initial_state())
         distributed.on_first(lambda: folder.write(own, experiment, folder.DataInfo.of(setup.train_source)))
         if should_stop():
             checkpoints.save_last(step, state)
             own.check_place()
             raise Stopped(step)
         train_step, compile_seconds = compile_step(setup.train_step)
+        goodput.add("compile", compile_seconds)
         batches = stack.enter_context(setup.open_train_batches(step))
-        clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size, peak_speed=setup.peak_speed())
+        speeds = {"batch_size": experiment.batch_size, "peak_speed": setup.peak_speed()}
+        clock = Clock(step=step, total_steps=periods.total, goodput=goodput, **speeds)
         tracker = stack.enter_context(Tracker(own.path, wandb, experiment)) if wandb and distributed.is_first() else None
         report = stack.enter_context(_report(setup, own, state, step=step, clock=clock, tracker=tracker))
         report.line(_beginning(setup, teacher, state, step, compile_seconds))
@@ -98,7 +104,8 @@ def train(
         # Invariants: a batch is a function of its step; the records of a step are written before
         # the step is saved, and its evaluation before the next step. A resumed run thus neither
         # repeats nor drops a record.
-        _evaluate(setup, report, state, step, should_stop)
+        with goodput.spent_on("evaluate"):
+            _evaluate(setup, report, state, step, should_stop)
         while step < periods.total and not report.stalls(step) and not should_stop():
             profiler.before(step + 1)
             batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
@@ -108,13 +115,15 @@ def train(
             report.step(step, metrics)
             if periods.evaluates_at(step) or periods.saves_at(step):
                 report.flush()
-                with clock.pause():
+                with clock.pause(), goodput.spent_on("evaluate"):
                     _evaluate(setup, report, state, step, should_stop)
-                    if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
+                if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
+                    with clock.pause(), goodput.spent_on("save"):
                         checkpoints.save(step, state, scores=report.scores, before=report.sync)
         own.check()
         report.flush()
-        checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
+        with goodput.spent_on("save"):
+            checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
         own.check_place()
         return _result(setup, report, step)
 
