@@ -12,7 +12,7 @@ from typing import Any
 
 from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError, Experiment, to_dict
-from vitlab.files import whole_lines, write_atomically
+from vitlab.files import exists, read_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Tracker:
 
     def _begin(self, workdir: RunPath, project: str, experiment: Experiment) -> None:
         path = workdir / ID_FILE
-        name = next(whole_lines(path), b"").decode(errors="replace").strip()
+        name = read_bytes(path).decode(errors="replace").strip() if exists(path) else ""
         if not name.isalnum():
             name = secrets.token_hex(8)
             write_atomically(path, name + "\n")
