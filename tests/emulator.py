@@ -40,6 +40,10 @@ class Emulator:
     def __exit__(self, *exc) -> None:
         self.stop()
 
+    def folder_of(self, path) -> pathlib.Path:
+        """Returns the local folder that holds the objects below a path."""
+        return self._folder / ".cloudstorage" / str(path).removeprefix("gs://")
+
     def start(self) -> None:
         command = [sys.executable, "-m", "tests.emulator", str(self.port), str(self._folder)]
         env = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}

@@ -1,11 +1,11 @@
 """Runs in an emulated bucket: killed, refused, cut off from the network, and read."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import random
 import signal
-import time
 
 import pytest
 
@@ -72,12 +72,11 @@ def test_a_run_in_a_bucket_is_that_on_disk_bit_by_bit(in_bucket, on_disk):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments_and_the_same_command_again_gives_the_run_on_disk_bit_by_bit(google, tmp_path, on_disk, kills):
-    workdir, config, rng = new_folder(), config_file(tmp_path, experiment()), random.Random()
-    killed = []  # steps of the checkpoints that there are
+    workdir, config, rng, killed = new_folder(), config_file(tmp_path, experiment()), random.Random(), []
     while len(killed) < kills:
-        process = start(config, workdir)
+        process, count = start(config, workdir), rng.randint(0, MOST_OBJECTS)
         wait_for_claim(process, workdir)
-        time.sleep(rng.random() * SECONDS_OF_A_RUN)
+        wait_for_objects(google, process, workdir, count)
         process.kill()
         _, errors = process.communicate(timeout=SECONDS)
         if process.returncode == 0:  # it was quicker
@@ -85,14 +84,34 @@ def test_kill_9_at_random_moments_and_the_same_command_again_gives_the_run_on_di
             workdir = new_folder()
             continue
         assert process.returncode == -signal.SIGKILL, errors
-        killed.append(steps_of(workdir))
-    print(f"checkpoints at the kills: {killed}")
+        killed.append((count, steps_of(workdir)))
+    print(f"objects that each killed process had written, and the checkpoints left: {killed}")
     _, errors = (process := start(config, workdir)).communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     assert_same_run(workdir, on_disk)
 
 
-SECONDS_OF_A_RUN = 8.0  # from its claim to its end, on a machine with nothing else to do
+MOST_OBJECTS = 70  # a run writes about 90 in its checkpoints
+
+
+def wait_for_objects(google, process, workdir, count):
+    """Waits until a process has written so many objects of checkpoints, or has ended."""
+    folder = google.folder_of(workdir / "checkpoints")
+    before, seen = files_in(folder), set()
+
+    def enough():
+        seen.update(files_in(folder) - before)
+        return process.poll() is not None or len(seen) >= count
+
+    wait_for(enough)
+
+
+def files_in(folder) -> set[tuple[str, float]]:
+    found = set()
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((str(path), path.stat().st_mtime))
+    return found
 
 
 def wait_for_claim(process, workdir):
