@@ -55,7 +55,7 @@ class BucketClaim(Claim):
             buckets.replace(self._object, b"{}", self._version, buckets.ONCE)
 
     def lock(self) -> None:
-        first, begun = None, time.monotonic()
+        first, since = None, 0.0  # the version that was found, and when
         while self._version is None:
             try:
                 data, version = buckets.read_version(self._object)
@@ -65,10 +65,10 @@ class BucketClaim(Claim):
             if owner and not _is_dead(owner):
                 if first is None and not _is_alive(owner):
                     logger.warning("%s was held by %s; waiting for %d s whether it still is", self.path, _text(owner), _LEASE_SECONDS)
-                    first = version
+                    first, since = version, time.monotonic()
                 if first != version:
                     raise ConfigError(f"another process is training in {self.path}: {_text(owner)}")
-                if time.monotonic() - begun < _LEASE_SECONDS:
+                if time.monotonic() - since < _LEASE_SECONDS:
                     time.sleep(_LOOK_SECONDS)
                     continue
             with contextlib.suppress(FileExistsError):  # another process was quicker
