@@ -18,10 +18,22 @@ from absl import flags
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab import terminal
+from vitlab.buckets import RunPath, run_path
 from vitlab.config import ConfigError, Experiment, from_config_dict, near_misses, to_dict
 from vitlab.config.values import leaf_types, plain_type
 
-__all__ = ["EXIT_BROKEN_PIPE", "EXIT_USAGE", "Parser", "begin", "literal", "load_experiment", "override", "run", "split_overrides"]
+__all__ = [
+    "EXIT_BROKEN_PIPE",
+    "EXIT_USAGE",
+    "Parser",
+    "begin",
+    "literal",
+    "load_experiment",
+    "override",
+    "run",
+    "run_folder",
+    "split_overrides",
+]
 
 EXIT_FAILED = 1  # the command was valid, but could not be carried out
 EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; shells give this code for it
@@ -95,6 +107,14 @@ def _without_late_futures(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return show
 
 
+def run_folder(text: str) -> RunPath:
+    """The path of a run folder, as the type of an argument; the parser shows what is wrong."""
+    try:
+        return run_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Separates the `--config.a.b=text` arguments: (the other arguments, {"a.b": text}).
 
@@ -137,11 +157,13 @@ def override(experiment: Experiment, overrides: Mapping[str, str]) -> Experiment
 def begin() -> None:
     """Prepares a command that computes: logging, and the cache of compiled programs.
 
-    The logger of absl is silenced: through it Orbax and Grain report, with tracebacks, errors that
-    they also raise and that a command reports on one line.
+    The loggers of absl, through which Orbax and Grain report, and of what reads buckets are
+    silenced: they report, with tracebacks, errors that are also raised and that a command reports
+    on one line.
     """
     logging.basicConfig(level=logging.WARNING, handlers=[terminal.LogHandler()], force=True)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "gcsfs", "s3fs", "aiobotocore", "botocore"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _use_compilation_cache()
 
 

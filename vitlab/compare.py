@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vitlab import cli
+from vitlab.buckets import RunPath
 from vitlab.config import ConfigError, Experiment, difference
 from vitlab.drawing.chart import COLOURS, Chart
+from vitlab.files import read_bytes
 from vitlab.printable import printable
 from vitlab.runs import folder
 from vitlab.tasks import task_of
@@ -73,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_run(path: pathlib.Path) -> Run:
+def read_run(path: RunPath) -> Run:
     """Reads what can be read of a run folder, and lists the rest in `complaints`."""
     complaints, experiment = [], None
     try:
@@ -177,7 +179,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         example="python -m vitlab.compare runs/a runs/b --output=curves.png",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="+", type=cli.run_folder, metavar="RUN", help="run folders, here or in a bucket")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="the PNG with the curves")
     parser.add_argument("--metrics", default=",".join(METRICS), help="what is drawn, names of metrics.jsonl with commas between")
     args = parser.parse_args(argv)
@@ -189,10 +191,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _json_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
+def _json_lines(path: RunPath) -> tuple[list[dict[str, Any]], str]:
     """The complete records, and a complaint about damaged lines; the last may be unfinished."""
     try:
-        texts = path.read_bytes().splitlines(keepends=True)
+        texts = read_bytes(path).splitlines(keepends=True)
     except OSError as error:
         return [], f"{path.name} cannot be read ({error.strerror})"
     lines, broken = [], []

@@ -17,7 +17,6 @@ import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import re
 import shlex
 import signal
@@ -28,8 +27,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitlab import cli
+from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError
-from vitlab.files import write_atomically
+from vitlab.files import read_json, write_atomically
 from vitlab.signals import EXIT_STOPPED, StopRequest
 from vitlab.train.watchdog import EXIT_STUCK
 
@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(shlex.join(("python", *job.command[1:])) for job in jobs))
         return 0
     try:
-        args.workdir.mkdir(parents=True, exist_ok=True)
+        if not in_bucket(args.workdir):
+            args.workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir={args.workdir} cannot be made: {error.strerror}") from error
     return run_all(jobs, args.workdir)
@@ -83,7 +84,7 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def run_all(jobs: Sequence[Job], workdir: pathlib.Path) -> int:
+def run_all(jobs: Sequence[Job], workdir: RunPath) -> int:
     """Runs the jobs that are not done yet; returns the exit code of the command."""
     done, failed = _read_done(workdir), []
     with StopRequest() as stop:
@@ -108,7 +109,8 @@ def run_all(jobs: Sequence[Job], workdir: pathlib.Path) -> int:
     if failed:
         print(f"error: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1
-    print(f"all {len(jobs)} runs are done; next: python -m vitlab.compare {shlex.quote(str(workdir))}/*/")
+    runs = shlex.join(str(workdir / job.name) for job in jobs) if in_bucket(workdir) else f"{shlex.quote(str(workdir))}/*/"
+    print(f"all {len(jobs)} runs are done; next: python -m vitlab.compare {runs}")
     return 0
 
 
@@ -146,13 +148,13 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")
 
 
-def _read_done(workdir: pathlib.Path) -> dict[str, list[str]]:
+def _read_done(workdir: RunPath) -> dict[str, list[str]]:
     """The runs that are done; none, if the file is damaged.
 
     A run that is then started again ends at once, as its checkpoint is the last.
     """
     try:
-        read = json.loads((workdir / _DONE).read_text())
+        read = read_json(workdir / _DONE)
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
@@ -171,7 +173,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run folders")
+    parser.add_argument("--workdir", type=cli.run_folder, required=True, help="folder of the run folders")
     parser.add_argument("--seeds", type=int, help="runs of each combination, with seeds from 0 on")
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")
     grid: dict[str, list[Any]] = {}

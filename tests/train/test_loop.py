@@ -198,7 +198,9 @@ def test_steps_are_traced_and_the_share_of_the_peak_is_told(tmp_path, monkeypatc
     macs = count_macs(abstract_model("vit_tiny_patch16", num_classes=10, in_channels=1, image_size=28, **tiny_experiment().model.fields))
     train(tiny_experiment(duration="8 steps"), tmp_path / "run", profile=range(3, 5))
     assert [path.stat().st_size > 0 for path in (tmp_path / "run" / "profile").rglob("*.xplane.pb")] == [True]
-    for lap in map(json.loads, (tmp_path / "run" / "timing.jsonl").read_text().splitlines()):
+    *laps, whole = map(json.loads, (tmp_path / "run" / "timing.jsonl").read_text().splitlines())
+    assert whole["step"] == 8 and 0 < whole["goodput"] < 1
+    for lap in laps:
         assert lap["mfu"] == pytest.approx(lap["images_per_second"] * 6 * macs / 1e12)
 
 

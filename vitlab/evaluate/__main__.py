@@ -16,10 +16,10 @@ used; 42 stopped by a signal.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +27,7 @@ import jax
 from jax.sharding import Mesh
 
 from vitlab import cli
+from vitlab.buckets import Mirror, RunPath, in_bucket
 from vitlab.config import ConfigError, Experiment, MeshConfig
 from vitlab.data import Source, open_source
 from vitlab.data.classes import different_classes
@@ -114,7 +115,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     parser.add_argument("--flip", action="store_true", help="with --protocol=original: also each picture mirrored")
     parser.add_argument("--report", action="store_true", help="also write tables, pictures and all predictions")
     parser.add_argument("--name", help="of this evaluation; made of step and split if not given")
-    parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder for evaluations, in place of the run folder's")
+    parser.add_argument("--output", type=cli.run_folder, metavar="DIR", help="folder for evaluations, in place of the run folder's")
     distributed.add_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
@@ -222,11 +223,13 @@ def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_s
     return PROBES[protocol](*features, num_classes=len(source.class_names))
 
 
-def _report(path: pathlib.Path, outcomes: Outcomes, source: Source, trained: Trained) -> dict[str, Any] | None:
+def _report(path: RunPath, outcomes: Outcomes, source: Source, trained: Trained) -> dict[str, Any] | None:
     """Writes the report and returns its entries of the result; None if writing failed."""
     try:
-        path.mkdir(exist_ok=True)
-        return write_report(path, outcomes, source, trained.class_names, decoder(trained.experiment.data))
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(Mirror(path)).folder if in_bucket(path) else path
+            folder.mkdir(exist_ok=True)
+            return write_report(folder, outcomes, source, trained.class_names, decoder(trained.experiment.data))
     except OSError as error:
         logger.error("the report in %s is not written: %s", path, error.strerror or error)
         return None

@@ -3,11 +3,11 @@
 import json
 import logging
 import os
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.files import write_atomically
 
@@ -44,12 +44,14 @@ def default_name(protocol: str, origin: Mapping[str, Any], split: str, fingerpri
     return "-".join(re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("_") for part in map(str, parts))[:100]
 
 
-def make_folder(parent: pathlib.Path) -> None:
-    """Makes the folder for evaluations, before anything is computed.
+def make_folder(parent: RunPath) -> None:
+    """Makes the folder for evaluations, before anything is computed; a bucket needs none.
 
     Raises:
       ConfigError: It cannot be made or written to.
     """
+    if in_bucket(parent):
+        return
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,14 +60,15 @@ def make_folder(parent: pathlib.Path) -> None:
         raise ConfigError(f"{parent} is not writable: give another folder with --output=DIR")
 
 
-def write_result(result: Mapping[str, Any], *folders: pathlib.Path) -> None:
+def write_result(result: Mapping[str, Any], *folders: RunPath) -> None:
     """Writes evaluation.json into each folder.
 
     A failure is only logged, since the result is also printed.
     """
     for folder in folders:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not in_bucket(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / FILE, json.dumps(result) + "\n")
         except OSError as error:
             logger.error("%s is not written: %s", folder / FILE, error.strerror or error)

@@ -1,6 +1,5 @@
 """The metrics of a task over all images of a split, each counted once."""
 
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from vitlab.buckets import RunPath
 from vitlab.config import Experiment
 from vitlab.data import Batches, Source, eval_batches
 from vitlab.functional import FunctionalModel, Weights
@@ -148,7 +148,7 @@ def open_batches(
     channels: int,
     batch_size: int,
     mesh: Mesh,
-    bad_images: pathlib.Path | None = None,
+    bad_images: RunPath | None = None,
 ) -> Batches:
     """The batches of a split, prepared as the model's evaluation needs them; this process's rows.
 

@@ -52,7 +52,7 @@ def _parser() -> cli.Parser:
         example="python -m vitlab.export --workdir=runs/quickstart --format=safetensors --output=quickstart.safetensors",
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", type=pathlib.Path, help="the run folder of a model that was trained here")
+    parser.add_argument("--workdir", type=cli.run_folder, help="run folder of a model trained here: DIR, gs://..., s3://...")
     parser.add_argument("--step", type=int, help="a step among its checkpoints; the newest if not given")
     parser.add_argument("--raw", action="store_true", help="the weights themselves, of a run that averages them")
     parser.add_argument("--model", help="a model of the zoo")

@@ -13,6 +13,7 @@ import json
 import logging
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from vitlab import buckets
+from vitlab.buckets import Patience, RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.files import remove, write_atomically
 from vitlab.parallel import distributed
@@ -51,13 +54,14 @@ class SaveError(RuntimeError):
 
 
 class Checkpoints:
-    """Checkpoints of a run in a folder, written in the background; to be used in a `with`.
+    """Checkpoints of a run in a folder or a bucket, written in the background; to be used in a
+    `with`.
 
     A write that fails, on a full disk or in a folder that is no longer writable, is logged and does
     not end the run.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: Retention | None = None, read_only: bool = False, own: Claim | None = None):
+    def __init__(self, folder: RunPath, *, keep: Retention | None = None, read_only: bool = False, own: Claim | None = None):
         """Keeps the newest checkpoint by default.
 
         Args:
@@ -70,8 +74,11 @@ class Checkpoints:
         Raises:
           ConfigError: The folder cannot be read, or not be made.
         """
-        self.folder, self.read_only, self._own = folder.absolute(), read_only, own
+        self._copy = tempfile.TemporaryDirectory(prefix="vitlab-") if str(folder).startswith("s3://") else None  # Orbax reads no s3://
+        self.folder, self.read_only, self._own = folder if in_bucket(folder) else folder.absolute(), read_only, own
         self._root = self.folder if own is None else own.root / folder.name
+        if self._copy is not None:
+            self._root = pathlib.Path(self._copy.name) / "checkpoints"
         self._preservation = Preservation(keep or Retention())
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else self._preservation,
@@ -84,6 +91,8 @@ class Checkpoints:
         self._writing: int | None = None  # step of the write in progress
         self._failure: tuple[int, str] | None = None  # step of the newest write and why it failed
         try:
+            if self._copy is not None and in_bucket(self.folder):
+                buckets.download(self.folder, self._root)
             self._manager = self._open()
         except OSError as error:
             raise ConfigError(f"the checkpoints in {self.folder} cannot be opened: {error.strerror or error}") from error
@@ -96,6 +105,8 @@ class Checkpoints:
             self.wait()
         with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):  # the run's own error must not be hidden
             self._manager.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def save(
         self,
@@ -122,6 +133,8 @@ class Checkpoints:
         if self._own is not None:
             self._own.check()
         if self._failure is not None:
+            if in_bucket(self._root) and not self._tried(step, self._probe):
+                return
             self._reopen()  # else Orbax forgets the checkpoints on the disk, and leaves the unfinished one
         if step in self._manager.all_steps():
             self._failure = None
@@ -142,6 +155,8 @@ class Checkpoints:
           SaveError: The state could not be written.
         """
         for last in (False, True):
+            if in_bucket(self._root):
+                self._tried(step, lambda: self._probe(buckets.PATIENT))  # a network that is dead may come back
             self.save(step, state, **options)
             self.wait()
             if self._failure is None:
@@ -184,20 +199,16 @@ class Checkpoints:
         Raises:
           ConfigError: The checkpoint is of another model or optimizer, and the first differing
             tensors are named; or there is none of step `only`.
-          CheckpointError: Every checkpoint is damaged.
+          CheckpointError: Every checkpoint is damaged, or the bucket cannot be reached.
         """
         damaged, steps = [], sorted(self._manager.all_steps(), reverse=True)
         if only is not None and only not in steps:
             raise ConfigError(f"there is no checkpoint of step {only} in {self.folder}; steps: {', '.join(map(str, steps)) or 'none'}")
         for step in steps if only is None else [only]:
-            state, reason = None, ""
-            try:
-                state = self._read(step, target)
-            except ConfigError:
-                raise
-            except Exception as error:  # Orbax and TensorStore raise errors of any kind for a damaged file
-                reason = self._one_line(error)
-            reason = distributed.first_error(reason)
+            state, reason = self._try_to_read(step, target)
+            if reason and in_bucket(self._root):
+                self._wait_for_bucket()
+                state, reason = self._try_to_read(step, target)  # the network may have failed, and not the checkpoint
             if state is None or reason:
                 logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, reason)
                 damaged.append(step)
@@ -209,6 +220,27 @@ class Checkpoints:
         if damaged:
             raise CheckpointError(f"all checkpoints in {self.folder} are damaged: steps {', '.join(map(str, sorted(damaged)))}")
         return None
+
+    def _try_to_read(self, step: int, target: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """The state of a step, or the reason of any process why it cannot be read."""
+        state, reason = None, ""
+        try:
+            state = self._read(step, target)
+        except ConfigError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever they meet in a damaged file
+            reason = self._one_line(error)
+        return state, distributed.first_error(reason)
+
+    def _wait_for_bucket(self) -> None:
+        reason = ""
+        try:
+            buckets.exists(self._root)
+        except OSError as error:
+            reason = str(error)
+        reason = distributed.first_error(reason)
+        if reason:
+            raise CheckpointError(f"the checkpoints in {self.folder} cannot be read: {reason}")
 
     def _read(self, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
         manifest = self._manager.restore(step, args=ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()}))[_MANIFEST]
@@ -227,11 +259,14 @@ class Checkpoints:
                 raise ValueError(f"{name} does not match its checksum")
         return state
 
-    def _probe(self) -> None:
+    def _probe(self, patience: Patience | None = None) -> None:
         """Raises OSError if nothing can be written.
 
         Otherwise the processes inside Orbax would wait for the one that could not write.
         """
+        if in_bucket(self._root):
+            buckets.write(self._root.parent / f".probe-{jax.process_index()}", b"", patience or buckets.ONCE)
+            return
         probe = self._root / f".probe-{jax.process_index()}"
         remove(probe)  # a process that was killed here may have left it
         probe.mkdir()
@@ -279,12 +314,16 @@ class Checkpoints:
         return ocp.CheckpointManager(self._root, options=self._options, item_names=(*_ITEMS, _MANIFEST))
 
 
-def _move(steps: list[int], folder: pathlib.Path, aside: pathlib.Path) -> None:
+def _move(steps: list[int], folder: RunPath, aside: RunPath) -> None:
     try:
-        aside.mkdir(exist_ok=True)
         for step in steps:
-            remove(aside / str(step))  # the step may have been damaged before
-            shutil.move(folder / str(step), aside / str(step))
+            source, target = folder / str(step), aside / str(step)
+            remove(target)  # the step may have been damaged before
+            if in_bucket(source) and in_bucket(target):
+                buckets.move(source, target)
+            else:
+                target.parent.mkdir(exist_ok=True)
+                shutil.move(source, target)
     except OSError as error:
         raise ConfigError(f"damaged checkpoints cannot be moved to the folder damaged/: {error.strerror}; move them away") from error
 

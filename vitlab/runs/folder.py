@@ -1,4 +1,4 @@
-"""The run folder: the run that it belongs to, and its files.
+"""The run folder, on a file system or in a bucket: the run that it belongs to, and its files.
 
 config.json (the experiment), data.json (facts about its data), metrics.jsonl, timing.jsonl,
 bad_images.jsonl (images that could not be decoded), checkpoints/, tensorboard/, evaluation.json and
@@ -15,15 +15,17 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError, Experiment, difference, from_config_dict, to_json, typed
 from vitlab.data import Source
 from vitlab.data.classes import different_classes
 from vitlab.data.splits import is_sliced
-from vitlab.files import read_json, remove, remove_leftovers, write_atomically
+from vitlab.files import exists, read_json, remove, remove_leftovers, write_atomically
 from vitlab.parallel import distributed
 from vitlab.plugins import raised_in_plugin
 from vitlab.printable import printable
-from vitlab.runs.claim import Claim
+from vitlab.runs.claim import Claim, FolderClaim
+from vitlab.runs.lease import BucketClaim
 from vitlab.runs.records import read_records
 from vitlab.tasks import class_names_of
 
@@ -58,7 +60,7 @@ class DataInfo:
         )
 
 
-def claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool = False) -> Claim:
+def claim(workdir: RunPath, experiment: Experiment, data: DataInfo, *, allow_changes: bool = False) -> Claim:
     """Makes the folder, or takes over the folder of the same run; called by all processes.
 
     Returns:
@@ -73,38 +75,57 @@ def claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allo
     return first or _join(workdir)
 
 
-def _first_claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> Claim:
+def _first_claim(workdir: RunPath, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> Claim:
     _check_name(workdir)
     with contextlib.ExitStack() as stack, _refusing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        own = stack.enter_context(Claim(workdir))
+        if not in_bucket(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        own = stack.enter_context(_hold(workdir))
         own.lock()
-        if (own.root / "config.json").exists():
+        if exists(own.root / "config.json"):
             _check_same(workdir, experiment, data, allow_changes=allow_changes)
         read_records(own.root / "metrics.jsonl")
         _remove_leftovers(own.root)
-        (own.root / "checkpoints").mkdir(exist_ok=True)
+        if not in_bucket(own.root):
+            (own.root / "checkpoints").mkdir(exist_ok=True)
         stack.pop_all()
     return own
 
 
-def _join(workdir: pathlib.Path) -> Claim:
+def _join(workdir: RunPath) -> Claim:
     """The claim of a process that is not the first; the first has made and locked the folder."""
     with _refusing(workdir):
-        return Claim(workdir)
+        return _hold(workdir)
+
+
+def _hold(workdir: RunPath) -> Claim:
+    return BucketClaim(workdir) if in_bucket(workdir) else FolderClaim(workdir)
 
 
 @contextlib.contextmanager
-def _refusing(workdir: pathlib.Path) -> Iterator[None]:
+def _refusing(workdir: RunPath) -> Iterator[None]:
     """Turns an error of the system into one line for the user."""
     try:
         yield
     except OSError as error:
-        name = pathlib.Path(str(error.filename or workdir)).name
+        name = pathlib.PurePath(str(error.filename or workdir)).name
         what = "" if name == workdir.name else f": {name}"
         if isinstance(error, FileExistsError):
             what += " (a file where a folder should be)"
         raise ConfigError(f"the run folder {workdir} is not writable: {error.strerror or error}{what}") from error
+
+
+def check_place(workdir: RunPath) -> None:
+    """Refuses a place that no run can write to, before anything is computed.
+
+    Raises:
+      ConfigError: Checkpoints cannot be written there.
+    """
+    if in_bucket(workdir) and not str(workdir).startswith("gs://"):
+        raise ConfigError(
+            f"the run folder {workdir} can be read, but not be trained in: Orbax writes checkpoints to local paths and gs:// only. Train "
+            "in a local folder and copy it (aws s3 sync DIR s3://BUCKET/DIR)"
+        )
 
 
 def write(own: Claim, experiment: Experiment, data: DataInfo) -> None:
@@ -119,7 +140,7 @@ def write(own: Claim, experiment: Experiment, data: DataInfo) -> None:
     own.marker = "config.json"
 
 
-def read(workdir: pathlib.Path) -> tuple[Experiment, DataInfo]:
+def read(workdir: RunPath) -> tuple[Experiment, DataInfo]:
     """The experiment and the data of a run.
 
     Raises:
@@ -129,7 +150,7 @@ def read(workdir: pathlib.Path) -> tuple[Experiment, DataInfo]:
     return _read(workdir, "config.json", _experiment), _read(workdir, "data.json", _data_info)
 
 
-def _read(workdir: pathlib.Path, name: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
+def _read(workdir: RunPath, name: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
     try:
         tree = read_json(workdir / name)
     except OSError as error:
@@ -146,7 +167,7 @@ def _read(workdir: pathlib.Path, name: str, parse: Callable[[Mapping[str, Any]],
         raise _damaged(workdir / name, error) from error
 
 
-def _damaged(path: pathlib.Path, reason: object) -> ConfigError:
+def _damaged(path: RunPath, reason: object) -> ConfigError:
     return ConfigError(f"{path} is damaged or not of this version ({str(reason)[:300]}); {_REMEDY}")
 
 
@@ -164,7 +185,7 @@ def _data_info(tree: Mapping[str, Any]) -> DataInfo:
     return DataInfo(**{name: typed(tree[name], hint, (name,)) for name, hint in hints.items()})
 
 
-def _check_name(workdir: pathlib.Path) -> None:
+def _check_name(workdir: RunPath) -> None:
     """Refuses a name that is no UTF-8 text, which neither JAX nor TensorBoard can open."""
     try:
         str(workdir).encode()
@@ -172,16 +193,18 @@ def _check_name(workdir: pathlib.Path) -> None:
         raise ConfigError(f"the run folder {printable(str(workdir))} must have a name in UTF-8: rename it") from error
 
 
-def _remove_leftovers(root: pathlib.Path) -> None:
+def _remove_leftovers(root: RunPath) -> None:
     """Removes temporary files of killed writers of this folder; called under the lock."""
     for name in ("config.json", "data.json", "metrics.jsonl"):
         remove_leftovers(root / name)
+    if in_bucket(root):
+        return  # Orbax removes checkpoints without their mark of completeness
     for pattern in _TEMPORARY:
         for leftover in (root / "checkpoints").glob(pattern):
             remove(leftover)
 
 
-def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> None:
+def _check_same(workdir: RunPath, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> None:
     old, old_data = read(workdir)
     changes = {name: _cut(f"{name}: {a!r} -> {b!r}") for name, (a, b) in difference(old, experiment).items()}
     if old_data != data:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
+from vitlab.buckets import run_path
 from vitlab.config import Experiment
 from vitlab.data.decode import decoder
 from vitlab.data.read_image import is_single, read_image
@@ -224,7 +224,8 @@ def load_run(path: str | os.PathLike[str], step: int | None = None, averaged: bo
     """The model of a run folder, ready for images.
 
     Args:
-      path: The run folder of `python -m vitlab.train`; the run may still be going on.
+      path: The run folder of `python -m vitlab.train`, here or in a bucket (gs://, s3://); the run
+        may still be going on.
       step: Step of the checkpoint; None takes the newest that is not damaged.
       averaged: Whether to take the averaged weights if the run keeps them (`ema_decay`,
         schedule-free AdamW), not the raw ones.
@@ -237,7 +238,7 @@ def load_run(path: str | os.PathLike[str], step: int | None = None, averaged: bo
       ConfigError: The path is no run folder or has no such checkpoint, or its checkpoints are
         damaged.
     """
-    return LoadedRun(from_run(pathlib.Path(path), one_device(), raw=not averaged, step=step))
+    return LoadedRun(from_run(run_path(path), one_device(), raw=not averaged, step=step))
 
 
 def one_device() -> jax.sharding.Mesh:

@@ -4,10 +4,10 @@ import contextlib
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import IO, Any
 
+from vitlab.buckets import Lines, RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.files import parse_json, whole_lines, write_atomically
 from vitlab.parallel import distributed
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Records:
     """Appends lines {"step": ..., name: value, ...}; a resumed run repeats no (step, name)."""
 
-    def __init__(self, path: pathlib.Path, *, step: int):
+    def __init__(self, path: RunPath, *, step: int):
         """Drops the lines after `step`, which the resumed run writes again, and a cut last line.
 
         Only the first process reads and writes the file; the others get its lines, and keep their
@@ -29,7 +29,7 @@ class Records:
             processes.
         """
         self._path, self._whole = path, True  # whether the file has all the lines
-        self._file: IO[str] | None = None
+        self._file: IO[str] | Lines | None = None
         read = distributed.on_first(lambda: [line for line in read_records(path) if line["step"] <= step])
         self.lines: list[dict[str, Any]] = distributed.from_first(read or [])
         distributed.on_first(self._open)
@@ -59,6 +59,9 @@ class Records:
         """
         if self._file is None:
             return
+        if isinstance(self._file, Lines):
+            self._file.sync()
+            return
         if not self._whole or not self._is_in_place(self._file):
             self.close()
             self._file, self._whole = self._rewrite(), True
@@ -72,7 +75,7 @@ class Records:
 
     def _is_in_place(self, file: IO[str]) -> bool:
         try:
-            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
         except FileNotFoundError:
             return False
 
@@ -82,12 +85,15 @@ class Records:
         except OSError as error:
             raise ConfigError(f"{self._path.name} of the run cannot be written: {error.strerror}") from error
 
-    def _rewrite(self) -> IO[str]:
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+    def _rewrite(self) -> IO[str] | Lines:
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        if in_bucket(self._path):
+            return Lines(self._path, text)
+        write_atomically(self._path, text)
         return self._path.open("a")
 
 
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_records(path: RunPath) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without a cut last line; none if there is no file.
 
     Raises:

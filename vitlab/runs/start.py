@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from vitlab.buckets import RunPath, run_path
 from vitlab.config import ConfigError
 from vitlab.functional import FunctionalModel, Weights, functional
 from vitlab.parallel.mesh import make_mesh
@@ -18,14 +19,20 @@ from vitlab.weights.load import parameters
 
 logger = logging.getLogger(__name__)
 
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".npz", ".index.json")
 _HEADS = ("head", "aux_head", "task_head")  # first parts of the names of parameters that depend on the classes or the task
 
 
-def run_of(source: str) -> tuple[pathlib.Path, int | None] | None:
+def run_of(source: str) -> tuple[RunPath, int | None] | None:
     """The run folder and the step that "runs/a" or "runs/a@3000" names.
 
-    None if the text names no folder, or the folder of a checkpoint of others.
+    None if the text names no folder, or the folder of a checkpoint of others. In a bucket
+    a run is whatever is not a file of weights by its name.
     """
+    if source.startswith(("gs://", "s3://")):
+        path, _, step = source.rpartition("@")
+        where, number = (path, int(step)) if path and step.isdecimal() else (source, None)
+        return None if where.endswith(_WEIGHTS) else (run_path(where), number)
     if os.path.isdir(source):
         return None if _has_weights(pathlib.Path(source)) else (pathlib.Path(source), None)
     path, _, step = source.rpartition("@")
@@ -40,7 +47,7 @@ def _has_weights(path: pathlib.Path) -> bool:
     return not (path / "metrics.jsonl").exists() and any(p.name.endswith((".safetensors", ".bin", ".index.json")) for p in path.iterdir())
 
 
-def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Path, step: int | None) -> Weights:
+def start_from_run(model: FunctionalModel, weights: Weights, workdir: RunPath, step: int | None) -> Weights:
     """The weights of a run, fitted to a model; heads of other shapes keep their initial values.
 
     The averaged weights are taken if the run keeps them. Position embeddings and bias tables are
@@ -98,7 +105,7 @@ def _module(model: FunctionalModel, weights: Weights) -> Any:
     return nnx.merge(model.graphdef, weights["params"], weights["model_state"], model.constants, copy=True)
 
 
-def _report(workdir: pathlib.Path, origin: dict[str, str | int], count: int, resampled: list[str], anew: list[str]) -> None:
+def _report(workdir: RunPath, origin: dict[str, str | int], count: int, resampled: list[str], anew: list[str]) -> None:
     averaged = ", averaged" if origin.get("weights") == "averaged" else ""
     parts = [f"{count - len(anew) - len(resampled)} of {count} tensors are copied"]
     parts += [f"resampled: {', '.join(resampled)}"] if resampled else []

@@ -2,17 +2,18 @@
 
 import dataclasses
 import logging
-import pathlib
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
+from vitlab.buckets import RunPath
 from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data.augment import evaluation_warp
 from vitlab.data.channels import model_channels
 from vitlab.data.warp import Size, Warp, size_of
+from vitlab.files import exists
 from vitlab.functional import FunctionalModel, Weights, functional
 from vitlab.functional import build as build_model
 from vitlab.layers.initial import InitRngs
@@ -55,7 +56,7 @@ def eval_crop_fraction(experiment: Experiment, preprocessing: Preprocessing) -> 
     return preprocessing.crop_fraction if experiment.augment.crop == "random_resized" else 1.0
 
 
-def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, folder.DataInfo]:
+def model_of_run(workdir: RunPath) -> tuple[FunctionalModel, Experiment, folder.DataInfo]:
     """The model of a run, without its weights, its experiment, and the facts about its data.
 
     Raises:
@@ -66,7 +67,7 @@ def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, fo
     return build(own, num_classes=len(data.class_names), channels=channels)[0], own, data
 
 
-def from_run(workdir: pathlib.Path, mesh: Mesh, *, raw: bool = False, step: int | None = None) -> Trained:
+def from_run(workdir: RunPath, mesh: Mesh, *, raw: bool = False, step: int | None = None) -> Trained:
     """The newest checkpoint of a run that is not damaged, or the one of `step`.
 
     The averaged weights are taken if the run averages and `raw` is False.
@@ -76,7 +77,7 @@ def from_run(workdir: pathlib.Path, mesh: Mesh, *, raw: bool = False, step: int 
         are damaged.
     """
     model, own, data = model_of_run(workdir)
-    if not (workdir / "checkpoints").is_dir():
+    if not exists(workdir / "checkpoints"):
         raise ConfigError(f"{workdir} has no checkpoint yet")
     averaged = own.averages and not raw
     try:

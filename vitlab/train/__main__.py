@@ -9,6 +9,7 @@ watchdog ended it.
 from collections.abc import Sequence
 
 from vitlab import cli
+from vitlab.buckets import run_path
 from vitlab.config import ConfigError, smoke
 from vitlab.data import BadImagesError
 from vitlab.parallel import distributed
@@ -39,7 +40,7 @@ def _main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="config file, path.py or path.py:variant")
-    parser.add_argument("--workdir", required=True, help="the run folder; made if need be")
+    parser.add_argument("--workdir", required=True, help="the run folder, DIR, gs://BUCKET/DIR or s3://BUCKET/DIR; made if need be")
     parser.add_argument("--smoke", action="store_true", help="the same experiment shrunk to two steps")
     parser.add_argument("--allow_changes", action="store_true", help="go on with a run whose model, data, seed, ... differ")
     parser.add_argument(
@@ -52,6 +53,7 @@ def _main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     if not args.workdir:
         raise ConfigError("--workdir is empty: name a folder, or . for this one")
+    workdir = run_path(args.workdir)
     experiment, profile = cli.load_experiment(args.config, overrides), window_of(args.profile)
     if args.wandb is not None:
         load_wandb()  # raises at once if wandb is not installed
@@ -60,7 +62,7 @@ def _main(argv: Sequence[str]) -> int:
     try:
         result = train(
             smoke(experiment) if args.smoke else experiment,
-            args.workdir,
+            workdir,
             allow_changes=args.allow_changes,
             watchdog_seconds=args.watchdog_seconds,
             profile=profile,

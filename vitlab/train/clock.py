@@ -5,14 +5,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from vitlab.train.goodput import Goodput
+
 T = TypeVar("T")
 
 
 class Clock:
     """Measures training speed without pauses, the share of waiting for data, and the time left."""
 
-    def __init__(self, *, step: int, total_steps: int, batch_size: int, peak_speed: float | None = None):
-        """Starts at `step`; `peak_speed` is an upper bound in images/s, None if not known."""
+    def __init__(self, *, step: int, total_steps: int, batch_size: int, peak_speed: float | None = None, goodput: Goodput | None = None):
+        """Starts at `step`.
+
+        Args:
+          step: Steps done.
+          total_steps: Steps of the whole run.
+          batch_size: Images of a step.
+          peak_speed: Upper bound in images/s; None if not known.
+          goodput: Is also told of the waiting for data; a new one if not given.
+        """
+        self.goodput = goodput or Goodput()
         self._first, self._total, self.batch_size, self._peak_speed = step, total_steps, batch_size, peak_speed
         self._begin = time.perf_counter()
         self._restart(step)
@@ -21,7 +32,9 @@ class Clock:
         """Calls `fetch` and counts its time as waiting for data."""
         begin = time.perf_counter()
         value = fetch()
-        self._waited += time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        self._waited += seconds
+        self.goodput.add("wait", seconds)
         return value
 
     @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from vitlab.buckets import RunPath, run_path
 from vitlab.config import DataConfig, Experiment, to_dict
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import FSDP_FLOOR, shard_batch, share_of_device
@@ -19,6 +19,7 @@ from vitlab.runs.trained import Trained
 from vitlab.signals import Stopped, StopRequest
 from vitlab.tasks import task_of
 from vitlab.train.clock import Clock
+from vitlab.train.goodput import Goodput
 from vitlab.train.groups import as_trained
 from vitlab.train.profile import Profile
 from vitlab.train.report import Report
@@ -32,7 +33,7 @@ from vitlab.tree import leaf_names
 
 def train(
     experiment: Experiment,
-    workdir: str | pathlib.Path,
+    workdir: str | RunPath,
     *,
     allow_changes: bool = False,
     watchdog_seconds: float = 0.0,
@@ -47,7 +48,8 @@ def train(
 
     Args:
       experiment: What to train.
-      workdir: The run folder, see `vitlab.runs.folder`; made if need be.
+      workdir: The run folder, see `vitlab.runs.folder`; made if need be. It may be in a bucket,
+        gs://bucket/run.
       allow_changes: Whether to go on with a run of another config.
       watchdog_seconds: Seconds without progress after which the process writes its stacks and exits
         with 43; 0 waits for ever.
@@ -70,7 +72,9 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         watchdog = stack.enter_context(Watchdog(watchdog_seconds))
-        setup, teacher, own = _claimed(experiment, pathlib.Path(workdir), allow_changes=allow_changes)
+        goodput = Goodput()
+        with goodput.spent_on("setup"):
+            setup, teacher, own = _claimed(experiment, run_path(workdir), allow_changes=allow_changes)
         stack.enter_context(own)
         periods, fixed = setup.periods, () if teacher is None else (teacher.weights,)
         vote = distributed.Vote(lambda: stop.requested or own.lost())
@@ -80,15 +84,18 @@ def train(
             return vote()
 
         checkpoints = stack.enter_context(_checkpoints(setup, own))
-        step, state = checkpoints.restore(setup.abstract_state) or (0, setup.initial_state())
+        with goodput.spent_on("restore"):
+            step, state = checkpoints.restore(setup.abstract_state) or (0, setup.initial_state())
         distributed.on_first(lambda: folder.write(own, experiment, folder.DataInfo.of(setup.train_source)))
         if should_stop():
             checkpoints.save_last(step, state)
             own.check_place()
             raise Stopped(step)
         train_step, compile_seconds = compile_step(setup.train_step)
+        goodput.add("compile", compile_seconds)
         batches = stack.enter_context(setup.open_train_batches(step))
-        clock = Clock(step=step, total_steps=periods.total, batch_size=experiment.batch_size, peak_speed=setup.peak_speed())
+        speeds = {"batch_size": experiment.batch_size, "peak_speed": setup.peak_speed()}
+        clock = Clock(step=step, total_steps=periods.total, goodput=goodput, **speeds)
         tracker = stack.enter_context(Tracker(own.path, wandb, experiment)) if wandb and distributed.is_first() else None
         report = stack.enter_context(_report(setup, own, state, step=step, clock=clock, tracker=tracker))
         report.line(_beginning(setup, teacher, state, step, compile_seconds))
@@ -97,7 +104,8 @@ def train(
         # Invariants: a batch is a function of its step; the records of a step are written before
         # the step is saved, and its evaluation before the next step. A resumed run thus neither
         # repeats nor drops a record.
-        _evaluate(setup, report, state, step, should_stop)
+        with goodput.spent_on("evaluate"):
+            _evaluate(setup, report, state, step, should_stop)
         while step < periods.total and not report.stalls(step) and not should_stop():
             profiler.before(step + 1)
             batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
@@ -107,22 +115,25 @@ def train(
             report.step(step, metrics)
             if periods.evaluates_at(step) or periods.saves_at(step):
                 report.flush()
-                with clock.pause():
+                with clock.pause(), goodput.spent_on("evaluate"):
                     _evaluate(setup, report, state, step, should_stop)
-                    if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
+                if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
+                    with clock.pause(), goodput.spent_on("save"):
                         checkpoints.save(step, state, scores=report.scores, before=report.sync)
         own.check()
         report.flush()
-        checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
+        with goodput.spent_on("save"):
+            checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
         own.check_place()
         return _result(setup, report, step)
 
 
-def _claimed(experiment: Experiment, workdir: pathlib.Path, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
+def _claimed(experiment: Experiment, workdir: RunPath, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
     """The parts of the run, its teacher and the claim on its folder.
 
     All processes have then agreed that nothing is refused.
     """
+    folder.check_place(workdir)
     setup = distributed.everywhere(lambda: set_up(experiment))
     data = folder.DataInfo.of(setup.train_source)
     distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])

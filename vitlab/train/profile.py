@@ -1,12 +1,12 @@
 """A trace of a few steps, for XProf or TensorBoard."""
 
 import logging
-import pathlib
 import re
 from collections.abc import Callable
 
 import jax
 
+from vitlab.buckets import Mirror, RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.train.step import Metrics
 
@@ -19,7 +19,7 @@ class Profile:
     `before` and `after` are called around each step.
     """
 
-    def __init__(self, folder: pathlib.Path, window: range, *, say: Callable[[str], None], shown: pathlib.Path):
+    def __init__(self, folder: RunPath, window: range, *, say: Callable[[str], None], shown: RunPath):
         """Records nothing if the window is empty.
 
         Args:
@@ -29,6 +29,7 @@ class Profile:
           shown: The folder's path as the user knows it.
         """
         self._folder, self._window, self._say, self._shown = folder, window, say, shown
+        self._mirror = Mirror(folder) if window and in_bucket(folder) else None
         self._running, self._done, self._failed = False, range(0), False
 
     def __enter__(self) -> "Profile":
@@ -36,6 +37,8 @@ class Profile:
 
     def __exit__(self, *exc) -> None:
         self._stop()
+        if self._mirror is not None:
+            self._mirror.close()
         if self._window and not self._done and not self._failed:
             logger.warning("--profile: %s not traced, since the run did none of them", _named(self._window))
 
@@ -53,8 +56,9 @@ class Profile:
                 self._stop()
 
     def _start(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)  # JAX would fail only at the end, and never trace again
-        jax.profiler.start_trace(self._folder)
+        folder = self._folder if self._mirror is None else self._mirror.folder
+        folder.mkdir(parents=True, exist_ok=True)  # JAX would find out in the end, and never trace again
+        jax.profiler.start_trace(folder)
 
     def _stop(self) -> None:
         if self._running:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from vitlab.buckets import RunPath
 from vitlab.parallel import distributed
 from vitlab.runs.checkpoint import NonFiniteError
 from vitlab.runs.claim import FolderLostError
@@ -18,6 +18,7 @@ from vitlab.runs.records import Records
 from vitlab.tasks import Task
 from vitlab.train.clock import Clock, duration_text
 from vitlab.train.console import Console
+from vitlab.train.goodput import goodput_text
 from vitlab.train.periods import Periods
 from vitlab.train.side_logs import SideLogs
 from vitlab.train.step import Metrics
@@ -34,7 +35,7 @@ class Report:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: RunPath,
         *,
         step: int,
         periods: Periods,
@@ -67,6 +68,7 @@ class Report:
         self._max_skips, self._tracker, self._task = max_skips, tracker, task
         self._patience, self._examples_per_epoch = periods.patience, periods.examples_per_epoch
         self._pending: tuple[int, Metrics] | None = None
+        self._step = step  # the newest that was handled
 
     def __enter__(self) -> "Report":
         self.console.__enter__()
@@ -74,6 +76,7 @@ class Report:
 
     def __exit__(self, kind, *exc) -> None:
         self.console.__exit__(kind, *exc)
+        self._summarize()
         if self._side_logs is not None:
             self._side_logs.close()
         if kind is None or not issubclass(kind, FolderLostError):
@@ -101,6 +104,7 @@ class Report:
         if self._pending is None:
             return
         (step, device), self._pending = self._pending, None
+        self._step = step
         metrics = jax.device_get(device)
         finite, in_a_row = metrics.pop("finite"), int(metrics.pop("skipped_in_a_row", 0))
         values = {f"train_{k}" if k not in _OF_STEP else k: float(v) for k, v in metrics.items()}
@@ -159,6 +163,13 @@ class Report:
           OSError: The disk is full or not writable.
         """
         self.records.sync()
+
+    def _summarize(self) -> None:
+        """Shows and records where the time of this start of the run went."""
+        summary = self._clock.goodput.summary()
+        self.console.line(f"time: {goodput_text(summary)}")
+        if self._side_logs is not None:
+            self._side_logs.timing(self._step, summary)
 
     def _dropped(self, what: str, in_a_row: int) -> None:
         if not in_a_row:

@@ -5,7 +5,6 @@ Everything that can be refused is refused here, before the run folder is made.
 
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab.analysis.devices import peak_flops
+from vitlab.buckets import RunPath
 from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.data.channels import model_channels
@@ -62,7 +62,7 @@ class Setup:
     abstract_state: Any  # shapes, dtypes and sharding of the state
     teacher: FunctionalModel | None  # the teacher without its weights; None: no distillation
     channels: int
-    bad_images: pathlib.Path | None  # file that lists the images that cannot be decoded; None: no list
+    bad_images: RunPath | None  # file that lists the images that cannot be decoded; None: no list
 
     def initial_state(self) -> State:
         """The state before the first step, on all devices."""
@@ -70,7 +70,7 @@ class Setup:
         weights = meshes.place(self.create_weights(), self.mesh, self.model.tensor_split)
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
-    def listing_bad_images_in(self, folder: pathlib.Path) -> "Setup":
+    def listing_bad_images_in(self, folder: RunPath) -> "Setup":
         """The setup with a file that lists the images that cannot be decoded, one per process."""
         process = jax.process_index()
         return dataclasses.replace(self, bad_images=folder / (f"bad_images.{process}.jsonl" if process else "bad_images.jsonl"))
@@ -222,7 +222,7 @@ def abstract_batch(
     return {name: jax.ShapeDtypeStruct((experiment.batch_size, *row.shape[1:]), row.dtype) for name, row in rows.items()}
 
 
-def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Setup:
+def set_up(experiment: Experiment, bad_images: RunPath | None = None) -> Setup:
     """Opens the data and traces the step; computes nothing.
 
     Args:

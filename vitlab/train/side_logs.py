@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import IO
@@ -11,6 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 from tensorboardX.summary import scalar
 
+from vitlab.buckets import Lines, Mirror, RunPath, in_bucket
 from vitlab.files import open_to_append
 
 logger = logging.getLogger(__name__)
@@ -23,11 +23,12 @@ class SideLogs:
     and blocks for ever once that thread has died of a full disk.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, step: int):
+    def __init__(self, workdir: RunPath, *, step: int):
         """Continues after `step`; TensorBoard hides an earlier process's entries of later steps."""
         self._workdir, self._told = workdir, False
-        self._timing: IO[str] | None = None
+        self._timing: IO[str] | Lines | None = None
         self._events: EventsWriter | None = None
+        self._mirror: Mirror | None = None  # of tensorboard/, where it is in a bucket
         self._try(self._open_timing)
         self._try(self._open_events)
         self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
@@ -50,13 +51,19 @@ class SideLogs:
         for file in (self._events, self._timing):
             if file is not None:
                 self._try(file.close)
+        if self._mirror is not None:
+            self._mirror.close()
 
     def _open_timing(self) -> None:
         self._timing = open_to_append(self._workdir / "timing.jsonl")
 
     def _open_events(self) -> None:
-        (self._workdir / "tensorboard").mkdir(exist_ok=True)
-        self._events = EventsWriter(str(self._workdir / "tensorboard" / "events"))
+        folder = self._workdir / "tensorboard"
+        if in_bucket(folder):
+            self._mirror = Mirror(folder)
+            folder = self._mirror.folder
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
 
     def _add(self, event: Event) -> None:
         if self._events is not None:

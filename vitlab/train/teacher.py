@@ -1,10 +1,10 @@
 """The teacher of a distillation: the model of another run with the same classes and pixels."""
 
-import pathlib
 from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
+from vitlab.buckets import run_path
 from vitlab.config import ConfigError, Experiment
 from vitlab.data.channels import model_channels
 from vitlab.functional import FunctionalModel
@@ -32,7 +32,7 @@ def open_teacher(
     if not workdir:
         return None
     try:
-        teacher, own, data = model_of_run(pathlib.Path(workdir))
+        teacher, own, data = model_of_run(run_path(workdir))
     except ConfigError as error:
         raise ConfigError(f"loss.distillation.teacher: {error}") from error
     if own.task != experiment.task:
@@ -65,7 +65,7 @@ def restore_teacher(experiment: Experiment, mesh: Mesh) -> Trained | None:
     if not distillation.teacher:
         return None
     try:
-        return from_run(pathlib.Path(distillation.teacher), mesh, step=distillation.step)
+        return from_run(run_path(distillation.teacher), mesh, step=distillation.step)
     except ConfigError as error:
         raise ConfigError(f"loss.distillation.teacher: {error}") from error
 

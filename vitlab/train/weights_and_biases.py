@@ -3,14 +3,16 @@
 import importlib
 import logging
 import math
-import pathlib
+import os
 import secrets
+import tempfile
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError, Experiment, to_dict
-from vitlab.files import write_atomically
+from vitlab.files import exists, read_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +22,11 @@ ID_FILE = "wandb_id"  # file in the run folder; its id lets a resumed run contin
 class Tracker:
     """One run of a project, to be used in a `with`; errors are reported once and do no harm."""
 
-    def __init__(self, workdir: pathlib.Path, project: str, experiment: Experiment):
+    def __init__(self, workdir: RunPath, project: str, experiment: Experiment):
         """Begins or continues the run whose id is kept in the run folder, which exists."""
         self._run: Any = None
         self._told = False
+        self._folder = tempfile.TemporaryDirectory(prefix="vitlab-") if in_bucket(workdir) else None  # for its client's files
         self._try(lambda: self._begin(workdir, project, experiment))
 
     def __enter__(self) -> "Tracker":
@@ -32,6 +35,8 @@ class Tracker:
     def __exit__(self, kind, *exc) -> None:
         if self._run is not None:
             self._try(lambda: self._run.finish(exit_code=0 if kind is None else 1))
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
         """Adds values to the curves, without non-finite ones, as in metrics.jsonl."""
@@ -39,9 +44,9 @@ class Tracker:
             named = {name.replace("_", "/", 1): value for name, value in values.items() if math.isfinite(value)}
             self._try(lambda: self._run.log(named, step=step))
 
-    def _begin(self, workdir: pathlib.Path, project: str, experiment: Experiment) -> None:
+    def _begin(self, workdir: RunPath, project: str, experiment: Experiment) -> None:
         path = workdir / ID_FILE
-        name = path.read_text().strip() if path.is_file() else ""
+        name = read_bytes(path).decode(errors="replace").strip() if exists(path) else ""
         if not name.isalnum():
             name = secrets.token_hex(8)
             write_atomically(path, name + "\n")
@@ -50,8 +55,8 @@ class Tracker:
             project=project,
             id=name,
             resume="allow",
-            name=workdir.absolute().name,
-            dir=str(workdir),
+            name=os.path.abspath(workdir).rpartition("/")[2],
+            dir=self._folder.name if self._folder is not None else str(workdir),
             config=to_dict(experiment),
             settings=wandb.Settings(console="off"),  # the output stays on the run's own terminal
         )
