@@ -183,7 +183,7 @@ def test_a_run_whose_claim_was_taken_over_or_deleted_stops(claim):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gs:/bucket/run", "must be a local path, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"),
+        (pathlib.Path("gs://bucket/run"), "must be a local path, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"),
         ("az://bucket/run", "must be a local path"),
         ("http://bucket/run", "must be a local path"),
         ("gs://", "must name a bucket"),
@@ -205,9 +205,10 @@ def test_without_its_package_a_bucket_is_refused_and_no_local_folder_is_made(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_local_path_stays_one(tmp_path):
-    assert run_path("runs/a") == pathlib.Path("runs/a") and run_path(tmp_path) is tmp_path
-    assert not in_bucket(run_path("C:/runs/a" if os.name == "nt" else "runs/gs:"))
+def test_a_local_path_stays_one():
+    for name in ("runs/a", "runs/gs:", pathlib.Path("runs/a"), epath.Path("runs/a")):
+        path = run_path(name)
+        assert isinstance(path, pathlib.Path) and path == pathlib.Path(name) and not in_bucket(path)
 
 
 @pytest.mark.parametrize("kind", ["HttpError", "NoCredentialsError"])

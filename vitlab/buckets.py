@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 RunPath = pathlib.Path | epath.Path  # of a run folder or a file in it: a local path, or one in a bucket
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # scheme -> package that reads it
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")  # a second slash may have been lost
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib drops the second slash
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
 _CREDENTIALS = ("DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 _TRANSIENT = {  # errors of gcsfs and s3fs that are no OSError
@@ -68,9 +68,8 @@ def run_path(text: str | os.PathLike[str]) -> RunPath:
       ConfigError: It is at a scheme where no run can be, has no valid name of a bucket, or the
         package for it is not installed.
     """
-    if isinstance(text, pathlib.Path | epath.Path):
-        return text
-    match = _SCHEME.match(text := os.fspath(text))
+    text = os.fspath(text)
+    match = _SCHEME.match(text)
     if match is None:
         return pathlib.Path(text)
     scheme = match[1]
@@ -86,7 +85,7 @@ def run_path(text: str | os.PathLike[str]) -> RunPath:
 
 def in_bucket(path: RunPath) -> TypeGuard[epath.Path]:
     """Whether it is in a bucket."""
-    return isinstance(path, epath.Path)
+    return isinstance(path, epath.Path) and "://" in str(path)
 
 
 def read(path: epath.Path, patience: Patience | None = None) -> bytes:

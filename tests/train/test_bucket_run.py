@@ -8,6 +8,7 @@ import random
 import signal
 
 import pytest
+from PIL import Image
 
 from tests.emulator import BUCKET
 from tests.processes import SECONDS
@@ -19,6 +20,7 @@ from vitlab.config import ConfigError, DistillationConfig, LossConfig
 from vitlab.evaluate.__main__ import main as evaluate
 from vitlab.export.__main__ import main as export
 from vitlab.files import exists, read_json
+from vitlab.predict import main as predict
 from vitlab.runs.loaded import load_run
 from vitlab.train.__main__ import main as train_command
 from vitlab.train.loop import train
@@ -166,7 +168,7 @@ def test_a_network_that_is_dead_for_a_while_ends_no_run_and_loses_no_record(goog
     assert STEPS in steps_of(workdir)
 
 
-def test_a_run_in_a_bucket_is_evaluated_compared_exported_and_loaded(in_bucket, on_disk, tmp_path, capfd, monkeypatch):
+def test_a_run_in_a_bucket_is_evaluated_compared_exported_asked_and_loaded(in_bucket, on_disk, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert evaluate([f"--workdir={in_bucket}", "--name=again", "--report"]) == 0
     found = json.loads(capfd.readouterr().out)
@@ -175,8 +177,14 @@ def test_a_run_in_a_bucket_is_evaluated_compared_exported_and_loaded(in_bucket, 
     assert compare([str(in_bucket), str(on_disk)]) == 0
     assert f"gs://{BUCKET}/runs" in capfd.readouterr().out
     assert export([f"--workdir={in_bucket}", "--format=safetensors", f"--output={tmp_path / 'model.safetensors'}"]) == 0
+    capfd.readouterr()
+    Image.new("L", (28, 28), 200).save(tmp_path / "picture.png")
+    assert predict([f"--workdir={in_bucket}", str(tmp_path / "picture.png")]) == 0
+    assert "picture.png" in capfd.readouterr().out
     assert load_run(str(in_bucket)).step == STEPS
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"], "no folder named gs: was made"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors", "picture.png"], (
+        "no folder named gs: was made"
+    )
 
 
 def test_a_run_in_a_bucket_teaches_another_and_is_its_start(in_bucket, on_disk, tmp_path, caplog):
