@@ -115,6 +115,17 @@ def _refusing(workdir: RunPath) -> Iterator[None]:
         raise ConfigError(f"the run folder {workdir} is not writable: {error.strerror or error}{what}") from error
 
 
+def has_checkpoints(workdir: RunPath) -> bool:
+    """Whether a run has saved a step here.
+
+    Raises:
+      ConfigError: The folder cannot be read.
+    """
+    folder = workdir / "checkpoints"
+    with _refusing(workdir):
+        return exists(folder) and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
 def check_place(workdir: RunPath) -> None:
     """Refuses a place that no run can write to, before anything is computed.
 

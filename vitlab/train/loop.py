@@ -134,7 +134,7 @@ def _claimed(experiment: Experiment, workdir: RunPath, *, allow_changes: bool) -
     All processes have then agreed that nothing is refused.
     """
     folder.check_place(workdir)
-    setup = distributed.everywhere(lambda: set_up(experiment))
+    setup = distributed.everywhere(lambda: set_up(experiment, begins=not folder.has_checkpoints(workdir)))
     data = folder.DataInfo.of(setup.train_source)
     distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])
     teacher = setup.restore_teacher()

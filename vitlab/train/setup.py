@@ -4,6 +4,7 @@ Everything that can be refused is refused here, before the run folder is made.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -222,12 +223,14 @@ def abstract_batch(
     return {name: jax.ShapeDtypeStruct((experiment.batch_size, *row.shape[1:]), row.dtype) for name, row in rows.items()}
 
 
-def set_up(experiment: Experiment, bad_images: RunPath | None = None) -> Setup:
+def set_up(experiment: Experiment, bad_images: RunPath | None = None, *, begins: bool = True) -> Setup:
     """Opens the data and traces the step; computes nothing.
 
     Args:
       experiment: What to train.
       bad_images: File that will list the images that cannot be decoded.
+      begins: Whether the run begins here. The weights that a resumed run began with are no longer
+        needed, so they are not read and may be gone.
 
     Raises:
       ConfigError: The experiment cannot be run here; one line.
@@ -242,7 +245,8 @@ def set_up(experiment: Experiment, bad_images: RunPath | None = None) -> Setup:
         difference = different_classes(class_names, eval_names, "the training split", "the evaluation split")
         raise ConfigError(f"the training and the evaluation split have different classes: {difference}")
     channels = model_channels(experiment.model, train_source.channels)
-    _check_channels_of_run(experiment.model.weights, channels)
+    if begins:
+        _check_channels_of_run(experiment.model.weights, channels)
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # raises if the policy is malformed
     model, create_weights = build(experiment, num_classes=len(class_names), channels=channels)
@@ -256,7 +260,11 @@ def set_up(experiment: Experiment, bad_images: RunPath | None = None) -> Setup:
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels, fields_of(train_source)), mesh, teacher=teacher)
     setting = setting_of(experiment, options, model.preprocessing, num_classes=len(class_names))
     evaluation = task.evaluation(setting)
-    start = load_start(model, create_weights(), experiment.model.weights) if experiment.model.weights else None
+    if source := experiment.model.weights:
+        random_weights = create_weights
+        create_weights = functools.cache(lambda: load_start(model, random_weights(), source))
+        if begins:
+            create_weights()
     return Setup(
         experiment=experiment,
         mesh=mesh,
@@ -267,7 +275,7 @@ def set_up(experiment: Experiment, bad_images: RunPath | None = None) -> Setup:
         train_step=traced,
         evaluation=evaluation,
         eval_step=make_eval_step(model, mesh, evaluation, lambda batch: task.prepare(batch, None, setting)),
-        create_weights=create_weights if start is None else lambda: start,
+        create_weights=create_weights,
         create_state=create_state,
         abstract_state=state,
         teacher=teacher,
