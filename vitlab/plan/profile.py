@@ -39,6 +39,7 @@ class Operation:
     name: str  # in the program
     type: str  # type of the result
     source: str  # file and line
+    op_name: str = ""  # JAX's name of it, named scopes included
 
 
 def profile(text: str, device: Device, schedules: str | None) -> list[Operation]:
@@ -78,6 +79,7 @@ def profile(text: str, device: Device, schedules: str | None) -> list[Operation]
                 kernel[1] if kernel else name,
                 each.type,
                 line_of(calls),
+                op_name,
             )
         )
     return sorted(found, key=lambda operation: -operation.milliseconds)
