@@ -3,7 +3,8 @@ CPU cores.
 
 The count is the sum of a density that is learned from the number alone.
 
-Here: not yet run to its end; 400 steps reach a mean error of 0.73 objects (the median guess: 1.42).
+Here: a mean error of 0.586 objects after 1000 steps, 136 s of processor time (seed 0; the median
+guess: 1.42); see docs/howto/tasks.md.
 Run: python -m vitlab.train --config=configs/count_scenes.py --workdir=runs/count
 """
 
@@ -30,7 +31,7 @@ def get_config(variant=None):
             augment=AugmentConfig(crop="center"),
             optimizer=OptimizerConfig(peak_lr=3e-3, warmup="100 steps"),
             batch_size=16,
-            duration="2000 steps",
+            duration="1000 steps",
             log_every="100 steps",
             eval_every="500 steps",
             eval_batch_size=250,
