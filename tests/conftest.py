@@ -17,10 +17,16 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 # Triton kernels, where Triton is installed, run on the host; Triton reads this when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# gcsfs reads this when it is imported; otherwise it asks Google of which kind each bucket is, an
+# emulator's too.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 import hypothesis
 import jax
 import jaxtyping
 import pytest
+
+from tests.emulator import BUCKET, Emulator, moto
 
 # Hypothesis draws the same examples in every run, and no example fails for being slow.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
@@ -78,6 +84,31 @@ def compiled_programs_do_not_pile_up():
     if pages * resource.getpagesize() > MOST_MEMORY:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def google(tmp_path_factory):
+    """An emulator of Google's buckets, to which this process and its children are led."""
+    for package in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(package, reason=f"needs {package}, of the extra test-cloud")
+    with Emulator(tmp_path_factory.mktemp("google")) as emulator, pytest.MonkeyPatch.context() as patch:
+        for name, value in emulator.environment.items():
+            patch.setenv(name, value)
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def amazon():
+    """An emulator of Amazon's buckets, with one."""
+    for package in ("s3fs", "moto", "flask", "flask_cors"):
+        pytest.importorskip(package, reason=f"needs {package}, of the extra test-cloud")
+    import s3fs
+
+    with moto() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir(BUCKET)
+        yield
 
 
 def pytest_addoption(parser):

@@ -7,8 +7,9 @@ if typing.TYPE_CHECKING:
     from vitlab.models.registry import create_model, list_models
     from vitlab.runs.loaded import load_run
     from vitlab.weights.load import load_weights
+    from vitlab.weights.save import save_weights
 
-__all__ = ["__version__", "create_model", "list_models", "load_run", "load_weights"]
+__all__ = ["__version__", "create_model", "list_models", "load_run", "load_weights", "save_weights"]
 
 __version__ = "0.1.0"
 
@@ -17,11 +18,12 @@ _HOMES = {
     "list_models": "vitlab.models.registry",
     "load_run": "vitlab.runs.loaded",
     "load_weights": "vitlab.weights.load",
+    "save_weights": "vitlab.weights.save",
 }
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Imports a public function on first use: every command begins with this package, and few need all of it."""
+    """Imports a public function on first use, since every command imports this package."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""Lists the commands, or runs one: python -m vitlab [COMMAND ...], or `vitlab COMMAND ...` where vitlab is installed."""
+"""Lists the commands, or runs one: python -m vitlab [COMMAND ...], or the script `vitlab`."""
 
 import ast
 import os
@@ -15,7 +15,10 @@ _HERE = pathlib.Path(__file__).parent
 
 
 def commands() -> dict[str, str]:
-    """Purpose of each command, by name: every module that runs, and whose docstring begins with "...: python -m vitlab.NAME"."""
+    """Name of each command -> its purpose.
+
+    A command is a module that runs and whose docstring begins "PURPOSE: python -m vitlab.NAME ...".
+    """
     out = {}
     for path in sorted(_HERE.rglob("*.py")):
         text = path.read_text()
@@ -29,7 +32,7 @@ def commands() -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command and returns its exit code."""
     known = commands()
     if not argv or argv[0] in ("-h", "--help"):
         print(_listing(known))
@@ -40,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     name = argv[0]
     if name not in known:
         raise ConfigError(f'unknown command "{name}": {near_misses(name, known)}')
-    if os.getcwd() not in sys.path:  # as under `python -m`: packages beside the user's configs are found
+    if os.getcwd() not in sys.path:  # `python -m` adds it too: packages beside the user's configs are found
         sys.path.append(os.getcwd())
     sys.argv[:] = [f"vitlab {name}", *argv[1:]]
     runpy.run_module(f"vitlab.{name}", run_name="__main__", alter_sys=True)
@@ -63,7 +66,7 @@ def _listing(known: dict[str, str]) -> str:
 
 
 def console() -> None:
-    """The console script `vitlab`."""
+    """Entry point of the console script `vitlab`."""
     cli.run(main)
 
 

@@ -1,7 +1,8 @@
-"""How fast a model of the zoo runs here, and what it takes: python -m vitlab.benchmark --model=NAME [--train].
+"""Measures speed and cost of a zoo model here: python -m vitlab.benchmark --model=NAME [--train].
 
-Prints one line: the median speed of several runs, compilation, multiply-accumulates, parameters and memory. Images are random
-and already on the device: the input pipeline is not measured.
+Prints one line: the median speed over several runs, the compile time, multiply-accumulates,
+parameters and memory. Images are random and already on the device, so the input pipeline is not
+measured.
 """
 
 import argparse
@@ -25,29 +26,29 @@ from vitlab.train.periods import Periods
 from vitlab.train.setup import make_step
 from vitlab.train.step import compile_step, trace_step
 
-NUM_CLASSES, CHANNELS = 1000, 3  # where the fields of the model leave them open
+NUM_CLASSES, CHANNELS = 1000, 3  # classes and image channels where the model's config leaves them open
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One model in one mode: the line that is printed, and a row of the CSV file."""
+    """Figures of one model in one mode: the line that is printed, and a row of the CSV file."""
 
     model: str
-    fields: str  # of the family's config, that were replaced
-    mode: str  # train: a whole step of AdamW; eval: the logits
-    device: str  # count and kind
+    fields: str  # replaced fields of the family's config, KEY=VALUE
+    mode: str  # train: one whole step of AdamW; eval: the logits
+    device: str  # number of devices and their kind
     image_size: str  # pixels, height x width
     batch_size: int  # images, over all devices
     dtype: str
     compile_seconds: float
-    images_per_second: float  # over all devices, by the median time
-    gmacs: float  # of the forward pass on one image, 1e9
+    images_per_second: float  # batch_size / median time, over all devices
+    gmacs: float  # 1e9 multiply-accumulates of the forward pass on one image
     params: int
     peak_bytes: int  # per device: arguments, results and temporary arrays of the compiled program
     versions: str
 
     def line(self) -> str:
-        """For the eye."""
+        """One line of text for a person to read."""
         return (
             f"{self.model}  {self.mode}  {self.device}  {self.image_size} x {self.batch_size} {self.dtype}  "
             f"compiled in {self.compile_seconds:.1f} s  {self.images_per_second:.4g} images/s  {self.gmacs:.3f} GMACs  "
@@ -61,10 +62,11 @@ def measure(config: ModelConfig, *, batch_size: int, train: bool) -> Measurement
     Args:
       config: The model; num_classes and in_channels default to ImageNet's.
       batch_size: Images, over all devices.
-      train: Time a step of training, else the logits of the evaluation.
+      train: Whether to time a training step or the logits of an evaluation.
 
     Raises:
-      ConfigError: There is no such model, its fields cannot work together, or the batch cannot be split over the devices.
+      ConfigError: There is no such model, its fields cannot work together, or the batch cannot be
+        split over the devices.
     """
     mesh = make_mesh()
     check_divides("batch_size", batch_size, mesh)
@@ -103,7 +105,7 @@ def measure(config: ModelConfig, *, batch_size: int, train: bool) -> Measurement
     )
 
 
-_PARTS = {"argument": 1, "output": 1, "temp": 1, "alias": -1}  # results that take the place of arguments count once
+_PARTS = {"argument": 1, "output": 1, "temp": 1, "alias": -1}  # result buffers that reuse argument buffers count once
 
 
 def _train(config: ModelConfig, model: FunctionalModel, create_weights: Callable[[], Weights], batch: Any, mesh: jax.sharding.Mesh):
@@ -114,7 +116,7 @@ def _train(config: ModelConfig, model: FunctionalModel, create_weights: Callable
     compiled, seconds = compile_step(trace_step(step, state, batch, mesh))
 
     def run() -> None:
-        nonlocal state  # the old one's memory is given away
+        nonlocal state  # the step reuses the memory of the old state
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
 
@@ -129,7 +131,7 @@ def _evaluate(_config: ModelConfig, model: FunctionalModel, create_weights: Call
 
 
 def check_columns(path: pathlib.Path) -> None:
-    """Refuses a CSV file of something else, before anything is measured.
+    """Refuses a CSV file with other columns, before anything is measured.
 
     Raises:
       ConfigError: The file has other columns.
@@ -142,7 +144,7 @@ def check_columns(path: pathlib.Path) -> None:
 
 
 def append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    """Adds a row to a CSV file, with a head if it is new."""
+    """Adds a row to a CSV file; a new file gets a header first."""
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
@@ -163,7 +165,7 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command and returns its exit code."""
     parser = cli.Parser(
         prog="python -m vitlab.benchmark",
         description=__doc__.split("\n")[0],

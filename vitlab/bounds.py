@@ -1,4 +1,4 @@
-"""Bounds of numbers, written into the type of the field that they bind: `depth: Depth`, `dims: tuple[Count, ...]`."""
+"""Bounds of numbers, written into the types of fields: `depth: Depth`, `patch_size: Side`."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """An interval of numbers; an end that is `open` is itself outside."""
+    """An interval of numbers; an open end is not part of it."""
 
     least: int | float
     most: int | float
@@ -26,39 +26,39 @@ class Bounds:
         return f"in {left}{self.least}, {self.most}{right}"
 
 
-_MANY = 10**6  # no side, width or number of classes is larger; numbers beyond overflow the sizes of arrays
-Count = Annotated[int, Bounds(1, _MANY)]  # pixels, channels, heads, tokens
+_MANY = 10**6  # largest side, width or number of classes; larger numbers overflow the sizes of arrays
+Count = Annotated[int, Bounds(1, _MANY)]  # number of pixels, channels, heads or tokens
 CountOrZero = Annotated[int, Bounds(0, _MANY)]
-Depth = Annotated[int, Bounds(1, 1000)]  # blocks in a row
+Depth = Annotated[int, Bounds(1, 1000)]  # number of blocks in a row
 Side = Annotated[int, Bounds(1, 1000)]  # pixels or tokens per side of a kernel, window or patch
 SideOrZero = Annotated[int, Bounds(0, 1000)]
-Ratio = Annotated[float, Bounds(0, 1000, open_least=True)]  # one width or size / another
-Epsilon = Annotated[float, Bounds(0, 1, open_least=True)]  # summand that keeps a norm's divisor from zero
+Ratio = Annotated[float, Bounds(0, 1000, open_least=True)]  # ratio of one width or size to another
+Epsilon = Annotated[float, Bounds(0, 1, open_least=True)]  # summand that keeps a norm's divisor above zero
 Rate = Annotated[float, Bounds(0, 1, open_most=True)]  # probability of dropping something
 Share = Annotated[float, Bounds(0, 1)]  # part of a whole
 
 
 @functools.cache
 def hints_of(owner: Any) -> dict[str, tuple[Any, Any]]:
-    """Types of the fields of a class or the arguments of a function.
+    """Types of a class's fields or of a function's arguments.
 
     Returns:
-      For each name the type without bounds, as `vitlab.config.typed` takes it, and the type with them.
+      Name -> (type without bounds, as `vitlab.config.typed` takes it; type with bounds).
     """
     plain, bounded = typing.get_type_hints(owner), typing.get_type_hints(owner, include_extras=True)
     return {name: (plain[name], bounded[name]) for name in plain}
 
 
 def check_bounds(name: str, value: Any, hint: Any) -> None:
-    """Checks a value of the right type, or each entry of a tuple, against the bounds in its type.
+    """Checks a value, or each entry of a tuple, against the bounds in its field's type.
 
     Args:
-      name: Field that has the value, for the message.
+      name: Name of the field, for the message.
       value: A number, a tuple of numbers, or any other value, which has no bounds.
       hint: The field's type with its bounds: `Count`, `Count | None`, `tuple[Count, ...]`.
 
     Raises:
-      ValueError: A number is outside.
+      ValueError: A number is outside its bounds.
     """
     for bounds, number in _bound(value, hint):
         if number not in bounds:
@@ -66,7 +66,7 @@ def check_bounds(name: str, value: Any, hint: Any) -> None:
 
 
 def _bound(value: Any, hint: Any) -> Iterator[tuple[Bounds, int | float]]:
-    """Each number in a value with the bounds that its type has for it."""
+    """Each number in a value, with the bounds that its type states for it."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
         yield from ((bounds, value) for bounds in arguments[1:] if isinstance(bounds, Bounds) and isinstance(value, (int, float)))

@@ -1,4 +1,4 @@
-"""What the commands share: config files with typed overrides, and one clear line with exit code 2 for a user's mistake."""
+"""Shared parts of the commands: config files, typed overrides, one-line errors with exit code 2."""
 
 import argparse
 import ast
@@ -18,6 +18,7 @@ from absl import flags
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab import recipes, terminal
+from vitlab.buckets import RunPath, run_path
 from vitlab.config import ConfigError, Experiment, from_config_dict, near_misses, to_dict
 from vitlab.config.values import leaf_types, plain_type
 
@@ -31,11 +32,12 @@ __all__ = [
     "load_experiment",
     "override",
     "run",
+    "run_folder",
     "split_overrides",
 ]
 
-EXIT_FAILED = 1  # the command was understood, and could not be carried out
-EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; the code that a shell gives for it
+EXIT_FAILED = 1  # the command was valid, but could not be carried out
+EXIT_BROKEN_PIPE = 141  # the reader of the output has gone; shells give this code for it
 EXIT_USAGE = 2  # the command, the config or the data cannot be used; nothing was begun
 CONFIG_HELP = "config file, path.py or path.py:variant, or a recipe of the package, vitlab:quickstart or vitlab:NAME:variant"
 _PREFIX = "--config."
@@ -45,15 +47,16 @@ _KEYS = """Every key of the config can be set: --config.optimizer.peak_lr=1e-3. 
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the options that an unknown one may have meant; its help ends with an example."""
+    """An argument parser with one-line errors that suggest options; its help ends in an example."""
 
     def __init__(self, *, example: str = "", keys: bool = False, **options: Any):
-        """Takes the options of argparse, and its own.
+        """Takes the options of argparse and two more.
 
         Args:
           example: A command line to copy.
-          keys: Whether the command takes `--config.a.b=value`, so that the help says where the keys are explained.
-          **options: For `argparse.ArgumentParser`.
+          keys: Whether the command takes `--config.a.b=value`; its help then says where keys are
+            explained.
+          **options: Options of `argparse.ArgumentParser`.
         """
         parts = [f"example: {example}"] * bool(example) + [_KEYS] * keys
         options = {"epilog": "\n\n".join(parts), "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
@@ -68,8 +71,9 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Calls a command's `main` with the arguments of the process and exits with its code.
 
-    What the user got wrong becomes one line on stderr and exit code 2; anything else keeps its traceback. When the reader of
-    the output has gone (`| head`), nothing is said; when the output cannot be written, that is said on one line.
+    A user's mistake (ConfigError, UnsupportedError) becomes one line on stderr and exit code 2; any
+    other error keeps its traceback. It is no error if the reader of the output has gone (`| head`).
+    Output that cannot be written is reported on one line.
     """
     sys.excepthook = terminal.show_exception
     sys.unraisablehook = _without_late_futures(sys.unraisablehook)
@@ -92,7 +96,10 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def _without_late_futures(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Leaves out what TensorStore's threads say after a write has failed and Orbax has closed its event loop: the failure is told once."""
+    """Hides errors of TensorStore's threads that follow a failed write, which is already reported.
+
+    They are raised once Orbax has closed its event loop.
+    """
 
     def show(unraisable: Any) -> None:
         error = unraisable.exc_value
@@ -102,8 +109,16 @@ def _without_late_futures(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return show
 
 
+def run_folder(text: str) -> RunPath:
+    """The path of a run folder, as the type of an argument; the parser shows what is wrong."""
+    try:
+        return run_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes the `--config.a.b=text` arguments out: (the other arguments, {"a.b": text}).
+    """Separates the `--config.a.b=text` arguments: (the other arguments, {"a.b": text}).
 
     Raises:
       ConfigError: An override has no value.
@@ -119,10 +134,11 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def load_experiment(config: str, overrides: Mapping[str, str]) -> Experiment:
-    """Runs `get_config(variant)` of "path.py:variant", or of the package's "vitlab:name:variant", and applies the overrides.
+    """Runs `get_config(variant)` of "path.py:variant" or "vitlab:name:variant", and overrides it.
 
     Raises:
-      ConfigError: No such file, recipe or variant, no `get_config` in it, an unknown key (with near misses), or a value of another type.
+      ConfigError: There is no such file, recipe or variant, the file has no `get_config`, a key is unknown
+        (similar keys are named), or a value has another type.
     """
     path, _, variant = config.removeprefix(recipes.PREFIX).partition(":")
     file = recipes.path_of(path) if config.startswith(recipes.PREFIX) else pathlib.Path(path)
@@ -130,10 +146,10 @@ def load_experiment(config: str, overrides: Mapping[str, str]) -> Experiment:
 
 
 def override(experiment: Experiment, overrides: Mapping[str, str]) -> Experiment:
-    """The experiment with values replaced, {"optimizer.peak_lr": "1e-3"}.
+    """The experiment with values replaced, such as {"optimizer.peak_lr": "1e-3"}.
 
     Raises:
-      ConfigError: As `load_experiment`.
+      ConfigError: For the reasons of `load_experiment`.
     """
     tree = to_dict(experiment)
     for dotted, text in overrides.items():
@@ -142,22 +158,25 @@ def override(experiment: Experiment, overrides: Mapping[str, str]) -> Experiment
 
 
 def begin() -> None:
-    """What every command does before it computes: messages, and compiled programs kept between runs.
+    """Prepares a command that computes: logging, and the cache of compiled programs.
 
-    Orbax and Grain say through absl's logger what they do, with tracebacks of what they also raise, which is told once and in words.
+    The loggers of absl, through which Orbax and Grain report, and of what reads buckets are
+    silenced: they report, with tracebacks, errors that are also raised and that a command reports
+    on one line.
     """
     logging.basicConfig(level=logging.WARNING, handlers=[terminal.LogHandler()], force=True)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "gcsfs", "s3fs", "aiobotocore", "botocore"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _use_compilation_cache()
 
 
 def _use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder between runs, unless JAX_COMPILATION_CACHE_DIR names another.
+    """Keeps compiled programs in the user's cache folder; JAX_COMPILATION_CACHE_DIR names another.
 
-    A user without a home, as in many containers, has none.
+    A user without a home folder, as in many containers, gets no cache.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = "~" if os.environ.get("HOME", "~") else ""  # an empty HOME is none
+        home = "~" if os.environ.get("HOME", "~") else ""  # an empty HOME counts as none
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser(f"{home}/.cache".lstrip("/")))
         if cache.is_absolute():
             jax.config.update("jax_compilation_cache_dir", str(cache / "vitlab" / "xla"))
@@ -189,7 +208,7 @@ def _get_config(path: pathlib.Path, variant: str) -> Any:
 
 
 def _override(tree: dict[str, Any], dotted: str, text: str) -> None:
-    """Sets one value; `from_config_dict` judges key and type afterwards."""
+    """Sets one value; `from_config_dict` checks key and type afterwards."""
     types_, path = leaf_types(Experiment), tuple(dotted.split("."))
     *parents, key = path
     if inside := [leaf for leaf in types_ if leaf[: len(path)] == path != leaf]:
@@ -208,5 +227,5 @@ def literal(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last ones: {[]: 1}, brackets without end
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # TypeError: {[]: 1}; the last two: too many brackets
         return text

@@ -1,7 +1,8 @@
-"""Runs side by side: python -m vitlab.compare RUN... [--output=curves.png].
+"""Compares the metrics and configs of runs: python -m vitlab.compare RUN... [--output=curves.png].
 
-Prints a table (newest and best evaluation, steps, images/s) and what differs between the configs; draws the curves into one picture.
-Runs that are still going on are shown as far as they are; what is damaged in a run folder is said and left out.
+Prints a table (newest and best evaluation, steps, images/s) and the config keys that differ; draws
+the curves into one picture. Unfinished runs are shown as far as they are; damaged parts of a run
+folder are reported and left out.
 
 Exit codes: 0 done; 2 the command cannot be used, or no run has anything to show.
 """
@@ -21,25 +22,27 @@ from rich.console import Console
 from rich.table import Table
 
 from vitlab import cli
+from vitlab.buckets import RunPath
 from vitlab.config import ConfigError, Experiment, difference
 from vitlab.drawing.chart import COLOURS, Chart
+from vitlab.files import read_bytes
 from vitlab.printable import printable
 from vitlab.runs import folder
 from vitlab.tasks import task_of
 
 METRICS = ("eval_top1", "eval_loss", "train_loss")
-_LEGEND = 220  # pixels beside a chart
-_NARROWEST = 120  # columns of the table where the output is no terminal
+_LEGEND = 220  # pixels beside a chart, for the legend
+_NARROWEST = 120  # columns of the table, besides those of the runs, where the output is no terminal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """Facts about a run that its folder holds."""
+    """A run as its folder describes it."""
 
     name: str
-    experiment: Experiment | None  # None: config.json cannot be read
-    lines: tuple[dict[str, Any], ...]  # whole lines of metrics.jsonl, in the order of their steps
-    images_per_second: float | None  # median; None where nothing was timed
+    experiment: Experiment | None  # None if config.json cannot be read
+    lines: tuple[dict[str, Any], ...]  # complete lines of metrics.jsonl, by step
+    images_per_second: float | None  # median; None if nothing was timed
     complaints: tuple[str, ...]  # files that could not be read, with the reason
 
     def curve(self, metric: str) -> tuple[list[float], list[float]]:
@@ -49,7 +52,7 @@ class Run:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command and returns its exit code."""
     args = _arguments(argv)
     cli.begin()
     runs = [read_run(path) for path in args.runs]
@@ -72,8 +75,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_run(path: pathlib.Path) -> Run:
-    """Reads what can be read of a run folder; the rest is said in `complaints`."""
+def read_run(path: RunPath) -> Run:
+    """Reads what can be read of a run folder, and lists the rest in `complaints`."""
     complaints, experiment = [], None
     try:
         experiment, _ = folder.read(path)
@@ -93,7 +96,10 @@ def read_run(path: pathlib.Path) -> Run:
 
 
 def summary(runs: Sequence[Run]) -> Table:
-    """One row a run: its newest and its best evaluation by its task's metric, of the averaged weights where there are such."""
+    """One row a run: its newest and its best evaluation by the metric of its task.
+
+    Evaluations of the averaged weights are preferred where there are any.
+    """
     heads = {_best_metric(run)[0] for run in runs}
     title = "top-1" if heads == {"top1"} else heads.pop() if len(heads) == 1 else "metric"
     table = Table("run", "model", "steps", title, f"best {title}", "at step", "loss", "images/s")
@@ -116,17 +122,17 @@ def summary(runs: Sequence[Run]) -> Table:
 
 
 def _best_metric(run: Run) -> tuple[str, str]:
-    """The metric that decides which of a run's evaluations is the best, and whether the most or the least is."""
+    """The metric by which a run's best evaluation is chosen, and whether "max" or "min" is best."""
     if run.experiment is None or run.experiment.task.name == "classification":
         return "top1", "max"
     try:
         return task_of(run.experiment)[0].best
-    except ConfigError:  # a task of the user's own that has gone
+    except ConfigError:  # the user's own task no longer exists
         return "loss", "min"
 
 
 def differences(runs: Sequence[Run]) -> Table:
-    """One row a key of the config that is not the same in all runs."""
+    """One row for each config key that differs between the runs."""
     first, *others = [run.experiment for run in runs if run.experiment is not None]
     against = [difference(first, other) for other in others]
     table = Table("what differs", *(printable(run.name) for run in runs))
@@ -140,7 +146,7 @@ def differences(runs: Sequence[Run]) -> Table:
 
 
 def draw(runs: Sequence[Run], metrics: Sequence[str] = METRICS) -> Image.Image:
-    """One chart below the other, one for each metric that a run has, by step.
+    """Draws a chart over the steps for each metric that a run has, one below the other.
 
     Raises:
       ConfigError: No run has any of the metrics.
@@ -173,7 +179,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         example="python -m vitlab.compare runs/a runs/b --output=curves.png",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="+", type=cli.run_folder, metavar="RUN", help="run folders, here or in a bucket")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="the PNG with the curves")
     parser.add_argument("--metrics", default=",".join(METRICS), help="what is drawn, names of metrics.jsonl with commas between")
     args = parser.parse_args(argv)
@@ -185,10 +191,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _json_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
-    """The lines that are whole records, and a complaint about the others; the last one may just be being written."""
+def _json_lines(path: RunPath) -> tuple[list[dict[str, Any]], str]:
+    """The complete records, and a complaint about damaged lines; the last may be unfinished."""
     try:
-        texts = path.read_bytes().splitlines(keepends=True)
+        texts = read_bytes(path).splitlines(keepends=True)
     except OSError as error:
         return [], f"{path.name} cannot be read ({error.strerror})"
     lines, broken = [], []

@@ -1,4 +1,4 @@
-"""The command `python -m vitlab.config`: every key of a config with its type, default, bounds and meaning."""
+"""The command `python -m vitlab.config`: type, default, bounds and meaning of every config key."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from vitlab.tasks import task_of
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command and returns its exit code."""
     parser = cli.Parser(
         prog="python -m vitlab.config",
         description="Every key of a config with its type, default, bounds and meaning.",

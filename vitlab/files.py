@@ -1,4 +1,7 @@
-"""Small files: replaced at once, read as JSON whatever is in them, and JSON lines whose last one may be cut off."""
+"""Small files: atomic writes, JSON, and files of JSON lines whose last line may be cut off.
+
+Files of a run folder may be in a bucket, see `vitlab.buckets`.
+"""
 
 import contextlib
 import errno
@@ -13,17 +16,24 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-_LEFT_OVER_SECONDS = 600.0  # age from which a temporary file is taken for one whose writer was killed
+from vitlab import buckets
+from vitlab.buckets import Lines, RunPath, in_bucket
+
+_LEFT_OVER_SECONDS = 600.0  # age from which the writer of a temporary file is taken for dead
 
 
-def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+def write_atomically(path: RunPath, content: str | bytes) -> None:
     """Replaces a file at once, so that no reader and no crash sees half of it.
 
-    Of several processes that write the same file the last one wins. What a killed writer of this file has left is removed.
+    If several processes write the same file, the last one wins. Temporary files of killed writers
+    are removed.
 
     Raises:
-      OSError: It cannot be written; the old file stays, and nothing is left beside it.
+      OSError: The file cannot be written; the old file stays, and no temporary file is left.
     """
+    if in_bucket(path):
+        buckets.write(path, content.encode() if isinstance(content, str) else content)
+        return
     remove_leftovers(path, older_than=_LEFT_OVER_SECONDS)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -39,46 +49,62 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     _sync_folder(path.parent)
 
 
-def remove_leftovers(path: pathlib.Path, *, older_than: float = 0.0) -> None:
-    """Removes the temporary files that killed writers of a file have left beside it.
+def remove_leftovers(path: RunPath, *, older_than: float = 0.0) -> None:
+    """Removes the temporary files that killed writers of a file have left beside it; in a bucket
+    there are none.
 
     Args:
-      path: The file itself.
-      older_than: Age in seconds that spares those of writers that may still be at work.
+      path: The file that was being written.
+      older_than: Least age in seconds; a younger file may belong to a writer at work.
     """
+    if in_bucket(path):
+        return
     for leftover in path.parent.glob(f"{glob.escape(path.name)}.*tmp"):
-        with contextlib.suppress(OSError):  # another process was quicker, or it is no file
+        with contextlib.suppress(OSError):  # another process was quicker, or it is a folder
             if time.time() - leftover.lstat().st_mtime >= older_than:
                 leftover.unlink()
 
 
-def remove(path: pathlib.Path) -> None:
-    """Removes a file, a link (not what it leads to) or a folder with all that is in it; nothing where there is none.
+def exists(path: RunPath) -> bool:
+    """Whether there is a file or folder of that name.
+
+    Raises:
+      OSError: The bucket that it would be in cannot be read.
+    """
+    return buckets.exists(path) if in_bucket(path) else path.exists()
+
+
+def remove(path: RunPath) -> None:
+    """Removes a file, a link (not its target) or a folder with its content, if there is one.
 
     Raises:
       OSError: It cannot be removed.
     """
-    if path.is_dir() and not path.is_symlink():
+    if in_bucket(path):
+        buckets.remove(path)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: RunPath) -> Any:
     """The value in a JSON file.
 
     Raises:
-      OSError: It cannot be read, or is no regular file.
-      ValueError: It is not UTF-8, not JSON, nested too deeply or has numbers that are too long.
+      OSError: The file cannot be read, or is no regular file.
+      ValueError: The text is not UTF-8, not JSON, nested too deeply or has numbers that are too
+        long.
     """
-    return parse_json(_read_regular(path))
+    return parse_json(read_bytes(path))
 
 
 def parse_json(data: bytes) -> Any:
-    """The value that JSON spells.
+    """The value of a JSON text.
 
     Raises:
-      ValueError: It is not UTF-8, not JSON, nested too deeply or has numbers that are too long.
+      ValueError: The text is not UTF-8, not JSON, nested too deeply or has numbers that are too
+        long.
     """
     try:
         return json.loads(data.decode())
@@ -86,38 +112,49 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def whole_lines(path: pathlib.Path) -> Iterator[bytes]:
-    """The lines of a file without their ends; a last one that was cut off is left out, and a file that is not there has none.
+def whole_lines(path: RunPath) -> Iterator[bytes]:
+    """The complete lines of a file, without line ends; none if there is no file.
+
+    A last line that was cut off is left out.
 
     Raises:
-      OSError: It cannot be read, or is no regular file.
+      OSError: The file cannot be read, or is no regular file.
     """
     with contextlib.suppress(FileNotFoundError):
-        yield from _read_regular(path).split(b"\n")[:-1]
+        yield from read_bytes(path).split(b"\n")[:-1]
 
 
-def open_to_append(path: pathlib.Path) -> IO[str]:
-    """Opens a file of lines to write behind them, and removes a last one that was cut off.
+def open_to_append(path: RunPath) -> IO[str] | Lines:
+    """Opens a file of lines to append to it, and removes a last line that was cut off.
 
     Raises:
-      OSError: It cannot be written, or is no regular file.
+      OSError: The file cannot be written, or is no regular file.
     """
+    if in_bucket(path):
+        return Lines(path)
     with contextlib.suppress(FileNotFoundError):
-        data = _read_regular(path)
+        data = read_bytes(path)
         if not data.endswith(b"\n"):
             os.truncate(path, data.rfind(b"\n") + 1)
     return path.open("a")
 
 
-def _read_regular(path: pathlib.Path) -> bytes:
-    """Reads a file, but no FIFO or device, which may never end."""
-    if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):  # a folder has an error of its own
+def read_bytes(path: RunPath) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      OSError: It cannot be read, or is no regular file, but a FIFO or a device, which may never
+        end.
+    """
+    if in_bucket(path):
+        return buckets.read(path)
+    if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):  # reading a folder gives a clear error
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return path.read_bytes()
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes a new name in a folder survive the end of the machine, where the file system can."""
+    """Makes a new name in a folder survive a crash of the machine, if the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""A model as a pure function of its weights: what jit, optax and checkpoints see."""
+"""A model as a pure function of its weights, for jit, optax and checkpoints."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -23,8 +23,8 @@ from vitlab.tree import joined, leaf_names, parted
 __all__ = ["FunctionalModel", "Trunk", "Weights", "build", "check_tensor", "freeze", "functional"]
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
-Pixels = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]  # in [0, 255]
-HEAD = "task_head"  # first part of the names of a task's own head
+Pixels = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]  # pixels in [0, 255]
+HEAD = "task_head"  # first part of the parameter names of a task's head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Trunk:
     preprocessing: Preprocessing
 
     def normalised(self, images: Pixels) -> Float[Array, "b h w c"]:
-        """The images as the model wants them."""
+        """The images normalised by the model's mean and standard deviation."""
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.preprocessing.mean, self.preprocessing.std))
         return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
 
     def features(self, images: Pixels, *, train: bool, rngs: nnx.Rngs | None) -> Features:
-        """The maps of `model.features`, one a stage."""
+        """The feature maps of `model.features`, one a stage."""
         return self.model.features(self.normalised(images), train=train, rngs=rngs)
 
     def logits(self, images: Pixels, *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b classes"]:
@@ -48,7 +48,7 @@ class Trunk:
         return self.model(self.normalised(images), train=train, rngs=rngs)
 
     def head_logits(self, images: Pixels, *, train: bool, rngs: nnx.Rngs | None) -> tuple[Float[Array, "b classes"], ...]:
-        """The logits of each of the model's own heads: two with DeiT's distillation token, else one."""
+        """Logits of each of the model's own heads: two with DeiT's distillation token, else one."""
         if not hasattr(self.model, "head_logits"):
             return (self.logits(images, train=train, rngs=rngs),)
         return self.model.head_logits(self.normalised(images), train=train, rngs=rngs)
@@ -68,28 +68,31 @@ def _maps(trunk: Trunk, head: None, batch: Mapping[str, Array], *, train: bool, 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionalModel:
-    """`apply` and `run` of fixed structure; holds no weights."""
+    """The structure of a model and its functions `run` and `apply`; it holds no weights."""
 
     graphdef: Any
     constants: Any  # variables that are neither parameters nor statistics
     preprocessing: Preprocessing
-    shapes: Weights  # shapes and dtypes of its weights
-    places: Any  # the `vitlab.layers.roles.Place` of each parameter
+    shapes: Weights  # shapes and dtypes of the weights
+    places: Any  # `vitlab.layers.roles.Place` of each parameter
     trained: Any = None  # whether each parameter is trained, as booleans; None: all are. See `freeze`
-    tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)  # its family's
+    # The family's split over the mesh axis `tensor`.
+    tensor_split: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
     forward: Callable[..., Any] = _own_heads  # (Trunk, the task's head or None, batch, train=, rngs=) -> outputs, see `vitlab.tasks`
-    inputs: tuple[str, ...] = ("image",)  # entries of a batch that `forward` reads; all are images
+    inputs: tuple[str, ...] = ("image",)  # batch entries that `forward` reads; all are images
 
     def run(self, weights: Weights, batch: Mapping[str, Array], rng: Array | None = None) -> tuple[Any, dict[str, Any]]:
-        """Runs trunk and head on a batch; with `rng` as in training (dropout, drop path, statistics of the batch).
+        """Runs trunk and head on a batch.
+
+        With `rng` they run as in training: dropout, drop path and statistics of the batch.
 
         Returns:
-          Outputs of the task, float32, and the new model_state.
+          The task's outputs, float32, and the new model_state.
         """
         return self._run(self.forward, weights, batch, rng)
 
     def apply(self, weights: Weights, images: Pixels, rng: Array | None = None) -> tuple[Float[Array, "b classes"], dict[str, Any]]:
-        """Runs the model with its own head on pixels in [0, 255], otherwise as `run` does.
+        """Runs the model with its own head on pixels in [0, 255]; `rng` is as in `run`.
 
         Returns:
           Logits, float32, and the new model_state.
@@ -97,11 +100,11 @@ class FunctionalModel:
         return self._run(_own_logits, weights, {"image": images}, rng)
 
     def features(self, weights: Weights, images: Pixels) -> tuple[Float[Array, "b _h _w _d"], ...]:
-        """Normalises pixels in [0, 255] and gives the maps of `model.features`, one a stage, float32."""
+        """Feature maps of `model.features` for pixels in [0, 255], one a stage, float32."""
         return self._run(_maps, weights, {"image": images}, None)[0]
 
     def abstract_inputs(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of what `run` reads."""
+        """Shapes and dtypes of the batch entries that `run` reads."""
         shape = (batch_size, *self.preprocessing.image_size, len(self.preprocessing.mean))
         return dict.fromkeys(self.inputs, jax.ShapeDtypeStruct(shape, jnp.uint8))
 
@@ -110,7 +113,10 @@ class FunctionalModel:
         return macs_of(lambda weights, x: self.run(weights, x)[0], self.shapes, self.abstract_inputs())
 
     def count_training_macs(self) -> int:
-        """Multiply-accumulates of a forward and a backward pass on one image, of which those of frozen parts are left out."""
+        """Multiply-accumulates of forward and backward pass on one image.
+
+        Gradients of frozen parts are not computed and do not count.
+        """
         if self.trained is None:
             return 3 * self.count_macs()
 
@@ -126,11 +132,11 @@ class FunctionalModel:
         return macs_of(gradient, self.shapes, self.abstract_inputs())
 
     def split(self, params: Any) -> tuple[Any, Any]:
-        """Parameters, or a tree like theirs, in two trees: what is trained, and what is frozen."""
+        """Splits parameters, or a tree of their structure, into the trained and the frozen ones."""
         return (params, {}) if self.trained is None else parted(params, self.trained)
 
     def changes(self) -> Weights:
-        """Whether training changes each leaf of the weights, as booleans: statistics of frozen parts stay."""
+        """Whether training changes each leaf, as booleans; statistics of frozen parts stay."""
         if self.trained is None:
             return jax.tree.map(lambda _: True, self.shapes)
         trained = _trained_modules(self.trained)
@@ -138,7 +144,7 @@ class FunctionalModel:
         return {"params": self.trained, "model_state": unflatten_dict(stats)}
 
     def _run(self, forward: Callable[..., Any], weights: Weights, batch: Mapping[str, Array], rng: Array | None) -> Any:
-        """Outputs of a forward function, float32 but for integers, and the new model_state."""
+        """The outputs of a forward function, floats in float32, and the new model_state."""
         model = nnx.merge(self.graphdef, weights["params"], weights["model_state"], self.constants, copy=True)
         rngs = None if rng is None else nnx.Rngs(dropout=rng)
         _set_mode(model, rng)
@@ -149,9 +155,10 @@ class FunctionalModel:
 
 
 def _set_mode(model: Any, rng: Array | None) -> None:
-    """Puts layers of `flax.nnx` that have a mode (dropout, batch norm) into that of training, with `rng`, or of evaluation.
+    """Sets `flax.nnx` layers with a mode (dropout, batch norm) to training, if `rng` is given.
 
-    Streams of random numbers that they hold begin anew at each step, from its key. The zoo's own layers have no mode and no streams.
+    Otherwise it sets them to evaluation. Random streams inside such layers restart at each step
+    from `rng`. The zoo's own layers have neither modes nor streams.
     """
     if rng is None:
         model.eval()
@@ -167,8 +174,8 @@ def functional(model: Any, layers: Layers | None = None) -> tuple[FunctionalMode
     """Splits a model of the zoo into its function and its weights.
 
     Args:
-      model: Real or abstract.
-      layers: Its family's, for layer-wise decay of the learning rate.
+      model: A model with values, or an abstract one.
+      layers: The layers of its family, for layer-wise decay of the learning rate.
     """
     graphdef, params, stats, constants = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     weights = {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(stats)}
@@ -179,13 +186,14 @@ def functional(model: Any, layers: Layers | None = None) -> tuple[FunctionalMode
 def freeze(model: FunctionalModel, trained: Any) -> FunctionalModel:
     """The model with some of its parameters frozen.
 
-    A frozen part is constant and runs as in evaluation also where the rest is trained: its batch norms use and keep their
-    statistics, and it drops neither units nor paths. A module is part of it if all parameters inside it are frozen; one without
-    parameters, such as drop path, if all of the smallest module around it that has parameters are.
+    A frozen part is constant and runs as in evaluation while the rest is trained: its batch norms
+    use and keep their statistics, and it drops neither units nor paths. A module is frozen if all
+    its parameters are. A module without parameters, such as drop path, is frozen if all parameters
+    of the smallest enclosing module that has any are frozen.
 
     Args:
-      model: Whose weights keep their names and shapes.
-      trained: Whether each parameter is trained: booleans in nested dicts as those of the parameters.
+      model: The model; its weights keep their names and shapes.
+      trained: Whether each parameter is trained: booleans in nested dicts like the parameters.
     """
     if all(jax.tree.leaves(trained)):
         return model
@@ -198,7 +206,7 @@ def freeze(model: FunctionalModel, trained: Any) -> FunctionalModel:
 
 
 def _trained_modules(trained: Any) -> dict[tuple[Any, ...], bool]:
-    """Path of each module that has parameters -> whether any inside it is trained."""
+    """Path of each module that has parameters -> whether any of them is trained."""
     out: dict[tuple[Any, ...], bool] = {}
     for path, is_trained in flatten_dict(trained).items():
         for n in range(len(path)):
@@ -207,7 +215,7 @@ def _trained_modules(trained: Any) -> dict[tuple[Any, ...], bool]:
 
 
 def _is_frozen(path: tuple[Any, ...], trained: Mapping[tuple[Any, ...], bool]) -> bool:
-    """Whether all parameters in the module at `path`, or in the nearest one around it that has any, are frozen."""
+    """Whether the module at `path`, or the nearest one around it with parameters, is frozen."""
     return not next(trained[path[:n]] for n in range(len(path), -1, -1) if path[:n] in trained)
 
 
@@ -219,17 +227,19 @@ def build(
     seed: int,
     head: Callable[[tuple[FeatureInfo, ...], Preprocessing, InitRngs], Any] | None = None,
 ) -> tuple[FunctionalModel, Callable[[], Weights]]:
-    """The model of an experiment, and a function for its initial weights, which are made on the default device.
+    """The model of an experiment, and a function for its initial weights, on the default device.
 
     Args:
-      config: Which model.
-      num_classes: Of the data, where the config leaves it open.
-      channels: Of the images, where the config leaves it open.
-      seed: Of the initial weights.
-      head: Makes the head of a task from what the trunk's maps are; the model's own is then left out.
+      config: Name and fields of the model.
+      num_classes: Number of classes, used if the config leaves it open.
+      channels: Number of image channels, used if the config leaves it open.
+      seed: Seed of the initial weights.
+      head: Makes a task's head from the descriptions of the trunk's maps; it replaces the model's
+        own head.
 
     Raises:
-      ConfigError: There is no such model, its fields cannot work together, or the head cannot stand on its maps.
+      ConfigError: There is no such model, its fields cannot work together, or the head does not fit
+        its maps.
     """
     if config.num_classes is not None and config.num_classes < num_classes:
         raise ConfigError(f"model.num_classes={config.num_classes} is fewer than the {num_classes} classes of the data")
@@ -254,16 +264,17 @@ def build(
         abstract, _ = functional(nnx.eval_shape(lambda: create(InitRngs(None))), family_of(config.name).layers)
     constants = abstract.constants
     if jax.tree.leaves(constants):
-        constants = jax.jit(lambda: functional(create(InitRngs(None)))[0].constants)()  # nothing else is made
+        constants = jax.jit(lambda: functional(create(InitRngs(None)))[0].constants)()  # only the constants are computed, no weights
     model = dataclasses.replace(abstract, constants=constants, tensor_split=family_of(config.name).tensor_split)
     return model, lambda: functional(create(InitRngs(seed)))[1]
 
 
 def check_tensor(tensor: int, config: ModelConfig, model: FunctionalModel) -> None:
-    """Refuses so many devices along `tensor` if the model cannot be split over them.
+    """Refuses a size of the mesh axis `tensor` over which the model cannot be split.
 
     Raises:
-      ConfigError: Its family does not say how, or they do not divide its heads or its hidden units.
+      ConfigError: The family declares no split, or the size does not divide the heads or hidden
+        units.
     """
     if tensor == 1:
         return

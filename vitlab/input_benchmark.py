@@ -1,7 +1,8 @@
-"""Images per second of the input, stage by stage: python -m vitlab.input_benchmark --config=configs/x.py:variant.
+"""Times each stage of the input pipeline: python -m vitlab.input_benchmark --config=configs/x.py.
 
-Each stage is timed by itself on one thread and the images it needs are in memory; "loader" is the whole, with the threads and
-workers of the config. With --step_images_per_second=X it says whether the input keeps up with a step of that speed.
+Each stage is timed by itself on one thread, with the images it needs in memory; "loader" is the
+whole input with the threads and workers of the config. With --step_images_per_second=X the command
+says whether the input keeps up with a step of that speed.
 """
 
 import argparse
@@ -24,14 +25,14 @@ from vitlab.data.loader import train_batches
 from vitlab.data.source import Source, open_source
 from vitlab.models.registry import model_config
 
-_SAMPLE = 256  # images that the stages are timed on, decoded in memory
-_CHUNK = 16  # images read at once
-_WARM_UP = 4  # batches of the loader that may have been ready before the clock starts
+_SAMPLE = 256  # number of images that the stages are timed on
+_CHUNK = 16  # number of images read at once
+_WARM_UP = 4  # first batches, not timed, since the loader may have made them before the clock starts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """Images in memory of any sizes, as a source."""
+    """A source of images in memory, of any sizes."""
 
     examples: Sequence[dict[str, Any]]
     class_names: tuple[str, ...]
@@ -45,23 +46,23 @@ class Decoded:
         return self.examples[index]
 
     def name_of(self, index: int) -> str:
-        """Its position."""
+        """The index as a name."""
         return str(index)
 
 
 def measure(experiment: Experiment, *, batch_size: int, seconds: float) -> Iterator[tuple[str, float]]:
-    """Times the training split.
+    """Times the stages of the training input.
 
     Args:
-      experiment: Its data, augmentation and image size count.
+      experiment: Its data, augmentation and image size are used.
       batch_size: Images per batch, over all devices.
-      seconds: Per stage.
+      seconds: Seconds per stage.
 
     Yields:
       Name and images per second of "read", "decode", "augment", "batch", "device put" and "loader".
 
     Raises:
-      ConfigError: There is no such data, no such model, or none of the images that are tried can be decoded.
+      ConfigError: There is no such data or model, or no image of the sample can be decoded.
     """
     source = open_source(experiment.data, train=True)
     channels, decode = model_channels(experiment.model, source.channels), decoder(experiment.data)
@@ -82,7 +83,10 @@ def measure(experiment: Experiment, *, batch_size: int, seconds: float) -> Itera
 def _measure_batches(
     source: Source, decoded: Sequence[dict[str, Any]], experiment: Experiment, layout: Layout, seconds: float
 ) -> Iterator[tuple[str, float]]:
-    """Rates of the stages after decoding: the augmentation, for which the mere batch is taken off; the batch; its way to the devices."""
+    """Rates of the stages after decoding: augmentation, making of the batch, transfer to a device.
+
+    The time of the augmentation is the difference between batches with and without it.
+    """
     in_memory = source if isinstance(source, ArraySource) else _in_memory(decoded, layout)
     augmented = TrainBatch(in_memory, experiment.augment, layout, experiment.seed, Threads(1))
     fitted = augmented(0)
@@ -123,7 +127,7 @@ def _loader_rate(source: Source, experiment: Experiment, layout: Layout, seconds
 
 
 def _rate(fn: Callable[[], int], seconds: float, *, warm_up: bool = True) -> float:
-    """Images per second of calls of `fn`, which returns how many it did; at least one call, and as many as `seconds` take."""
+    """Images per second of `fn`, which returns its number of images and is called for `seconds`."""
     if warm_up:
         fn()
     count, begin = 0, time.perf_counter()
@@ -135,7 +139,7 @@ def _rate(fn: Callable[[], int], seconds: float, *, warm_up: bool = True) -> flo
 
 
 def _read(source: Source, indices: list[int]) -> list[dict[str, Any]]:
-    """The examples that can be read."""
+    """Reads the examples that can be read."""
     read_many = getattr(source, "__getitems__", None) or (lambda indices: [source[index] for index in indices])
     try:
         return list(read_many(indices))
@@ -144,7 +148,7 @@ def _read(source: Source, indices: list[int]) -> list[dict[str, Any]]:
 
 
 def _decode(examples: Sequence[dict[str, Any]], channels: int, decode: Decoder) -> list[dict[str, Any]]:
-    """Images that can be decoded, with their pixels."""
+    """Decodes the images that can be decoded."""
     decoded = []
     for example in examples:
         try:
@@ -162,7 +166,7 @@ def _image_size(experiment: Experiment) -> tuple[int, int]:
 
 
 def verdict(rates: dict[str, float], wanted: float) -> str:
-    """Whether the loader is as fast as a step that takes `wanted` images per second, and if not, what is slow."""
+    """Whether the loader keeps up with a step of `wanted` images per second, or what is slow."""
     if rates["loader"] >= wanted:
         return f"the input keeps up: {rates['loader']:,.0f} images/s, the step takes {wanted:,.0f}"
     slowest = min(("read", "decode", "augment", "batch"), key=rates.__getitem__)
@@ -173,7 +177,7 @@ def verdict(rates: dict[str, float], wanted: float) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command and returns its exit code."""
     parser = cli.Parser(
         prog="python -m vitlab.input_benchmark",
         description=__doc__.split("\n")[0],

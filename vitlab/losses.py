@@ -27,17 +27,18 @@ __all__ = [
     "uncertainty_weighted",
 ]
 
-PerImage = Callable[[Array, Array], Array]  # function of logits [b, classes] and targets or labels, one value an image, [b]
+PerImage = Callable[[Array, Array], Array]  # (logits [b, classes], targets or labels) -> one value an image, [b]
 
 
 def soft_targets(labels: Int[Array, " b"], num_classes: int, *, label_smoothing: float = 0.0) -> Float[Array, "b classes"]:
-    """One-hot; smoothing spreads that share of the target evenly over all classes, the label's included."""
+    """One-hot targets; smoothing spreads its share evenly over all classes, the label's too."""
     return jax.nn.one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
 
 
 def sigmoid_cross_entropy(logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]) -> Float[Array, " b"]:
-    """Binary cross-entropy of each class (nats), the mean over classes, as DeiT III has it (arXiv:2204.07118)."""
-    # optax.sigmoid_binary_cross_entropy gives equal numbers, but negates each element where this negates the mean alone.
+    """Binary cross-entropy, the mean over classes, in nats, as in DeiT III (arXiv:2204.07118)."""
+    # optax.sigmoid_binary_cross_entropy gives equal numbers, but negates each element, not the mean
+    # alone.
     return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits)).mean(-1)
 
 
@@ -45,23 +46,24 @@ LOSSES = {"softmax": optax.softmax_cross_entropy, "sigmoid": sigmoid_cross_entro
 
 
 def loss_of(kind: str) -> PerImage:
-    """The loss of a name: one of `LOSSES`, or one of the user's own, see `vitlab.config.references`.
+    """The loss with a name: one of `LOSSES`, or the user's own, see `vitlab.config.references`.
 
     Raises:
-      ConfigError: The user's own cannot be found; or, when it is called, its result is no value an image.
+      ConfigError: The user's function cannot be found, or, when called, does not return one value
+        an image.
     """
     return LOSSES[kind] if kind in LOSSES else per_image("loss.kind", kind)
 
 
 def per_image(key: str, reference: str) -> PerImage:
-    """A function of the user's own that a config names, with its result checked to be one value an image, [b].
+    """The user's own function that a config names; its result is checked to be one value an image.
 
     Args:
       key: Key of the config, for the message.
       reference: Name of the function, see `vitlab.config.references`.
 
     Raises:
-      ConfigError: There is no such function; or, when it is called, its result has another shape.
+      ConfigError: There is no such function, or, when called, it returns another shape than [b].
     """
     function = load_reference(reference)
 
@@ -77,11 +79,13 @@ def per_image(key: str, reference: str) -> PerImage:
 
 
 def class_weights(kind: Literal["inverse", "inverse_sqrt"], counts: Int[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
-    """Weights of the classes in the loss, such that rare classes count more and the mean over all images is 1.
+    """Class weights of the loss: rare classes count more, and the mean over all images is 1.
 
     Args:
-      kind: "inverse": proportional to 1 / counts, so that all classes have the same sum; "inverse_sqrt": to 1 / sqrt(counts).
-      counts: Training images of each class, at least one image in all. A class without images has the weight 1.
+      kind: "inverse": proportional to 1 / counts, so that all classes have the same sum;
+        "inverse_sqrt": to 1 / sqrt(counts).
+      counts: Training images of each class, at least one image in all. A class without images has
+        the weight 1.
     """
     raw = np.maximum(counts, 1) ** (-1.0 if kind == "inverse" else -0.5)
     weights = raw * counts.sum() / (raw * counts).sum()
@@ -96,9 +100,10 @@ def label_loss(
 ) -> Float[Array, " b"]:
     """The loss of soft targets (nats), weighted by class.
 
-    Under "softmax" each class's part of the target has its own weight, so that an image mixed of two classes has the share of each
-    (and smoothing that of all), as torch's `CrossEntropyLoss(weight)` does. Under "sigmoid", where every image is an example for every
-    class, and under a loss of the user's own, the image has the mean weight of its target.
+    Under "softmax" each class's part of the target has its own weight: an image mixed of two
+    classes gets a share of both weights (and smoothing a share of all), as in torch's
+    `CrossEntropyLoss(weight)`. Under "sigmoid", where every image is an example for every class,
+    and under the user's own loss, an image has the mean weight of its target.
     """
     loss = loss_of(kind)
     if weights is None:
@@ -108,25 +113,31 @@ def label_loss(
 
 
 def cross_entropy(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Softmax cross-entropy with labels (nats), for evaluation; infinite where a label's logit is minus infinity."""
-    # optax.softmax_cross_entropy_with_integer_labels rounds otherwise, so that recorded evaluations would differ in the last digits.
+    """Softmax cross-entropy with labels (nats), for evaluation; a logit of -inf gives infinity."""
+    # optax.softmax_cross_entropy_with_integer_labels rounds otherwise, so that recorded evaluations
+    # would differ in the last digits.
     return -jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), labels[:, None], axis=-1)[:, 0]
 
 
 def soft_distillation(logits: Float[Array, "b classes"], teacher: Float[Array, "b classes"], temperature: float) -> Float[Array, " b"]:
-    """temperature**2 * KL(softmax(teacher / temperature) || softmax(logits / temperature)) / classes, in nats.
+    """T**2 * KL(softmax(teacher / T) || softmax(logits / T)) / classes with temperature T, in nats.
 
-    Hinton et al., arXiv:1503.02531 section 2; DeiT, arXiv:2012.12877 eq. 2. Neither paper divides by the number of classes; DeiT's
-    code does (its losses.py averages over all elements, as older versions of torch did), and it is followed: DeiT's alpha goes with
-    it. The weights of the papers are had with alpha' = classes * alpha / (1 - alpha + classes * alpha) and a learning rate to match.
-    Eq. 2 writes the student first in KL; the code, and Hinton et al., have the teacher's distribution first.
+    Hinton et al., arXiv:1503.02531 section 2; DeiT, arXiv:2012.12877 eq. 2. Neither paper divides
+    by the number of classes; DeiT's code does (its losses.py averages over all elements, as older
+    versions of torch did). This function follows the code, for which DeiT's alpha was chosen. To
+    get the papers' weighting, use alpha' = classes * alpha / (1 - alpha + classes * alpha) and a
+    learning rate to match. Eq. 2 writes the student first in KL; the code, and Hinton et al., have
+    the teacher's distribution first.
     """
     log_p, log_q = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (jax.lax.stop_gradient(teacher), logits))
     return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).mean(-1)
 
 
 def hard_distillation(logits: Float[Array, "b classes"], teacher: Float[Array, "b classes"]) -> Float[Array, " b"]:
-    """Cross-entropy (nats) with the teacher's likeliest class, which is not smoothed; DeiT, arXiv:2012.12877 eq. 3."""
+    """Cross-entropy (nats) with the teacher's likeliest class (DeiT, arXiv:2012.12877 eq. 3).
+
+    The target is not smoothed.
+    """
     return cross_entropy(logits, teacher.argmax(-1))
 
 
@@ -139,16 +150,18 @@ def distilled_loss(
 ) -> Float[Array, " b"]:
     """(1 - alpha) * loss of the labels + alpha * distillation.
 
-    With one head both are of it. With DeiT's two (arXiv:2012.12877, section 4) the first, of the class token, follows the labels, and
-    the last, of the distillation token, the teacher. Eq. 3 has both halves of the hard loss equal; DeiT's code weighs them by alpha
-    too, and so does this. As there, the labels' loss is that of `config.kind`, the teacher's always of a softmax.
+    One head gives both terms its logits. Of DeiT's two heads (arXiv:2012.12877, section 4) the
+    first, of the class token, follows the labels, and the last, of the distillation token, the
+    teacher. Eq. 3 weighs both halves of the hard loss equally; DeiT's code weighs them by alpha,
+    and so does this function. As in that code, the labels' loss is that of `config.kind`, and the
+    teacher's is always that of a softmax.
 
     Args:
       heads: Logits of the student's heads.
       targets: Labels after smoothing and mixing.
-      teacher: Its logits of the same images; no gradient flows to them.
+      teacher: The teacher's logits of the same images; no gradient flows to them.
       config: Kinds, alpha and temperature.
-      weights: Of the classes, in the labels' part; see `label_loss`.
+      weights: Class weights of the labels' loss, see `label_loss`.
 
     Returns:
       One value per image.
@@ -164,5 +177,8 @@ def _distillation(logits: Array, teacher: Array, options: DistillationConfig) ->
 
 
 def uncertainty_weighted(losses: Float[Array, " k"], log_variances: Float[Array, " k"]) -> Float[Array, ""]:
-    """Half the sum of exp(-w) * loss + w: losses weighed by learned uncertainties (Kendall et al., arXiv:1705.07115, eq. 7)."""
+    """Half the sum of exp(-w) * loss + w, with w the log variances of the losses.
+
+    The losses are so weighed by learned uncertainties (Kendall et al., arXiv:1705.07115, eq. 7).
+    """
     return 0.5 * (jnp.exp(-log_variances) * losses + log_variances).sum()

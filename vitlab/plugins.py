@@ -1,7 +1,8 @@
-"""Modules of the user's: files and packages outside of vitlab that a config names parts of.
+"""The user's own modules: files and packages outside vitlab whose objects a config names.
 
-A file becomes the module `vitlab.plugins.x<its path in hexadecimal>`. The name alone says where the file lies, so that a process
-which unpickles an object of the file, such as a worker of the input pipeline, finds the module by importing it.
+A file becomes the module `vitlab.plugins.x<its path in hexadecimal>`. The name alone says where the
+file lies, so that a process that unpickles an object of the file, such as a worker of the input
+pipeline, finds the module by importing it.
 """
 
 import importlib
@@ -16,9 +17,9 @@ from typing import Any
 
 __all__ = ["import_file", "import_named", "raised_in_plugin"]
 
-__path__: list[str] = []  # with it, Python asks the finders for modules below this one
+__path__: list[str] = []  # makes this module a package: Python asks the finders for modules below it
 _PREFIX = f"{__name__}.x"
-_imported: set[str] = set()  # modules of the user's, by the name of their outermost package
+_imported: set[str] = set()  # outermost packages of the user's imported modules
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -35,7 +36,7 @@ if not any(type(finder).__module__ == __name__ for finder in sys.meta_path):
 
 
 def import_file(path: str) -> types.ModuleType:
-    """Imports a Python file, once, however often it is asked for.
+    """Imports a Python file; later calls give the same module.
 
     Args:
       path: Absolute path of the file.
@@ -47,17 +48,17 @@ def import_file(path: str) -> types.ModuleType:
 
 
 def import_named(name: str) -> types.ModuleType:
-    """Imports a module of a package of the user's, "package.module".
+    """Imports a module of the user's own package, "package.module".
 
     Raises:
-      ModuleNotFoundError: There is no such module, or none that the module itself imports.
+      ModuleNotFoundError: The module, or one that it imports, does not exist.
     """
     _imported.update({name.partition(".")[0]} - {"pallas_kernels", "vitlab"})
     return importlib.import_module(name)
 
 
 def raised_in_plugin(error: BaseException) -> bool:
-    """Whether the user's own code was running when the error was raised: it is in the traceback, at whatever depth."""
+    """Whether the user's own code was running, at any depth, when the error was raised."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(_is_plugin(frame.f_globals.get("__name__", "")) for frame, _ in frames)
 

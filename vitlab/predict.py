@@ -1,13 +1,16 @@
-"""What a model says of images: python -m vitlab.predict --workdir=DIR IMAGE...
+"""Applies a trained model to images: python -m vitlab.predict --workdir=DIR IMAGE...
 
-For classification the likeliest classes; for other tasks a line for each result and, with --output=FOLDER, a file at the picture's own
-size and the picture with the result drawn over it. A task of two pictures, such as stereo, takes them in turn: LEFT RIGHT LEFT RIGHT.
+For classification it prints the likeliest classes; for other tasks a line for each result and, with
+--output=FOLDER, a file at the picture's own size and the picture with the result drawn over it. A
+task of two pictures, such as stereo, takes them in turn: LEFT RIGHT LEFT RIGHT.
 
-IMAGE is a file, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or @list.txt, a file with one of these on each
-line. The model is that of a run folder, or of the zoo with a checkpoint of others (--model=NAME --weights=FILE).
+IMAGE is a file, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or @list.txt,
+a file with one of these on each line. The model is that of a run folder, or a model of the zoo with
+a checkpoint that was trained elsewhere (--model=NAME --weights=FILE).
 
-An image that cannot be read gets one line on stderr, the others are still predicted in their order. Exit codes: 0 all images were
-predicted; 2 the command or the model cannot be used, or some images could not be read, which are counted at the end.
+An image that cannot be read gets one line on stderr; the others are still predicted in their order.
+Exit codes: 0 all images were predicted; 2 the command or the model cannot be used, or some images
+could not be read, which are counted at the end.
 """
 
 import argparse
@@ -35,21 +38,21 @@ from vitlab.runs.arguments import add_model_arguments, check_model_arguments
 from vitlab.runs.loaded import LoadedRun, Prediction, chunks, one_device, softmax
 from vitlab.runs.trained import Trained, from_run, from_weights
 
-_THREADS = 8  # threads that read and decode images
+_THREADS = 8  # number of threads that read and decode images
 _SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Outcome of one image."""
+    """Result of one image."""
 
     path: str
-    top: tuple[tuple[str, float], ...] = ()  # names and probabilities of the likeliest classes
-    error: str = ""  # why it could not be read
+    top: tuple[tuple[str, float], ...] = ()  # names and probabilities of the likeliest classes, the likeliest first
+    error: str = ""  # why the image could not be read
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command and returns its exit code."""
     args, overrides = _arguments(argv)
     paths = find_images(args.images, args.list)
     cli.begin()
@@ -68,11 +71,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def predict(run: LoadedRun, paths: Iterable[str], *, top: int = 5, batch_size: int = 64) -> Iterator[Answer]:
-    """Predicts files in their order; memory is bounded by the batch.
+    """Predicts files in their order, batch by batch, so that memory is bounded.
 
     Args:
-      run: The model.
-      paths: The files.
+      run: The loaded model.
+      paths: Paths of the images.
       top: Classes per image; all, if the model has fewer.
       batch_size: Images that go through the model at once.
     """
@@ -90,7 +93,7 @@ def predict(run: LoadedRun, paths: Iterable[str], *, top: int = 5, batch_size: i
 
 
 def _main_of_task(run: LoadedRun, paths: Sequence[str], args: argparse.Namespace) -> int:
-    """Predicts pictures one by one, or two by two where the task takes two, and writes what was found into a folder."""
+    """Predicts pictures singly, or in pairs if the task takes two; writes results to a folder."""
     if args.output and not args.output.is_dir():
         raise ConfigError(
             f"--output={args.output} must be a folder that exists: task={run.experiment.task.name} writes files for each picture"
@@ -119,7 +122,10 @@ def _main_of_task(run: LoadedRun, paths: Sequence[str], args: argparse.Namespace
 
 
 def _tell(run: LoadedRun, stem: str, picture: np.ndarray, found: dict[str, np.ndarray], folder: pathlib.Path | None) -> Iterator[str]:
-    """A line for each result; with a folder its file and, where that is no picture itself, the picture with it drawn over."""
+    """A line for each result, which is also written to a folder if one is given.
+
+    A result that is no picture itself is then also drawn over the picture.
+    """
     for name, kind in run.kinds.items():
         drawn, caption = kind.draw(picture, found[name])
         files, is_new = [], drawn is not picture and drawn is not found[name]
@@ -132,17 +138,17 @@ def _tell(run: LoadedRun, stem: str, picture: np.ndarray, found: dict[str, np.nd
 
 
 def _read(run: LoadedRun, path: str) -> np.ndarray | str:
-    """The prepared image, or why there is none."""
+    """The prepared image, or the reason why it cannot be read."""
     try:
         return run.preprocess(path)
     except DecodeError as error:
         return f"is no image that can be decoded ({error})"
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+    except (OSError, ValueError) as error:  # ValueError: the path has a null byte
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _print(answers: Iterable[Answer]) -> int:
-    """Shows each image with a line per class; gives the number of those that could not be read."""
+    """Prints each image with a line per class; returns how many could not be read."""
     failed = 0
     for answer in answers:
         failed += _complain(answer)
@@ -153,13 +159,13 @@ def _print(answers: Iterable[Answer]) -> int:
 
 
 def _write(answers: Iterable[Answer], path: pathlib.Path) -> int:
-    """Writes all answers to a file at once; gives the number of images that could not be read."""
+    """Writes all answers to one file; returns the number of images that could not be read."""
     kept = []
     for answer in answers:
         _complain(answer)
         kept.append(answer)
     text = _csv(kept) if path.suffix == ".csv" else "".join(_json_line(answer) for answer in kept)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files may be no UTF-8
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names may be no valid UTF-8
     try:
         write_atomically(path, text)
     except OSError as error:
@@ -174,7 +180,7 @@ def _complain(answer: Answer) -> bool:
 
 
 def _csv(answers: Sequence[Answer]) -> str:
-    """Columns path, class_1, probability_1, class_2, ..., error; a row for each image."""
+    """Rows of path, class_1, probability_1, class_2, ..., error under a header, a row an image."""
     count = max(len(answer.top) for answer in answers)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -232,7 +238,7 @@ def _trained(args: argparse.Namespace, overrides: dict[str, str]) -> Trained:
 
 
 def _num_classes(model: ModelConfig) -> int:
-    """The classes of a model, its variant's own where the config does not say.
+    """The number of classes of a model: the config's, or else the variant's.
 
     Raises:
       ConfigError: There is no such model, or it was published without classes.
@@ -245,10 +251,10 @@ def _num_classes(model: ModelConfig) -> int:
 
 
 def _class_names(path: pathlib.Path) -> tuple[str, ...]:
-    """The lines of a file.
+    """The class names in a file, one a line.
 
     Raises:
-      ConfigError: It cannot be read, is no text in UTF-8, or is empty.
+      ConfigError: The file cannot be read, is no text in UTF-8, or is empty.
     """
     try:
         names = tuple(filter(None, map(str.strip, path.read_bytes().decode("utf-8-sig").split("\n"))))

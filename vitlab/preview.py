@@ -1,8 +1,9 @@
-"""A contact sheet of a training batch: python -m vitlab.preview --config=configs/x.py:variant --output=sheet.png [--step=N].
+"""Draws a training batch: python -m vitlab.preview --config=configs/x.py --output=sheet.png.
 
-The images are those of the step itself, cropped, augmented, erased and mixed, each with its class below, or with two classes and
-their shares where mixup or cutmix has mixed it; for other tasks each image is followed by its fields, drawn over it. To see what the
-host alone does: --config.mix.prob=0 --config.augment.erase_prob=0.
+The contact sheet shows the images of a step (--step=N), cropped, augmented, erased and mixed, each
+with its class below, or with two classes and their shares where mixup or cutmix has mixed it. For
+other tasks each image is followed by its fields, drawn over it. To see what the host alone does:
+--config.mix.prob=0 --config.augment.erase_prob=0.
 """
 
 import dataclasses
@@ -29,32 +30,33 @@ from vitlab.models.registry import Preprocessing, model_config
 from vitlab.printable import printable
 from vitlab.tasks import class_names_of, names_of, setting_of, task_of
 
-_SHOWN = 0.005  # a smaller share is not worth a line
+_SHOWN = 0.005  # smallest share of a class that gets a line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """Some images of a batch as the model is given them, but for normalisation."""
+    """Some images of a batch as the model gets them, before normalisation."""
 
-    images: UInt8[np.ndarray, "n h w c"]  # the noise of erasing is cut off at 0 and 255
+    images: UInt8[np.ndarray, "n h w c"]  # the noise of erasing is clipped to [0, 255]
     shares: Float[np.ndarray, "n classes"]  # share of each class in each image, without label smoothing
     class_names: tuple[str, ...]
     batch_size: int
-    bad: int  # images of the batch that could not be decoded, and were replaced
+    bad: int  # number of images of the batch that could not be decoded and were replaced
 
 
 def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
     """The first images of a training batch.
 
-    The whole batch is made, here, since it is mixed with itself.
+    The whole batch is made, since its images are mixed with each other.
 
     Args:
-      experiment: Its data, augmentation, mixing, seed, batch size and image size count.
-      step: Updates that the model has had before this batch.
-      count: Images; fewer, if the batch is smaller.
+      experiment: Its data, augmentation, mixing, seed, batch size and image size are used.
+      step: Number of updates before this batch.
+      count: Number of images; fewer, if the batch is smaller.
 
     Raises:
-      ConfigError: There is no such data, policy or model, a number is out of range, or no image can be decoded.
+      ConfigError: There is no such data, policy or model, a number is out of range, or no image can
+        be decoded.
     """
     batch, source, preprocessing = _host_batch(experiment, step, count)
     prepared = _prepared(batch, step, experiment, preprocessing, len(source.class_names))
@@ -68,9 +70,9 @@ def sample(experiment: Experiment, *, step: int = 0, count: int = 64) -> Sample:
 
 
 def field_sheet(experiment: Experiment, *, step: int = 0, count: int = 64) -> tuple[Image.Image, int]:
-    """The first images of a training batch of any task, each followed by its fields drawn over it, and the number of images.
+    """Draws the first images of a training batch of any task, and gives their number.
 
-    Arguments and errors are those of `sample`.
+    Each image is followed by its fields, drawn over it. Arguments and errors are those of `sample`.
     """
     batch, source, preprocessing = _host_batch(experiment, step, count)
     prepared = _prepared(batch, step, experiment, preprocessing, len(class_names_of(source)))
@@ -93,12 +95,12 @@ def field_sheet(experiment: Experiment, *, step: int = 0, count: int = 64) -> tu
 
 
 def _host_batch(experiment: Experiment, step: int, count: int) -> tuple[Batch, Source, Preprocessing]:
-    """The batch of a step as the host makes it, its source and the model's images."""
+    """The batch of a step as the host makes it, its source, and the model's preprocessing."""
     if step < 0 or count < 1:
         raise ConfigError(f"--step={step} must be at least 0, --images={count} at least 1")
     source = open_source(experiment.data, train=True, fields=names_of(*task_of(experiment)))
     if experiment.augment.policy is not None:
-        make_policy(experiment.augment.policy)  # refuses a malformed one
+        make_policy(experiment.augment.policy)  # raises if the policy is malformed
     preprocessing = _preprocessing(experiment, model_channels(experiment.model, source.channels))
     layout = Layout(
         size=preprocessing.image_size,
@@ -128,7 +130,7 @@ def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
 
 
 def _prepared(batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int) -> dict[str, np.ndarray]:
-    """The batch after the step has prepared it on the device, without label smoothing."""
+    """The batch as the step prepares it on the device, without label smoothing."""
     plain = dataclasses.replace(experiment, loss=LossConfig())
     task, options = task_of(plain)
     setting = setting_of(plain, options, preprocessing, num_classes=num_classes)
@@ -138,7 +140,7 @@ def _prepared(batch: Batch, step: int, experiment: Experiment, preprocessing: Pr
 
 
 def _pixels(images: np.ndarray) -> UInt8[np.ndarray, "b h w c"]:
-    """Images as pictures: the noise of erasing is cut off at 0 and 255."""
+    """Images as pictures; the noise of erasing is clipped to [0, 255]."""
     return images if images.dtype == np.uint8 else images.clip(0, 255).round().astype(np.uint8)
 
 
@@ -148,13 +150,13 @@ def draw(sample: Sample) -> Image.Image:
 
 
 def _captions(shares: Float[np.ndarray, " classes"], class_names: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and share of each class that the image has, the largest first; the share of a single one is not said."""
+    """Name and share of an image's two largest classes; a single class has no share."""
     labels = [int(i) for i in np.argsort(-shares, kind="stable")[:2] if shares[i] >= _SHOWN]
     return [(class_names[i], f" {shares[i]:.0%}" if len(labels) > 1 else "") for i in labels]
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command and returns its exit code."""
     parser = cli.Parser(
         prog="python -m vitlab.preview",
         description=__doc__.split("\n")[0],

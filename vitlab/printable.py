@@ -1,4 +1,4 @@
-"""Text of others, such as names of files and classes, as it may be shown on a terminal."""
+"""Text from outside, such as names of files and classes, made safe to show on a terminal."""
 
 import unicodedata
 
@@ -7,10 +7,11 @@ _JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emojis ar
 
 
 def printable(text: object) -> str:
-    r"""The text on one line, without anything that a terminal obeys: it cannot move the cursor, change colours or turn the direction.
+    r"""The text on one line, without characters that move the cursor, change colours or direction.
 
-    Control characters, ANSI sequences, bidirectional overrides, other invisible characters and bytes that are no UTF-8 become
-    backslash escapes: "a\nb", ESC and U+202E are shown as `a\nb`, `\x1b` and `\u202e`. Letters and spaces of all scripts stay.
+    Control characters, ANSI sequences, bidirectional overrides, other invisible characters and
+    bytes that are no UTF-8 become backslash escapes: "a\nb", ESC and U+202E are shown as `a\nb`,
+    `\x1b` and `\u202e`. Letters and spaces of all scripts stay.
     """
     return "".join(c.encode("unicode_escape").decode() if _is_invisible(c) else c for c in str(text))
 

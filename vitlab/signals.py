@@ -1,7 +1,8 @@
-"""A polite end: a signal asks the run to save and stop, a second SIGINT or SIGTERM ends the process at once.
+"""Signals: the first asks the run to save and stop; a second SIGINT or SIGTERM ends the process.
 
-Python runs a signal's handler between two instructions of the main thread, which may be minutes away while XLA compiles. Here a
-thread hears the signal when it comes, whatever the main thread is doing.
+Python runs a signal's handler between two instructions of the main thread, which may be minutes
+away while XLA compiles. Here a thread of its own receives each signal at once, whatever the main
+thread is doing.
 """
 
 import contextlib
@@ -13,26 +14,28 @@ from typing import NoReturn
 
 from vitlab.terminal import say
 
-EXIT_STOPPED = 42  # stopped by a signal, saved at the exact step: run the same command again
+EXIT_STOPPED = 42  # stopped by a signal, saved at the exact step: the same command goes on from there
 _URGENT = (signal.SIGINT, signal.SIGTERM)  # the second of these ends the process at once
-# A dropped connection, the warnings that schedulers send before they end a job (SLURM's --signal, submitit's SIGUSR2), and the
-# system's warning of used-up processor time. All of them may come repeatedly, the last every second, so they only ask.
+# A dropped connection, the warnings that schedulers send before they end a job (SLURM's --signal,
+# submitit's SIGUSR2), and the system's warning of used-up processor time. All of them may come
+# repeatedly, the last every second, so they only ask.
 WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class Stopped(Exception):
-    """The run saved and stopped before its end, as a signal asked."""
+    """A signal stopped the run before its end; the run is saved."""
 
     def __init__(self, step: int):
-        """`step` is the last one done, and saved."""
+        """`step` is the number of steps done, which are saved."""
         super().__init__(f"stopped at step {step}, which is saved; the same command again goes on from there")
         self.step = step
 
 
 class StopRequest:
-    """In a `with`: `requested` becomes True at the first signal. Does nothing outside the main thread, as in a notebook's.
+    """In a `with`: `requested` becomes True at the first signal.
 
-    A warning that the process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
+    Outside the main thread, as in some notebooks, it does nothing. A warning signal that the
+    process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
     """
 
     def __init__(self):
@@ -42,7 +45,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come; to be asked between steps and between batches of an evaluation."""
+        """Whether a signal has come; asked between steps and between batches of an evaluation."""
         return self._event.is_set()
 
     def __enter__(self) -> "StopRequest":
@@ -60,10 +63,10 @@ class StopRequest:
             signal.set_wakeup_fd(self._previous_mouth)
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
-            os.close(self._mouth)  # ends the listener
+            os.close(self._mouth)  # ends the listening thread
 
     def _listen(self, ear: int) -> None:
-        while heard := os.read(ear, 1):  # the signal's number in a byte
+        while heard := os.read(ear, 1):  # one byte, the signal's number
             if heard[0] in self._previous:
                 self._hear(signal.Signals(heard[0]))
         os.close(ear)
@@ -77,7 +80,7 @@ class StopRequest:
         if news:
             then = "once more ends at once" if self._urgent else "SIGINT or SIGTERM twice ends at once"
             text = f"{number.name}: saving, then stopping; {then}"
-            # A terminal that does not read must not keep the next signal from being heard.
+            # A thread prints: a terminal that blocks must not delay the next signal.
             threading.Thread(target=say, args=(text,), kwargs={"error": True}, daemon=True).start()
 
 
@@ -90,4 +93,4 @@ def end_at_once(code: int) -> NoReturn:
 
 
 def _leave_to_the_listener(number: int, frame) -> None:
-    """A handler there must be, or the system's own would end the process."""
+    """Takes the place of the system's handler, which would end the process."""

@@ -1,11 +1,14 @@
-"""Runs of a grid, one after the other: python -m vitlab.sweep --config=... --workdir=DIR --grid.optimizer.peak_lr="[1e-3, 3e-4]" --seeds=3.
+"""Runs a grid of configs: python -m vitlab.sweep --config=configs/x.py --workdir=DIR --seeds=3.
 
-Each --grid.KEY is a list of values of a config key, written as in Python; --seeds=N is --grid.seed="[0, ..., N - 1]". There is a run for
-each combination, in a folder DIR/KEY=VALUE,KEY=VALUE; --config.KEY=VALUE holds for all. What follows "--" goes to python -m vitlab.train
-as it is. The same command again skips the runs that are done, and goes on with the others.
+--grid.KEY="[VALUE, VALUE]" lists values of a config key, written as in Python, such as
+--grid.optimizer.peak_lr="[1e-3, 3e-4]"; --seeds=N is --grid.seed="[0, ..., N - 1]". There is a run
+for each combination, one after the other, in a folder DIR/KEY=VALUE,KEY=VALUE; --config.KEY=VALUE
+holds for all. Arguments after "--" go to python -m vitlab.train as they are. The same command again
+skips the runs that are done, and goes on with the others.
 
-Exit codes: 0 all runs are done; 1 some failed, and the others were still run; 2 the command, the config or a combination cannot be used,
-and nothing was begun; 42 a signal stopped the run under way, which is saved; 43 a run was stuck three times.
+Exit codes: 0 all runs are done; 1 some failed, and the others were still run; 2 the command, the
+config or a combination cannot be used, and nothing was begun; 42 a signal stopped the current run,
+which is saved; 43 a run was stuck three times.
 """
 
 import argparse
@@ -14,7 +17,6 @@ import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import re
 import shlex
 import signal
@@ -25,14 +27,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitlab import cli
+from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError
-from vitlab.files import write_atomically
+from vitlab.files import read_json, write_atomically
 from vitlab.signals import EXIT_STOPPED, StopRequest
 from vitlab.train.watchdog import EXIT_STUCK
 
 _GRID = "--grid."
-_TRIES = 3  # starts of a run that gets stuck each time
-_DONE = "sweep.json"  # {folder: command} of the runs that are done
+_TRIES = 3  # attempts at a run that gets stuck each time
+_DONE = "sweep.json"  # name of a file {run folder: command} of the runs that are done
 _MOST_RUNS = 10_000
 _POLL_SECONDS = 0.1
 
@@ -41,18 +44,18 @@ _POLL_SECONDS = 0.1
 class Job:
     """One run of the sweep."""
 
-    name: str  # name of its folder
+    name: str  # name of the run folder
     command: tuple[str, ...]
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Runs the command and returns its exit code."""
     args, grid, overrides, rest = _arguments(argv)
     experiment = cli.load_experiment(args.config, overrides)
     jobs = []
     for values in combinations(grid):
         texts = {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
-        cli.override(experiment, texts)  # refuses a combination that cannot be, before anything is begun
+        cli.override(experiment, texts)  # raises for a combination that is not valid, before any run begins
         jobs.append(_job(args, overrides | texts, list(texts), rest))
     if len({job.name for job in jobs}) < len(jobs):
         raise ConfigError("two combinations have folders of the same name: shorten the values, or make two sweeps of them")
@@ -60,14 +63,15 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(shlex.join(("python", *job.command[1:])) for job in jobs))
         return 0
     try:
-        args.workdir.mkdir(parents=True, exist_ok=True)
+        if not in_bucket(args.workdir):
+            args.workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir={args.workdir} cannot be made: {error.strerror}") from error
     return run_all(jobs, args.workdir)
 
 
 def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """All combinations of the values, the last key the fastest.
+    """All combinations of the values; those of the last key vary fastest.
 
     Raises:
       ConfigError: There are more than 10,000.
@@ -80,8 +84,8 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def run_all(jobs: Sequence[Job], workdir: pathlib.Path) -> int:
-    """Runs what is not done yet; gives the exit code of the command."""
+def run_all(jobs: Sequence[Job], workdir: RunPath) -> int:
+    """Runs the jobs that are not done yet; returns the exit code of the command."""
     done, failed = _read_done(workdir), []
     with StopRequest() as stop:
         for number, job in enumerate(jobs, 1):
@@ -105,12 +109,13 @@ def run_all(jobs: Sequence[Job], workdir: pathlib.Path) -> int:
     if failed:
         print(f"error: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1
-    print(f"all {len(jobs)} runs are done; next: python -m vitlab.compare {shlex.quote(str(workdir))}/*/")
+    runs = shlex.join(str(workdir / job.name) for job in jobs) if in_bucket(workdir) else f"{shlex.quote(str(workdir))}/*/"
+    print(f"all {len(jobs)} runs are done; next: python -m vitlab.compare {runs}")
     return 0
 
 
 def _run(job: Job, stop: StopRequest) -> int:
-    """The exit code of a run; one that was stuck is tried again, from its last checkpoint."""
+    """Exit code of a run; a run that gets stuck is tried again from its last checkpoint."""
     for _ in range(_TRIES):
         code = _wait(job, stop)
         if code != EXIT_STUCK or stop.requested:
@@ -119,7 +124,8 @@ def _run(job: Job, stop: StopRequest) -> int:
 
 
 def _wait(job: Job, stop: StopRequest) -> int:
-    # In a session of its own the run does not hear Ctrl-C, which it would take for a second signal beside the one passed on here.
+    # A session of its own keeps Ctrl-C from the run, which would take it for a second signal beside
+    # the one that is passed on here.
     process = subprocess.Popen(job.command, start_new_session=True)
     told = False
     while process.poll() is None:
@@ -142,10 +148,13 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")
 
 
-def _read_done(workdir: pathlib.Path) -> dict[str, list[str]]:
-    """The runs that are done; none, if the file is damaged: then each is asked again, and says at once that it is done."""
+def _read_done(workdir: RunPath) -> dict[str, list[str]]:
+    """The runs that are done; none, if the file is damaged.
+
+    A run that is then started again ends at once, as its checkpoint is the last.
+    """
     try:
-        read = json.loads((workdir / _DONE).read_text())
+        read = read_json(workdir / _DONE)
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
@@ -164,7 +173,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help=cli.CONFIG_HELP)
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run folders")
+    parser.add_argument("--workdir", type=cli.run_folder, required=True, help="folder of the run folders")
     parser.add_argument("--seeds", type=int, help="runs of each combination, with seeds from 0 on")
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")
     grid: dict[str, list[Any]] = {}
@@ -191,7 +200,7 @@ def values_of(key: str, text: str) -> list[Any]:
     """The values of "[1e-3, 3e-4]"; words need no quotes: "[adamw, lion]".
 
     Raises:
-      ConfigError: It is no list in brackets, is empty, or has a value twice.
+      ConfigError: The text is no list in brackets, is empty, or has a value twice.
     """
     try:
         values = ast.literal_eval(text)

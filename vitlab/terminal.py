@@ -1,4 +1,4 @@
-"""Text on its way to a terminal or a log: what others wrote is made visible, and output that fails ends nothing."""
+"""Output to terminals and logs: control characters become visible, failed writes do no harm."""
 
 import contextlib
 import logging
@@ -12,9 +12,9 @@ from vitlab.printable import printable
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Writes lines to stdout, or to stderr where `error`; a full disk or a closed terminal costs the text, and nothing else.
+    """Writes lines to stdout, or to stderr if `error`; if that fails, only the text is lost.
 
-    Whatever a terminal would obey is made visible, but for the ends of lines.
+    Control characters are shown as escapes, except for the ends of lines.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is not None:
@@ -26,20 +26,20 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 class Lossy:
-    """A text stream whose writes never fail: a full disk or a closed terminal costs the text."""
+    """A text stream whose writes never fail; a full disk or a closed terminal loses text."""
 
     def __init__(self, stream: Any):
-        """Leaves everything but the writing to `stream`, a file of text or what stands for one."""
+        """Passes everything but writing on to `stream`, a text file or an object like one."""
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes what can be written."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: closed, or the encoding lacks a character
+        """Writes the text, if it can be written."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed, or its encoding lacks a character
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flushes what can be flushed."""
+        """Flushes, if that is possible."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
@@ -52,7 +52,7 @@ class OutputError(OSError):
 
 
 class _Checked(Lossy):
-    """A text stream whose failures have a name of their own, apart from those of other files."""
+    """A text stream whose failures raise OutputError, unlike those of other files."""
 
     def write(self, text: str) -> int:
         """Writes, or raises OutputError."""
@@ -67,9 +67,9 @@ class _Checked(Lossy):
 
 @contextlib.contextmanager
 def checked_output() -> Iterator[None]:
-    """In it, and when it ends, stdout that cannot be written raises OutputError, or BrokenPipeError where its reader has gone."""
+    """Makes failed writes to stdout raise OutputError, or BrokenPipeError without a reader."""
     stdout = sys.stdout
-    if stdout is None:  # closed by the shell, `>&-`
+    if stdout is None:  # the shell closed it, `>&-`
         yield
         return
     sys.stdout = checked = _Checked(stdout)
@@ -91,17 +91,17 @@ def _naming_failures() -> Iterator[None]:
 
 
 class LogHandler(logging.Handler):
-    """Shows each record on one line of what is `sys.stderr` at the time, so that a progress bar is not torn."""
+    """Shows each record on one line of the current `sys.stderr`, above a progress bar."""
 
     def __init__(self):
         super().__init__()
         self.setFormatter(_OneLine("%(levelname)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Shows one record, and its traceback if it has one."""
+        """Shows a record, with its traceback if it has one."""
         try:
             say(self.format(record), error=True)
-        except Exception:  # a record whose arguments do not fit its text is no reason to end a run
+        except Exception:  # a record whose arguments do not fit its text must not end a run
             self.handleError(record)
 
 
@@ -112,12 +112,15 @@ class _OneLine(logging.Formatter):
 
 
 def show_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """A `sys.excepthook`: the usual traceback, with what others wrote made visible."""
+    """A `sys.excepthook`: the usual traceback, with control characters shown as escapes."""
     say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), error=True)
 
 
 def settle() -> None:
-    """Called at the end of a process: what still cannot be written is dropped, or the interpreter would exit with 120."""
+    """Flushes both streams at the end of a process, and drops output that cannot be written.
+
+    Otherwise the interpreter would exit with 120.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
             continue

@@ -1,4 +1,4 @@
-"""Names of a tree's leaves, such as "blocks/0/attn/qkv/kernel"; and nested dicts taken apart and put together."""
+"""Names of a tree's leaves, such as "blocks/0/attn/qkv/kernel"; nested dicts split and joined."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def parted(tree: Any, mask: Any) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """Nested dicts of the leaves whose mask, a tree of booleans of the same structure, is True; and of the others."""
+    """Splits nested dicts into the leaves where `mask` is True, and the others.
+
+    The mask is a tree of booleans of the same structure.
+    """
     leaves, chosen = flatten_dict(tree), flatten_dict(mask)
     first, second = ({path: leaf for path, leaf in leaves.items() if chosen[path] == side} for side in (True, False))
     return unflatten_dict(first), unflatten_dict(second)

@@ -7,22 +7,34 @@ Rows that exist are not counted again. With --table the table is written into RE
 
 import argparse
 import collections
+import contextlib
 import csv
+import dataclasses
+import math
 import os
 import pathlib
 import re
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
+
+import jax
 
 from vitlab import cli
+from vitlab.config import Experiment
+from vitlab.layers import run_blocks
 from vitlab.models.registry import model_config
+from vitlab.plan.profile import profile, scheduled
+from vitlab.plan.program import Data, compile_program
+from vitlab.plan.topology import Topology
+from vitlab.tasks import build
+from vitlab.train.groups import as_trained
 
 HERE = pathlib.Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
 STEPS, BEFORE, README = HERE / "steps.csv", HERE / "before.csv", HERE / "README.md"
 IMAGES = 64  # images per step
-MARKS = re.compile(r"(<!-- python experiments/06_counted_steps/run.py --table -->\n).*(<!-- end -->)", re.DOTALL)
+STAGE = re.compile(r"\bstage_(\d+)_")
 FIELDS = ("recipe", "model", "counted", "part", "direction", "ms", "kernel_ms")
 Counts = dict[tuple[str, str], list[float]]  # part and direction -> milliseconds, and those of kernels among them
 
@@ -32,56 +44,94 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*_imagenet.py"))
 
 
-def count(recipe: str, **overrides: int) -> tuple[str, Counts]:
-    """The model, and the step's milliseconds by part and direction.
-
-    It is compiled in a process of its own: the compiler writes the schedules of kernels for its
-    first program only.
-    """
+def named(recipe: str) -> Experiment:
+    """The experiment of "swin_imagenet" or "swin_imagenet:small", with the images of a step."""
     name, _, variant = recipe.partition(":")
-    with tempfile.TemporaryDirectory() as folder:
-        config, path = f"{CONFIGS / name}.py" + (f":{variant}" if variant else ""), pathlib.Path(folder) / "operations.csv"
-        options = [f"--config={config}", "--topology=v5e:1x1", f"--config.batch_size={IMAGES}", f"--profile-csv={path}"]
-        options += [f"--config.model.{key}={value}" for key, value in overrides.items()]
-        done = subprocess.run(
-            [sys.executable, "-m", "vitlab.plan", *options],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"},
-        )
-        operations = list(csv.DictReader(path.read_text().splitlines()))
+    return cli.load_experiment(f"{CONFIGS / name}.py" + (f":{variant}" if variant else ""), {"batch_size": str(IMAGES)})
+
+
+def shortened(experiment: Experiment, blocks: int) -> Experiment:
+    """The experiment with so many blocks in each stage, or in the trunk."""
+    config = model_config(experiment.model.name, **experiment.model.fields)
+    fields = {key: value for key, value in vars(config).items() if key in ("depth", "depths")}
+    short = {key: blocks if isinstance(value, int) else tuple(min(blocks, n) for n in value) for key, value in fields.items()}
+    model = dataclasses.replace(experiment.model, fields={**experiment.model.fields, **short})
+    return dataclasses.replace(experiment, model=model)
+
+
+@contextlib.contextmanager
+def scopes() -> Iterator[list[int]]:
+    """Names the operations of blocks by stage; gives the length of each call of `run_blocks`."""
+    lengths: list[int] = []
+
+    def run(blocks, x, **options):
+        lengths.append(len(blocks))
+        with jax.named_scope(f"stage_{len(lengths) - 1}_"):
+            return run_blocks(blocks, x, **options)
+
+    users = [m for name, m in sys.modules.items() if name.startswith("vitlab.models") and getattr(m, "run_blocks", None) is run_blocks]
+    for module in users:
+        vars(module)["run_blocks"] = run
+    try:
+        yield lengths
+    finally:
+        for module in users:
+            vars(module)["run_blocks"] = run_blocks
+
+
+def new_rows(recipe: str, blocks: int | None) -> list[dict[str, object]]:
+    """Counts a recipe's step in this process, which must not have compiled for a TPU before.
+
+    Args:
+      recipe: Name of a config file, with a variant or without.
+      blocks: How many blocks of each stage are compiled; their operations are multiplied by how
+        often the stage has them, and the optimizer's by the parameters. None compiles all.
+    """
+    cli.begin()
+    jax.config.update("jax_platforms", "cpu")  # a device that is here is left alone
+    experiment, topology = named(recipe), Topology.of("v5e:1x1")
+    data = Data.of(experiment)
+    model, _ = build(experiment, num_classes=data.num_classes, channels=data.channels)
+    with scopes() as whole:
+        macs = as_trained(model, experiment.optimizer).count_training_macs()
+    compiled = experiment if blocks is None else shortened(experiment, blocks)
+    with scopes() as parts, scheduled() as schedules:
+        program = compile_program(compiled, data, topology)
+        assert program.compiled, "it does not fit into the memory"
+        operations = profile(program.compiled.as_text() or "", topology.device, schedules)
+    assert len(parts) == len(whole), f"{recipe}: with fewer blocks the trunk has other stages; count it whole"
+    share = parameters(model.shapes["params"]) / parameters(program.state["params"])
     found: Counts = collections.defaultdict(lambda: [0.0, 0.0])
     for each in operations:
-        own, ms = found[each["part"], each["direction"]], float(each["milliseconds"])
-        own[0] += ms
-        own[1] += ms if each["kind"] == "kernel" else 0.0
-    said = re.search(r"products take ([\d.e+-]+) at the peak", done.stdout)
-    assert said, done.stdout
-    found["limit", ""] = [float(said[1]), 0.0]
-    return done.stdout.split(",")[0], found
-
-
-def count_blocks(recipe: str, depth: int) -> tuple[str, Counts]:
-    """The step of a trunk of so many equal blocks, from those of one and of two blocks."""
-    (model, one), (_, two) = count(recipe, depth=1), count(recipe, depth=2)
-    return model, {key: [a + (depth - 1) * (b - a) for a, b in zip(one[key], two[key], strict=True)] for key in two}
-
-
-def new_rows(recipe: str) -> list[dict[str, object]]:
-    name, _, variant = recipe.partition(":")
-    experiment = cli.load_experiment(f"{CONFIGS / name}.py" + (f":{variant}" if variant else ""), {})
-    depth = getattr(model_config(experiment.model.name, **experiment.model.fields), "depth", None)
-    model, found = count_blocks(recipe, depth) if isinstance(depth, int) else count(recipe)
-    about = {"recipe": recipe, "model": model, "counted": "blocks" if isinstance(depth, int) else "whole"}
+        stage = STAGE.search(each.op_name)
+        times = whole[int(stage[1])] / parts[int(stage[1])] if stage else share if each.part == "optimizer" else 1
+        own = found[each.part, each.direction]
+        own[0] += times * each.milliseconds
+        own[1] += times * each.milliseconds if each.kind == "kernel" else 0.0
+    found["limit", ""] = [2000 * macs * IMAGES / (topology.device.flops_per_second or 1), 0.0]
+    about = {"recipe": recipe, "model": experiment.model.name, "counted": "whole" if parts == whole else "blocks"}
     return [
         {**about, "part": part, "direction": direction, "ms": round(ms, 4), "kernel_ms": round(kernels, 4)}
         for (part, direction), (ms, kernels) in sorted(found.items(), key=lambda item: -item[1][0])
     ]
 
 
-def rows() -> list[dict[str, str]]:
-    return list(csv.DictReader(STEPS.open(newline=""))) if STEPS.exists() else []
+def parameters(tree: object) -> int:
+    """Numbers in a tree of arrays."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def append(path: pathlib.Path, found: list[dict[str, object]]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(found)
+
+
+def rows(path: pathlib.Path = STEPS) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
 
 
 def table() -> str:
@@ -102,24 +152,35 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def write_table(script: str, text: str) -> None:
+    """Writes a table into README.md, between the marks that name the script which makes it."""
+    marks = re.compile(rf"(<!-- python experiments/06_counted_steps/{re.escape(script)} --table -->\n).*?(<!-- end -->)", re.DOTALL)
+    README.write_text(marks.sub(lambda match: f"{match[1]}{text}\n{match[2]}", README.read_text()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("recipes", nargs="*", help="all that are not counted yet, by default")
     parser.add_argument("--table", action="store_true", help="write the table into README.md")
+    parser.add_argument("--whole", action="store_true", help="compile all blocks, not one of each stage")
+    parser.add_argument("--blocks", type=int, default=1, help="blocks of each stage that are compiled")
+    parser.add_argument("--here", action="store_true", help="count one recipe in this process")
+    parser.add_argument("--out", type=pathlib.Path, default=STEPS, help="the file of rows, such as before.csv")
     args = parser.parse_args()
     if args.table:
-        README.write_text(MARKS.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", README.read_text()))
+        write_table("run.py", table())
         return
-    known = {row["recipe"] for row in rows()}
-    for recipe in args.recipes or [r for r in recipes() if r not in known]:
-        found = new_rows(recipe)
-        new = not STEPS.exists()
-        with STEPS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(found)
-        print(recipe, sum(float(str(row["ms"])) for row in found if row["part"] != "limit"), "ms", flush=True)
+    if args.here:
+        found = new_rows(args.recipes[0], None if args.whole else args.blocks)
+        append(args.out, found)
+        print(args.recipes[0], sum(float(str(row["ms"])) for row in found if row["part"] != "limit"), "ms", flush=True)
+        return
+    known = {row["recipe"] for row in rows(args.out)}
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
+    for recipe in args.recipes or recipes():
+        if recipe not in known:  # in a process of its own: the compiler is told only once where schedules go
+            options = ["--here", "--out", str(args.out), "--blocks", str(args.blocks), *(["--whole"] if args.whole else [])]
+            subprocess.run([sys.executable, __file__, recipe, *options], env=environment, check=False)
 
 
 if __name__ == "__main__":

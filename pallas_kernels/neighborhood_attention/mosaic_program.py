@@ -376,7 +376,7 @@ class Program:
             return _interpreted_product(x[...], y[...].T)
 
         def multiply(acc):
-            plgpu.wgmma(acc, x, plgpu.transpose_ref(y, (1, 0)))
+            plgpu.wgmma(acc, x, y.transpose((1, 0)))
             return acc[...]
 
         return pl.run_scoped(multiply, plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32))

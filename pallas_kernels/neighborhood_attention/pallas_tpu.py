@@ -304,5 +304,6 @@ def _reciprocal(x, dtype):
     """
     if dtype == jnp.float32:
         return 1 / x
-    approximate = pl.reciprocal(x, approx=True)
+    reciprocal = pltpu.reciprocal if hasattr(pltpu, "reciprocal") else pl.reciprocal  # jax 0.10 has it in pl
+    approximate = reciprocal(x, approx=True)
     return approximate * (2.0 - x * approximate)

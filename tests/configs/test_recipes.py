@@ -19,7 +19,7 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 # settings of other networks name have tests of their own.
 RUN = {"quickstart", "finetune_folder", "metaformer_bundled", "vit_cifar10", "vit_imagenet", "swin_imagenet", "nextvit_imagenet"}
 QUICK = [path for path in CONFIGS if path.stem in RUN]
-TASKS = [path for path in CONFIGS if path.stem.endswith(("_scenes", "_photographs"))]  # tests/tasks/test_commands.py trains these
+TASKS = [path for path in CONFIGS if path.stem.endswith(("_scenes", "_photographs"))]  # tests/tasks/test_commands.py trains their tasks
 SLOW = [path for path in CONFIGS if path not in (*QUICK, *TASKS)]
 
 
@@ -48,7 +48,7 @@ def test_runs_two_steps(path, tmp_path):
     assert [line["step"] for line in map(json.loads, lines) if "train_loss" in line] == [1, 2]
 
 
-@pytest.mark.parametrize("path", of(SLOW))
+@pytest.mark.parametrize("path", of(SLOW) + of(TASKS))
 def test_is_set_up_traces_its_step_and_has_batches_for_it(path, tmp_path):
     """Checks all that running two steps would check, except compiling and running."""
     setup = set_up(shallow(smoke(load_experiment(str(path), {}))), tmp_path / "bad_images.jsonl")

@@ -156,7 +156,7 @@ def test_a_bucket_without_its_package_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
     backend.fsspec_backend._get_filesystem.cache_clear()
-    with pytest.raises(ConfigError, match=r'gs://bucket/images cannot be opened: Please install gcsfs; pip install "etils\[epath-gcs\]"'):
+    with pytest.raises(ConfigError, match=r'gs://bucket/images cannot be opened: Please install gcsfs; pip install "vitlab\[cloud\]"'):
         open_image_folder("gs://bucket/images", "train")
 
 

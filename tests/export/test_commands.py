@@ -121,6 +121,7 @@ def test_a_checkpoint_of_others_is_exported(file, tmp_path):
         (["--format=safetensors", "--model=vit_tiny_patch16", "--weights=y", "--raw"], "--raw and --step"),
         (["--format=safetensors", "--workdir=x", "--num_classes=3"], "a run has its own"),
         (["--format=safetensors", "--model=vit_tiny_patch16", "--weights=y", "--num_classes=-1"], "must be at least 0"),
+        (["--format=safetensors", "--model=vit_tiny_patch16", "--weights=y", "--image_size=(0,64)"], r"must be in \[1"),
         (["--format=safetensors", "--model=vit_tiny_patch16", "--weights=/none.safetensors"], "no weights file"),
         (["--format=safetensors", "--model=vit_tiny", "--weights=y"], "unknown model"),
         (["--format=safetensors", "--workdir=/none"], "/none"),

@@ -85,3 +85,17 @@ def test_a_tpu_s_convolution_in_groups_is_kept_apart_from_slices_forward_and_bac
     with target.assume("tpu"):
         assert str(jax.make_jaxpr(run)(x, kernel)).count("= optimization_barrier") == 2
         jax.tree.map(np.testing.assert_array_equal, run(x, kernel), expected)
+
+
+def test_a_tpu_s_depthwise_convolution_in_bfloat16_is_a_kernel_forward_and_backward():
+    options = {"lhs_dilation": (1, 1), "rhs_dilation": (2, 2), "dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 4}
+
+    def text(dtype, stride, outputs=4):
+        x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), dtype), jax.ShapeDtypeStruct((3, 3, 1, outputs), dtype)
+        with target.assume("tpu"):
+            convolve = functools.partial(conv_general_dilated, window_strides=(stride, stride), padding=[(2, 2), (2, 2)], **options)
+            return str(jax.make_jaxpr(lambda x, kernel: jax.vjp(convolve, x, kernel)[1](convolve(x, kernel)))(x, kernel))
+
+    assert "depthwise_forward" in text(jnp.bfloat16, 1) and "depthwise_backward" in text(jnp.bfloat16, 1)
+    for other in (text(jnp.float32, 1), text(jnp.bfloat16, 2), text(jnp.bfloat16, 1, outputs=8)):
+        assert "depthwise" not in other and "conv_general_dilated" in other

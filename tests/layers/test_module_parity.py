@@ -16,6 +16,8 @@ from vitlab.layers.msa_conv import MSAConv
 from vitlab.layers.polarized import PolarizedSelfAttention
 from vitlab.layers.ulsam import Ulsam
 from vitlab.layers.union_of_experts import UnionAttention, UnionMlp
+from vitlab.mixers.bidirectional_mamba import BidirectionalMamba
+from vitlab.mixers.ss2d import SS2D
 from vitlab.weights.load import load_weights
 from vitlab.weights.save import to_foreign
 
@@ -63,6 +65,24 @@ def union_mlp(kwargs):
     )
 
 
+def state_space(kwargs, **options):
+    """Returns the fields of a mixer by those arguments of the authors' constructor that it has."""
+    names = {"d_state": "state_dim", "ssm_ratio": "ratio", "expand": "ratio", "dt_rank": "rank", "d_conv": "kernel_size"}
+    fields = {
+        names[key]: float(value) if names[key] == "ratio" else value for key, value in kwargs.items() if key in names and value != "auto"
+    }
+    return {**options, **fields, "rngs": RNGS}
+
+
+def ss2d(kwargs):
+    gate = not kwargs.get("forward_type", "v2").endswith("_noz")
+    return SS2D(kwargs["d_model"], **state_space(kwargs, state_dim=16, ratio=2.0, conv_bias=kwargs.get("conv_bias", True), gate=gate))
+
+
+def vim(kwargs):
+    return BidirectionalMamba(kwargs["d_model"], **state_space(kwargs, average=kwargs.get("if_divide_out", False)))
+
+
 # Beginning of a recording's name -> the module by the arguments of the authors' constructor.
 MODULES = {
     "ulsam": lambda kwargs: Ulsam(kwargs["nin"], num_splits=kwargs["num_splits"], rngs=RNGS),
@@ -74,6 +94,8 @@ MODULES = {
     "tic_": msa_conv,
     "uoe_smha": union_attention,
     "uoe_mlp": union_mlp,
+    "op_ss2d": ss2d,
+    "op_vim": vim,
 }
 UNUSED = ("kv_norm.", "layer_norm.", "switch_gate.s_gate.", "linear3.")  # parameters that the authors' modules do not use
 

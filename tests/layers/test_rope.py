@@ -16,7 +16,7 @@ def table(rope, grid=(3, 4), head_dim=8, num_prefix=2, reference=16):
 @pytest.mark.parametrize("rope", FORMS)
 def test_a_rotation_keeps_lengths_and_leaves_prefix_tokens_alone(rope):
     x = np.random.default_rng(0).standard_normal((2, 14, 3, 8)).astype(np.float32)
-    out = np.asarray(rotate(jnp.asarray(x), table(rope), rope))
+    out = np.asarray(rotate(jnp.asarray(x), table(rope), halves=rope == "dinov3"))
     np.testing.assert_allclose(np.linalg.norm(out, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)  # float32 rounding
     np.testing.assert_array_equal(out[:, :2], x[:, :2])
     assert np.abs(out[:, 3:] - x[:, 3:]).max(-1).min() > 0.01  # the first patch of EVA-02 is at angle zero
@@ -29,7 +29,9 @@ def test_products_depend_on_the_distance_alone(rope):
     """
     query, key = (np.broadcast_to(np.random.default_rng(i).standard_normal(8), (1, 16, 1, 8)) for i in (0, 1))
     places = table(rope, grid=(4, 4), num_prefix=0)
-    q, k = (np.asarray(rotate(jnp.asarray(x, jnp.float32), places, rope))[0, :, 0].reshape(4, 4, 8) for x in (query, key))
+    q, k = (
+        np.asarray(rotate(jnp.asarray(x, jnp.float32), places, halves=rope == "dinov3"))[0, :, 0].reshape(4, 4, 8) for x in (query, key)
+    )
     products = np.einsum("yxd,vud->yxvu", q, k)
     np.testing.assert_allclose(products[:3, :3, 1, 1], products[1:, 1:, 2, 2], rtol=0, atol=1e-5)  # float32, values of size 5
     assert np.ptp(products[:, :, 0, 0]) > 0.1

@@ -11,7 +11,7 @@ from flax import nnx
 from vitlab.layers import Attention
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.resize import resize_bilinear
-from vitlab.layers.rotary import rotary_angles, rotate
+from vitlab.layers.rope import axial_rotation, rotate
 from vitlab.mixers import MIXERS
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
@@ -473,9 +473,9 @@ def test_context_mixing_enlarges_a_map_smaller_than_its_kernels_and_averages_bac
 
 
 def test_rotary_positions_leave_products_to_the_offset():
-    angles = rotary_angles(5, 4, 8)
+    table = axial_rotation((5, 4), 8)
     q, k = (noise((1, 1, 1, 8), seed) for seed in (3, 4))
-    turned = [np.asarray(rotate(jnp.broadcast_to(y, (1, 20, 1, 8)), angles))[0, :, 0] for y in (q, k)]
+    turned = [np.asarray(rotate(jnp.broadcast_to(y, (1, 20, 1, 8)), table))[0, :, 0] for y in (q, k)]
     products = turned[0] @ turned[1].T
     at = lambda row, col: row * 4 + col  # noqa: E731
     same(products[at(3, 2), at(2, 0)], products[at(1, 3), at(0, 1)])

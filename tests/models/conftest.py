@@ -45,7 +45,7 @@ def small(name: str, **fields):
 
 def size_of(name: str) -> int:
     """Returns a side in pixels that suffices for the family's smallest map and is whole patches."""
-    return {"CrossViT": 96, "EfficientViT": 128, "Terminator": 16}.get(family_of(name).model.__name__, 64)
+    return {"CrossViT": 96, "EfficientViT": 128, "Terminator": 16, "MorpMamba": 8}.get(family_of(name).model.__name__, 64)
 
 
 def apply(model, images, **kwargs):

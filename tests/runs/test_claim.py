@@ -8,7 +8,7 @@ import pytest
 from tests.runs.test_checkpoint import make, steps_of
 from vitlab.config import ConfigError
 from vitlab.runs.checkpoint import Checkpoints
-from vitlab.runs.claim import Claim, FolderLostError
+from vitlab.runs.claim import Claim, FolderClaim, FolderLostError
 from vitlab.runs.retention import Retention
 
 FOLLOWS = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system has no names for open folders")
@@ -18,7 +18,7 @@ FOLLOWS = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the sys
 def run(tmp_path):
     path = tmp_path / "run"
     path.mkdir()
-    with Claim(path) as own:
+    with FolderClaim(path) as own:
         own.lock()
         (path / "checkpoints").mkdir()
         yield own
@@ -31,7 +31,7 @@ def look(own: Claim) -> bool:
 
 
 def take_over(path):
-    other = Claim(path)
+    other = FolderClaim(path)
     other.lock()
     return other
 

@@ -1,4 +1,3 @@
-import contextlib
 import json
 import logging
 
@@ -7,7 +6,7 @@ import pytest
 
 from vitlab.runs.checkpoint import NonFiniteError
 from vitlab.tasks.classification import TASK
-from vitlab.train.clock import Clock, Goodput
+from vitlab.train.clock import Clock
 from vitlab.train.periods import Periods
 from vitlab.train.report import Report
 
@@ -15,7 +14,7 @@ from vitlab.train.report import Report
 @pytest.fixture
 def report(tmp_path):
     periods = Periods(total=9, warmup=0, log=1, evaluate=9, save=9, examples_per_epoch=8)
-    clock = Clock(step=0, total_steps=9, batch_size=4, goodput=Goodput())
+    clock = Clock(step=0, total_steps=9, batch_size=4)
     with Report(tmp_path, step=0, periods=periods, clock=clock, leaves=["a", "b"], max_skips=2, task=TASK) as report:
         yield report
 
@@ -64,19 +63,3 @@ def test_a_spike_is_told_and_ends_the_run_likewise(report, caplog):
     report.step(2, metrics(in_a_row=3, finite=True))
     with pytest.raises(NonFiniteError, match="^step 2: a spike.* More than max_skips=2"):
         report.flush()
-
-
-def test_the_time_is_told_by_its_cause_and_steps_are_the_rest(monkeypatch):
-    now = iter([0.0, 0.0, 10.0, 10.0, 30.0, 100.0, 100.0, 100.0])
-    monkeypatch.setattr("vitlab.train.clock.time.perf_counter", lambda: next(now))
-    goodput = Goodput()
-    with goodput.of("compile"):
-        pass
-    with contextlib.suppress(ValueError), goodput.of("save"):
-        raise ValueError
-    values = goodput.values()
-    assert values["goodput"] == pytest.approx(0.7)
-    assert (values["seconds_compile"], values["seconds_save"], values["seconds_wait"]) == (10, 20, 0)
-    assert str(goodput) == (
-        "goodput: 70% of 1:40 in steps; start 0%, restore 0%, compilation 10%, waiting for images 0%, evaluation 0%, saves 20%"
-    )

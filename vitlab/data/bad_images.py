@@ -2,10 +2,10 @@
 
 import json
 import logging
-import pathlib
 from collections import Counter
 from collections.abc import Mapping
 
+from vitlab.buckets import RunPath
 from vitlab.data.fields import CLASSIFICATION, Kind, decode_example
 from vitlab.data.headers import DecodeError
 from vitlab.data.source import Source
@@ -32,7 +32,7 @@ class BadImages:
         max_fraction: float,
         *,
         split: str,
-        path: pathlib.Path | None = None,
+        path: RunPath | None = None,
         fields: Mapping[str, Kind] = CLASSIFICATION,
     ):
         """Allows `max_fraction` of the source's images to be bad.
@@ -101,7 +101,7 @@ def reason(source: Source, index: int, fields: Mapping[str, Kind] = CLASSIFICATI
 class _Listing:
     """A file of JSON lines, one for each image; a failed write does not end the run."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: RunPath):
         """Takes the path only; the file is read and created with the first line."""
         self.path = path
         self._known: set[tuple[str, str]] | None = None

@@ -5,11 +5,11 @@ Threads are Grain's.
 
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Iterator
 
 import grain
 
+from vitlab.buckets import RunPath
 from vitlab.config import AugmentConfig, DataConfig
 from vitlab.cores import usable_cores
 from vitlab.data.bad_images import BadImages
@@ -75,7 +75,7 @@ def train_batches(  # noqa: PLR0913  source, recipe and machine meet in the load
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    bad_images: pathlib.Path | None = None,
+    bad_images: RunPath | None = None,
 ) -> Batches:
     """Endless training batches from `start_step` on, shuffled anew in each epoch.
 
@@ -130,7 +130,7 @@ def eval_batches(  # noqa: PLR0913  as in `train_batches`
     fit: str = "crop",
     process_index: int = 0,
     process_count: int = 1,
-    bad_images: pathlib.Path | None = None,
+    bad_images: RunPath | None = None,
 ) -> Batches:
     """Every image of the source once, in its order; the last batch is padded.
 

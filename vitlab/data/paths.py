@@ -33,7 +33,7 @@ def data_path(text: str | os.PathLike[str]) -> epath.Path:
         try:
             path.exists()
         except ImportError as error:
-            raise ConfigError(f'{path} cannot be opened: {error}; pip install "etils[epath-gcs]" for gs://') from error
+            raise ConfigError(f'{path} cannot be opened: {error}; pip install "vitlab[cloud]"') from error
     return path
 
 

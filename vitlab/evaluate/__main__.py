@@ -1,21 +1,25 @@
 """Evaluates a model on the evaluation split: python -m vitlab.evaluate --workdir=DIR.
 
-Or a checkpoint of others: --model=NAME --weights=FILE --config=configs/x.py. Prints one JSON object, and writes it into the run
-folder: to evaluations/NAME/evaluation.json and, as the newest of its kind, to evaluation.json. --report adds accuracy by class,
-confusions, calibration, the worst images and all predictions to evaluations/NAME.
+A checkpoint that was trained elsewhere takes --model=NAME --weights=FILE --config=configs/x.py. The
+command prints one JSON object, and writes it into the run folder: to
+evaluations/NAME/evaluation.json and, as the newest of its kind, to evaluation.json. --report adds
+accuracy by class, confusions, calibration, the worst images and all predictions to
+evaluations/NAME.
 
-Protocols: task (the metrics that the run was trained for; classification is its name where that is the task); knn, linear and few_shot
-learn from features of the training split, and the head is not used, so the classes may be others than the model's; original scores
-segmentation at the pictures' own size, by windows that slide over each.
+Protocols: task (the metrics of the run's task; classification is another name of it where that is
+the task); knn, linear and few_shot learn from features of the training split without the model's
+head, so the classes may differ from the model's; original scores segmentation at the pictures' own
+size, by windows that slide over each.
 
-Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder or data cannot be used; 42 stopped by a signal.
+Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder or data cannot be
+used; 42 stopped by a signal.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +27,7 @@ import jax
 from jax.sharding import Mesh
 
 from vitlab import cli
+from vitlab.buckets import Mirror, RunPath, in_bucket
 from vitlab.config import ConfigError, Experiment, MeshConfig
 from vitlab.data import Source, open_source
 from vitlab.data.classes import different_classes
@@ -47,7 +52,7 @@ from vitlab.tasks.segmentation import Options as SegmentationOptions
 logger = logging.getLogger(__name__)
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {"knn": knn, "linear": linear_probe, "few_shot": few_shot}
-_ALONE = ("original", *PROBES)  # protocols of one process, which do not replace the run's evaluation.json
+_ALONE = ("original", *PROBES)  # protocols of a single process, which do not replace the run's evaluation.json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -110,7 +115,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     parser.add_argument("--flip", action="store_true", help="with --protocol=original: also each picture mirrored")
     parser.add_argument("--report", action="store_true", help="also write tables, pictures and all predictions")
     parser.add_argument("--name", help="of this evaluation; made of step and split if not given")
-    parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder for evaluations, in place of the run folder's")
+    parser.add_argument("--output", type=cli.run_folder, metavar="DIR", help="folder for evaluations, in place of the run folder's")
     distributed.add_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
@@ -128,10 +133,10 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
 
 
 def _check_task(args: argparse.Namespace, experiment: Experiment, task: Task, options: Any) -> None:
-    """Refuses what is measured of another task than the run's.
+    """Refuses protocols and options that do not fit the task of the run.
 
     Raises:
-      ConfigError: One line.
+      ConfigError: An option does not fit; one line.
     """
     name = experiment.task.name
     if args.report and name != "classification":
@@ -145,10 +150,10 @@ def _check_task(args: argparse.Namespace, experiment: Experiment, task: Task, op
 
 
 def _scales(text: str) -> tuple[float, ...]:
-    """The numbers of "0.75,1,1.25".
+    """The numbers of a text such as "0.75,1,1.25".
 
     Raises:
-      ConfigError: They are none, or not above 0.
+      ConfigError: The text has another form, or a number is not above 0.
     """
     try:
         scales = tuple(float(part) for part in text.split(","))
@@ -160,7 +165,10 @@ def _scales(text: str) -> tuple[float, ...]:
 
 
 def _experiment(args: argparse.Namespace, overrides: Mapping[str, str]) -> Experiment:
-    """The config's or the run's own; transparent pixels lie on what the run was trained with, unless an override says otherwise."""
+    """The experiment of the config file, or else of the run.
+
+    Transparent pixels lie on the background of the training, unless an override says otherwise.
+    """
     if not args.workdir:
         return cli.load_experiment(args.config, overrides)
     own, _ = folder.read(args.workdir)
@@ -200,7 +208,7 @@ def _measure(
 
 
 def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
-    """Learns from the features of the training split and is right on so many of the evaluation split."""
+    """Learns from features of the training split and scores those of the evaluation split."""
     train_source = open_source(trained.experiment.data, train=True)
     if train_source.class_names != source.class_names:
         raise ConfigError("the training and the evaluation split have different classes")
@@ -215,18 +223,23 @@ def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_s
     return PROBES[protocol](*features, num_classes=len(source.class_names))
 
 
-def _report(path: pathlib.Path, outcomes: Outcomes, source: Source, trained: Trained) -> dict[str, Any] | None:
-    """Entries that the report adds to the result; None if it could not be written, which is said in the log."""
+def _report(path: RunPath, outcomes: Outcomes, source: Source, trained: Trained) -> dict[str, Any] | None:
+    """Writes the report and returns its entries of the result; None if writing failed."""
     try:
-        path.mkdir(exist_ok=True)
-        return write_report(path, outcomes, source, trained.class_names, decoder(trained.experiment.data))
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(Mirror(path)).folder if in_bucket(path) else path
+            folder.mkdir(exist_ok=True)
+            return write_report(folder, outcomes, source, trained.class_names, decoder(trained.experiment.data))
     except OSError as error:
         logger.error("the report in %s is not written: %s", path, error.strerror or error)
         return None
 
 
 def _make_mesh(axes: MeshConfig) -> Mesh:
-    """The axes that training has, if the devices here are a multiple of them; otherwise each device has all parameters."""
+    """The mesh of the training if its axes divide the number of devices here.
+
+    Otherwise each device has all parameters.
+    """
     if jax.device_count() % (axes.fsdp * axes.tensor) == 0:
         return make_mesh(fsdp=axes.fsdp, tensor=axes.tensor)
     logger.warning(

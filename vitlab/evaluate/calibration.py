@@ -10,7 +10,7 @@ NUM_BINS = 15
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """Images by the probability of their predicted class, in bins (i / bins, (i + 1) / bins] of equal width."""
+    """Images by the probability of their predicted class, in bins (i / bins, (i + 1) / bins]."""
 
     images: Int[np.ndarray, " bins"]
     accuracy: Float[np.ndarray, " bins"]  # share of right predictions; 0 in an empty bin
@@ -18,12 +18,12 @@ class Calibration:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the mean over the images of |accuracy - confidence| of their bin."""
+        """Expected calibration error: the mean of |accuracy - confidence| of each image's bin."""
         return float((self._shares * self._gaps).sum())
 
     @property
     def rms(self) -> float:
-        """Root mean squared calibration error: as `ece`, of the squared gaps, and the root of their mean."""
+        """Root mean squared calibration error: as `ece`, with the root mean square of the gaps."""
         return float(np.sqrt((self._shares * self._gaps**2).sum()))
 
     @property
@@ -46,7 +46,7 @@ def calibration(confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, "
     Args:
       confidence: Probability of the predicted class, in [0, 1].
       correct: Whether the predicted class is the label.
-      bins: Their number.
+      bins: Number of bins.
     """
     index = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
     images, right, sure = (np.bincount(index, weights, bins) for weights in (None, correct, confidence))

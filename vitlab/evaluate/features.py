@@ -21,7 +21,7 @@ from vitlab.runs.trained import Trained
 class Features:
     """Features and labels, image by image."""
 
-    values: Float[np.ndarray, "n d"]  # float32; may lie on the disk
+    values: Float[np.ndarray, "n d"]  # may lie in a file
     labels: Int[np.ndarray, " n"]
 
 
@@ -36,15 +36,16 @@ def extract(
 ) -> Features | None:
     """Runs the model over a split, with the centre crop of evaluation.
 
-    Only a batch is in memory: the features are a file without a name, 4 n d bytes, that goes when they are no longer used.
+    Only a batch is in memory: the features lie in an unnamed temporary file, 4 n d bytes, which
+    vanishes with the result.
 
     Args:
       trained: A model that gives pooled features, from `without_head`.
-      source: The images; those that cannot be decoded are left out.
-      mesh: Over which each batch is split.
+      source: The images; images that cannot be decoded are left out.
+      mesh: Devices over which each batch is split.
       batch_size: Images that go through the model at once.
-      folder: Where the file lies; None for the system's temporary folder.
-      should_stop: Asked between batches.
+      folder: Folder of the file; None for the system's temporary folder.
+      should_stop: Called between batches; True ends the extraction.
 
     Returns:
       The features in the order of the source, or None when told to stop.
@@ -67,5 +68,5 @@ def extract(
 
 
 def _in_mesh(compiled: Callable[..., Array], mesh: Mesh, weights: Weights, images: Array) -> Array:
-    with jax.set_mesh(mesh):  # kernels run by its devices' shares
+    with jax.set_mesh(mesh):  # kernels are partitioned over its devices
         return compiled(weights, images)

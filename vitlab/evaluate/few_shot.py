@@ -1,4 +1,4 @@
-"""Ridge regression on the features of a few images a class, as big_vision's `fewshot_lsr` evaluates."""
+"""Ridge regression on the features of a few images a class, after big_vision's `fewshot_lsr`."""
 
 import dataclasses
 from typing import Any
@@ -11,17 +11,17 @@ from vitlab.evaluate.features import Features
 SHOTS = (1, 5, 10, 25)
 _SEEDS = 3
 _RIDGE = 2.0**10
-_QUERIES = 4096  # images that are scored at once
-_CONSTANT = 100.0  # appended to the features in place of a bias, so that it is hardly penalised
+_QUERIES = 4096  # number of images scored at once
+_CONSTANT = 100.0  # appended feature that serves as a bias; its size makes the penalty on it small
 
 
 def few_shot(train: Features, test: Features, *, num_classes: int) -> dict[str, Any]:
-    """Top-1 by the number of training images a class, the mean over three draws of them.
+    """Top-1 by the number of training images a class, the mean over three draws of these images.
 
     A number of images that no class has is left out.
 
     Returns:
-      {"top1" (of the most images), "shots", "images", "top1_by_shots": {"1": ...}}.
+      {"top1" (for the largest number of images), "shots", "images", "top1_by_shots": {"1": ...}}.
     """
     most = int(np.bincount(train.labels, minlength=1).max())
     shots = [n for n in SHOTS if n <= most] or [most]
@@ -32,11 +32,11 @@ def few_shot(train: Features, test: Features, *, num_classes: int) -> dict[str, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Ridge:
-    """A fitted regression, in float64."""
+    """A fitted ridge regression, in float64."""
 
     mean: Float[np.ndarray, " d"]
     deviation: Float[np.ndarray, " d"]
-    weights: Float[np.ndarray, "e classes"]  # e = d + 1: the last row is the constant's
+    weights: Float[np.ndarray, "e classes"]  # e = d + 1; the last row belongs to the constant
 
     def scores(self, x: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m classes"]:
         """One score a class; the largest is the prediction."""
@@ -46,11 +46,12 @@ class Ridge:
 def fit_ridge(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_classes: int, *, ridge: float = _RIDGE) -> Ridge:
     """Fits targets of 1 for the label and -1 for the other classes.
 
-    Features are standardised by their mean and their deviation plus 1e-5, and get a constant of 100.
+    Features are standardised by their mean and their deviation plus 1e-5, and get a constant of
+    100.
 
     Args:
       x: Features.
-      labels: In [0, num_classes).
+      labels: Class of each row, in [0, num_classes).
       num_classes: Number of targets.
       ridge: Weight of the squared norm of the solution.
     """
@@ -60,7 +61,7 @@ def fit_ridge(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_cl
     targets = 2.0 * (labels[:, None] == np.arange(num_classes)) - 1
     if len(x) >= x.shape[1]:
         weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ targets)
-    else:  # the smaller matrix gives an equal solution
+    else:  # the smaller system has an equal solution
         weights = x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), targets)
     return Ridge(mean=mean, deviation=deviation, weights=weights)
 

@@ -1,4 +1,4 @@
-"""Weighted k nearest neighbours on frozen features, as DINO evaluates (Caron et al., arXiv:2104.14294, appendix F)."""
+"""Weighted k nearest neighbours on frozen features (DINO, arXiv:2104.14294, appendix F)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,19 @@ from jaxtyping import Array, Float, Int
 from vitlab.evaluate.features import Features
 
 NUM_NEIGHBOURS = (10, 20, 100, 200)
-_QUOTED = 20  # DINO's results are those of 20 neighbours
+_QUOTED = 20  # number of neighbours of DINO's published results
 _TEMPERATURE = 0.07
-_BLOCK = 8192  # training images that are compared at once
-_QUERIES = 512  # images that are classified at once
+_BLOCK = 8192  # number of training images compared at once
+_QUERIES = 512  # number of images classified at once
 
 
 def knn(train: Features, test: Features, *, num_classes: int) -> dict[str, float | int | dict[str, float]]:
-    """Top-1 and top-5 for 20 neighbours (all training images, if there are fewer), and top-1 by the number of neighbours.
+    """Top-1 and top-5 for 20 neighbours, and top-1 by the number of neighbours.
+
+    With fewer than 20 training images all of them are the neighbours.
 
     Returns:
-      {"top1", "top5" (of more than five classes), "k", "images", "top1_by_k": {"10": ...}}.
+      {"top1", "top5" (only with more than five classes), "k", "images", "top1_by_k": {"10": ...}}.
     """
     ks = sorted({min(k, len(train.labels)) for k in NUM_NEIGHBOURS})
     quoted = min(_QUOTED, len(train.labels))
@@ -39,21 +41,22 @@ def knn(train: Features, test: Features, *, num_classes: int) -> dict[str, float
 def nearest(
     train: Float[np.ndarray, "n d"], test: Float[np.ndarray, "m d"], k: int
 ) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
-    """Cosine similarity and index of the k most similar training images, the most similar first; of equal ones the first.
+    """Cosine similarity and index of the k most similar training images, the most similar first.
 
-    The training images are compared in blocks, so that memory is bounded whatever their number.
+    Of equally similar images the one with the lower index comes first. Training images are compared
+    in blocks, which bounds the memory.
     """
     queries = jnp.asarray(_normalised(test))
     best, where = jnp.full((len(test), k), -jnp.inf), jnp.zeros((len(test), k), jnp.int32)
     for start in range(0, len(train), _BLOCK):
         block = _normalised(np.asarray(train[start : start + _BLOCK]))
-        filled = np.pad(block, ((0, min(_BLOCK, len(train)) - len(block)), (0, 0)))  # one shape, one program
+        filled = np.pad(block, ((0, min(_BLOCK, len(train)) - len(block)), (0, 0)))  # one shape, so that one program is compiled
         best, where = _merge(queries, jnp.asarray(filled), best, where, start, len(block))
     return np.asarray(best), np.asarray(where)
 
 
 def vote(similarity: Float[np.ndarray, "m k"], labels: Int[np.ndarray, "m k"], num_classes: int) -> Float[np.ndarray, "m classes"]:
-    """Votes of the neighbours for their classes, each of weight exp(similarity / 0.07)."""
+    """Votes of the neighbours for their classes; a vote weighs exp(similarity / 0.07)."""
     votes = np.zeros((len(labels), num_classes), np.float32)
     weights = np.exp(similarity / _TEMPERATURE)
     np.add.at(votes, (np.arange(len(labels))[:, None], labels), weights)
@@ -69,7 +72,10 @@ def _merge(
     start: int | Int[Array, ""],
     count: int | Int[Array, ""],
 ) -> tuple[Float[Array, "m k"], Int[Array, "m k"]]:
-    """The k most similar of those so far and those of a block, whose first `count` rows are images from `start` on."""
+    """Updates the k most similar images with a block of training images.
+
+    The first `count` rows of the block are the images from index `start` on.
+    """
     similarity = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
     inside = jnp.arange(block.shape[0])[None] < count
     similarity = jnp.where(inside, similarity, -jnp.inf)

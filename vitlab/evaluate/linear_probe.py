@@ -1,8 +1,9 @@
-"""A linear classifier on frozen features, as MAE trains it (He et al., arXiv:2111.06377, appendix A.1, and its code).
+"""A linear classifier on frozen features, as in MAE (arXiv:2111.06377, appendix A.1, and its code).
 
-A batch norm without scale and shift, a linear layer, LARS without weight decay. Here features are those of the centre crop,
-computed once, where MAE augments by random crops and flips; and several rates are trained at once, of which a part of the
-training images that is held out chooses one.
+The classifier is a batch norm without scale and shift and a linear layer, trained by LARS without
+weight decay. It departs from MAE in two ways: features are computed once, from the centre crop,
+without random crops and flips; and several learning rates are trained at once, of which held-out
+training images choose one.
 """
 
 import dataclasses
@@ -16,30 +17,31 @@ from jaxtyping import Array, Float, Int
 
 from vitlab.evaluate.features import Features
 
-RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # MAE's is 6.4, in 90 epochs of ImageNet; few images have few steps, and need more
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # learning rates; MAE's is 6.4, in 90 epochs of ImageNet; few images have few steps, and need more
 _EPS = 1e-6  # epsilon of the batch norm
 _NORM_MOMENTUM = 0.1  # weight of a batch in the running statistics
-_HELD_OUT = 10  # one training image in so many chooses the rate
+_HELD_OUT = 10  # one training image in ten is held out to choose the rate
 _SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """Epochs, rates and batches of the classifier's training."""
+    """Settings of the classifier's training."""
 
     epochs: int = 90
-    batch_size: int = 1024  # images; all, if there are fewer. MAE's is 16384
+    batch_size: int = 1024  # number of images, at most all; MAE's is 16384
     warmup: float = 0.1  # share of the steps in which the rate rises
     rates: tuple[float, ...] = RATES
 
 
 def linear_probe(train: Features, test: Features, *, num_classes: int, training: Training | None = None) -> dict[str, Any]:
-    """Trains the classifier at several rates and evaluates the one that is best on held-out training images.
+    """Trains the classifier at several rates; evaluates the one that is best on held-out images.
 
     The chosen rate is trained once more, on all training images.
 
     Returns:
-      {"top1", "top5" (of more than five classes), "loss" (mean, nats), "rate", "images", "held_out_top1": {"0.1": ...}}.
+      {"top1", "top5" (only with more than five classes), "loss" (mean, nats), "rate", "images",
+      "held_out_top1": {"0.1": ...}}.
     """
     training = training or Training()
     order = np.random.default_rng(_SEED).permutation(len(train.labels))
@@ -57,13 +59,16 @@ def linear_probe(train: Features, test: Features, *, num_classes: int, training:
 
 
 def create_head(dim: int, num_classes: int, seed: int = _SEED) -> dict[str, Array]:
-    """Weights [classes, d] from N(0, 0.01), zero biases, and running statistics of the batch norm."""
+    """Initial weights [classes, d] of deviation 0.01, zero biases, and statistics of the norm."""
     weight = 0.01 * jax.random.normal(jax.random.key(seed), (num_classes, dim))
     return {"weight": weight, "bias": jnp.zeros(num_classes), "mean": jnp.zeros(dim), "var": jnp.ones(dim)}
 
 
 def lars() -> optax.GradientTransformation:
-    """LARS (You et al., arXiv:1708.03888) of MAE's code, to be multiplied by minus the rate: trust 0.001 for matrices, momentum 0.9."""
+    """LARS (You et al., arXiv:1708.03888) as in MAE's code: trust 0.001 for matrices, momentum 0.9.
+
+    Its result is to be multiplied by minus the learning rate.
+    """
     matrices = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
     return optax.chain(matrices, optax.trace(decay=0.9))
 
@@ -71,7 +76,7 @@ def lars() -> optax.GradientTransformation:
 def train_step(
     head: dict[str, Array], moments: Any, x: Float[Array, "b d"], labels: Int[Array, " b"], rate: float | Float[Array, ""]
 ) -> tuple[dict[str, Array], Any, Float[Array, ""]]:
-    """One step of LARS on a batch: the new head, moments and the loss before the step."""
+    """One step of LARS on a batch: the new head, the moments, and the loss before the step."""
     params = {name: head[name] for name in ("weight", "bias")}
     mean, var = x.mean(0), x.var(0)
     normalised = (x - mean[None]) / jnp.sqrt(var + _EPS)[None]
@@ -91,7 +96,7 @@ def train_step(
 
 @jax.jit
 def logits_of(head: dict[str, Array], x: Float[Array, "b d"]) -> Float[Array, "b classes"]:
-    """The classifier with its running statistics."""
+    """Logits of the classifier, normalised by its running statistics."""
     return _product((x - head["mean"][None]) / jnp.sqrt(head["var"] + _EPS)[None], head)
 
 
@@ -100,7 +105,7 @@ def _product(x: Float[Array, "b d"], params: dict[str, Array]) -> Float[Array, "
 
 
 def _fit(features: Features, rows: np.ndarray, training: Training, num_classes: int) -> dict[str, Array]:
-    """The heads of all rates, stacked on a new first axis; each epoch has its own fixed order."""
+    """The heads of all rates, stacked on a new first axis; every epoch has its fixed order."""
     size = min(training.batch_size, len(rows))
     steps_per_epoch = len(rows) // size
     schedule = _schedule(training, steps_per_epoch * training.epochs)
@@ -113,14 +118,14 @@ def _fit(features: Features, rows: np.ndarray, training: Training, num_classes: 
     for epoch in range(training.epochs):
         order = np.random.default_rng((_SEED, epoch)).permutation(rows)
         for i in range(steps_per_epoch):
-            chosen = np.sort(order[i * size : (i + 1) * size])  # read in the order of the file
+            chosen = np.sort(order[i * size : (i + 1) * size])  # sorted, so that the file is read in its order
             x, labels = jnp.asarray(features.values[chosen]), jnp.asarray(features.labels[chosen], jnp.int32)
             heads, moments, _ = step(heads, moments, x, labels, rates * schedule[epoch * steps_per_epoch + i])
     return heads
 
 
 def _schedule(training: Training, steps: int) -> np.ndarray:
-    """Share of the rate at each step: a linear rise, then half a cosine down to 0."""
+    """Factor of the rate at each step: a linear rise, then half a cosine down to 0."""
     warm = round(training.warmup * steps)
     at = np.arange(steps)
     rest = (at - warm) / max(steps - warm, 1)

@@ -1,7 +1,8 @@
-"""Segmentation scored at the pictures' own size: windows slide over each picture, whole or at several sizes, as in mmsegmentation.
+"""Segmentation scored at the pictures' own size, by sliding windows, as in mmsegmentation.
 
-A picture is resized so that its short side is the model's; logits of overlapping windows are averaged and resized to the picture's own
-size. Several sizes, or a mirrored copy, average probabilities in place of logits (mmsegmentation's `aug_test`).
+A picture is resized so that its short side is the model's; logits of overlapping windows are
+averaged and resized to the picture's own size. With several sizes, or a mirrored copy,
+probabilities are averaged, not logits (mmsegmentation's `aug_test`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from vitlab.metrics.segmentation import pixel_counts
 from vitlab.runs.trained import Trained
 from vitlab.tasks.segmentation import scores_of
 
-_OVERLAP = 1 / 3  # overlap of neighbouring windows, so that the stride is two thirds of the window
+_OVERLAP = 1 / 3  # overlap of neighbouring windows; the stride is two thirds of the window
 Logits = Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n h w k"]]
 
 
@@ -35,17 +36,18 @@ def evaluate_at_original_size(
     flip: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """The scores of `vitlab.tasks.segmentation` over all pixels of a split, at each picture's own size.
+    """The scores of `vitlab.tasks.segmentation` over a split, at each picture's own size.
 
     Args:
-      trained: A run of the task.
+      trained: A model that was trained for segmentation.
       source: The split, whose pictures may differ in size.
       scales: Sizes of the picture, relative to the one whose short side is the model's.
-      flip: Also look at each size mirrored left to right.
-      should_stop: Asked between pictures.
+      flip: Whether each size is also scored mirrored left to right.
+      should_stop: Called between pictures; True ends the evaluation.
 
     Returns:
-      The scores, "images", and what was done: "window" and "stride" (height, width), "scales", "flip"; None when told to stop.
+      The scores, "images", and the settings "window" and "stride" (height, width), "scales" and
+      "flip"; None when told to stop.
 
     Raises:
       BadImagesError: A picture or its annotation cannot be decoded.
@@ -82,7 +84,7 @@ def picture_scores(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Float[np.ndarray, "h w k"]:
-    """Logits of a picture at its own size, or the mean of the probabilities of its views where there are several."""
+    """Logits of a picture at its own size; with several views the mean of their probabilities."""
     views = []
     for scale in scales:
         for mirrored in (False, True)[: 1 + flip]:
@@ -100,7 +102,10 @@ def picture_scores(
 def slide(
     logits: Logits, pixels: Shaped[np.ndarray, "h w c"], *, window: tuple[int, int], stride: tuple[int, ...]
 ) -> Float[np.ndarray, "h w k"]:
-    """The mean of the logits of all windows over a picture; one smaller than the window is continued by its border."""
+    """The mean of the logits of all windows over a picture.
+
+    A picture smaller than the window is padded by repeating its border.
+    """
     height, width = pixels.shape[:2]
     missing = [max(0, least - side) for least, side in zip(window, (height, width), strict=True)]
     padded = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
@@ -115,7 +120,7 @@ def slide(
 
 
 def _corners(size: Sequence[int], window: Sequence[int], stride: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Top and left of each window; those at the end are moved back inside."""
+    """Top and left of each window; the last windows are moved back inside the picture."""
     starts = []
     for side, span, step in zip(size, window, stride, strict=True):
         count = max(0, -(-(side - span) // step)) + 1

@@ -1,13 +1,13 @@
-"""Places that evaluations are written to: a folder of its own below the run folder, or wherever it is told."""
+"""Folders that evaluations are written to: below the run folder, or where the user says."""
 
 import json
 import logging
 import os
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.files import write_atomically
 
@@ -18,23 +18,24 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 
 
 def check_name(name: str) -> None:
-    """Refuses a name that is no plain name of a folder.
+    """Refuses an evaluation's name that cannot be the name of a folder.
 
     Raises:
-      ConfigError: It has other characters than letters, digits and ._+-, or begins with one of these.
+      ConfigError: It has other characters than letters, digits and ._+-, or begins with
+        one of ._+-.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--name={name} must be letters, digits and ._+- (at most 100), and begin with a letter or digit")
 
 
 def default_name(protocol: str, origin: Mapping[str, Any], split: str, fingerprint: str | None) -> str:
-    """The name of an evaluation that was given none: what was evaluated on which split, "step60-averaged-test".
+    """The default name of an evaluation: what was evaluated on which split, "step60-averaged-test".
 
     Args:
-      protocol: Said unless it is "classification".
+      protocol: The first part of the name, unless it is "classification".
       origin: See `vitlab.runs.trained.Trained`.
-      split: Its characters that a name cannot have become "_".
-      fingerprint: The data's, where it may be other data than the run's own.
+      split: Name of the split; characters that a name cannot have become "_".
+      fingerprint: Fingerprint of the data if it may differ from the run's, else None.
     """
     what = [f"step{origin['step']}"] if "step" in origin else [origin["model"]]
     averaged = ["averaged"] if origin.get("weights") == "averaged" else []
@@ -43,12 +44,14 @@ def default_name(protocol: str, origin: Mapping[str, Any], split: str, fingerpri
     return "-".join(re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("_") for part in map(str, parts))[:100]
 
 
-def make_folder(parent: pathlib.Path) -> None:
-    """Makes the folder below which evaluations lie, before anything is computed for them.
+def make_folder(parent: RunPath) -> None:
+    """Makes the folder for evaluations, before anything is computed; a bucket needs none.
 
     Raises:
       ConfigError: It cannot be made or written to.
     """
+    if in_bucket(parent):
+        return
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,11 +60,15 @@ def make_folder(parent: pathlib.Path) -> None:
         raise ConfigError(f"{parent} is not writable: give another folder with --output=DIR")
 
 
-def write_result(result: Mapping[str, Any], *folders: pathlib.Path) -> None:
-    """Writes evaluation.json into each folder; what cannot be written is said in the log, for the result is also printed."""
+def write_result(result: Mapping[str, Any], *folders: RunPath) -> None:
+    """Writes evaluation.json into each folder.
+
+    A failure is only logged, since the result is also printed.
+    """
     for folder in folders:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not in_bucket(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / FILE, json.dumps(result) + "\n")
         except OSError as error:
             logger.error("%s is not written: %s", folder / FILE, error.strerror or error)

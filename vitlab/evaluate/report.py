@@ -1,4 +1,4 @@
-"""Parts of an evaluation beside its sums: classes, confusions, calibration, the worst images, each prediction."""
+"""The report of an evaluation: classes, confusions, calibration, worst images, predictions."""
 
 import csv
 import io
@@ -19,21 +19,20 @@ from vitlab.evaluate.calibration import NUM_BINS, Calibration, calibration
 from vitlab.files import write_atomically
 from vitlab.runs.loaded import name_of, softmax
 
-_DENSE = 1000  # most classes whose confusions are written as a matrix; of more, only those that happened
-_WORST = 36  # images on the contact sheet
-_PIXELS = 128  # their side on it
+_DENSE = 1000  # most classes whose confusions are a full matrix; with more classes only pairs that occur are listed
+_WORST = 36  # number of images on the contact sheet
+_PIXELS = 128  # side of these images, in pixels
 
 
 class Outcomes:
-    """Outcome of each image of a split; to be called with each batch and its logits, in order."""
+    """Collects the outcome of each image; called in order with each batch and its logits."""
 
     def __init__(self):
-        """Empty."""
         self._rows: list[dict[str, np.ndarray]] = []
         self._seen = 0
 
     def __call__(self, batch: dict[str, np.ndarray], logits: Float[np.ndarray, "b classes"]) -> None:
-        """Adds the images of a batch that are really there."""
+        """Adds the images of a batch, without padding rows."""
         mask = batch["mask"]
         index, labels, logits = self._seen + np.flatnonzero(mask), batch["label"][mask], logits[mask]
         self._seen += len(mask)
@@ -55,8 +54,8 @@ class Outcomes:
     def columns(self) -> dict[str, np.ndarray]:
         """Arrays of one value an image.
 
-        "index" in the split, "label", "predicted" (-1 where logits are not finite), "confidence" (probability of the predicted class),
-        "own" (that of the label), "loss" (nats).
+        "index" in the split, "label", "predicted" (-1 where logits are not finite), "confidence"
+        (probability of the predicted class), "own" (probability of the label), "loss" (nats).
         """
         kinds = {"index": int, "label": int, "predicted": int, "confidence": float, "own": float, "loss": float}
         return {name: np.concatenate([np.zeros(0, kind), *(row[name] for row in self._rows)]) for name, kind in kinds.items()}
@@ -65,17 +64,19 @@ class Outcomes:
 def write_report(
     folder: pathlib.Path, outcomes: Outcomes, source: Source, class_names: Sequence[str], decode: Decoder = decode
 ) -> dict[str, Any]:
-    """Writes predictions.csv, classes.csv, confusion.csv and .png, calibration.csv and .png, worst.png.
+    """Writes {predictions,classes,confusion,calibration}.csv and {confusion,calibration,worst}.png.
 
     Args:
-      folder: Exists; files of the same names are replaced.
-      outcomes: Of all images of `source`.
+      folder: An existing folder; files of the same names are replaced.
+      outcomes: The outcomes of all images of `source`.
       source: The split.
-      class_names: Of the labels; a head may have further classes, which are named by their numbers.
-      decode: Makes pixels of the encoded images, as the evaluation did.
+      class_names: Names of the labels; a head may have further classes, which are named by their
+        numbers.
+      decode: Function that decodes the images, as the evaluation did.
 
     Returns:
-      {"ece", "mce" (calibration errors), "mean_class_accuracy" (over the classes that have images)}.
+      {"ece", "mce" (calibration errors), "mean_class_accuracy" (over the classes that have
+      images)}.
     """
     columns = outcomes.columns()
     valid = columns["predicted"] >= 0
@@ -98,7 +99,7 @@ def write_report(
 
 
 def _confusions(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
-    """(label, predicted class, images) of the pairs that happened."""
+    """(label, predicted class, number of images) of the pairs that occur."""
     pairs, counts = np.unique(np.stack([labels, predicted], 1), axis=0, return_counts=True)
     return [(int(a), int(b), int(n)) for (a, b), n in zip(pairs, counts, strict=True)]
 
@@ -119,7 +120,7 @@ def _write_predictions(path: pathlib.Path, columns: dict[str, np.ndarray], sourc
 
 
 def _write_classes(path: pathlib.Path, names: Sequence[str], images: np.ndarray, right: np.ndarray, chosen: np.ndarray) -> None:
-    """Accuracy (recall) and precision of each class; empty where there is nothing to divide by."""
+    """Accuracy (recall) and precision of each class; empty where the divisor is 0."""
     rows = []
     for name, n, r, c in zip(names, images, right, chosen, strict=True):
         rows.append([name, int(n), int(r), f"{r / n:.6g}" if n else "", int(c), f"{r / c:.6g}" if c else ""])
@@ -127,7 +128,10 @@ def _write_classes(path: pathlib.Path, names: Sequence[str], images: np.ndarray,
 
 
 def _write_confusions(folder: pathlib.Path, counts: list[tuple[int, int, int]], names: Sequence[str]) -> None:
-    """Rows are classes, columns predictions; for more than 1000 classes a line for each pair that happened, and no picture."""
+    """Writes the confusions: rows are classes, columns predictions.
+
+    With more than 1000 classes there is a line for each pair that occurs, and no picture.
+    """
     if len(names) > _DENSE:
         _write_csv(folder / "confusion.csv", ["class", "predicted", "images"], [[names[a], names[b], n] for a, b, n in counts])
         return
@@ -158,7 +162,10 @@ def _write_calibration(folder: pathlib.Path, found: Calibration) -> None:
 
 
 def _draw_worst(path: pathlib.Path, columns: dict[str, np.ndarray], source: Source, names: Sequence[str], decode: Decoder) -> None:
-    """The images with the largest loss among those predicted wrongly, the largest first; a white picture if there are none."""
+    """Draws the wrongly predicted images of the largest loss, the largest first.
+
+    Without any the picture is white.
+    """
     wrong = np.flatnonzero((columns["predicted"] != columns["label"]) & (columns["predicted"] >= 0))
     worst = wrong[np.argsort(-columns["loss"][wrong], kind="stable")][:_WORST]
     images, captions = [], []

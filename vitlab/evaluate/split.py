@@ -1,6 +1,5 @@
-"""A task's metrics over exactly all images of a split."""
+"""The metrics of a task over all images of a split, each counted once."""
 
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from vitlab.buckets import RunPath
 from vitlab.config import Experiment
 from vitlab.data import Batches, Source, eval_batches
 from vitlab.functional import FunctionalModel, Weights
@@ -19,16 +19,17 @@ from vitlab.tasks import Evaluation, task_of
 
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 Prepare = Callable[[dict[str, Array]], dict[str, Array]]
-AVERAGE = "average_"  # begins the names of results of the averaged weights
+AVERAGE = "average_"  # prefix of the results of the averaged weights
 
 
 def make_eval_step(
     model: FunctionalModel, mesh: Mesh, evaluation: Evaluation, prepare: Prepare = lambda batch: batch, *, seen: bool = False
 ) -> EvalStep:
-    """What the task measures of a batch, see `vitlab.tasks.Evaluation`, and "images", the number that is really there.
+    """Builds the function that evaluates a batch: the task's measures (`vitlab.tasks.Evaluation`).
 
-    Where the weights have an "average" beside them, what is measured of it has "average_" before its names. With `seen` what a
-    report is given of the raw weights' outputs is there too, as "seen".
+    Its results have "images", the number of images without padding rows. If the weights hold an
+    "average", its measures are there too, with "average_" before their names. With `seen`, "seen"
+    holds the raw weights' outputs that a report needs.
     """
 
     def measured(weights: Weights, batch: dict[str, Array]) -> tuple[dict[str, Array], Any]:
@@ -51,7 +52,7 @@ def make_eval_step(
     compiled = jax.jit(eval_step, out_shardings=replicated(mesh))
 
     def in_mesh(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
-        with jax.set_mesh(mesh):  # kernels run by its devices' shares
+        with jax.set_mesh(mesh):  # kernels are partitioned over its devices
             return compiled(weights, batch)
 
     return in_mesh
@@ -67,20 +68,21 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     see: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
 ) -> dict[str, Any] | None:
-    """Runs over all batches; results are fetched one batch late.
+    """Evaluates all batches; results are fetched one batch late, so that the device never waits.
 
     Args:
-      eval_step: From `make_eval_step`; with what is seen, if there is `see`.
-      weights: On the devices of `mesh`.
-      batches: From `eval_batches`; closed at the end.
-      evaluation: The task's.
-      mesh: Over which each batch is split.
-      should_stop: Asked between batches.
-      see: Called with each batch and what a report is given of it, in order.
+      eval_step: A step from `make_eval_step`; with `seen` if there is `see`.
+      weights: Weights on the devices of `mesh`.
+      batches: Batches from `eval_batches`; closed at the end.
+      evaluation: The measures of the task.
+      mesh: Devices over which each batch is split.
+      should_stop: Called between batches; True ends the evaluation.
+      see: Called in order with each batch and its "seen" result.
 
     Returns:
-      The task's metrics, "images" and "images_per_second", or None when told to stop; of averaged weights "average_top1" and so on.
-      The first batch, which may compile, does not count for the speed, unless it is the only one.
+      The task's metrics, "images" and "images_per_second", or None when told to stop; metrics of
+      averaged weights are "average_top1" and so on. The first batch, which may compile, does not
+      count for the speed, unless it is the only one.
     """
     totals = _Totals(evaluation.rows)
     begin, before, pending = time.perf_counter(), 0, None
@@ -105,7 +107,7 @@ def _on_device(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class _Totals:
-    """Sums and rows of the batches so far."""
+    """Sums and per-image rows over the batches so far."""
 
     def __init__(self, rows: tuple[str, ...]):
         self.images = 0
@@ -134,7 +136,7 @@ class _Totals:
 
 
 def _exact(value: np.ndarray) -> np.ndarray:
-    """The array in a type whose sums of many batches are exact for integers, and as good as can be for others."""
+    """The array as int64 or float64, so that sums over many batches are exact for integers."""
     return np.asarray(value).astype(np.float64 if np.issubdtype(np.asarray(value).dtype, np.floating) else np.int64)
 
 
@@ -146,13 +148,12 @@ def open_batches(
     channels: int,
     batch_size: int,
     mesh: Mesh,
-    bad_images: pathlib.Path | None = None,
+    bad_images: RunPath | None = None,
 ) -> Batches:
-    """The images of a split as the model's evaluation wants them; of each batch, the rows of this process on the mesh.
+    """The batches of a split, prepared as the model's evaluation needs them; this process's rows.
 
-    `bad_images` is the file that lists those left out.
-
-    How much of an image is kept is said by `vitlab.runs.trained.eval_crop_fraction`.
+    `bad_images` is the file that lists images that cannot be decoded.
+    `vitlab.runs.trained.eval_crop_fraction` tells how much of an image is kept.
     """
     recipe, (part, num_parts) = model.preprocessing, part_of_process(mesh)
     return eval_batches(

@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 
 from vitlab import cli
-from vitlab.config import ConfigError, Experiment, ModelConfig, refusing
+from vitlab.config import ConfigError, Experiment, ModelConfig, refusing, typed
 from vitlab.export.description import as_metadata, describe
 from vitlab.export.onnx import to_onnx
 from vitlab.export.stablehlo import PLATFORMS, to_stablehlo
@@ -52,13 +52,13 @@ def _parser() -> cli.Parser:
         example="python -m vitlab.export --workdir=runs/quickstart --format=safetensors --output=quickstart.safetensors",
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", type=pathlib.Path, help="the run folder of a model that was trained here")
+    parser.add_argument("--workdir", type=cli.run_folder, help="run folder of a model trained here: DIR, gs://..., s3://...")
     parser.add_argument("--step", type=int, help="a step among its checkpoints; the newest if not given")
     parser.add_argument("--raw", action="store_true", help="the weights themselves, of a run that averages them")
     parser.add_argument("--model", help="a model of the zoo")
     parser.add_argument("--weights", help="its checkpoint: .safetensors, .npz, .pth (FILE#ENTRY names a part), hf://owner/name")
     parser.add_argument("--num_classes", type=int, help="classes of that checkpoint, 0 for none; the variant's own if not given")
-    parser.add_argument("--image_size", type=int, help="pixels per side for that model; its own if not given")
+    parser.add_argument("--image_size", type=cli.literal, help="pixels, 512 or (512,1024) for height and width; the variant's by default")
     parser.add_argument("--format", required=True, choices=list(_FORMATS))
     parser.add_argument("--batch_size", type=int, help="images of each call of an onnx file; 1 if not given")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="the file to write; its folder must exist")
@@ -75,7 +75,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--num_classes and --image_size are of --model; a run has its own")
     if args.batch_size is not None and args.format != "onnx":
         raise ConfigError(f"--batch_size is of onnx; {args.format} files have none")
-    for name, least in (("num_classes", 0), ("image_size", 1), ("batch_size", 1)):
+    for name, least in (("num_classes", 0), ("batch_size", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}={value} must be at least {least}")
@@ -91,7 +91,8 @@ def _open(args: argparse.Namespace) -> Trained:
         return from_run(args.workdir, mesh, raw=args.raw, step=args.step)
     with refusing(ValueError):
         classes = model_config(args.model).num_classes if args.num_classes is None else args.num_classes
-    experiment = Experiment(model=ModelConfig(name=args.model, num_classes=classes, image_size=args.image_size))
+    size = typed(args.image_size, tuple[int, int] | int | None, ("image_size",))
+    experiment = Experiment(model=ModelConfig(name=args.model, num_classes=classes, image_size=size))
     return from_weights(args.model, args.weights, experiment, (), mesh)
 
 

@@ -14,8 +14,8 @@ from vitlab.heads.maps import Maps, Strides, check_maps, order_reason
 from vitlab.heads.one_map import OneMap
 from vitlab.heads.pixel_shuffle import Upsample
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import full, lecun_normal
-from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.roles import declare
 

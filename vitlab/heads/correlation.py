@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from vitlab.heads.maps import Maps, Strides
 from vitlab.heads.pixel_map import PixelMap
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import lecun_normal
-from vitlab.layers.mlp import gelu
 from vitlab.layers.roles import declare
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from vitlab.heads.maps import Maps, Strides, check_maps, map_size, order_reason
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import lecun_normal
-from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.resize import resize_bilinear
 

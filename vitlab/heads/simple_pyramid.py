@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from vitlab.heads.maps import Maps, Strides, check_maps, plain_reason
 from vitlab.heads.pixel_shuffle import Upsample
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import lecun_normal
-from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 
 _FACTORS = (4, 2, 1, 0.5)  # factors on the last map's size: the paper's, for strides of 4, 8, 16, 32

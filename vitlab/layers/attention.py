@@ -98,7 +98,7 @@ class Attention(nnx.Module):
             parts = (self.q_bias[...], jnp.zeros(d, self.q_bias[...].dtype), self.v_bias[...])
             qkv += jnp.stack(parts).reshape(1, 1, *heads).astype(qkv.dtype)
         if rope is not None and table is not None:
-            query_and_key = rotate(qkv[:, :, :2], table, rope)
+            query_and_key = rotate(qkv[:, :, :2], table, halves=rope == "dinov3")
             out = dot_product_attention(
                 query_and_key[:, :, 0], query_and_key[:, :, 1], qkv[:, :, 2], bias, implementation=self.implementation
             )

@@ -11,9 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.attention import dot_product_attention, head_dim_of
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import Mlp, gelu
+from vitlab.layers.mlp import Mlp
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.roles import declare
 

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pallas_kernels.target import platform
 from vitlab.layers.initial import full
 
 
@@ -38,13 +39,26 @@ class BatchNorm(nnx.Module):
         x = x.astype(jnp.float32)
         if train:
             axes = tuple(range(x.ndim - 1))
-            mean, var = x.mean(axes), x.var(axes)
+            mean, var = self._moments(x, axes)
             self._remember(mean, var, x.size // x.shape[-1])
         else:
             mean, var = self.mean[...], self.var[...]
         factor, offset = self.affine_map(mean, var)
         shape = (1,) * (x.ndim - 1) + (-1,)
         return (x * factor.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
+
+    def _moments(self, x: Float[Array, "*b dim"], axes: tuple[int, ...]) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+        """Mean and variance of each channel; of a bfloat16 map on GPUs and TPUs in one pass.
+
+        There the gradients need one pass, too: the sums of squares are of deviations from the
+        moving average, which rounding hurts less than squares of the values.
+        """
+        if self.dtype != jnp.bfloat16 or platform() not in ("gpu", "tpu"):
+            return x.mean(axes), x.var(axes)
+        around = jax.lax.stop_gradient(self.mean[...])
+        deviations = x - around
+        mean, square = deviations.mean(axes), (deviations * deviations).mean(axes)
+        return around + mean, jnp.maximum(square - mean * mean, 0)
 
     def affine_map(self, mean: Float[Array, " dim"], var: Float[Array, " dim"]) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
         """Factor and offset of each channel by these statistics and the learned scale and bias."""

@@ -26,6 +26,7 @@ __all__ = [
     "normal",
     "normal_init",
     "ones_init",
+    "step_bias",
     "torch_uniform",
     "uniform",
     "zeros_init",
@@ -123,6 +124,23 @@ def gabor(alpha: float, omega: float) -> nnx.Initializer:
             * jax.random.uniform(key, shape, dtype, -1, 1)
             * jax.random.gamma(jax.random.split(key)[0], alpha, shape)
         ),
+    )
+
+
+@functools.cache
+def step_bias(least: float, most: float) -> nnx.Initializer:
+    """Numbers whose softplus is between two positive steps, uniform in the logarithm.
+
+    Mamba, arXiv:2312.00752, section 3.6.
+    """
+
+    def inverse(np_or_jnp, uniform):
+        steps = np_or_jnp.exp(math.log(least) + uniform * math.log(most / least))
+        return steps + np_or_jnp.log(-np_or_jnp.expm1(-steps))
+
+    return _drawn(
+        lambda key, shape: np.asarray(inverse(np, key.random(shape)), np.float32),
+        lambda key, shape, dtype: inverse(jnp, jax.random.uniform(key, shape, dtype)),
     )
 
 

@@ -1,7 +1,6 @@
 """The two-layer perceptron of a transformer block."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +8,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.layers.gelu import gelu
 from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.linear import Linear
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.normed import fused_mlp, is_fused
 from vitlab.layers.pos_conv import PosConv
-
-gelu = partial(jax.nn.gelu, approximate=False)  # exact, by erf, as torch's default
-gelu_tanh = partial(jax.nn.gelu, approximate=True)
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x), as in OpenAI's CLIP (arXiv:1606.08415, section 2)."""
-    return x * jax.nn.sigmoid(1.702 * x)
 
 
 class Mlp(nnx.Module):

@@ -14,6 +14,7 @@ from flax import nnx
 ROLES: Mapping[str, str] = {
     "position": "a table of positions, absolute or relative, or the layers that compute such a table",
     "token": "a learned token: class, distillation or register",
+    "dynamics": "rates and factors of the recurrence of a state-space model",
     "filter": "an array of products per element, which is no matrix between features",
     "embedding": "turns the image into the first features",
     "head": "turns the last features into logits",

@@ -1,5 +1,8 @@
-"""Rotary positions of a grid of tokens (Su et al., arXiv:2104.09864), in the forms of three
-published vision transformers.
+"""Rotary positions (Su et al., arXiv:2104.09864): queries and keys turned by angles that grow with
+their place.
+
+A table holds the cosine and the sine of every token's angle for every channel, [2, n, head_dim],
+computed by numpy.
 """
 
 from typing import Literal
@@ -45,13 +48,38 @@ def rotation(rope: Rope, grid: tuple[int, int], head_dim: int, *, num_prefix: in
     return np.stack((np.cos(angles), np.sin(angles))).astype(np.float32)
 
 
-def rotate(x: Float[Array, "b n *h head_dim"], table: Float[Array, "2 n head_dim"], rope: Rope) -> Float[Array, "b n *h head_dim"]:
-    """x cos + R(x) sin, in float32. R turns channel pairs: (i, i + head_dim / 2) for `dinov3`, else
-    (2i, 2i + 1).
+def sequence_rotation(length: int, head_dim: int, *, theta: float = 10_000.0) -> Float[np.ndarray, "2 n head_dim"]:
+    """Table of a sequence, for pairs of neighbouring channels (arXiv:2104.09864, eq. 15)."""
+    frequencies = 1 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32)[: head_dim // 2] / np.float32(head_dim))
+    return _neighbours(np.arange(length, dtype=np.float32)[:, None] * frequencies)
+
+
+def axial_rotation(grid: tuple[int, int], head_dim: int) -> Float[np.ndarray, "2 n head_dim"]:
+    """Table of a grid, for pairs of neighbouring channels: rows turn the first half of the pairs,
+    columns the second (RAVLT's authors; frequencies from 1 to 1e-4, both included).
+    """
+    frequencies = 1 / 10_000 ** np.linspace(0, 1, head_dim // 4, dtype=np.float32)
+    h, w = grid
+    rows, columns = (np.arange(side, dtype=np.float32)[:, None] * frequencies for side in grid)
+    angles = np.concatenate((np.repeat(rows[:, None], w, 1), np.repeat(columns[None], h, 0)), -1)
+    return _neighbours(angles.reshape(h * w, -1))
+
+
+def _neighbours(angles: Float[np.ndarray, "n half"]) -> Float[np.ndarray, "2 n head_dim"]:
+    return np.repeat(np.stack((np.cos(angles), np.sin(angles))), 2, -1)
+
+
+def rotate(
+    x: Float[Array, "b n *h head_dim"], table: Float[Array | np.ndarray, "2 n head_dim"], *, halves: bool = False
+) -> Float[Array, "b n *h head_dim"]:
+    """x cos + R(x) sin, in float32 (arXiv:2104.09864, eq. 34).
+
+    R turns pairs of neighbouring channels (2i, 2i + 1), or, with `halves` as DINOv3's table is, the
+    pairs (i, i + head_dim / 2).
     """
     cos, sin = (t.reshape(t.shape[0], *(1,) * (x.ndim - 3), t.shape[1])[None] for t in table)
     wide = x.astype(jnp.float32)
-    if rope == "dinov3":
+    if halves:
         first, second = jnp.split(wide, 2, -1)
         turned = jnp.concatenate((-second, first), -1)
     else:

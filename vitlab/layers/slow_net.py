@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import constant, full, gabor, torch_uniform, uniform, zeros_init
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.roles import declare
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv import Conv
-from vitlab.layers.mlp import gelu
+from vitlab.layers.gelu import gelu
 from vitlab.layers.pad import pad_to_multiple
 
 

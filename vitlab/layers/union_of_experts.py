@@ -9,10 +9,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.attention import head_dim_of
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import lecun_normal, zeros_init
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
-from vitlab.layers.rotary import rotate, sequence_angles
+from vitlab.layers.rope import rotate, sequence_rotation
 
 
 class UnionAttention(nnx.Module):
@@ -50,7 +50,7 @@ class UnionAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         plain, turned = jnp.split(x.reshape(b, h * w, self.num_heads, self.head_dim), 2, -1)
-        turned = rotate(turned, sequence_angles(h * w, self.head_dim // 2))
+        turned = rotate(turned, sequence_rotation(h * w, self.head_dim // 2))
         tokens = jnp.concatenate((turned, plain), -1).reshape(b, h * w, c)
         routes = best_routes(self.gate(tokens), self.top_k)
         routes = routes / (routes.sum(-1, keepdims=True) + self.eps)

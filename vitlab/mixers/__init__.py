@@ -11,6 +11,7 @@ from vitlab.config import ConfigError, near_misses
 from vitlab.config.references import is_reference, load_reference
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
+from vitlab.mixers.bidirectional_mamba import BidirectionalMamba
 from vitlab.mixers.cascaded_group import CascadedGroupAttention
 from vitlab.mixers.channel_attention import ChannelAttention
 from vitlab.mixers.context_mixing import ContextMixing
@@ -37,6 +38,7 @@ from vitlab.mixers.scale_aware_modulation import ScaleAwareModulation
 from vitlab.mixers.single_head import SingleHeadAttention
 from vitlab.mixers.spatial_reduction import SpatialReductionAttention
 from vitlab.mixers.spectral import SpectralGating
+from vitlab.mixers.ss2d import SS2D
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.mixers.window_attention import WindowAttention
 
@@ -64,6 +66,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "scale_aware_modulation": ScaleAwareModulation,
     "single_head": SingleHeadAttention,
     "spectral": SpectralGating,
+    "ss2d": SS2D,
     "super_token": SuperTokenAttention,
     "cross_shaped": CrossShapedAttention,
     "spatial_reduction": SpatialReductionAttention,
@@ -74,6 +77,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "long_short": LongShortAttention,
     "multi_axis": MultiAxisAttention,
     "multi_head_conv": MultiHeadConv,
+    "vim": BidirectionalMamba,
     "window": WindowAttention,
 }
 

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Side
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.continuous_bias import ContinuousBias
+from vitlab.layers.gelu import gelu
 from vitlab.layers.head_gates import HeadGates
 from vitlab.layers.initial import full, normal, normal_init
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.pool import adaptive_average_pool
 from vitlab.layers.roles import declare

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Ratio, Side
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import normal_init
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
 
 
 class GatedConv(nnx.Module):

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import torch_uniform
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
 
 
 class InLineAttention(nnx.Module):

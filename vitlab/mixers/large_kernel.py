@@ -6,8 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
 
 
 class LargeKernelGate(nnx.Module):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.conv import Conv
 from vitlab.layers.linear import Linear
-from vitlab.layers.rotary import rotary_angles, rotate
+from vitlab.layers.rope import axial_rotation, rotate
 
 
 class RankAugmentedLinearAttention(nnx.Module):
@@ -34,20 +34,20 @@ class RankAugmentedLinearAttention(nnx.Module):
         q, k, v, o = jnp.split(self.qkvo(x), 4, -1)
         lepe = self.lepe(v)
         q, k, v = (y.reshape(b, h * w, self.num_heads, self.head_dim) for y in (q, k, v))
-        angles = rotary_angles(h, w, self.head_dim)
-        y = _softmax(q, k, v, angles) if self.softmax else _linear(q, k, v, angles)
+        table = axial_rotation((h, w), self.head_dim)
+        y = _softmax(q, k, v, table) if self.softmax else _linear(q, k, v, table)
         return self.proj((y.reshape(b, h, w, c) + lepe) * o)
 
 
-def _softmax(q, k, v, angles) -> Float[Array, "b n heads head_dim"]:
-    return dot_product_attention(rotate(q, angles), rotate(k, angles), v)
+def _softmax(q, k, v, table) -> Float[Array, "b n heads head_dim"]:
+    return dot_product_attention(rotate(q, table), rotate(k, table), v)
 
 
-def _linear(q, k, v, angles) -> Float[Array, "b n heads head_dim"]:
+def _linear(q, k, v, table) -> Float[Array, "b n heads head_dim"]:
     dtype, n, scale = v.dtype, q.shape[1], q.shape[-1] ** -0.5
     q, k = (jax.nn.elu(y.astype(jnp.float32)) + 1 for y in (q, k))
     importance = jax.nn.softmax(jnp.einsum("bhd,bnhd->bnh", q.mean(1), k) * scale, axis=1)
     k = k * importance[..., None] * n
-    context = jnp.einsum("bnhk,bnhv->bhkv", rotate(k, angles) * n**-0.5, v.astype(jnp.float32) * n**-0.5)
+    context = jnp.einsum("bnhk,bnhv->bhkv", rotate(k, table) * n**-0.5, v.astype(jnp.float32) * n**-0.5)
     normaliser = 1 / (jnp.einsum("bnhd,bhd->bnh", q, k.mean(1)) + 1e-6)
-    return (jnp.einsum("bnhk,bhkv->bnhv", rotate(q, angles), context) * normaliser[..., None]).astype(dtype)
+    return (jnp.einsum("bnhk,bhkv->bnhv", rotate(q, table), context) * normaliser[..., None]).astype(dtype)

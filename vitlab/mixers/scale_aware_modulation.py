@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.batch_norm import BatchNorm
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
 
 
 class ScaleAwareModulation(nnx.Module):

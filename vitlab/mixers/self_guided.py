@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Side
 from vitlab.layers.attention import dot_product_attention, head_dim_of
 from vitlab.layers.conv import Conv
+from vitlab.layers.gelu import gelu
 from vitlab.layers.linear import Linear
-from vitlab.layers.mlp import gelu
 from vitlab.layers.norm import LayerNorm
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.layers.resize import resize_nearest

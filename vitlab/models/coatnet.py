@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
-from vitlab.layers.mlp import gelu
+from vitlab.layers.gelu import gelu
 from vitlab.layers.pool import average_pool_ceil
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.squeeze_excite import SqueezeExcite

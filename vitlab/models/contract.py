@@ -8,7 +8,7 @@ import abc
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, final
 
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, CountOrZero, Rate, check_bounds, hints_of
 from vitlab.config import typed
+from vitlab.config.arguments import checked_arguments
 from vitlab.layers.blocks import Remat
+from vitlab.layers.plug_ins import PLUG_INS, plug_in_of
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 
@@ -41,10 +43,14 @@ class VisionConfig:
     remat: Remat = "none"  # part of each block that the backward pass recomputes
     scan_blocks: bool = False  # whether equal consecutive blocks are compiled once and run as a loop
     preprocessing: Preprocessing = Preprocessing()
+    plugin: str | None = None  # module after each block: a key of `vitlab.layers.plug_ins.PLUG_INS`, or the user's own; None: none
+    plugin_stages: tuple[CountOrZero, ...] = ()  # stages, counted from 0, whose blocks get it; (): all
+    plugin_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # further arguments of its constructor
 
     def __post_init__(self) -> None:
         for name in hints_of(type(self)):
             object.__setattr__(self, name, self.checked_field(name, getattr(self, name)))
+        self._check_plugin()
         self.check_size(*self.image_size)
 
     @final
@@ -61,6 +67,15 @@ class VisionConfig:
         value = typed(value, plain, (name,))
         check_bounds(name, value, bounded)
         return value
+
+    def _check_plugin(self) -> None:
+        if self.plugin is None:
+            if self.plugin_stages or self.plugin_fields:
+                raise ValueError(f"plugin_stages={self.plugin_stages}, plugin_fields={self.plugin_fields}: plugin must name the module")
+            return
+        make, known = plug_in_of(self.plugin), self.plugin in PLUG_INS
+        fields = checked_arguments(("plugin_fields",), f'plugin "{self.plugin}"', make, self.plugin_fields, known_types=known)
+        object.__setattr__(self, "plugin_fields", fields)
 
     @property
     def size_multiple(self) -> int:

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Conv, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.gelu import gelu
 from vitlab.layers.global_response_norm import GlobalResponseNorm
-from vitlab.layers.mlp import gelu
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.models.contract import Images, ImageSize, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Attention, Conv, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Remat, drop_path_rates, run_blocks
 from vitlab.layers.attention import dot_product_attention, head_dim_of
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import full
-from vitlab.layers.mlp import gelu
 from vitlab.layers.pos_embed import position_table, resample
 from vitlab.layers.resize import resize_bicubic
 from vitlab.layers.roles import declare

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from vitlab.bounds import Count, CountOrZero, Depth, Ratio, Share, Side
 from vitlab.layers import DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, drop_path_rates, run_blocks
 from vitlab.layers.attention import head_dim_of
-from vitlab.layers.mlp import gelu
+from vitlab.layers.gelu import gelu
 from vitlab.layers.pos_embed import position_table, resample
 from vitlab.layers.roles import declare
 from vitlab.layers.tensor_split import project_qkv

@@ -24,7 +24,7 @@ from vitlab.layers import DropPath, Linear, drop_path_rates, run_blocks
 from vitlab.layers.attention import head_dim_of
 from vitlab.layers.norm import RMSNorm
 from vitlab.layers.roles import declare
-from vitlab.layers.rotary import rotate, sequence_angles
+from vitlab.layers.rope import rotate, sequence_rotation
 from vitlab.layers.swiglu import SwiGLU
 from vitlab.layers.tensor_split import project_qkv
 from vitlab.layers.token_embed import TokenEmbed
@@ -95,8 +95,8 @@ class CausalAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         n, dtype = x.shape[1], x.dtype
         q, k, v = jnp.moveaxis(project_qkv(self.qkv, x, num_heads=self.num_heads), 2, 0)
-        angles = sequence_angles(n, self.head_dim)
-        q, k = (rotate(y.astype(jnp.float32), angles) for y in (q, k))
+        table = sequence_rotation(n, self.head_dim)
+        q, k = (rotate(y.astype(jnp.float32), table) for y in (q, k))
         logits = jnp.einsum("bqhd,bkhd->bhqk", q.astype(dtype), k.astype(dtype), preferred_element_type=jnp.float32)
         mask = self.soft_mask_rate + (1 - self.soft_mask_rate) * np.tri(n, dtype=np.float32)
         weights = jax.nn.softmax(logits * self.head_dim**-0.5) * mask[None, None]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Count, Depth, Rate, Ratio, Share, Side, SideOrZero
 from vitlab.layers import BatchNorm, ConvMlp, DropPath, LayerNorm, Linear, PatchEmbed, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.deform_conv import DeformConv
-from vitlab.layers.mlp import gelu
+from vitlab.layers.gelu import gelu
 from vitlab.layers.pad import pad_to_multiple
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.hilo import HiLo

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import normal_init
-from vitlab.layers.mlp import gelu
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.gated_conv import GatedConv
 from vitlab.models.contract import Images, VisionConfig, VisionModel

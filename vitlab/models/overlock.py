@@ -16,9 +16,10 @@ from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import BatchNorm, Conv, ConvNorm, DropPath, LayerNorm, Linear, PosConv, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.conv_norm import fold_into_next, fold_into_previous, fuse_conv_norms
 from vitlab.layers.dilated_reparam import DilatedReparam
+from vitlab.layers.gelu import gelu
 from vitlab.layers.global_response_norm import GlobalResponseNorm
 from vitlab.layers.layer_scale import ChannelAffine
-from vitlab.layers.mlp import ResidualConvMlp, gelu
+from vitlab.layers.mlp import ResidualConvMlp
 from vitlab.layers.resize import resize_bilinear
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.layers.squeeze_excite import SqueezeExcite

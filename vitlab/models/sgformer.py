@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, Linear, Remat, run_blocks, stage_drop_path_rates
 from vitlab.layers.attention import dot_product_attention, head_dim_of
+from vitlab.layers.gelu import gelu
 from vitlab.layers.group_norm import GroupNorm
-from vitlab.layers.mlp import gelu
 from vitlab.layers.pos_embed import sincos_2d
 from vitlab.layers.resize import resize_bilinear
 from vitlab.layers.roles import declare, stage_layers

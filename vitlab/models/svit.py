@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, Depth, Rate, Ratio, Side
 from vitlab.layers import BatchNorm, Conv, DropPath, LayerNorm, LayerScale, Linear, PosConv, Remat, run_blocks, stage_drop_path_rates
-from vitlab.layers.mlp import ResidualConvMlp, gelu
+from vitlab.layers.gelu import gelu
+from vitlab.layers.mlp import ResidualConvMlp
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.super_token import SuperTokenAttention
 from vitlab.models.contract import Images, VisionConfig, VisionModel

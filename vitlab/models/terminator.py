@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, Depth, Rate, Side
 from vitlab.layers import Linear
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import full, he_normal
-from vitlab.layers.mlp import gelu
 from vitlab.layers.resize import resize_bilinear
 from vitlab.layers.roles import declare
 from vitlab.layers.slow_net import ContextSlowNet, SlowNet

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 from vitlab.bounds import Count, CountOrZero, Depth, Epsilon, Ratio, Side
 from vitlab.layers import Attention, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, drop_path_rates, run_blocks
 from vitlab.layers.attention_pool import AttentionPool
+from vitlab.layers.gelu import gelu, gelu_tanh, quick_gelu
 from vitlab.layers.initial import normal
-from vitlab.layers.mlp import gelu, gelu_tanh, quick_gelu
 from vitlab.layers.norm import RMSNorm
 from vitlab.layers.pos_embed import PosResize, position_table, resample, sincos_2d
 from vitlab.layers.rel_pos_table import RelPosTable

@@ -1,1 +1,1 @@
-"""What a run will need on hardware that is not here: memory, FLOPs, communication, time."""
+"""Estimates of a run on hardware that is not here: memory, FLOPs, communication, time."""

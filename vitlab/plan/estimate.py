@@ -1,4 +1,4 @@
-"""A plan: what a compiled step takes of each device, and how long it and the run will take at the least."""
+"""A plan: the memory that a compiled step takes of each device, and least times of step and run."""
 
 import dataclasses
 import math
@@ -17,35 +17,35 @@ from vitlab.plan.topology import Topology
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All figures are of one device and one step, unless said otherwise; nothing was measured."""
+    """Figures of one device and one step, unless said otherwise; nothing is measured."""
 
     model: str
     topology: Topology
-    batch_size: int  # over all devices
+    batch_size: int  # number of images over all devices
     compile_seconds: float
-    memory: dict[str, int]  # part -> bytes; they add up
-    model_flops: float  # of the forward and the backward pass, and of a teacher's forward pass: what the mathematics needs
-    flops: float | None  # that the compiler or the tracing counts, whichever finds more; recomputation included, kernels left out
-    bytes_accessed: float | None  # that the compiler counts, and what loops move after their first trip
+    memory: dict[str, int]  # part -> bytes; the parts add up to the total
+    model_flops: float  # FLOPs that the mathematics needs: forward and backward pass, and a teacher's forward pass
+    flops: float | None  # the larger of two counts, the compiler's and the tracing's; includes recomputation, not kernels
+    bytes_accessed: float | None  # memory traffic as the compiler counts it, with every trip of loops
     collectives: tuple[Collective, ...]
     total_steps: int
     epochs: float
-    examples: int  # images of an epoch
-    profile: Sequence[Operation] | None = None  # the counted operations of a step, where that was asked for
+    examples: int  # number of images of an epoch
+    profile: Sequence[Operation] | None = None  # the counted operations of a step, if a profile was asked for
 
     @property
     def bytes(self) -> int:
-        """Memory that is needed."""
+        """Memory that the step needs on a device."""
         return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
-        """Whether a device has as much."""
+        """Whether a device has that much memory."""
         return self.flops is not None and self.bytes <= self.topology.device.memory_bytes
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that a step takes at the least, by what bounds it; empty where no peaks are published."""
+        """Least seconds of a step by each resource that bounds it; empty without known peaks."""
         device = self.topology.device
         if self.flops is None or self.bytes_accessed is None or device.flops_per_second is None:
             return {}
@@ -58,12 +58,19 @@ class Plan:
 
     @property
     def step_seconds(self) -> float | None:
-        """The roofline: the largest of the bounds."""
+        """Least seconds of a step by the roofline: the largest of the bounds."""
         return max(self.bounds.values(), default=None)
 
 
 def make_plan(experiment: Experiment, topology: Topology, data: Data, *, schedules: str | None = None) -> Plan:
-    """Compiles the step and reads its figures; those of each operation where a folder of `vitlab.plan.profile.scheduled` is given.
+    """Compiles the step and reads its figures.
+
+    Args:
+      experiment: The run.
+      topology: The devices.
+      data: Facts about the training split.
+      schedules: Folder of `vitlab.plan.profile.scheduled`, to count each operation; None for no
+        profile.
 
     Raises:
       ConfigError: The experiment cannot be trained on this topology.
@@ -95,7 +102,10 @@ def _cost(compiled: jax.stages.Compiled | None) -> dict[str, float]:
 
 
 def _memory(program: Program) -> dict[str, int]:
-    """The parts of a device's memory; arrays in the compiler's layout may be larger than their elements."""
+    """The parts of a device's memory.
+
+    Arrays in the compiler's layout may be larger than their elements; the rest is "padding".
+    """
     weights = {k: program.state[k] for k in ("params", "model_state", "average") if k in program.state}
     parts = {"parameters": _bytes(weights), "optimizer": _bytes(program.state["opt_state"]), "batch": _bytes(program.batch)}
     if program.teacher is not None:
@@ -115,6 +125,6 @@ def _memory(program: Program) -> dict[str, int]:
 
 
 def _bytes(tree: Any) -> int:
-    """Of a tree's arrays on one device."""
+    """Bytes of a tree's arrays on one device."""
     leaves = jax.tree.leaves(tree)
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)

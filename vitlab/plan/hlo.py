@@ -1,4 +1,7 @@
-"""An optimized HLO program, read from its text: what runs, and how often. XLA's own counts take what a loop repeats once."""
+"""An optimized HLO program, read from its text: its instructions, and how often each runs.
+
+XLA's own counts take an instruction inside a loop once.
+"""
 
 import dataclasses
 import math
@@ -20,18 +23,21 @@ _STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whi
 class Instruction:
     """One operation of a program."""
 
-    operation: str  # "fusion", "all-reduce-start"
-    type: str  # of the result, without layouts: "f32[8,2]", "(f32[4], s32[])"
-    operands: tuple[str, ...]  # their types
-    line: str  # all that the program says of it
-    times: int = 1  # how often it runs
-    loop: int = 1  # trips of the loop that it is in
-    fused: bool = False  # whether it is a part of another one
+    operation: str  # name of the operation: "fusion", "all-reduce-start"
+    type: str  # type of the result, without layouts: "f32[8,2]", "(f32[4], s32[])"
+    operands: tuple[str, ...]  # types of the operands
+    line: str  # the instruction's whole text
+    times: int = 1  # number of runs in a step
+    loop: int = 1  # number of trips of the loop around it
+    fused: bool = False  # whether it is a part of a fusion
     computation: str = ""  # name of the computation that holds it
 
     @property
     def moved_bytes(self) -> float:
-        """What it reads and writes each time; of arrays with a row for each trip of its loop, one row."""
+        """Bytes that it reads and writes each time.
+
+        An array with a row for each trip of the loop around it counts with one row.
+        """
         if self.fused or self.operation in _STILL or self.operation.endswith("-done"):
             return 0.0
         found = arrays(self.type, *self.operands)
@@ -39,7 +45,7 @@ class Instruction:
 
 
 def instructions(program: str) -> list[Instruction]:
-    """Those of all computations of a program; a loop whose number of trips is not in the text counts once."""
+    """All instructions of a program; a loop counts once if the text does not tell its trips."""
     computations: dict[str, list[str]] = {"": []}
     lines = computations[""]
     for line in program.splitlines():
@@ -47,9 +53,9 @@ def instructions(program: str) -> list[Instruction]:
             lines = computations.setdefault(match["name"], [])
         else:
             lines.append(line)
-    runs = {name: (1, 1, False) for name in computations}  # times, loop, fused
+    runs = {name: (1, 1, False) for name in computations}  # computation -> (times, loop, fused)
     found: list[Instruction] = []
-    for name in reversed(computations):  # what calls stands after what is called
+    for name in reversed(computations):  # a caller stands after its callees
         times, loop, fused = runs[name]
         types: dict[str, str] = {}
         for line in computations[name]:
@@ -67,19 +73,19 @@ def instructions(program: str) -> list[Instruction]:
 
 
 def repeated_bytes(program: Iterable[Instruction]) -> float:
-    """What the instructions in loops move after the first trip."""
+    """Bytes that instructions in loops move after the first trip."""
     return sum(((each.times - 1) * each.moved_bytes for each in program), 0.0)
 
 
 class ArrayType(NamedTuple):
-    """One array of a type."""
+    """An array within the type of an instruction."""
 
     bytes: int
-    rows: int  # along its first dimension; 0 of a number
+    rows: int  # size of the first dimension; 0 for a scalar
 
 
 def arrays(*types: str) -> list[ArrayType]:
-    """The arrays of types, such as `bf16[8,2]`, tuples taken apart."""
+    """The arrays of types such as `bf16[8,2]`, with tuples taken apart."""
     found = []
     for match in (match for text in types for match in _ARRAY.finditer(text)):
         shape = [int(n) for n in match["shape"].split(",") if n]
@@ -89,7 +95,10 @@ def arrays(*types: str) -> list[ArrayType]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often the body of a `while` runs: said by XLA for CPUs, else the limit that its condition compares with."""
+    """Number of trips of a `while`, which XLA states for CPUs.
+
+    For others it is the limit that the loop's condition compares with, if there is only one.
+    """
     if match := _TRIPS.search(line):
         return int(match[1])
     condition = re.search(r"condition=%([\w.-]+)", line)

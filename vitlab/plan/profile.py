@@ -1,8 +1,10 @@
-"""Where a compiled step takes its time, as the compiler of TPUs counts it; nothing is measured.
+"""The time of each part of a compiled step, as the TPU compiler counts it; nothing is measured.
 
-The compiler writes an estimate in cycles beside each operation of its program. Pallas kernels have none; theirs is the largest of
-the cycles of their schedule, their bytes over the memory's bandwidth and, where the kernel says them, its FLOPs over the peak. How
-well the sum predicts a TPU is not known: copies that overlap with work are not modelled. Two programs compiled alike compare well.
+The compiler writes an estimate in cycles beside each operation of its program. Pallas kernels have
+none; their estimate is the largest of three times: the cycles of their schedule, their bytes over
+the memory's bandwidth, and their FLOPs, if stated, over the peak. How well the sum predicts a TPU
+is not known: copies that overlap with work are not modelled. Two programs compiled alike compare
+well.
 """
 
 import contextlib
@@ -36,9 +38,10 @@ class Operation:
     part: str  # "attention", "MLP", "norms", "embedding", "head", "loss", "optimizer", "input", "other"
     direction: str  # "forward", "backward", "once a step"
     kind: str  # "product", "sum", "elementwise", "copy", "kernel", "collective"
-    name: str  # in the program
+    name: str  # name in the program
     type: str  # type of the result
-    source: str  # file and line
+    source: str  # file and line of the source
+    op_name: str = ""  # JAX's name of the operation, named scopes included
 
 
 def profile(text: str, device: Device, schedules: str | None) -> list[Operation]:
@@ -46,8 +49,9 @@ def profile(text: str, device: Device, schedules: str | None) -> list[Operation]
 
     Args:
       text: The optimised program.
-      device: That it is compiled for; one whose clock is known.
-      schedules: Folder of the kernels' schedules, see `scheduled`, or None to count kernels by bytes and FLOPs.
+      device: Device that the program is compiled for, whose clock is known.
+      schedules: Folder of the kernels' schedules, see `scheduled`, or None to count kernels by
+        bytes and FLOPs.
     """
     assert device.cycles_per_second, "the command refuses devices whose clock is not known"
     sources, program = Sources(text), instructions(text)
@@ -78,6 +82,7 @@ def profile(text: str, device: Device, schedules: str | None) -> list[Operation]
                 kernel[1] if kernel else name,
                 each.type,
                 line_of(calls),
+                op_name,
             )
         )
     return sorted(found, key=lambda operation: -operation.milliseconds)
@@ -92,7 +97,10 @@ def _kernel_seconds(kernel: Instruction, cycles: float, device: Device) -> float
 
 
 def _cycles_of(name: str, kernel: str, bundles: Mapping[str, int]) -> float:
-    """Cycles of a kernel's schedule; the compiler writes one for several equal calls, so else the mean of those of the same kernel."""
+    """Cycles of a kernel's schedule, or the mean over other calls of the same kernel.
+
+    The compiler writes one schedule for several equal calls.
+    """
     if name in bundles:
         return float(bundles[name])
     others = [cycles for other, cycles in bundles.items() if re.search(rf"{kernel}_*[.\d]*$", other)]
@@ -114,7 +122,10 @@ def _kind(each: Instruction, inside: dict[str, set[str]]) -> str:
 
 @contextlib.contextmanager
 def scheduled() -> Iterator[str]:
-    """A folder that the compiler writes the schedules of kernels to; only before it compiles for the first time in a process."""
+    """A folder into which the compiler writes the schedules of kernels.
+
+    It must be entered before the process compiles for the first time.
+    """
     with tempfile.TemporaryDirectory() as folder:
         before = os.environ.get("LIBTPU_INIT_ARGS", "")
         os.environ["LIBTPU_INIT_ARGS"] = f"{before} --xla_jf_dump_to={folder} {SCHEDULES}".strip()
@@ -122,7 +133,7 @@ def scheduled() -> Iterator[str]:
 
 
 def _bundles(text: str, folder: str) -> dict[str, int]:
-    """Cycles of the schedules of a program's kernels in a folder, by the name of the operation."""
+    """Cycles of the schedules in a folder, by the name of the operation that calls the kernel."""
     found, kernels = {}, set(KERNEL.findall(text))
     for file in pathlib.Path(folder).glob("*-final_bundles.txt"):
         match = _SCHEDULE.fullmatch(file.name)
@@ -133,11 +144,11 @@ def _bundles(text: str, folder: str) -> dict[str, int]:
 
 
 def describe_profile(operations: Sequence[Operation], limit_seconds: float) -> str:
-    """A table by part and direction, one by kind, and the ten slowest operations.
+    """A table by part and direction, a line of kinds, and the ten slowest operations.
 
     Args:
-      operations: Those of `profile`.
-      limit_seconds: What the products of the step take at the device's peak.
+      operations: The result of `profile`.
+      limit_seconds: Time of the step's products at the device's peak.
     """
     total = sum(each.milliseconds for each in operations)
     limit = 1000 * limit_seconds
@@ -163,7 +174,7 @@ def describe_profile(operations: Sequence[Operation], limit_seconds: float) -> s
 
 
 def write_csv(path: str, operations: Sequence[Operation]) -> None:
-    """One row an operation."""
+    """Writes a CSV file with a row for each operation."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(field.name for field in dataclasses.fields(Operation))

@@ -27,14 +27,14 @@ from vitlab.train.setup import abstract_batch, make_step
 from vitlab.train.step import compile_step, trace_step
 from vitlab.train.teacher import open_teacher
 
-# Training images, classes: of datasets that a recipe may name and that are not here.
+# Number of training images and of classes of datasets that recipes name and that may not be here.
 KNOWN = {"imagenet2012": (1_281_167, 1000), "cifar10": (50_000, 10), "cifar10_jpeg": (50_000, 10), "cifar100": (50_000, 100)}
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.* HLO temporaries \(([\d.]+)([KMGT])\)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a plan needs to know of the training split."""
+    """Facts about the training split that a plan needs."""
 
     examples: int
     num_classes: int
@@ -43,7 +43,7 @@ class Data:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Data":
-        """Of a known dataset without opening it, else from the files.
+        """The facts of a known dataset without opening it, or else from its files.
 
         Raises:
           ConfigError: The data is neither known nor here.
@@ -60,22 +60,22 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A compiled step, or what is known of one that the compiler found too large."""
+    """A compiled step, or the facts about a step that the compiler found too large."""
 
-    state: Any  # shapes, dtypes and sharding
+    state: Any  # shapes, dtypes and sharding of the training state
     batch: Any
     periods: Periods
     macs: int  # multiply-accumulates of the forward and the backward pass on one image
-    step_macs: int = 0  # of the step over all devices, what is recomputed included
-    teacher: Any  # its weights: shapes, dtypes and sharding; None without one
-    teacher_macs: int  # of its forward pass on one image
+    step_macs: int = 0  # multiply-accumulates of the step over all devices, with recomputation
+    teacher: Any  # shapes, dtypes and sharding of the teacher's weights; None without a teacher
+    teacher_macs: int  # multiply-accumulates of the teacher's forward pass on one image
     compiled: jax.stages.Compiled | None
     compile_seconds: float = 0.0
-    temporary_bytes: int | None = None  # per device, where it was too large
+    temporary_bytes: int | None = None  # bytes per device, if the step was too large
 
 
 def compile_program(experiment: Experiment, data: Data, topology: Topology) -> Program:
-    """Builds and compiles as `vitlab.train` does.
+    """Builds and compiles the step as `vitlab.train` does.
 
     Raises:
       ConfigError: The experiment cannot be trained, or not on this topology; one line.
@@ -102,7 +102,7 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
         with _uncached() if topology.is_exact else contextlib.nullcontext():
             traced = trace_step(train_step, state, batch, mesh, teacher=teacher)
             compiled, seconds = compile_step(traced)
-    except (ValueError, RuntimeError, UnsupportedError) as error:  # JAX's own are RuntimeErrors
+    except (ValueError, RuntimeError, UnsupportedError) as error:  # JAX's own errors are RuntimeErrors
         if raised_in_plugin(error):
             raise
         if (temporary := out_of_memory(str(error))) is None:
@@ -113,7 +113,10 @@ def compile_program(experiment: Experiment, data: Data, topology: Topology) -> P
 
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
-    """Keeps what is compiled inside out of the cache, from which a program for hardware that is not here cannot be read."""
+    """Keeps programs that are compiled inside out of the cache.
+
+    Programs for absent hardware could not be read back from it.
+    """
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, math.inf)
@@ -124,6 +127,6 @@ def _uncached() -> Iterator[None]:
 
 
 def out_of_memory(message: str) -> int | None:
-    """Temporary bytes of each device, from the refusal of XLA's compiler for TPUs; None if it refuses for another reason."""
+    """Temporary bytes per device, from the error of XLA's TPU compiler; None for other errors."""
     match = _OUT_OF_MEMORY.search(message)
     return match and round(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))

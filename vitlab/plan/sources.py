@@ -1,4 +1,4 @@
-"""Where the operations of a compiled program come from: the source lines that its text names, and the part of a model they make."""
+"""Origins of a compiled program's operations: source lines, and the part of the model they make."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,19 @@ from typing import NamedTuple
 _ENTRY = re.compile(r"(\d+) (.*)")
 _FIELD = re.compile(r"(\w+)=(\d+)")
 _OWN = re.compile(r"/(vitlab|pallas_kernels)/")
-_ROUNDABOUT = ("/product.py", "/conv_forms.py", "/normed.py", "/tensor_split.py")  # files of ours that only pass work on
+_ROUNDABOUT = ("/product.py", "/conv_forms.py", "/normed.py", "/tensor_split.py")  # files that only pass work on
 
 
 class Frame(NamedTuple):
-    """One call."""
+    """A call in a stack of calls."""
 
     file: str
     function: str  # "Mlp.__call__"
     line: int
 
 
-# The first rule that matches, at the innermost call that any rule matches, names the part: pattern of "file function".
+# A call belongs to the part of the first pattern that matches "file function"; the innermost call
+# that matches any pattern decides.
 _PARTS: Sequence[tuple[str, re.Pattern[str]]] = [
     (part, re.compile(pattern))
     for part, pattern in (
@@ -35,14 +36,14 @@ _PARTS: Sequence[tuple[str, re.Pattern[str]]] = [
 
 
 class Sources:
-    """The tables of calls in a program's text."""
+    """The tables of calls in the text of a program."""
 
     def __init__(self, text: str):
         names = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
         self._files, self._functions, self._locations, self._frames = (_table(text, name) for name in names)
 
     def calls(self, line: str) -> list[Frame]:
-        """The calls that made an instruction, innermost first; none where its text does not say."""
+        """The calls that made an instruction, innermost first; none where the text does not say."""
         found = re.search(r"stack_frame_id=(\d+)", line)
         number, calls = int(found[1]) if found else 0, []
         while number in self._frames:
@@ -52,12 +53,12 @@ class Sources:
                 names[at[key]].strip('"') for names, key in ((self._files, "file_name_id"), (self._functions, "function_name_id"))
             )
             calls.append(Frame(file, function, at["line"]))
-            number = frame.get("parent_frame_id", 1) - 1  # 1 is that of the outermost call
+            number = frame.get("parent_frame_id", 1) - 1  # parent 1 marks the outermost call
         return calls
 
 
 def part_of(calls: Sequence[Frame], op_name: str) -> str:
-    """The part of a model, or of a step, that an instruction belongs to."""
+    """The part of the model, or of the step, that an instruction belongs to."""
     for call in calls:
         for part, pattern in _PARTS:
             if pattern.search(f"{call.file} {call.function}"):
@@ -68,7 +69,10 @@ def part_of(calls: Sequence[Frame], op_name: str) -> str:
 
 
 def line_of(calls: Sequence[Frame]) -> str:
-    """The innermost line of this project that says something, as "layers/mlp.py:33"."""
+    """The innermost telling line of this project, such as "layers/mlp.py:33".
+
+    Files that only pass work on, and kernels, are named only if there is no other.
+    """
     own = [call for call in calls if _OWN.search(call.file)]
     telling = [call for call in own if "/vitlab/" in call.file and not call.file.endswith(_ROUNDABOUT)] or own
     if not telling:

@@ -1,4 +1,4 @@
-"""A plan as text."""
+"""A plan as text for a person to read."""
 
 from vitlab.plan.estimate import Plan
 from vitlab.plan.remedies import Trial
@@ -8,7 +8,7 @@ _UNITS = {"bytes": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")), "
 
 
 def describe(plan: Plan) -> str:
-    """Lines for the eye."""
+    """The lines of a plan."""
     topology, device = plan.topology, plan.topology.device
     how = "by its own compiler" if topology.is_exact else "by the compiler of this CPU, without fused kernels: an estimate"
     used = f"{quantity(plan.bytes)} of {quantity(device.memory_bytes)}: {'fits' if plan.fits else 'DOES NOT FIT'}"
@@ -48,6 +48,6 @@ def describe_trial(trial: Trial) -> str:
 
 
 def quantity(value: int | float, unit: str = "bytes") -> str:
-    """1.5 GiB, 3.2 TFLOP."""
+    """A size with a unit: 1.5 GiB, 3.2 TFLOP."""
     size, name = next((pair for pair in _UNITS[unit] if value >= pair[0]), _UNITS[unit][-1])
     return f"{value / size:.3g} {name}"

@@ -1,4 +1,4 @@
-"""The slices of devices that a plan can be made for."""
+"""The slices of devices for which a plan can be made."""
 
 import dataclasses
 import importlib.util
@@ -19,12 +19,12 @@ _NAME = re.compile(r"(v\d\w?)(?::(\d+(?:x\d+){1,2}))?|(h100|cpu)(?:x(\d+))?")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """So many devices of one kind."""
+    """A number of devices of one kind."""
 
-    name: str  # v5e:16x16, h100x8, cpu
+    name: str  # name such as v5e:16x16, h100x8 or cpu
     kind: str  # a key of DEVICES
-    count: int  # chips
-    slice: str | None  # 16x16, of TPUs
+    count: int  # number of chips
+    slice: str | None  # such as 16x16; TPUs only
 
     @classmethod
     def of(cls, name: str) -> "Topology":
@@ -49,14 +49,15 @@ class Topology:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the compiler of this hardware is asked; else the program is compiled for as many CPUs."""
+        """Whether the hardware's own compiler is used, not that of as many CPUs."""
         return self.device.platform == "tpu"
 
     def devices(self) -> Sequence[Any]:
-        """What a mesh is made of; nothing can run on it.
+        """Devices to make a mesh of; nothing can run on them.
 
         Raises:
-          ConfigError: Its compiler is not installed or does not know the slice, or JAX has begun with fewer CPUs.
+          ConfigError: The compiler is not installed or does not know the slice, or JAX has begun
+            with fewer CPUs.
         """
         if self.is_exact:
             return _tpus(self)
@@ -69,13 +70,13 @@ class Topology:
 
 
 def missing(kind: str) -> str | None:
-    """Why nothing can be compiled for this kind of device here, or None."""
+    """The reason why nothing can be compiled here for this kind of device, or None."""
     if DEVICES[kind].platform == "tpu" and not importlib.util.find_spec("libtpu"):
         return f'planning for {kind} needs the compiler of TPUs: pip install "vitlab[tpu]"'
     return None
 
 
-# What keeps libtpu from looking for a TPU, and from locking out other processes: no device is opened.
+# These settings keep libtpu from looking for a TPU, and from locking out other processes.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -84,11 +85,11 @@ _LIBTPU = {
 }
 
 
-_HOST = (2, 2, 1)  # chips of a host along each axis of a slice
+_HOST = (2, 2, 1)  # number of a host's chips along each axis of a slice
 
 
 def _host(topology: Topology) -> dict[str, Any]:
-    """The option that makes the compiler accept a slice of fewer chips than a host has; none for other slices."""
+    """Options for a slice of fewer chips than a host has; none for other slices."""
     sides = [*map(int, (topology.slice or "").split("x")), 1][:3]
     bounds = [min(side, most) for side, most in zip(sides, _HOST, strict=True)]
     return {} if tuple(bounds) == _HOST else {"chips_per_host_bounds": bounds}

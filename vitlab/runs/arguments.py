@@ -1,14 +1,14 @@
-"""The arguments by which commands name a trained model: a run folder, or a checkpoint of others."""
+"""Command-line arguments that name a trained model: a run folder, or a checkpoint of others."""
 
 import argparse
-import pathlib
 
+from vitlab import cli
 from vitlab.config import ConfigError
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --workdir, --step, --raw, --model and --weights."""
-    parser.add_argument("--workdir", type=pathlib.Path, help="run folder of a model that was trained here")
+    parser.add_argument("--workdir", type=cli.run_folder, help="run folder of a model trained here: DIR, gs://BUCKET/DIR, s3://BUCKET/DIR")
     parser.add_argument("--step", type=int, help="with --workdir: step of the checkpoint; the newest if not given")
     parser.add_argument("--raw", action="store_true", help="with --workdir: raw weights, where the run also keeps averaged ones")
     parser.add_argument("--model", metavar="NAME", help="model of the zoo, in place of --workdir")
@@ -19,7 +19,8 @@ def check_model_arguments(args: argparse.Namespace) -> None:
     """Refuses arguments that name no model, or two.
 
     Raises:
-      ConfigError: There is not exactly one of --workdir and --model, or what belongs to one is given with the other.
+      ConfigError: There is not exactly one of --workdir and --model, or an argument that belongs to
+        one is given with the other.
     """
     if (args.workdir is None) == (args.model is None):
         raise ConfigError("say either --workdir=DIR, or --model=NAME --weights=FILE")

@@ -1,8 +1,9 @@
-"""The run folder: whose it is, and what it holds.
+"""The run folder, on a file system or in a bucket: the run that it belongs to, and its files.
 
-config.json (the experiment), data.json (what it is trained on), metrics.jsonl, timing.jsonl, bad_images.jsonl (what could not be decoded),
-checkpoints/, tensorboard/, evaluation.json and evaluations/ (by `python -m vitlab.evaluate`), wandb_id and wandb/ (with --wandb),
-damaged/ (checkpoints that could not be read).
+config.json (the experiment), data.json (facts about its data), metrics.jsonl, timing.jsonl,
+bad_images.jsonl (images that could not be decoded), checkpoints/, tensorboard/, evaluation.json and
+evaluations/ (by `python -m vitlab.evaluate`), wandb_id and wandb/ (with --wandb), damaged/
+(checkpoints that could not be read).
 """
 
 import contextlib
@@ -14,41 +15,43 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from vitlab.buckets import RunPath, in_bucket
 from vitlab.config import ConfigError, Experiment, difference, from_config_dict, to_json, typed
 from vitlab.data import Source
 from vitlab.data.classes import different_classes
 from vitlab.data.splits import is_sliced
-from vitlab.files import read_json, remove, remove_leftovers, write_atomically
+from vitlab.files import exists, read_json, remove, remove_leftovers, write_atomically
 from vitlab.parallel import distributed
 from vitlab.plugins import raised_in_plugin
 from vitlab.printable import printable
-from vitlab.runs.claim import Claim
+from vitlab.runs.claim import Claim, FolderClaim
+from vitlab.runs.lease import BucketClaim
 from vitlab.runs.records import read_records
 from vitlab.tasks import class_names_of
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_TEMPORARY = (".probe-*", "*.orbax-checkpoint-tmp*", "*.tmp")  # names in checkpoints/ of what is not complete
+_TEMPORARY = (".probe-*", "*.orbax-checkpoint-tmp*", "*.tmp")  # patterns of incomplete files in checkpoints/
 _REMEDY = "restore it from a copy, or begin anew in another folder"
-_FIXED = ("model", "data", "augment", "batch_size", "seed", "duration")  # a change of these makes it another run
+_FIXED = ("model", "data", "augment", "batch_size", "seed", "duration")  # config keys whose change makes it another run
 _FREE_DATA = ("data_dir", "follow_outside", "num_threads", "num_workers", "max_bad_fraction", "max_image_bytes", "eval_split")
 _FREE = tuple(f"data.{name}" for name in _FREE_DATA)
-_LONGEST_CHANGE = 500  # characters of a change in a message
+_LONGEST_CHANGE = 500  # most characters of a change in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """Facts about a run's data that are needed when the data is not at hand."""
+    """Facts about a run's data, for use without the data."""
 
     fingerprint: str  # hash of the training split
-    num_examples: int  # in the training split
+    num_examples: int  # number of training images
     channels: int
     class_names: tuple[str, ...]
 
     @classmethod
     def of(cls, source: Source) -> "DataInfo":
-        """The facts of an open training split; the classes are those that its fields name, see `vitlab.tasks.class_names_of`."""
+        """The facts of an open training split, with the classes of `class_names_of`."""
         return cls(
             fingerprint=source.fingerprint,
             num_examples=len(source),
@@ -57,52 +60,83 @@ class DataInfo:
         )
 
 
-def claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool = False) -> Claim:
-    """Makes the folder, or takes over that of the same run; to be called by all processes.
+def claim(workdir: RunPath, experiment: Experiment, data: DataInfo, *, allow_changes: bool = False) -> Claim:
+    """Makes the folder, or takes over the folder of the same run; called by all processes.
 
     Returns:
-      The hold on the folder, to be left at the end of the run.
+      The claim on the folder, to be left at the end of the run.
 
     Raises:
-      ConfigError: The name cannot be one; not writable; in use by another process; another run's, and the difference is not allowed;
-        or a file in it is damaged.
+      ConfigError: The folder's name is no UTF-8 text; or the folder is not writable, is in use by
+        another process, or belongs to another run whose differences are not allowed; or a file in
+        it is damaged.
     """
     first = distributed.on_first(lambda: _first_claim(workdir, experiment, data, allow_changes=allow_changes))
     return first or _join(workdir)
 
 
-def _first_claim(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> Claim:
+def _first_claim(workdir: RunPath, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> Claim:
     _check_name(workdir)
     with contextlib.ExitStack() as stack, _refusing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        own = stack.enter_context(Claim(workdir))
+        if not in_bucket(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        own = stack.enter_context(_hold(workdir))
         own.lock()
-        if (own.root / "config.json").exists():
+        if exists(own.root / "config.json"):
             _check_same(workdir, experiment, data, allow_changes=allow_changes)
         read_records(own.root / "metrics.jsonl")
         _remove_leftovers(own.root)
-        (own.root / "checkpoints").mkdir(exist_ok=True)
+        if not in_bucket(own.root):
+            (own.root / "checkpoints").mkdir(exist_ok=True)
         stack.pop_all()
     return own
 
 
-def _join(workdir: pathlib.Path) -> Claim:
-    """The hold of a process that is not the first, which has made the folder and locked it."""
+def _join(workdir: RunPath) -> Claim:
+    """The claim of a process that is not the first; the first has made and locked the folder."""
     with _refusing(workdir):
-        return Claim(workdir)
+        return _hold(workdir)
+
+
+def _hold(workdir: RunPath) -> Claim:
+    return BucketClaim(workdir) if in_bucket(workdir) else FolderClaim(workdir)
 
 
 @contextlib.contextmanager
-def _refusing(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns what the system refuses into one line for the user."""
+def _refusing(workdir: RunPath) -> Iterator[None]:
+    """Turns an error of the system into one line for the user."""
     try:
         yield
     except OSError as error:
-        name = pathlib.Path(str(error.filename or workdir)).name
+        name = pathlib.PurePath(str(error.filename or workdir)).name
         what = "" if name == workdir.name else f": {name}"
         if isinstance(error, FileExistsError):
             what += " (a file where a folder should be)"
         raise ConfigError(f"the run folder {workdir} is not writable: {error.strerror or error}{what}") from error
+
+
+def has_checkpoints(workdir: RunPath) -> bool:
+    """Whether a run has saved a step here.
+
+    Raises:
+      ConfigError: The folder cannot be read.
+    """
+    folder = workdir / "checkpoints"
+    with _refusing(workdir):
+        return exists(folder) and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def check_place(workdir: RunPath) -> None:
+    """Refuses a place that no run can write to, before anything is computed.
+
+    Raises:
+      ConfigError: Checkpoints cannot be written there.
+    """
+    if in_bucket(workdir) and not str(workdir).startswith("gs://"):
+        raise ConfigError(
+            f"the run folder {workdir} can be read, but not be trained in: Orbax writes checkpoints to local paths and gs:// only. Train "
+            "in a local folder and copy it (aws s3 sync DIR s3://BUCKET/DIR)"
+        )
 
 
 def write(own: Claim, experiment: Experiment, data: DataInfo) -> None:
@@ -117,17 +151,17 @@ def write(own: Claim, experiment: Experiment, data: DataInfo) -> None:
     own.marker = "config.json"
 
 
-def read(workdir: pathlib.Path) -> tuple[Experiment, DataInfo]:
+def read(workdir: RunPath) -> tuple[Experiment, DataInfo]:
     """The experiment and the data of a run.
 
     Raises:
-      ConfigError: It is no run folder, or its config.json or data.json is damaged.
+      ConfigError: The path is no run folder, or its config.json or data.json is damaged.
     """
     _check_name(workdir)
     return _read(workdir, "config.json", _experiment), _read(workdir, "data.json", _data_info)
 
 
-def _read(workdir: pathlib.Path, name: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
+def _read(workdir: RunPath, name: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
     try:
         tree = read_json(workdir / name)
     except OSError as error:
@@ -139,18 +173,18 @@ def _read(workdir: pathlib.Path, name: str, parse: Callable[[Mapping[str, Any]],
     try:
         return parse(tree)
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        if raised_in_plugin(error):  # code of the user's own keeps its traceback
+        if raised_in_plugin(error):  # an error in the user's own code keeps its traceback
             raise
         raise _damaged(workdir / name, error) from error
 
 
-def _damaged(path: pathlib.Path, reason: object) -> ConfigError:
+def _damaged(path: RunPath, reason: object) -> ConfigError:
     return ConfigError(f"{path} is damaged or not of this version ({str(reason)[:300]}); {_REMEDY}")
 
 
 def _experiment(tree: Mapping[str, Any]) -> Experiment:
     experiment = from_config_dict(tree)
-    to_json(experiment)  # a value that is nested too deeply fails here
+    to_json(experiment)  # raises for a value that is nested too deeply
     return experiment
 
 
@@ -162,24 +196,26 @@ def _data_info(tree: Mapping[str, Any]) -> DataInfo:
     return DataInfo(**{name: typed(tree[name], hint, (name,)) for name, hint in hints.items()})
 
 
-def _check_name(workdir: pathlib.Path) -> None:
-    """Refuses a name that is no text, which neither JAX nor TensorBoard can open."""
+def _check_name(workdir: RunPath) -> None:
+    """Refuses a name that is no UTF-8 text, which neither JAX nor TensorBoard can open."""
     try:
         str(workdir).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"the run folder {printable(str(workdir))} must have a name in UTF-8: rename it") from error
 
 
-def _remove_leftovers(root: pathlib.Path) -> None:
-    """Removes what writers of this folder have left that were killed; to be called under the lock."""
+def _remove_leftovers(root: RunPath) -> None:
+    """Removes temporary files of killed writers of this folder; called under the lock."""
     for name in ("config.json", "data.json", "metrics.jsonl"):
         remove_leftovers(root / name)
+    if in_bucket(root):
+        return  # Orbax removes checkpoints without their mark of completeness
     for pattern in _TEMPORARY:
         for leftover in (root / "checkpoints").glob(pattern):
             remove(leftover)
 
 
-def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> None:
+def _check_same(workdir: RunPath, experiment: Experiment, data: DataInfo, *, allow_changes: bool) -> None:
     old, old_data = read(workdir)
     changes = {name: _cut(f"{name}: {a!r} -> {b!r}") for name, (a, b) in difference(old, experiment).items()}
     if old_data != data:
@@ -194,12 +230,16 @@ def _check_same(workdir: pathlib.Path, experiment: Experiment, data: DataInfo, *
 
 
 def _cut(text: str) -> str:
-    """Returns a change without what is too long to read: a config.json may be damaged."""
+    """A change, cut to a readable length: a config.json may be damaged."""
     return text if len(text) <= _LONGEST_CHANGE else f"{text[:_LONGEST_CHANGE]}..."
 
 
 def change_of_data(old: DataInfo, new: DataInfo, split: str) -> str:
-    """The difference, and the remedy where this version reads the same files otherwise than the one that began the run."""
+    """The difference between the data of a run and the data now.
+
+    It names the remedy if this version reads the same files otherwise than the one that began the
+    run.
+    """
     if old.class_names != new.class_names:
         return f"classes: {different_classes(old.class_names, new.class_names, 'the run', 'the data')}"
     text = f"images: {_text(old)} -> {_text(new)}"

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
+from vitlab.buckets import run_path
 from vitlab.config import Experiment
 from vitlab.data.decode import decoder
 from vitlab.data.read_image import is_single, read_image
@@ -21,15 +21,15 @@ from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import Trained, from_run
 from vitlab.tasks import Result, setting_of, task_of
 
-_BATCH_SIZE = 64  # images that go through the model at once, unless the caller says otherwise
+_BATCH_SIZE = 64  # images that go through the model at once, by default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """The classes of one image."""
+    """The probabilities of one image's classes."""
 
     probabilities: Float[np.ndarray, " classes"]  # softmax of the logits; they add up to 1
-    class_names: tuple[str, ...]  # in the order of the probabilities
+    class_names: tuple[str, ...]  # one name per probability
 
     @property
     def label(self) -> int:
@@ -42,21 +42,28 @@ class Prediction:
         return name_of(self.class_names, self.label)
 
     def top(self, count: int = 5) -> tuple[tuple[str, float], ...]:
-        """Name and probability of the likeliest classes, the likeliest first; of equal ones the lower index is first."""
+        """Names and probabilities of the likeliest classes, the likeliest first.
+
+        Of equal probabilities the one with the lower index is first.
+        """
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return tuple((name_of(self.class_names, int(i)), float(self.probabilities[i])) for i in order)
 
 
 class LoadedRun:
-    """A model with its weights, on one device, that takes images as they are.
+    """A model with its weights, on one device, that takes images in many forms.
 
-    An image is a path, encoded bytes, a PIL image, or an array [h, w] or [h, w, c] of uint8 or of floats in [0, 1]; several are a
-    sequence of such or an array [b, h, w, c]. Each is resized and cropped as the run's evaluation does. Methods may be called from
-    several threads: nothing in the object changes.
+    An image is a path, encoded bytes, a PIL image, or an array [h, w] or [h, w, c] of uint8 or of
+    floats in [0, 1]; several images are a sequence of these forms or an array [b, h, w, c]. Each is
+    resized and cropped as the run's evaluation does. Methods may be called from several threads,
+    since nothing in the object changes.
     """
 
     def __init__(self, trained: Trained):
-        """Use `load_run`, or `LoadedRun(from_weights(...))` for a checkpoint of others; the weights lie on one device."""
+        """Use `load_run`, or `LoadedRun(from_weights(...))` for a checkpoint of others.
+
+        The weights lie on one device.
+        """
         self.trained = trained
         self._logits = jax.jit(lambda weights, images: trained.model.apply(weights, images)[0])
         self._features = jax.jit(trained.model.features)
@@ -70,7 +77,10 @@ class LoadedRun:
 
     @functools.cached_property
     def model(self) -> Any:
-        """The model of the zoo with the weights: `model(images)` takes [b, h, w, c], normalised as `preprocessing` says."""
+        """The model of the zoo with its weights.
+
+        `model(images)` takes [b, h, w, c], normalised as `preprocessing` says.
+        """
         fn, weights = self.trained.model, self.trained.weights
         return nnx.merge(fn.graphdef, weights["params"], weights["model_state"], fn.constants, copy=True)
 
@@ -91,16 +101,19 @@ class LoadedRun:
 
     @property
     def step(self) -> int | None:
-        """Updates that the weights have had; None for a checkpoint of others."""
+        """Number of updates of the weights; None for a checkpoint of others."""
         step = self.trained.origin.get("step")
         return None if step is None else int(step)
 
     def preprocess(self, image: Any) -> UInt8[np.ndarray, "h w c"]:
-        """Reads one image and brings it to the model's size and channels; pixels in [0, 255], not yet normalised.
+        """Reads one image and brings it to the model's size and channels.
+
+        Returns:
+          Pixels in [0, 255], not yet normalised.
 
         Raises:
           OSError: The file cannot be read.
-          DecodeError: It is no image that can be decoded, or an array of another shape, type or range.
+          DecodeError: The image cannot be decoded, or is an array of another shape, type or range.
         """
         return self.trained.prepare(read_image(image, self.trained.channels, decoder(self.experiment.data)))
 
@@ -112,8 +125,8 @@ class LoadedRun:
           batch_size: Images that go through the model at once; it bounds the memory.
 
         Raises:
-          OSError, DecodeError: As `preprocess`.
-          ValueError: `batch_size` is below 1, or the run was trained for another task than classes.
+          OSError, DecodeError: As in `preprocess`.
+          ValueError: `batch_size` is below 1, or the run's task is not classification.
         """
         if self._task.head is not None:
             raise ValueError(f"a run of task {self.experiment.task.name} has no logits of classes: use `results`")
@@ -121,32 +134,37 @@ class LoadedRun:
         return np.concatenate(parts) if parts else np.zeros((0, self._num_logits), np.float32)
 
     def logits(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b classes"]:
-        """Logits of images that `preprocess` has made, in one batch, float32."""
+        """Logits of images from `preprocess`, in one batch, float32."""
         return np.asarray(self._logits(self.trained.weights, _filled(pixels)))[: len(pixels)]
 
     @property
     def kinds(self) -> dict[str, Result]:
-        """Kind of each thing that the run's task predicts beside classes, by name; kinds of classes have their names."""
+        """Kinds of the task's results other than class probabilities, by name.
+
+        Kinds that hold classes have the class names.
+        """
         kinds = self._task.results
         return {name: _with_names(kind, self.class_names) for name, kind in kinds.items()}
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Meaning of each picture that `results` takes."""
+        """Names of the pictures that `results` takes, in their order."""
         return self.trained.model.inputs
 
     def results(self, *images: Any) -> dict[str, np.ndarray]:
-        """What the run's task predicts of one picture, at the picture's own size: a class map, boxes, a number.
+        """The task's results for one picture at its own size: a class map, boxes, a number.
 
         Args:
-          *images: As many pictures of one size as the task takes, see `inputs`, each in any of the forms of `__call__`.
+          *images: Pictures of one size, as many as `inputs` names, each in any of the forms of
+            `__call__`.
 
         Returns:
-          A value of each of `kinds`, by name.
+          A value for each of `kinds`, by name.
 
         Raises:
-          OSError, DecodeError: As `preprocess`.
-          ValueError: The task takes another number of pictures, or predicts classes alone, for which there is `predict`.
+          OSError, DecodeError: As in `preprocess`.
+          ValueError: The task takes another number of pictures, or predicts classes alone, for
+            which there is `predict`.
         """
         if len(images) != len(self.inputs) or self._task.predictions is None:
             takes = f"takes {len(self.inputs)} pictures ({', '.join(self.inputs)}), {len(images)} were given"
@@ -164,9 +182,10 @@ class LoadedRun:
         return self._task.predictions(self.trained.model.run(weights, batch)[0], self._setting)
 
     def features(self, images: Any, *, batch_size: int = _BATCH_SIZE) -> tuple[Float[np.ndarray, "b _h _w _d"], ...]:
-        """Feature maps of one image or several, float32, one map a stage; `model.feature_info` has their strides and widths.
+        """Feature maps of one image or several, float32, one map a stage.
 
-        The arguments and errors are those of `__call__`; at least one image is needed.
+        `model.feature_info` has their strides and widths. The arguments and errors are those of
+        `__call__`; at least one image is needed.
         """
         parts = []
         for pixels in self._prepared(images, batch_size):
@@ -176,9 +195,10 @@ class LoadedRun:
         return tuple(np.concatenate(maps) for maps in zip(*parts, strict=True))
 
     def predict(self, images: Any, *, batch_size: int = _BATCH_SIZE) -> list[Prediction]:
-        """The classes of one image or several, in their order; the arguments and errors are those of `__call__`.
+        """The classes of one image or several, in their order.
 
-        `run.predict("cat.jpg")[0].top(3)` gives three names with their probabilities.
+        The arguments and errors are those of `__call__`. `run.predict("cat.jpg")[0].top(3)` gives
+        three names with their probabilities.
         """
         if self.kinds:
             raise ValueError(f"a run of task {self.experiment.task.name} gives no probabilities of classes: use `results`")
@@ -204,43 +224,47 @@ def load_run(path: str | os.PathLike[str], step: int | None = None, averaged: bo
     """The model of a run folder, ready for images.
 
     Args:
-      path: The run folder of `python -m vitlab.train`; the run may still be going on.
-      step: Step of the checkpoint; None takes the newest that is whole.
-      averaged: Take the averaged weights where the run keeps them (`ema_decay`, schedule-free AdamW), not the raw ones.
+      path: The run folder of `python -m vitlab.train`, here or in a bucket (gs://, s3://); the run
+        may still be going on.
+      step: Step of the checkpoint; None takes the newest that is not damaged.
+      averaged: Whether to take the averaged weights if the run keeps them (`ema_decay`,
+        schedule-free AdamW), not the raw ones.
 
     Returns:
-      An object with `predict`, `features`, `preprocess`, `model`, `class_names`; called, it gives logits [b, classes].
+      An object with `predict`, `features`, `preprocess`, `model`, `class_names`; called, it gives
+      logits [b, classes].
 
     Raises:
-      ConfigError: It is no run folder, has no such checkpoint, or its checkpoints are damaged.
+      ConfigError: The path is no run folder or has no such checkpoint, or its checkpoints are
+        damaged.
     """
-    return LoadedRun(from_run(pathlib.Path(path), one_device(), raw=not averaged, step=step))
+    return LoadedRun(from_run(run_path(path), one_device(), raw=not averaged, step=step))
 
 
 def one_device() -> jax.sharding.Mesh:
-    """The mesh of this process's first device."""
+    """A mesh of this process's first device alone."""
     return make_mesh(devices=jax.local_devices()[:1])
 
 
 def _filled(pixels: UInt8[np.ndarray, "b h w c"]) -> UInt8[np.ndarray, "n h w c"]:
-    """The batch with black images up to a power of two, so that few shapes are compiled."""
+    """The batch padded with black images to a power of two, so that few shapes are compiled."""
     size = 1 << (len(pixels) - 1).bit_length()
     return np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
 
 
 def softmax(logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:
-    """Probabilities of logits, float32; computed here, so that nothing is compiled for it."""
+    """Probabilities of logits, float32; in NumPy, so that nothing is compiled."""
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return (shifted / shifted.sum(-1, keepdims=True)).astype(np.float32)
 
 
 def name_of(class_names: Sequence[str], label: int) -> str:
-    """Name of a class; its number, where the head has more classes than the data."""
+    """Name of a class, or its number if the head has more classes than the data."""
     return class_names[label] if label < len(class_names) else str(label)
 
 
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """The items in their order, `size` at a time, the last fewer."""
+    """Lists of `size` items in their order; the last may be shorter."""
     chunk: list[Any] = []
     for item in items:
         chunk.append(item)

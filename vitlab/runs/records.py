@@ -1,13 +1,13 @@
-"""metrics.jsonl: one line per step that was logged or evaluated, with nothing in it that depends on the clock."""
+"""metrics.jsonl: a line per step that was logged or evaluated; no value depends on the clock."""
 
 import contextlib
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import IO, Any
 
+from vitlab.buckets import Lines, RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.files import parse_json, whole_lines, write_atomically
 from vitlab.parallel import distributed
@@ -16,24 +16,26 @@ logger = logging.getLogger(__name__)
 
 
 class Records:
-    """Appends lines {"step": ..., name: value, ...}; (step, name) stays unique when a run resumes."""
+    """Appends lines {"step": ..., name: value, ...}; a resumed run repeats no (step, name)."""
 
-    def __init__(self, path: pathlib.Path, *, step: int):
-        """Drops the lines after `step`, which the resumed run will write again, and a last line that was cut off.
+    def __init__(self, path: RunPath, *, step: int):
+        """Drops the lines after `step`, which the resumed run writes again, and a cut last line.
 
-        Only the first process reads and writes the file; the others have its lines, and forget what they write.
+        Only the first process reads and writes the file; the others get its lines, and keep their
+        own lines in memory alone.
 
         Raises:
-          ConfigError: The file cannot be read or written, or a line in it is damaged; on all processes.
+          ConfigError: The file cannot be read or written, or a line in it is damaged; on all
+            processes.
         """
         self._path, self._whole = path, True  # whether the file has all the lines
-        self._file: IO[str] | None = None
+        self._file: IO[str] | Lines | None = None
         read = distributed.on_first(lambda: [line for line in read_records(path) if line["step"] <= step])
         self.lines: list[dict[str, Any]] = distributed.from_first(read or [])
         distributed.on_first(self._open)
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds a line, which survives the end of the process; what cannot be written now is written by `sync`."""
+        """Adds a line, which survives the end of the process; `sync` repeats a failed write."""
         self.lines.append({"step": step, **values})
         if self._file is not None and self._whole:
             try:
@@ -48,12 +50,17 @@ class Records:
         return next((line for line in self.lines if line["step"] == step and name in line), None)
 
     def sync(self) -> None:
-        """Makes the lines survive the end of the machine, and a file that somebody has removed or replaced meanwhile.
+        """Makes the lines survive a crash of the machine.
+
+        A file that somebody has removed or replaced meanwhile is written anew.
 
         Raises:
-          OSError: The disk is full or not writable; to be tried again.
+          OSError: The disk is full or not writable; the call may be repeated.
         """
         if self._file is None:
+            return
+        if isinstance(self._file, Lines):
+            self._file.sync()
             return
         if not self._whole or not self._is_in_place(self._file):
             self.close()
@@ -63,12 +70,12 @@ class Records:
     def close(self) -> None:
         """Closes the file; lines that could not be written are lost unless `sync` was called."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # the rest of its buffer cannot be written either
+            with contextlib.suppress(OSError):  # the rest of the buffer cannot be written either
                 self._file.close()
 
     def _is_in_place(self, file: IO[str]) -> bool:
         try:
-            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
         except FileNotFoundError:
             return False
 
@@ -78,13 +85,16 @@ class Records:
         except OSError as error:
             raise ConfigError(f"{self._path.name} of the run cannot be written: {error.strerror}") from error
 
-    def _rewrite(self) -> IO[str]:
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+    def _rewrite(self) -> IO[str] | Lines:
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        if in_bucket(self._path):
+            return Lines(self._path, text)
+        write_atomically(self._path, text)
         return self._path.open("a")
 
 
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none if there is no file. A last line that was cut off is left out.
+def read_records(path: RunPath) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without a cut last line; none if there is no file.
 
     Raises:
       ConfigError: The file cannot be read, or a line before the last is damaged.

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept: the newest, the best, and one every so often."""
+"""The rule for the checkpoints that a run keeps: the newest, the best, and periodic ones."""
 
 import dataclasses
 import math
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retention:
-    """The rule."""
+    """Numbers of checkpoints to keep."""
 
-    newest: int = 1  # at least 1, so that the newest is never lost
-    best: int = 0  # of those that have a score
-    every: int | None = None  # steps: of each such stretch the first that was saved; None: no more
+    newest: int = 1  # number of the newest; at least 1, so that the newest is never lost
+    best: int = 0  # number of the best, among checkpoints with a score
+    every: int | None = None  # steps; the first saved checkpoint of every such period is kept; None: no periodic ones
 
     def kept(self, steps: Iterable[int], scores: Mapping[int, float]) -> set[int]:
-        """The steps to keep; of equal scores the earlier is better, and what is not finite is no score."""
+        """The steps to keep; of equal scores the earlier is better; a non-finite one is none."""
         ordered = sorted(steps)
         scored = [s for s in ordered if math.isfinite(scores.get(s, math.nan))]
         kept = {*ordered[-self.newest :], *sorted(scored, key=lambda s: (-scores[s], s))[: self.best]}
@@ -26,13 +26,13 @@ class Retention:
 
 
 class Preservation:
-    """`Retention` as Orbax asks for it (its `PreservationPolicy`)."""
+    """`Retention` as a `PreservationPolicy` of Orbax."""
 
     def __init__(self, retention: Retention):
-        """`scores` is to be set before each save."""
+        """`scores` (step -> score, higher is better) is set before each save."""
         self.retention, self.scores = retention, {}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """One answer a checkpoint."""
+        """Whether each checkpoint is kept."""
         kept = self.retention.kept((c.step for c in checkpoints), self.scores)
         return [c.step in kept for c in checkpoints]

@@ -1,4 +1,4 @@
-"""A trained run as the start of another one, whose classes and image size may differ."""
+"""A trained run as the start of another run, whose classes and image size may differ."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from vitlab.buckets import RunPath, run_path
 from vitlab.config import ConfigError
 from vitlab.functional import FunctionalModel, Weights, functional
 from vitlab.parallel.mesh import make_mesh
@@ -18,11 +19,20 @@ from vitlab.weights.load import parameters
 
 logger = logging.getLogger(__name__)
 
-_HEADS = ("head", "aux_head", "task_head")  # first parts of the names of all that depends on the classes or the task
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".npz", ".index.json")
+_HEADS = ("head", "aux_head", "task_head")  # first parts of the names of parameters that depend on the classes or the task
 
 
-def run_of(source: str) -> tuple[pathlib.Path, int | None] | None:
-    """The run folder and the step that "runs/a" or "runs/a@3000" names; None if it names no folder, or one of a checkpoint of others."""
+def run_of(source: str) -> tuple[RunPath, int | None] | None:
+    """The run folder and the step that "runs/a" or "runs/a@3000" names.
+
+    None if the text names no folder, or the folder of a checkpoint of others. In a bucket
+    a run is whatever is not a file of weights by its name.
+    """
+    if source.startswith(("gs://", "s3://")):
+        path, _, step = source.rpartition("@")
+        where, number = (path, int(step)) if path and step.isdecimal() else (source, None)
+        return None if where.endswith(_WEIGHTS) else (run_path(where), number)
     if os.path.isdir(source):
         return None if _has_weights(pathlib.Path(source)) else (pathlib.Path(source), None)
     path, _, step = source.rpartition("@")
@@ -30,24 +40,28 @@ def run_of(source: str) -> tuple[pathlib.Path, int | None] | None:
 
 
 def _has_weights(path: pathlib.Path) -> bool:
-    """Whether a folder is that of a checkpoint in files of others, not a run, whose records are there from its first step on."""
+    """Whether a folder is a checkpoint of others, in files, and not a run.
+
+    A run has its metrics.jsonl from its first step on.
+    """
     return not (path / "metrics.jsonl").exists() and any(p.name.endswith((".safetensors", ".bin", ".index.json")) for p in path.iterdir())
 
 
-def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Path, step: int | None) -> Weights:
-    """The weights with everything that a run gives; heads of other shapes keep their initial values.
+def start_from_run(model: FunctionalModel, weights: Weights, workdir: RunPath, step: int | None) -> Weights:
+    """The weights of a run, fitted to a model; heads of other shapes keep their initial values.
 
-    The averaged weights are taken where the run keeps them. Position embeddings and bias tables are resampled to the model's grid.
-    What is not simply copied is named in the log.
+    The averaged weights are taken if the run keeps them. Position embeddings and bias tables are
+    resampled to the model's grid. The log names the tensors that are not simply copied.
 
     Args:
       model: The model that training begins with.
       weights: Its initial weights.
       workdir: The run folder.
-      step: Step of the checkpoint; None for the newest that is whole.
+      step: Step of the checkpoint; None for the newest that is not damaged.
 
     Raises:
-      ConfigError: It is no run folder, has no such checkpoint, or more than the heads does not fit.
+      ConfigError: The path is no run folder or has no such checkpoint, or tensors outside the heads
+        do not fit.
     """
     try:
         trained = from_run(workdir, make_mesh(), step=step)
@@ -75,10 +89,10 @@ def start_from_run(model: FunctionalModel, weights: Weights, workdir: pathlib.Pa
 
 
 def _fitted(name: str, own: nnx.Variable | None, wanted: nnx.Variable) -> tuple[jax.Array, str]:
-    """The value for another model, and the rule by which it was resampled, "" where it was not.
+    """The value for another model, and the rule by which it was resampled, "" if it was not.
 
     Raises:
-      ValueError: It cannot fit; the message is the reason.
+      ValueError: The value cannot fit; the message is the reason.
     """
     if own is None:
         raise ValueError("the run has none")
@@ -91,7 +105,7 @@ def _module(model: FunctionalModel, weights: Weights) -> Any:
     return nnx.merge(model.graphdef, weights["params"], weights["model_state"], model.constants, copy=True)
 
 
-def _report(workdir: pathlib.Path, origin: dict[str, str | int], count: int, resampled: list[str], anew: list[str]) -> None:
+def _report(workdir: RunPath, origin: dict[str, str | int], count: int, resampled: list[str], anew: list[str]) -> None:
     averaged = ", averaged" if origin.get("weights") == "averaged" else ""
     parts = [f"{count - len(anew) - len(resampled)} of {count} tensors are copied"]
     parts += [f"resampled: {', '.join(resampled)}"] if resampled else []

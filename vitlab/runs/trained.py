@@ -1,18 +1,19 @@
-"""A trained model from where it lies: a run folder, or a checkpoint of others."""
+"""A trained model from a run folder, or from a checkpoint of others."""
 
 import dataclasses
 import logging
-import pathlib
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
+from vitlab.buckets import RunPath
 from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data.augment import evaluation_warp
 from vitlab.data.channels import model_channels
 from vitlab.data.warp import Size, Warp, size_of
+from vitlab.files import exists
 from vitlab.functional import FunctionalModel, Weights, functional
 from vitlab.functional import build as build_model
 from vitlab.layers.initial import InitRngs
@@ -28,49 +29,55 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Model, weights, and how its images are prepared."""
+    """A model, its weights, and the settings by which its images are prepared."""
 
     model: FunctionalModel
     weights: Weights  # on the devices
     experiment: Experiment
     channels: int
     class_names: tuple[str, ...]
-    origin: dict[str, str | int]  # for the result: model, and step or weights
+    origin: dict[str, str | int]  # entries of a result: the model, and the step or the weights
 
     def prepare(self, pixels: UInt8[np.ndarray, "_h _w c"]) -> UInt8[np.ndarray, "h w c"]:
         """Brings an image to the model's size, as evaluation does."""
         return self.warp_of(size_of(pixels)).apply(pixels)
 
     def warp_of(self, size: Size) -> Warp:
-        """The move that evaluation makes of an image of (height, width) pixels."""
+        """The geometric transformation of evaluation for an image of (height, width) pixels."""
         recipe, fit = self.model.preprocessing, task_of(self.experiment)[0].fit
         return evaluation_warp(size, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe), fit)
 
 
 def eval_crop_fraction(experiment: Experiment, preprocessing: Preprocessing) -> float:
-    """Share of the short side that evaluation keeps: the model's where training sees parts of images, otherwise 1."""
+    """Share of the short side that evaluation keeps.
+
+    It is the model's if training sees parts of images, otherwise 1.
+    """
     return preprocessing.crop_fraction if experiment.augment.crop == "random_resized" else 1.0
 
 
-def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, folder.DataInfo]:
-    """The model of a run, without its weights, its experiment, and what it was trained on.
+def model_of_run(workdir: RunPath) -> tuple[FunctionalModel, Experiment, folder.DataInfo]:
+    """The model of a run, without its weights, its experiment, and the facts about its data.
 
     Raises:
-      ConfigError: It is no run folder.
+      ConfigError: The path is no run folder.
     """
     own, data = folder.read(workdir)
     channels = model_channels(own.model, data.channels)
     return build(own, num_classes=len(data.class_names), channels=channels)[0], own, data
 
 
-def from_run(workdir: pathlib.Path, mesh: Mesh, *, raw: bool = False, step: int | None = None) -> Trained:
-    """The newest whole checkpoint of a run, or that of a step: its averaged weights, where it averages them and not `raw` is asked for.
+def from_run(workdir: RunPath, mesh: Mesh, *, raw: bool = False, step: int | None = None) -> Trained:
+    """The newest checkpoint of a run that is not damaged, or the one of `step`.
+
+    The averaged weights are taken if the run averages and `raw` is False.
 
     Raises:
-      ConfigError: It is no run folder, has no checkpoint, or its checkpoints do not fit or are damaged.
+      ConfigError: The path is no run folder or has no checkpoint, or its checkpoints do not fit or
+        are damaged.
     """
     model, own, data = model_of_run(workdir)
-    if not (workdir / "checkpoints").is_dir():
+    if not exists(workdir / "checkpoints"):
         raise ConfigError(f"{workdir} has no checkpoint yet")
     averaged = own.averages and not raw
     try:
@@ -93,12 +100,13 @@ def from_run(workdir: pathlib.Path, mesh: Mesh, *, raw: bool = False, step: int 
 
 
 def from_weights(name: str, path: str, experiment: Experiment, class_names: tuple[str, ...], mesh: Mesh, *, head: bool = True) -> Trained:
-    """A variant of the zoo with a checkpoint of others; its classes are those of the data, in their order.
+    """A variant of the zoo with a checkpoint of others; its classes are `class_names`, in order.
 
-    Without `head` the model gives its pooled features, and what the checkpoint has beside them is named in the log.
+    Without `head` the model gives its pooled features, and the log names the checkpoint's other
+    tensors.
 
     Raises:
-      ConfigError: No such model or file, or they do not fit.
+      ConfigError: There is no such model or file, or they do not fit.
     """
     config = experiment.model
     with refusing(ValueError, OSError, ImportError):
@@ -108,11 +116,11 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
             image_size=config.image_size,
             in_channels=config.in_channels or 3,
             dtype=config.dtype,
-            rngs=InitRngs(None),  # every value is the checkpoint's
+            rngs=InitRngs(None),  # every value comes from the checkpoint
             **(config.fields if config.name == name else {}),
         )
         report = load_weights(model, path, strict=head)
-    if report.missing or report.mismatched or report.nonfinite:
+    if report.missing or report.mismatched or report.nonfinite or report.new_plugin:
         raise ConfigError(f"{path} does not fit {name}: {report}")
     if report.unexpected:
         logger.warning("not used, since only features are wanted: %s", ", ".join(report.unexpected[:10]))
@@ -128,7 +136,7 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
 
 
 def without_head(trained: Trained) -> Trained:
-    """The run with a model that gives its pooled features [b, d] in place of logits.
+    """The model of a run without its head: it gives pooled features [b, d].
 
     Raises:
       ConfigError: The features need a tensor that the run does not have.
@@ -140,7 +148,7 @@ def without_head(trained: Trained) -> Trained:
 
 
 def _common(tree: Any, wanted: Any, path: str) -> Any:
-    """The parts of a tree that are wanted."""
+    """The parts of a tree that `wanted` has, compared by shape; `path` is for the message."""
     if isinstance(wanted, dict):
         return {key: _common(tree.get(key, {}), value, f"{path}/{key}") for key, value in wanted.items()}
     if getattr(tree, "shape", None) != wanted.shape:

@@ -1,12 +1,15 @@
-"""Trains a model: python -m vitlab.train --config=configs/x.py:variant --workdir=DIR [--config.a.b=value].
+"""Trains a model: python -m vitlab.train --config=configs/x.py:variant --workdir=DIR.
 
-The same command again goes on with the run. Exit codes: 0 the run is done; 1 it failed; 2 the command, config or data cannot be
-used, and nothing was begun; 42 a signal stopped it, and the last step is saved; 43 it was stuck, and ended by its watchdog.
+--config.a.b=VALUE replaces a value of the config. The same command again goes on with the run. Exit
+codes: 0 the run is done; 1 it failed; 2 the command, config or data cannot be used, and nothing was
+begun; 42 a signal stopped the run, and the last step is saved; 43 the run was stuck, and its
+watchdog ended it.
 """
 
 from collections.abc import Sequence
 
 from vitlab import cli
+from vitlab.buckets import run_path
 from vitlab.config import ConfigError, smoke
 from vitlab.data import BadImagesError
 from vitlab.parallel import distributed
@@ -25,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _main(argv)
     finally:
-        settle()  # a run's messages are not its result: output that cannot be written costs nothing
+        settle()  # messages of a run are not its result: if they cannot be written, only they are lost
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -37,7 +40,7 @@ def _main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help=cli.CONFIG_HELP)
-    parser.add_argument("--workdir", required=True, help="the run folder; made if need be")
+    parser.add_argument("--workdir", required=True, help="the run folder, DIR, gs://BUCKET/DIR or s3://BUCKET/DIR; made if need be")
     parser.add_argument("--smoke", action="store_true", help="the same experiment shrunk to two steps")
     parser.add_argument("--allow_changes", action="store_true", help="go on with a run whose model, data, seed, ... differ")
     parser.add_argument(
@@ -50,15 +53,16 @@ def _main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     if not args.workdir:
         raise ConfigError("--workdir is empty: name a folder, or . for this one")
+    workdir = run_path(args.workdir)
     experiment, profile = cli.load_experiment(args.config, overrides), window_of(args.profile)
     if args.wandb is not None:
-        load_wandb()  # refuses at once, where it is not installed
+        load_wandb()  # raises at once if wandb is not installed
     cli.begin()
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     try:
         result = train(
             smoke(experiment) if args.smoke else experiment,
-            args.workdir,
+            workdir,
             allow_changes=args.allow_changes,
             watchdog_seconds=args.watchdog_seconds,
             profile=profile,

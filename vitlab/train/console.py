@@ -1,4 +1,4 @@
-"""What a run says: a progress bar on a terminal, plain lines otherwise."""
+"""The text output of a run: a progress bar on a terminal, plain lines otherwise."""
 
 import sys
 
@@ -9,14 +9,14 @@ from vitlab.terminal import Lossy, say
 
 
 class Console:
-    """Lines, and a bar of the steps below them. To be used in a `with`.
+    """Lines of text with a progress bar of the steps below them; to be used in a `with`.
 
-    While there is a bar, what is written to `sys.stdout` and, where that is the terminal too, to `sys.stderr` appears above it.
-    Text that cannot be written is lost, and nothing else.
+    While the bar is shown, text written to `sys.stdout` and, if it is the terminal too, to
+    `sys.stderr` appears above it. Text that cannot be written is lost, and nothing else.
     """
 
     def __init__(self, *, total_steps: int, quiet: bool = False):
-        """The bar is shown only on a terminal; nothing is, under `quiet`."""
+        """The bar is shown on a terminal only; under `quiet` nothing is shown."""
         self._bar, self._quiet = None, quiet
         if not quiet and _is_terminal(sys.stdout):
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
@@ -39,7 +39,7 @@ class Console:
             say(text)
 
     def at(self, step: int) -> None:
-        """Moves the bar."""
+        """Moves the bar to `step`."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -47,5 +47,5 @@ class Console:
 def _is_terminal(stream) -> bool:
     try:
         return stream is not None and stream.isatty()
-    except ValueError:  # closed
+    except ValueError:  # the stream is closed
         return False

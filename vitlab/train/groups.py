@@ -1,4 +1,7 @@
-"""Treatment of each parameter by the optimizer: decay, rate, freezing; by its role, its depth, and the config's groups."""
+"""The optimizer's treatment of each parameter: decay, rate, freezing.
+
+It follows from the parameter's role, its depth, and the config's groups.
+"""
 
 import dataclasses
 import re
@@ -11,16 +14,17 @@ from vitlab.functional import FunctionalModel, freeze
 from vitlab.layers.roles import Place
 from vitlab.tree import leaf_names, parted
 
-_NEVER_DECAY = {"position", "token"}
-_NOT_MUON = {"position", "token", "filter", "embedding", "head"}  # not a matrix between features of the network
+_NEVER_DECAY = {"position", "token", "dynamics"}
+# Roles of arrays that are no matrix between features of the network.
+_NOT_MUON = {"position", "token", "dynamics", "filter", "embedding", "head"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Trees of Python values: `trained` like the parameters, the others like those that are trained."""
+    """Trees of Python values: `trained` like the parameters, the others like the trained ones."""
 
-    trained: Any  # bool; False: frozen
-    decays: Any  # bool
+    trained: Any  # bool; False: the parameter is frozen
+    decays: Any  # bool, whether weight decay applies
     scales: Any  # factor of the learning rate
     muon: Any  # bool, whether Muon orthogonalises the update
 
@@ -28,18 +32,20 @@ class Groups:
 def groups_of(params: Any, places: Any, config: OptimizerConfig) -> Groups:
     """Decay, rate and freezing of each parameter.
 
-    Nothing with one dimension or none decays, no bias does, and no table of positions or token. `layer_decay` multiplies the rate
-    once for each layer between a parameter and the head: the layer-wise decay of BEiT (arXiv:2106.08254), every block a layer.
+    Arrays of at most one dimension, biases, position tables, tokens and a recurrence's dynamics do
+    not decay. `layer_decay` multiplies the rate once for each layer between a parameter and the
+    head: the layer-wise decay of BEiT (arXiv:2106.08254), with every block a layer.
 
     Args:
       params: Arrays or their shapes.
-      places: The `Place` of each.
-      config: `groups` are texts "REGEX [lr=FACTOR] [decay=on|off] [frozen]"; the regex is searched in names such as
-        "blocks/0/attn/qkv/kernel".
+      places: The `Place` of each parameter.
+      config: `groups` are texts "REGEX [lr=FACTOR] [decay=on|off] [frozen]"; the regex is searched
+        in names such as "blocks/0/attn/qkv/kernel".
 
     Raises:
-      ConfigError: A group is malformed or matches nothing, a parameter matches none or two of them, all parameters are frozen, or
-        the family of the model does not declare its layers, which `layer_decay` needs.
+      ConfigError: A group is malformed or matches nothing, a parameter matches none or two of them,
+        all parameters are frozen, or the family of the model does not declare its layers, which
+        `layer_decay` needs.
     """
     leaves, treedef = jax.tree.flatten(params)
     names, all_places = leaf_names(params), jax.tree.leaves(places)
@@ -51,7 +57,7 @@ def groups_of(params: Any, places: Any, config: OptimizerConfig) -> Groups:
         trained.append(not group.frozen)
         decays.append(matrix and not place.roles & _NEVER_DECAY if group.decay is None else group.decay)
         scales.append(factor * group.factor)
-        muon.append(matrix and leaf.ndim in (2, 4) and min(leaf.shape[-2:]) > 1 and not place.roles & _NOT_MUON)  # nor depthwise
+        muon.append(matrix and leaf.ndim in (2, 4) and min(leaf.shape[-2:]) > 1 and not place.roles & _NOT_MUON)  # no depthwise kernels
     if not any(trained):
         raise ConfigError("optimizer.groups freeze every parameter, so nothing is left to train; take `frozen` out of one of them")
     mask = jax.tree.unflatten(treedef, trained)
@@ -60,7 +66,7 @@ def groups_of(params: Any, places: Any, config: OptimizerConfig) -> Groups:
 
 
 def as_trained(model: FunctionalModel, config: OptimizerConfig) -> FunctionalModel:
-    """The model with what the groups freeze frozen.
+    """The model with the parameters frozen that the config's groups freeze.
 
     Raises:
       ConfigError: The groups do not fit its parameters.
@@ -69,7 +75,7 @@ def as_trained(model: FunctionalModel, config: OptimizerConfig) -> FunctionalMod
 
 
 def _layer_factors(places: list[Place], layer_decay: float) -> list[float]:
-    """Factor of layer-wise decay on each parameter's rate."""
+    """Factor of each parameter's rate by layer-wise decay."""
     if layer_decay == 1:
         return [1.0] * len(places)
     depths = [place.depth for place in places if place.depth is not None]
@@ -107,7 +113,7 @@ def _parse(text: str) -> _Group:
 
 
 def _assigned(names: list[str], texts: tuple[str, ...]) -> list[_Group]:
-    """The one group of each name; none at all without groups."""
+    """The group of each name, which is exactly one; an empty list without groups."""
     if not texts:
         return []
     groups = [_parse(text) for text in texts]

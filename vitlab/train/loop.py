@@ -1,13 +1,13 @@
-"""The training loop. Every run, however interrupted, goes through it step by step."""
+"""The training loop. Every run goes through it step by step, even after an interruption."""
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from vitlab.buckets import RunPath, run_path
 from vitlab.config import DataConfig, Experiment, to_dict
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import FSDP_FLOOR, shard_batch, share_of_device
@@ -18,7 +18,8 @@ from vitlab.runs.retention import Retention
 from vitlab.runs.trained import Trained
 from vitlab.signals import Stopped, StopRequest
 from vitlab.tasks import task_of
-from vitlab.train.clock import Clock, Goodput
+from vitlab.train.clock import Clock
+from vitlab.train.goodput import Goodput
 from vitlab.train.groups import as_trained
 from vitlab.train.profile import Profile
 from vitlab.train.report import Report
@@ -32,42 +33,48 @@ from vitlab.tree import leaf_names
 
 def train(
     experiment: Experiment,
-    workdir: str | pathlib.Path,
+    workdir: str | RunPath,
     *,
     allow_changes: bool = False,
     watchdog_seconds: float = 0.0,
     profile: range = range(0),
     wandb: str | None = None,
 ) -> dict[str, float | int]:
-    """Trains, or goes on with, the run in a folder.
+    """Trains a run in a folder, from its beginning or its newest checkpoint.
 
-    The same call resumes at the newest checkpoint; the result is bit-equal to that of an uninterrupted run on the same
-    machine, number of devices and versions. Of several processes all make this call; the run folder is one that all see.
+    The result of a resumed run is bit-equal to that of an uninterrupted one on the same machine,
+    number of devices and versions. If there are several processes, all make this call with a run
+    folder that all see.
 
     Args:
       experiment: What to train.
-      workdir: The run folder, see `vitlab.runs.folder`; made if need be.
-      allow_changes: Go on with a run of another config.
-      watchdog_seconds: Without progress, after which the process writes its stacks and exits with 43; 0 waits for ever.
-      profile: Steps, counted from 1, that are traced into the run folder's profile/, by the first process.
-      wandb: Project at Weights & Biases that is also given the curves, by the first process; None for none.
+      workdir: The run folder, see `vitlab.runs.folder`; made if need be. It may be in a bucket,
+        gs://bucket/run.
+      allow_changes: Whether to go on with a run of another config.
+      watchdog_seconds: Seconds without progress after which the process writes its stacks and exits
+        with 43; 0 waits for ever.
+      profile: Steps, counted from 1, that the first process traces into the run folder's profile/.
+      wandb: Project at Weights & Biases to which the first process also sends the curves; None for
+        none.
 
     Returns:
-      The record of the last evaluation: {"step", "eval_images"} and the metrics of the task, such as "eval_top1".
+      The record of the last evaluation: {"step", "eval_images"} and the metrics of the task, such
+      as "eval_top1".
 
     Raises:
       ConfigError: The experiment cannot be run here, or not in this folder.
       Stopped: A signal came; the state of the last step is saved.
       NonFiniteError: The loss or a gradient was not finite.
       CheckpointError: Every checkpoint is damaged.
-      SaveError, FolderLostError: The last state could not be written; the run folder was moved, deleted or taken over.
+      SaveError, FolderLostError: The last state could not be written; the run folder was moved,
+        deleted or taken over.
     """
-    goodput = Goodput()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         watchdog = stack.enter_context(Watchdog(watchdog_seconds))
-        with goodput.of("start"):
-            setup, teacher, own = _claimed(experiment, pathlib.Path(workdir), allow_changes=allow_changes)
+        goodput = Goodput()
+        with goodput.spent_on("setup"):
+            setup, teacher, own = _claimed(experiment, run_path(workdir), allow_changes=allow_changes)
         stack.enter_context(own)
         periods, fixed = setup.periods, () if teacher is None else (teacher.weights,)
         vote = distributed.Vote(lambda: stop.requested or own.lost())
@@ -77,55 +84,57 @@ def train(
             return vote()
 
         checkpoints = stack.enter_context(_checkpoints(setup, own))
-        with goodput.of("restore"):
+        with goodput.spent_on("restore"):
             step, state = checkpoints.restore(setup.abstract_state) or (0, setup.initial_state())
         distributed.on_first(lambda: folder.write(own, experiment, folder.DataInfo.of(setup.train_source)))
         if should_stop():
             checkpoints.save_last(step, state)
             own.check_place()
             raise Stopped(step)
-        with goodput.of("compile"):
-            train_step, compile_seconds = compile_step(setup.train_step)
+        train_step, compile_seconds = compile_step(setup.train_step)
+        goodput.add("compile", compile_seconds)
         batches = stack.enter_context(setup.open_train_batches(step))
-        clock = Clock(
-            step=step, total_steps=periods.total, batch_size=experiment.batch_size, goodput=goodput, peak_speed=setup.peak_speed()
-        )
+        speeds = {"batch_size": experiment.batch_size, "peak_speed": setup.peak_speed()}
+        clock = Clock(step=step, total_steps=periods.total, goodput=goodput, **speeds)
         tracker = stack.enter_context(Tracker(own.path, wandb, experiment)) if wandb and distributed.is_first() else None
         report = stack.enter_context(_report(setup, own, state, step=step, clock=clock, tracker=tracker))
         report.line(_beginning(setup, teacher, state, step, compile_seconds))
         profiler = stack.enter_context(_profile(own, profile, report))
 
-        # Invariants: a batch is a function of its step; what is recorded of a step is written before the step is saved, and a
-        # step's evaluation before the next step; so a resumed run neither repeats nor drops a record.
-        _evaluate(setup, report, state, step, should_stop)
+        # Invariants: a batch is a function of its step; the records of a step are written before
+        # the step is saved, and its evaluation before the next step. A resumed run thus neither
+        # repeats nor drops a record.
+        with goodput.spent_on("evaluate"):
+            _evaluate(setup, report, state, step, should_stop)
         while step < periods.total and not report.stalls(step) and not should_stop():
             profiler.before(step + 1)
-            with goodput.of("wait"):
-                batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
+            batch = shard_batch(clock.waiting(lambda: next(batches)), setup.mesh)
             state, metrics = train_step(state, batch, *fixed)
             step += 1
             profiler.after(step, metrics)
             report.step(step, metrics)
             if periods.evaluates_at(step) or periods.saves_at(step):
                 report.flush()
-                with clock.pause():
-                    with goodput.of("evaluation"):
-                        _evaluate(setup, report, state, step, should_stop)
-                    if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
-                        with goodput.of("save"):
-                            checkpoints.save(step, state, scores=report.scores, before=report.sync)
+                with clock.pause(), goodput.spent_on("evaluate"):
+                    _evaluate(setup, report, state, step, should_stop)
+                if periods.saves_at(step) or (experiment.keep_best and report.is_best(step)):
+                    with clock.pause(), goodput.spent_on("save"):
+                        checkpoints.save(step, state, scores=report.scores, before=report.sync)
         own.check()
         report.flush()
-        with goodput.of("save"):
+        with goodput.spent_on("save"):
             checkpoints.save_last(step, state, scores=report.scores, before=report.sync)
-        report.line(str(goodput))
         own.check_place()
         return _result(setup, report, step)
 
 
-def _claimed(experiment: Experiment, workdir: pathlib.Path, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
-    """The parts of the run, its teacher and the hold on its folder, once all processes have agreed that nothing is to be refused."""
-    setup = distributed.everywhere(lambda: set_up(experiment))
+def _claimed(experiment: Experiment, workdir: RunPath, *, allow_changes: bool) -> tuple[Setup, Trained | None, Claim]:
+    """The parts of the run, its teacher and the claim on its folder.
+
+    All processes have then agreed that nothing is refused.
+    """
+    folder.check_place(workdir)
+    setup = distributed.everywhere(lambda: set_up(experiment, begins=not folder.has_checkpoints(workdir)))
     data = folder.DataInfo.of(setup.train_source)
     distributed.check_same("config or data", [to_dict(dataclasses.replace(experiment, data=DataConfig())), dataclasses.asdict(data)])
     teacher = setup.restore_teacher()
@@ -157,7 +166,10 @@ def _profile(own: Claim, steps: range, report: Report) -> Profile:
 
 
 def _result(setup: Setup, report: Report, step: int) -> dict[str, Any]:
-    """The last evaluation of a run that is done, which it also is where it no longer gets better; otherwise a signal stopped it."""
+    """The last evaluation of a run that is done; otherwise a signal stopped the run.
+
+    A run is also done if its evaluations no longer get better.
+    """
     total, result = setup.periods.total, report.evaluation_at(step)
     if not result or (step < total and not report.stalls(step)):
         raise Stopped(step)
@@ -167,7 +179,10 @@ def _result(setup: Setup, report: Report, step: int) -> dict[str, Any]:
 
 
 def _evaluate(setup: Setup, report: Report, state: State, step: int, should_stop: Callable[[], bool]) -> None:
-    """Evaluates where it is due and not yet recorded, unless asked to stop, which leaves it to the resumed run."""
+    """Evaluates if an evaluation is due and not yet recorded.
+
+    After a request to stop it is left to the resumed run.
+    """
     if not setup.periods.evaluates_at(step) or report.evaluation_at(step) or should_stop():
         return
     result = setup.evaluate(state, should_stop)

@@ -1,4 +1,4 @@
-"""Optimizers by name: optax's, composed so that decay, layer-wise rates and freezing mean the same for each."""
+"""Optimizers of optax by name; decay, layer-wise rates and freezing mean the same for each."""
 
 import functools
 from collections.abc import Callable
@@ -13,21 +13,22 @@ from vitlab.config import OptimizerConfig
 from vitlab.train.groups import Groups
 from vitlab.train.schedule import Schedule
 
-_MUON_RMS = 0.2  # of an update, as Adam's is, so that Muon takes Adam's learning rate (arXiv:2502.16982, eq. 4)
+_MUON_RMS = 0.2  # root mean square of an update, as Adam's is, so that Adam's rate fits (arXiv:2502.16982, eq. 4)
 
 
 def make_optimizer(config: OptimizerConfig, schedule: Schedule, groups: Groups) -> optax.GradientTransformation:
     """The optimizer of the trained parameters.
 
-    Update = -rate * (direction + weight_decay * parameter), the rate being the schedule's times the group's. AdamW
-    (arXiv:1711.05101), LAMB (arXiv:1904.00962), Lion (arXiv:2302.06675), Adafactor as in big_vision (arXiv:2106.04560, 3.4),
-    schedule-free AdamW (arXiv:2405.15682), and Muon on matrices and full convolutions with Nesterov's Adam for the rest, as optax
-    has it. SGD has Nesterov's momentum `beta1`, and its decay joins the gradient before the momentum, as in torch. Before all
-    that, gradients are clipped by their global norm.
+    Update = -rate * (direction + weight_decay * parameter); the rate is the schedule's times the
+    group's. The directions are AdamW (arXiv:1711.05101), LAMB (arXiv:1904.00962), Lion
+    (arXiv:2302.06675), Adafactor as in big_vision (arXiv:2106.04560, 3.4), schedule-free AdamW
+    (arXiv:2405.15682), and Muon on matrices and full convolutions with Nesterov's Adam for the
+    other parameters, as in optax. SGD has Nesterov's momentum `beta1`, and its decay joins the
+    gradient before the momentum, as in torch. Gradients are first clipped by their global norm.
     """
     free = config.name == "schedule_free_adamw"
     steps = [
-        optax.identity(),  # holds the first place, so that the states of the others keep their names in checkpoints
+        optax.identity(),  # keeps the names that the other states have in checkpoints
         *([] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]),
         *_DIRECTIONS[config.name](config, groups),
         optax.scale_by_learning_rate(schedule),
@@ -106,9 +107,9 @@ _DIRECTIONS: dict[str, Callable[[OptimizerConfig, Groups], list[optax.GradientTr
 
 
 def _muon_dimensions(groups: Groups, params: Any) -> Any:
-    """Input and output dimensions of each kernel; None where Adam takes over."""
+    """Input and output dimensions of each kernel; None for parameters that Adam updates."""
 
-    def dimensions(orthogonal: bool, leaf: Any) -> Any:  # optax masks the leaves that are Adam's
+    def dimensions(orthogonal: bool, leaf: Any) -> Any:  # optax masks the leaves that Adam updates
         if not orthogonal:
             return None
         return contrib.MuonDimensionNumbers(reduction_axis=tuple(range(leaf.ndim - 1)), output_axis=leaf.ndim - 1)

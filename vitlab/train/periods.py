@@ -4,30 +4,31 @@ import dataclasses
 
 from vitlab.config import ConfigError, Experiment, duration_in_steps
 
-LAST_STEP = 2**31 - 1  # the step is counted in an int32 on the devices
+LAST_STEP = 2**31 - 1  # the devices count steps in an int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Periods:
-    """Whole run, parts of the schedule, and how often what happens; all in steps, `log` and what recurs at least 1."""
+    """Durations and periods of a run, in steps; periods are at least 1."""
 
     total: int
     warmup: int
     log: int
     evaluate: int
     save: int
-    cooldown: int = 0  # of the schedule
-    decay_every: int = 1  # of the schedule
-    keep: int | None = None  # one checkpoint for good
-    patience: int | None = None  # without a better evaluation, after which the run ends; None: never
+    cooldown: int = 0  # steps at the schedule's end
+    decay_every: int = 1  # period of the "step" schedule, timescale of "rsqrt"
+    keep: int | None = None  # period of checkpoints that are kept for good; None: none are
+    patience: int | None = None  # steps without a better evaluation after which the run ends; None: never
     examples_per_epoch: int | None = None  # training images; None: not known, so that records have no epoch
 
     @classmethod
     def of(cls, experiment: Experiment, *, examples_per_epoch: int) -> "Periods":
-        """Those of an experiment on this many images.
+        """The periods of an experiment on this many images.
 
         Raises:
-          ConfigError: The run is shorter than a step or than its warm-up, or has more steps than can be counted.
+          ConfigError: The run is shorter than a step or than its warm-up, or has more steps than
+            can be counted.
         """
 
         def steps(text: str, total: int | None) -> int:
@@ -60,7 +61,7 @@ class Periods:
         )
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether an evaluation follows this step; beyond the end, where a run was shortened, one does."""
+        """Whether an evaluation follows this step; it does beyond the end of a shortened run."""
         return step > 0 and (step % self.evaluate == 0 or step >= self.total)
 
     def saves_at(self, step: int) -> bool:

@@ -1,12 +1,12 @@
-"""A trace of a few steps, to be looked at with XProf or TensorBoard."""
+"""A trace of a few steps, for XProf or TensorBoard."""
 
 import logging
-import pathlib
 import re
 from collections.abc import Callable
 
 import jax
 
+from vitlab.buckets import Mirror, RunPath, in_bucket
 from vitlab.config import ConfigError
 from vitlab.train.step import Metrics
 
@@ -14,18 +14,22 @@ logger = logging.getLogger(__name__)
 
 
 class Profile:
-    """Records steps into a folder, and says in the end what there is; to be used in a `with`, told before and after each step."""
+    """Records steps into a folder, and tells at the end which; to be used in a `with`.
 
-    def __init__(self, folder: pathlib.Path, window: range, *, say: Callable[[str], None], shown: pathlib.Path):
+    `before` and `after` are called around each step.
+    """
+
+    def __init__(self, folder: RunPath, window: range, *, say: Callable[[str], None], shown: RunPath):
         """Records nothing if the window is empty.
 
         Args:
-          folder: Where to write.
+          folder: Folder to write into.
           window: Steps to record, counted from 1.
-          say: Takes a line for the user.
-          shown: The user's name of the folder.
+          say: Function that shows a line to the user.
+          shown: The folder's path as the user knows it.
         """
         self._folder, self._window, self._say, self._shown = folder, window, say, shown
+        self._mirror = Mirror(folder) if window and in_bucket(folder) else None
         self._running, self._done, self._failed = False, range(0), False
 
     def __enter__(self) -> "Profile":
@@ -33,16 +37,18 @@ class Profile:
 
     def __exit__(self, *exc) -> None:
         self._stop()
+        if self._mirror is not None:
+            self._mirror.close()
         if self._window and not self._done and not self._failed:
             logger.warning("--profile: %s not traced, since the run did none of them", _named(self._window))
 
     def before(self, step: int) -> None:
-        """Begins to record with the first step of the window that is done here."""
+        """Begins to record at the first step of the window that this process runs."""
         if step in self._window and not self._running and not self._failed:
             self._running = self._try(self._start)
 
     def after(self, step: int, metrics: Metrics) -> None:
-        """Ends with the last step of the window, once the device has finished it."""
+        """Ends after the last step of the window, once the device has finished it."""
         if self._running:
             self._done = range(self._done.start or step, step + 1)
             if step == self._window[-1]:
@@ -50,8 +56,9 @@ class Profile:
                 self._stop()
 
     def _start(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)  # JAX would find out in the end, and never trace again
-        jax.profiler.start_trace(self._folder)
+        folder = self._folder if self._mirror is None else self._mirror.folder
+        folder.mkdir(parents=True, exist_ok=True)  # JAX would find out in the end, and never trace again
+        jax.profiler.start_trace(folder)
 
     def _stop(self) -> None:
         if self._running:
@@ -62,7 +69,7 @@ class Profile:
                 )
 
     def _try(self, call: Callable[[], None]) -> bool:
-        """Whether it worked; a trace that cannot be written is no reason to end a run."""
+        """Whether the call worked; a trace that cannot be written does not end the run."""
         try:
             call()
         except (OSError, RuntimeError, ValueError) as error:

@@ -1,9 +1,8 @@
-"""What becomes of the metrics: checked, recorded, shown; one step late, so that the device never waits."""
+"""Metrics of a run: checked, recorded, shown; one step late, so that the device never waits."""
 
 import contextlib
 import logging
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from vitlab.buckets import RunPath
 from vitlab.parallel import distributed
 from vitlab.runs.checkpoint import NonFiniteError
 from vitlab.runs.claim import FolderLostError
@@ -18,6 +18,7 @@ from vitlab.runs.records import Records
 from vitlab.tasks import Task
 from vitlab.train.clock import Clock, duration_text
 from vitlab.train.console import Console
+from vitlab.train.goodput import goodput_text
 from vitlab.train.periods import Periods
 from vitlab.train.side_logs import SideLogs
 from vitlab.train.step import Metrics
@@ -30,11 +31,11 @@ _REMEDY = "a lower optimizer.peak_lr, a longer optimizer.warmup or a smaller opt
 
 
 class Report:
-    """Takes each step's metrics and handles those of the step before. To be used in a `with`."""
+    """Takes each step's metrics and handles those of the step before; to be used in a `with`."""
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: RunPath,
         *,
         step: int,
         periods: Periods,
@@ -44,17 +45,18 @@ class Report:
         max_skips: int,
         tracker: Tracker | None = None,
     ):
-        """To be called by all processes, of which the first writes and shows.
+        """Called by all processes, of which the first writes and shows.
 
         Args:
-          workdir: The folder to write into.
-          step: Steps done; records of later ones are dropped.
-          periods: Of the run.
-          clock: Of the run.
-          leaves: Names of the gradients.
-          task: What the run is trained for: the names of its metrics, and the one that decides which evaluation is the best.
-          max_skips: Dropped updates in a row that are no reason to end the run.
-          tracker: Given what metrics.jsonl and timing.jsonl have; closed by its owner.
+          workdir: Folder to write into.
+          step: Number of steps done; records of later steps are dropped.
+          periods: Durations of the run.
+          clock: Clock of the run.
+          leaves: Names of the trained parameters, in the order of the gradients.
+          task: Task of the run: the names of its metrics, and the metric that decides which
+            evaluation is the best.
+          max_skips: Number of dropped updates in a row that do not end the run.
+          tracker: Receives the values of metrics.jsonl and timing.jsonl; its owner closes it.
 
         Raises:
           ConfigError: metrics.jsonl is damaged, or cannot be written.
@@ -66,6 +68,7 @@ class Report:
         self._max_skips, self._tracker, self._task = max_skips, tracker, task
         self._patience, self._examples_per_epoch = periods.patience, periods.examples_per_epoch
         self._pending: tuple[int, Metrics] | None = None
+        self._step = step  # the newest that was handled
 
     def __enter__(self) -> "Report":
         self.console.__enter__()
@@ -73,10 +76,11 @@ class Report:
 
     def __exit__(self, kind, *exc) -> None:
         self.console.__exit__(kind, *exc)
+        self._summarize()
         if self._side_logs is not None:
             self._side_logs.close()
         if kind is None or not issubclass(kind, FolderLostError):
-            with contextlib.suppress(OSError):  # the run has said so before
+            with contextlib.suppress(OSError):  # the run has reported it before
                 self.records.sync()
         self.records.close()
 
@@ -90,15 +94,17 @@ class Report:
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Handles what is kept; waits for the device.
+        """Handles the metrics that are kept; waits for the device.
 
         Raises:
-          NonFiniteError: The loss or a gradient is not finite, and the update is not to be dropped, or too many were; names step,
-            learning rate, gradient norm and first leaf.
+          NonFiniteError: The loss or a gradient is not finite and the update is not dropped, or too
+            many updates were dropped; the message names step, learning rate, gradient norm and
+            first leaf.
         """
         if self._pending is None:
             return
         (step, device), self._pending = self._pending, None
+        self._step = step
         metrics = jax.device_get(device)
         finite, in_a_row = metrics.pop("finite"), int(metrics.pop("skipped_in_a_row", 0))
         values = {f"train_{k}" if k not in _OF_STEP else k: float(v) for k, v in metrics.items()}
@@ -119,14 +125,17 @@ class Report:
         return self.records.at(step, "eval_images") or {}
 
     def evaluation(self, step: int, result: Mapping[str, float | int]) -> None:
-        """Records and shows an evaluation; its speed goes with the timing, and what is no number with the evaluate command."""
+        """Records and shows an evaluation.
+
+        Its speed goes to the timing; results that are no numbers are for the evaluate command.
+        """
         values = {f"eval_{k}": v for k, v in result.items() if k != "images_per_second" and isinstance(v, (int, float))}
         self._write(step, values)
         self.console.line(f"step {step} evaluation: {describe(result, self._task)}")
 
     @property
     def scores(self) -> dict[int, float]:
-        """Step -> score of all evaluations so far, the higher the better: the task's best metric, or its negative."""
+        """Step -> score of each evaluation so far, the task's best metric; higher is better."""
         (metric, direction), sign = self._task.best, {"max": 1, "min": -1}
         name = f"eval_{metric}"
         return {line["step"]: sign[direction] * line[name] for line in self.records.lines if name in line}
@@ -137,9 +146,10 @@ class Report:
         return step in scores and all(scores[step] > score for other, score in scores.items() if other < step)
 
     def stalls(self, step: int) -> bool:
-        """Whether the run ends here: this step was evaluated, and the best evaluation so far is as long ago as the run has patience.
+        """Whether the run ends here, since it has not got better for as long as its patience.
 
-        A function of the records alone, so that a resumed run and all processes decide alike.
+        This step must be evaluated. The answer depends on the records alone, so that a resumed run
+        and all processes decide alike.
         """
         scores = {other: score for other, score in self.scores.items() if other <= step}
         if self._patience is None or step not in scores:
@@ -153,6 +163,13 @@ class Report:
           OSError: The disk is full or not writable.
         """
         self.records.sync()
+
+    def _summarize(self) -> None:
+        """Shows and records where the time of this start of the run went."""
+        summary = self._clock.goodput.summary()
+        self.console.line(f"time: {goodput_text(summary)}")
+        if self._side_logs is not None:
+            self._side_logs.timing(self._step, summary)
 
     def _dropped(self, what: str, in_a_row: int) -> None:
         if not in_a_row:

@@ -16,16 +16,18 @@ def make_schedule(config: OptimizerConfig, periods: Periods) -> Schedule:
     """Rises linearly from 0 to `peak_lr` over the warm-up, then follows `config.schedule`.
 
     With s steps since the warm-up and n from there to the end:
-    cosine: half a cosine to `end_lr` (arXiv:1608.03983, eq. 5). linear: a line to `end_lr`. constant: `peak_lr`.
-    step: `peak_lr` times `decay_factor` for every whole `decay_every` since the beginning of the run, as in torch and timm.
-    rsqrt: peak_lr * sqrt(t / (t + s)) with the timescale t of `decay_every`, as in big_vision (arXiv:2106.04560).
-    wsd: `peak_lr`, warm-up, stable, decay (arXiv:2404.06395). These two end in a line to `end_lr` over the `cooldown`.
+
+    cosine: half a cosine to `end_lr` (arXiv:1608.03983, eq. 5). linear: a line to `end_lr`.
+    constant: `peak_lr`. step: `peak_lr` times `decay_factor` for every whole `decay_every` since
+    the beginning of the run, as in torch and timm. rsqrt: peak_lr * sqrt(t / (t + s)) with the
+    timescale t of `decay_every`, as in big_vision (arXiv:2106.04560). wsd: `peak_lr`, warm-up,
+    stable, decay (arXiv:2404.06395). The last two end in a line to `end_lr` over the `cooldown`.
     """
     warmup, total = periods.warmup, periods.total
     rest, every = max(total - warmup, 1), max(periods.decay_every, 1)
 
     def shape(step: Array) -> Array:
-        """Of 1 at the peak and 0 at `end_lr` for cosine and linear, else the factor of the peak."""
+        """Falls from 1 (peak) to 0 (`end_lr`) for cosine and linear, else a factor of the peak."""
         since = jnp.maximum(step - warmup, 0)
         progress = jnp.clip(since / rest, 0, 1)
         return {

@@ -1,8 +1,11 @@
-"""What a run is made of, built from its experiment; everything that can be refused is refused here, before the run folder."""
+"""The parts of a run, built from its experiment.
+
+Everything that can be refused is refused here, before the run folder is made.
+"""
 
 import dataclasses
+import functools
 import logging
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +17,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels.dispatch import UnsupportedError
 from vitlab.analysis.devices import peak_flops
+from vitlab.buckets import RunPath
 from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data import Batches, Source, make_policy, open_source, train_batches
 from vitlab.data.channels import model_channels
@@ -52,14 +56,14 @@ class Setup:
     model: FunctionalModel
     periods: Periods
     train_step: jax.stages.Traced  # not yet compiled
-    evaluation: Evaluation  # what is measured of the task
+    evaluation: Evaluation  # the task's measures
     eval_step: EvalStep
-    create_weights: Callable[[], Weights]  # the initial ones: random, or those of a checkpoint
-    create_state: Callable[[Weights], State]  # before the first step
-    abstract_state: Any  # its shapes, dtypes and sharding
-    teacher: FunctionalModel | None  # without its weights
+    create_weights: Callable[[], Weights]  # makes the initial weights: random, or from a checkpoint
+    create_state: Callable[[Weights], State]  # makes the state before the first step
+    abstract_state: Any  # shapes, dtypes and sharding of the state
+    teacher: FunctionalModel | None  # the teacher without its weights; None: no distillation
     channels: int
-    bad_images: pathlib.Path | None  # file that lists the images that cannot be decoded
+    bad_images: RunPath | None  # file that lists the images that cannot be decoded; None: no list
 
     def initial_state(self) -> State:
         """The state before the first step, on all devices."""
@@ -67,15 +71,16 @@ class Setup:
         weights = meshes.place(self.create_weights(), self.mesh, self.model.tensor_split)
         return jax.jit(self.create_state, out_shardings=shardings)(weights)
 
-    def listing_bad_images_in(self, folder: pathlib.Path) -> "Setup":
-        """The setup with a file in a folder that lists the images that cannot be decoded; each process has its own."""
+    def listing_bad_images_in(self, folder: RunPath) -> "Setup":
+        """The setup with a file that lists the images that cannot be decoded, one per process."""
         process = jax.process_index()
         return dataclasses.replace(self, bad_images=folder / (f"bad_images.{process}.jsonl" if process else "bad_images.jsonl"))
 
     def peak_speed(self) -> float | None:
-        """Images/s if the devices multiplied all the time: the products of forward and backward pass, and of a teacher's forward pass.
+        """Upper bound of the speed in images/s, if the devices multiplied all the time.
 
-        None where no peak is known.
+        The products are those of forward and backward pass, and of a teacher's forward pass. None
+        if no peak is known.
         """
         peak = peak_flops(self.mesh.devices.flat[0].device_kind)
         if peak is None:
@@ -85,15 +90,16 @@ class Setup:
         return peak * self.mesh.size / (2 * macs)
 
     def restore_teacher(self) -> Trained | None:
-        """The teacher with its weights, which are the step's third argument, on all devices; None without one.
+        """The teacher with its weights on all devices, the step's third argument; None without one.
 
         Raises:
-          ConfigError: Its run has no checkpoint, or only such as do not fit or are damaged.
+          ConfigError: The teacher's run has no checkpoint, or its checkpoints do not fit or are
+            damaged.
         """
         return restore_teacher(self.experiment, self.mesh)
 
     def open_train_batches(self, start_step: int) -> Batches:
-        """The endless training batches from a step on: this process's rows of them."""
+        """The endless training batches from a step on, with the rows of this process."""
         experiment, (part, num_parts) = self.experiment, meshes.part_of_process(self.mesh)
         return train_batches(
             self.train_source,
@@ -110,7 +116,11 @@ class Setup:
         )
 
     def evaluate(self, state: State, should_stop: Callable[[], bool]) -> dict[str, float | int] | None:
-        """Evaluates the state's weights, and their average, on the evaluation split; None when told to stop."""
+        """Evaluates the state's weights, and their average, on the evaluation split.
+
+        Returns:
+          The task's metrics, or None when told to stop.
+        """
         size = self.experiment.eval_batch_size or self.experiment.batch_size
         options = {"channels": self.channels, "batch_size": size, "mesh": self.mesh, "bad_images": self.bad_images}
         batches = open_batches(self.model, self.eval_source, self.experiment, **options)
@@ -127,9 +137,16 @@ def make_step(
     teacher: FunctionalModel | None = None,
     counts: np.ndarray | None = None,
 ) -> tuple[TrainStep, Callable[[Weights], State]]:
-    """The step of an experiment on data of so many classes, and a function for the state before the first one (see `Setup`).
+    """The step of an experiment, and a function for the state before the first step.
 
-    `counts` are the training images of each class, int [classes of the model], where the loss is weighted by them.
+    Args:
+      experiment: What to train.
+      model: The model.
+      periods: Durations of the run.
+      num_classes: Number of classes of the data.
+      teacher: The teacher of a distillation, or None.
+      counts: Training images of each class, int [classes of the model], if the loss is weighted by
+        them.
 
     Raises:
       ConfigError: The optimizer's groups do not fit the parameters.
@@ -150,7 +167,7 @@ def make_step(
 
 
 def _class_counts(experiment: Experiment, source: Source) -> np.ndarray | None:
-    """Training images of each class of the model; None where the loss does not ask for them."""
+    """Training images of each class of the model; None if the loss does not need them."""
     if experiment.loss.class_weights == "none":
         return None
     labels = labels_of(source, f'loss.class_weights="{experiment.loss.class_weights}"')
@@ -158,15 +175,18 @@ def _class_counts(experiment: Experiment, source: Source) -> np.ndarray | None:
 
 
 def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights:
-    """The weights of a run or a checkpoint of others: everything, or everything except a head for other classes, which keeps its own.
+    """The weights of a run or of a checkpoint of others.
+
+    A head for other classes keeps its initial values.
 
     Args:
       model: The model that training begins with.
       weights: Its initial weights.
-      source: A run folder, "runs/a", or one of its steps, "runs/a@3000"; or a file or address for `load_weights`.
+      source: A run folder, "runs/a", or one of its steps, "runs/a@3000"; or a file or address for
+        `load_weights`.
 
     Raises:
-      ConfigError: It cannot be read, or more than the heads does not fit.
+      ConfigError: The source cannot be read, or tensors outside the heads do not fit.
     """
     if run := run_of(source):
         return start_from_run(model, weights, *run)
@@ -180,13 +200,13 @@ def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights
         ) from error
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"model.weights: {error}") from error
-    if report.new_head:
-        logger.warning("begins anew, since the checkpoint has none that fits: %s", "; ".join(report.new_head))
+    if anew := (*report.new_head, *report.new_plugin):
+        logger.warning("begins anew, since the checkpoint has none that fits: %s", "; ".join(anew))
     return functional(module)[1]
 
 
 def _check_channels_of_run(weights: str | None, channels: int) -> None:
-    """Refuses a run folder as the start of a model of other channels, before the weights are compared one by one."""
+    """Refuses a run with other image channels as the start, before weights are compared."""
     if weights and (run := run_of(weights)):
         own, data = folder.read(run[0])
         theirs = model_channels(own.model, data.channels)
@@ -203,12 +223,14 @@ def abstract_batch(
     return {name: jax.ShapeDtypeStruct((experiment.batch_size, *row.shape[1:]), row.dtype) for name, row in rows.items()}
 
 
-def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Setup:
+def set_up(experiment: Experiment, bad_images: RunPath | None = None, *, begins: bool = True) -> Setup:
     """Opens the data and traces the step; computes nothing.
 
     Args:
       experiment: What to train.
       bad_images: File that will list the images that cannot be decoded.
+      begins: Whether the run begins here. The weights that a resumed run began with are no longer
+        needed, so they are not read and may be gone.
 
     Raises:
       ConfigError: The experiment cannot be run here; one line.
@@ -223,9 +245,10 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         difference = different_classes(class_names, eval_names, "the training split", "the evaluation split")
         raise ConfigError(f"the training and the evaluation split have different classes: {difference}")
     channels = model_channels(experiment.model, train_source.channels)
-    _check_channels_of_run(experiment.model.weights, channels)
+    if begins:
+        _check_channels_of_run(experiment.model.weights, channels)
     if experiment.augment.policy is not None:
-        make_policy(experiment.augment.policy)  # refuses a malformed one
+        make_policy(experiment.augment.policy)  # raises if the policy is malformed
     model, create_weights = build(experiment, num_classes=len(class_names), channels=channels)
     check_tensor(experiment.mesh.tensor, experiment.model, model)
     periods = Periods.of(experiment, examples_per_epoch=len(train_source))
@@ -237,7 +260,11 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels, fields_of(train_source)), mesh, teacher=teacher)
     setting = setting_of(experiment, options, model.preprocessing, num_classes=len(class_names))
     evaluation = task.evaluation(setting)
-    start = load_start(model, create_weights(), experiment.model.weights) if experiment.model.weights else None
+    if source := experiment.model.weights:
+        random_weights = create_weights
+        create_weights = functools.cache(lambda: load_start(model, random_weights(), source))
+        if begins:
+            create_weights()
     return Setup(
         experiment=experiment,
         mesh=mesh,
@@ -248,7 +275,7 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         train_step=traced,
         evaluation=evaluation,
         eval_step=make_eval_step(model, mesh, evaluation, lambda batch: task.prepare(batch, None, setting)),
-        create_weights=create_weights if start is None else lambda: start,
+        create_weights=create_weights,
         create_state=create_state,
         abstract_state=state,
         teacher=teacher,

@@ -1,4 +1,4 @@
-"""All that changes during training, as one plain dict; what a checkpoint holds."""
+"""The training state: all that changes during training, as one plain dict; saved in checkpoints."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from vitlab.tasks import Task, task_of
 from vitlab.train.optimizer import averaged_params
 from vitlab.tree import joined
 
-# params, model_state, opt_state, step (int32, steps done), interval (sums since the last log), skips (see step.py), and, where
-# weights are averaged, average (its params and model_state)
+# Keys: params, model_state, opt_state, step (int32, steps done), interval (sums since the last
+# log), skips (see step.py), and, if weights are averaged, average (params and model_state).
 State = dict[str, Any]
 
 
 def make_state(model: FunctionalModel, weights: Weights, optimizer: optax.GradientTransformation, experiment: Experiment) -> State:
-    """The state before the first step; the optimizer has one of the trained parameters only."""
+    """The state before the first step; the optimizer's state covers the trained parameters only."""
     task, options = task_of(experiment)
     interval = {name: jnp.zeros((), jnp.float32) for name in ("loss", *logged_terms(task, options))}
     interval |= {name: jnp.zeros((), jnp.int32) for name in (*task.counts, "images")}
@@ -34,15 +34,16 @@ def make_state(model: FunctionalModel, weights: Weights, optimizer: optax.Gradie
 
 
 def logged_terms(task: Task, options: Any) -> tuple[str, ...]:
-    """Terms of the loss that are logged beside it: all, where there are several."""
+    """Names of the loss's terms that are logged beside it: all, if there are several."""
     terms = task.terms(options)
     return terms if len(terms) > 1 else ()
 
 
 def average(model: FunctionalModel, experiment: Experiment, old: State, new: State) -> Weights:
-    """The averaged weights after a step (`old` is the state before it): what schedule-free training has, or an exponential moving average.
+    """The averaged weights after a step: those of schedule-free training, or a moving average.
 
-    The average's decay grows with the step t as (1 + t) / (10 + t), up to `ema_decay`, so that it forgets the beginning.
+    `old` is the state before the step. The decay of the exponential moving average grows with the
+    step t as (1 + t) / (10 + t), up to `ema_decay`, so that the average forgets the beginning.
     """
     if experiment.ema_decay is None:
         trained, frozen = model.split(new["params"])
@@ -53,6 +54,6 @@ def average(model: FunctionalModel, experiment: Experiment, old: State, new: Sta
     latest = {name: new[name] for name in ("params", "model_state")}
 
     def mixed(a: Array, x: Array, changes: bool) -> Array:
-        return (keep * a + (1 - keep) * x).astype(a.dtype) if changes else x  # a mean of equal numbers can differ from them
+        return (keep * a + (1 - keep) * x).astype(a.dtype) if changes else x  # rounding: a mean of equal numbers can differ from these
 
     return jax.tree.map(mixed, old["average"], latest, model.changes())

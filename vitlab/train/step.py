@@ -1,4 +1,4 @@
-"""One step of training as a pure function of (state, batch), and of the weights of a teacher where there is one."""
+"""One step of training as a pure function of (state, batch) and a teacher's weights, if any."""
 
 import functools
 import operator
@@ -23,8 +23,8 @@ from vitlab.tree import joined
 
 Batch = dict[str, Array]  # image: uint8 [b, h, w, c], and the fields of the task
 Metrics = dict[str, Array]
-TrainStep = Callable[..., tuple[State, Metrics]]  # of state and batch and, where there is a teacher, its weights
-STEADY_STEPS = 100  # gradients to know what is usual
+TrainStep = Callable[..., tuple[State, Metrics]]  # (state, batch[, teacher's weights]) -> (state, metrics)
+STEADY_STEPS = 100  # number of gradients that define the usual norm
 
 
 def make_train_step(
@@ -40,19 +40,23 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the step of the experiment's task.
 
-    Randomness is a function of (seed, step). The metrics `loss`, its terms where there are several, and what the task counts (for
-    classification `accuracy`, of the label with the larger share, where images are mixed) are means since the last multiple of
-    `log_every`: their sums live in the state, so that a resumed run reports what an uninterrupted one does. `finite` is [the loss,
-    then the gradient of each trained parameter in the order of the leaves]; `grad_norm` is before clipping. Frozen parameters (see
-    `vitlab.functional.freeze`) have no gradient.
+    Randomness is a function of (seed, step). The metrics are `loss`, its terms if there are
+    several, and the task's counts (for classification `accuracy`, of the label with the larger
+    share if images are mixed). They are means since the last multiple of `log_every`: their sums
+    live in the state, so that a resumed run reports the values of an uninterrupted one. `finite`
+    holds flags of the loss and of each trained parameter's gradient in the order of the leaves;
+    `grad_norm` is the norm before clipping. Frozen parameters (see `vitlab.functional.freeze`) have
+    no gradient.
 
-    Under `nonfinite="skip"` a step whose flags are not all True leaves weights and optimizer as they were and is in no mean; the
-    metrics `skipped` and `skipped_in_a_row` count such steps. Under "stop" it is the report that ends the run. With a
-    `spike_factor` the same happens to a step whose `grad_norm` is so many times the running mean of those before (of which a new
-    one is a hundredth), once there are `STEADY_STEPS` of them.
+    Under `nonfinite="skip"` a step whose flags are not all True leaves weights and optimizer
+    unchanged and is in no mean; the metrics `skipped` and `skipped_in_a_row` count such steps.
+    Under "stop" the report ends the run. A `spike_factor` also skips a step whose `grad_norm`
+    exceeds the running mean of earlier steps by this factor, after the first `STEADY_STEPS` steps;
+    a new step weighs 1 % in the mean.
 
-    A teacher sees the student's pixels, erased and mixed, normalises them as it was trained, and runs as in evaluation. Its weights
-    are the step's third argument: neither state nor constants of the program. The `class_weights` are, see `label_loss`.
+    A teacher sees the student's pixels, erased and mixed, normalises them as it was trained, and
+    runs as in evaluation. Its weights are the step's third argument, neither state nor constants of
+    the program. The `class_weights` are constants, see `label_loss`.
     """
     skip, spike_factor = experiment.nonfinite == "skip", experiment.spike_factor
     task, options = task_of(experiment)
@@ -112,14 +116,18 @@ def make_train_step(
 
 
 def _scales(weights: dict[str, Array], parts: int) -> dict[str, Array]:
-    """Factor of each term's sum over a part of the batch, such that the mean over the parts is that of the whole batch."""
+    """Factors of each term's sum over a part of the batch.
+
+    With them the mean over the parts is that of the whole batch.
+    """
     return {name: parts / jnp.maximum(x.sum(), 1) for name, x in weights.items()}
 
 
 def _accumulate(part: Callable[..., Any], trained: Any, model_state: Any, batch: Batch, rng: Array, *, parts: int) -> tuple[Any, ...]:
-    """Mean loss and gradient of the trained parameters, and the task's sums, over parts of the batch; statistics go from part to part.
+    """Mean loss and gradient, and the task's sums, over parts of the batch.
 
-    A part takes every `parts`-th image, so that it lies on all devices as the batch does.
+    Batch statistics pass from part to part. A part takes every `parts`-th image, so that it lies on
+    all devices as the batch does.
     """
     grad_fn = jax.value_and_grad(part, has_aux=True)
     if parts == 1:
@@ -143,25 +151,29 @@ def _accumulate(part: Callable[..., Any], trained: Any, model_state: Any, batch:
 
 
 def trace_step(train_step: TrainStep, state: Any, batch: Any, mesh: Mesh, *, teacher: FunctionalModel | None = None) -> jax.stages.Traced:
-    """Traces the step for states and batches of these shapes; the new state lies where the old one does, whose memory it gets.
+    """Traces the step for states and batches of these shapes.
 
-    With a teacher it is also traced for its weights, which lie on the mesh as parameters do and stay there.
+    The new state takes the place and the memory of the old one. With a teacher the step is also
+    traced for its weights, which lie on the mesh as parameters do and stay there.
 
     Raises:
-      ValueError, RuntimeError, UnsupportedError: The model cannot run such a batch, or not on this device.
+      ValueError, RuntimeError, UnsupportedError: The model cannot run such a batch, or not on this
+        device.
     """
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch)
     shardings = (jax.tree.map(lambda x: x.sharding, state), replicated(mesh))
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels are chosen for its devices, which may be elsewhere
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels are chosen for the mesh's devices
         fixed = () if teacher is None else (sharded_shapes(teacher.shapes, mesh, teacher.tensor_split),)
         return jax.jit(train_step, donate_argnums=0, out_shardings=shardings).trace(state, batch, *fixed)
 
 
 def compile_step(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, float]:
-    """Compiles the step ahead of the first batch; the result accepts only its shapes, so nothing is compiled again unnoticed.
+    """Compiles the step ahead of the first batch; it then accepts only these shapes.
+
+    Nothing is therefore compiled again unnoticed.
 
     Returns:
-      The compiled step, to be called as a TrainStep, and the seconds it took.
+      The compiled step, to be called as a TrainStep, and the seconds of the compilation.
     """
     begin = time.perf_counter()
     return traced.lower().compile(), time.perf_counter() - begin

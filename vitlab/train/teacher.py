@@ -1,10 +1,10 @@
-"""The teacher of a distillation: the model of another run, which knows the same classes and sees the same pixels."""
+"""The teacher of a distillation: the model of another run with the same classes and pixels."""
 
-import pathlib
 from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
+from vitlab.buckets import run_path
 from vitlab.config import ConfigError, Experiment
 from vitlab.data.channels import model_channels
 from vitlab.functional import FunctionalModel
@@ -17,20 +17,22 @@ def open_teacher(
     """The function of the teacher, without its weights; None if the experiment names none.
 
     Args:
-      experiment: The student's.
-      student: Its model.
-      channels: Of its images.
-      num_classes: Of its data.
-      class_names: Of its data, in their order; None: not known here, and not compared.
+      experiment: The student's experiment.
+      student: The student's model.
+      channels: Channels of the student's images.
+      num_classes: Number of classes of the student's data.
+      class_names: Class names of the student's data, in their order; None: not known, so not
+        compared.
 
     Raises:
-      ConfigError: There is no such run, or it has other classes, image channels or another image size; one line.
+      ConfigError: There is no such run, or it has other classes, image channels or another image
+        size; one line.
     """
     workdir = experiment.loss.distillation.teacher
     if not workdir:
         return None
     try:
-        teacher, own, data = model_of_run(pathlib.Path(workdir))
+        teacher, own, data = model_of_run(run_path(workdir))
     except ConfigError as error:
         raise ConfigError(f"loss.distillation.teacher: {error}") from error
     if own.task != experiment.task:
@@ -49,19 +51,21 @@ def open_teacher(
 
 
 def restore_teacher(experiment: Experiment, mesh: Mesh) -> Trained | None:
-    """The teacher with its weights, which lie on the mesh as parameters do; None if the experiment names none.
+    """The teacher with its weights on the mesh; None if the experiment names none.
 
-    It is the checkpoint of `loss.distillation.step`, or the newest whole one of its run, averaged where that averages: a run that
-    resumes is bit-equal only if the step is given or its teacher's run has not gone on meanwhile. To be called by all processes.
+    Its checkpoint is that of `loss.distillation.step`, or the newest one that is not damaged;
+    averaged weights are taken if the teacher's run averages. A resumed run is bit-equal only if the
+    step is given or the teacher's run has not gone on meanwhile. All processes make this call.
 
     Raises:
-      ConfigError: Its run has no checkpoint, or none of that step, or only such as do not fit or are damaged.
+      ConfigError: The teacher's run has no checkpoint, or none of that step, or its checkpoints do
+        not fit or are damaged.
     """
     distillation = experiment.loss.distillation
     if not distillation.teacher:
         return None
     try:
-        return from_run(pathlib.Path(distillation.teacher), mesh, step=distillation.step)
+        return from_run(run_path(distillation.teacher), mesh, step=distillation.step)
     except ConfigError as error:
         raise ConfigError(f"loss.distillation.teacher: {error}") from error
 

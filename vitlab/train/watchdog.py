@@ -11,17 +11,20 @@ import time
 from vitlab.signals import end_at_once
 from vitlab.terminal import say
 
-EXIT_STUCK = 43  # no progress: run the same command again, from the last checkpoint
-_STDERR = 2  # the descriptor: a notebook's sys.stderr has none
-_HARD_SECONDS = 30  # after which the process is ended from outside Python, should its interpreter be stuck too; exit code 1
-_WORKER_SECONDS = 0.5  # that a worker process has to write its stacks
+EXIT_STUCK = 43  # no progress: the same command goes on from the last checkpoint
+_STDERR = 2  # the file descriptor; a notebook's sys.stderr has none
+_HARD_SECONDS = 30  # grace before faulthandler ends a process whose interpreter is stuck too; exit code 1
+_WORKER_SECONDS = 0.5  # time that a worker process has to write its stacks
 
 
 class Watchdog:
-    """In a `with`: when `alive` is not called for so long, writes the stacks of all threads and workers to stderr and exits with 43."""
+    """In a `with`: ends the process with 43 when `alive` is not called for `seconds`.
+
+    It first writes the stacks of all threads and worker processes to stderr.
+    """
 
     def __init__(self, seconds: float):
-        """0 switches it off."""
+        """`seconds` of 0 switches the watchdog off."""
         self.seconds = seconds
         self._last = time.monotonic()
         self._closed = threading.Event()
@@ -38,7 +41,7 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def alive(self) -> None:
-        """Says that the run makes progress: after each step and each batch of an evaluation."""
+        """Reports progress: called after each step and each batch of an evaluation."""
         self._last = time.monotonic()
         if self.seconds > 0:
             _end_hard_after(self.seconds)
@@ -56,7 +59,7 @@ class Watchdog:
         for worker in workers:
             say(f"and of worker process {worker.pid}, if it can still say so:", error=True)
             with contextlib.suppress(OSError):
-                os.kill(worker.pid or 0, signal.SIGQUIT)  # see vitlab.data.workers
+                os.kill(worker.pid or 0, signal.SIGQUIT)  # makes the worker write its stacks, see vitlab.data.workers
             time.sleep(_WORKER_SECONDS)
         end_at_once(EXIT_STUCK)
 

@@ -17,7 +17,7 @@ _WRAPPERS = {"module", "model", "backbone", "encoder", "teacher", "student", "ba
 # Attributes in Hugging Face's classes, and names in big_vision's trees.
 _WRAPPERS |= {"vit", "deit", "beit", "ijepa", "dinov2", "dinov2_with_registers", "vision_model", "swin", "params", "img"}
 _COMPILED = "_orig_mod."  # added by torch.compile before the names of any part
-_ROOMS = re.compile(r"vitlab\.(?:models|heads|layers)\.")  # packages whose modules have name maps
+_ROOMS = re.compile(r"vitlab\.(?:models|heads|layers|mixers)\.")  # packages whose modules have name maps
 _OWN = (NameMap(source="vitlab"),)
 
 

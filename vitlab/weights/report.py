@@ -26,6 +26,7 @@ class LoadReport:
     mismatched: tuple[str, ...] = ()  # "name: reason"; left as initialised
     nonfinite: tuple[str, ...] = ()  # loaded or resampled tensors with NaN or infinity
     new_head: tuple[str, ...] = ()  # parameters left as initialised on request
+    new_plugin: tuple[str, ...] = ()  # parameters of plug-ins that the checkpoint lacks; left as initialised
     ignored: tuple[str, ...] = ()  # buffers that follow from the architecture, and tensors of a head that is not loaded
 
     @property
@@ -34,7 +35,7 @@ class LoadReport:
         return (*self.missing, *self.unexpected, *self.mismatched, *(f"{name}: not finite" for name in self.nonfinite))
 
     def __str__(self) -> str:
-        kinds = ("loaded", "resampled", "zeros", "missing", "unexpected", "mismatched", "nonfinite", "new_head", "ignored")
+        kinds = ("loaded", "resampled", "zeros", "missing", "unexpected", "mismatched", "nonfinite", "new_head", "new_plugin", "ignored")
         lines = [", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds)]
         if self.source:
             others = f"; it also has {', '.join(self.other_entries)}, named as file#entry" if self.other_entries else ""

@@ -144,6 +144,23 @@ class LastFirst(Layout):
         return np.roll(value, -1, axis=1)
 
 
+class MiddleFirst(Layout):
+    """The middle row of a table [1, positions, dim] moves to the front.
+
+    It is the row of a class token that stands amid its patches.
+    """
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim != 3 or not value.shape[1]:
+            raise ValueError(f"shape {value.shape} must be (1, positions, dim)")
+        middle = (value.shape[1] - 1) // 2
+        return np.concatenate((value[:, middle : middle + 1], value[:, :middle], value[:, middle + 1 :]), 1)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        middle = (value.shape[1] - 1) // 2
+        return np.concatenate((value[:, 1 : middle + 1], value[:, :1], value[:, middle + 1 :]), 1)
+
+
 class ClassLast(Layout):
     """Moves the class token's three entries of [relative positions + 3, heads] to the front.
 
@@ -157,6 +174,34 @@ class ClassLast(Layout):
 
     def inverse(self, value: np.ndarray) -> np.ndarray:
         return np.roll(value[0], -3, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped(Layout):
+    """The first axis, of `count` groups one after the other, as two axes: (groups, ...)."""
+
+    count: int
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 0 or len(value) % self.count:
+            raise ValueError(f"shape {value.shape} has not {self.count} equal groups")
+        return value.reshape(self.count, -1, *value.shape[1:])
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return value.reshape(-1, *value.shape[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverse(Layout):
+    """A layout read the other way: its foreign form is the one here."""
+
+    layout: Layout
+
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        return self.layout.inverse(value)
+
+    def inverse(self, value: np.ndarray) -> np.ndarray:
+        return self.layout.forward(value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The name maps are read backwards.
 """
 
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -37,7 +38,7 @@ def to_foreign(model: nnx.Module) -> dict[str, np.ndarray]:
     return out
 
 
-def save_weights(model: nnx.Module, path: pathlib.Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(model: nnx.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Writes `to_foreign(model)` to a safetensors file, which appears whole or not at all.
 
     The header states the grids of position embeddings, so that a grid that is not square can be
@@ -59,4 +60,4 @@ def save_weights(model: nnx.Module, path: pathlib.Path, metadata: Mapping[str, s
         raise ValueError(f"{len(bad)} tensors are not finite, first {bad[0]}: such weights are of no use")
     names = foreign_names(parameters(model), maps_of(model))
     grids = {names[n][0]: v.get_metadata()["grid"] for n, v in parameters(model).items() if "grid" in v.get_metadata()}
-    write_atomically(path, save(tensors, {"format": "pt", **grids_metadata(grids), **(metadata or {})}))
+    write_atomically(pathlib.Path(path), save(tensors, {"format": "pt", **grids_metadata(grids), **(metadata or {})}))
