@@ -25,9 +25,7 @@ def get_config(variant=None):
                     "sr_ratios": (4, 2, 1),
                 },
             ),
-            task=TaskConfig(
-                name="depth", fields={"head": "segformer_mlp", "head_options": {"dim": 64, "dropout_rate": 0.0}, "max_depth": 20.0}
-            ),
+            task=TaskConfig(name="depth", fields={"head": "segformer_mlp", "head_options": {"dim": 64, "dropout_rate": 0.0}, "max_depth": 20.0}),
             data=DataConfig(source="scenes"),
             augment=AugmentConfig(crop="center"),
             optimizer=OptimizerConfig(peak_lr=3e-3, warmup="100 steps"),

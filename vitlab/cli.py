@@ -137,7 +137,7 @@ def load_experiment(config: str, overrides: Mapping[str, str]) -> Experiment:
     """Runs `get_config(variant)` of "path.py:variant" or "vitlab:name:variant", and overrides it.
 
     Raises:
-      ConfigError: There is no such file, recipe or variant, the file has no `get_config`, a key is unknown
+      ConfigError: There is no such file, recipe or variant, no `get_config`, a key is unknown
         (similar keys are named), or a value has another type.
     """
     path, _, variant = config.removeprefix(recipes.PREFIX).partition(":")
