@@ -1,8 +1,8 @@
-# The image that vitlab.launch names: docker build --build-arg EXTRA=tpu,gcs --tag REGISTRY/vitlab .
-# EXTRA: tpu, cuda12 or cuda13, with gcs where the run folder is a bucket. Everything comes from the
+# The image that vitlab.launch names: docker build --build-arg EXTRA=tpu,cloud --tag REGISTRY/vitlab .
+# EXTRA: tpu, cuda12 or cuda13, with cloud where the run folder is a bucket. Everything comes from the
 # package registry that pip is told of.
 FROM python:3.12-slim
-ARG EXTRA=tpu,gcs
+ARG EXTRA=tpu,cloud
 WORKDIR /opt/vitlab
 COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE CHANGELOG.md ./
 COPY configs configs

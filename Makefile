@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test lint format docs versions clean
+.PHONY: quickstart test lint format docs notebooks versions clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m vitlab.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -25,6 +25,10 @@ format: $(VENV)/.installed-$(EXTRAS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
+
+# Runs the notebooks and keeps what they print and draw.
+notebooks: $(VENV)/.installed
+	$(BIN)/python notebooks/refresh.py
 
 # Models and kernels with each Python and JAX that is supported and is here.
 versions:
