@@ -21,6 +21,7 @@ REQUIRES = [
     "ml-collections>=1.1.0",  # config files and their overrides
     "absl-py>=2.3.1",  # command-line flags
     "etils[epath]>=1.12",  # paths, local and remote
+    "typing_extensions>=4.10",  # TypeIs; etils requires it too
     "numpy>=2.0",
     "opencv-python-headless>=4.11",  # decodes and resizes images, 2.7x Pillow
     "pillow>=11.3",  # decodes what OpenCV does not: GIF, TIFF, AVIF, CMYK, transparency

@@ -20,10 +20,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 from etils.epath.backend import fsspec_backend
+from typing_extensions import TypeIs
 
 from vitlab.config import ConfigError
 
@@ -83,7 +84,7 @@ def run_path(text: str | os.PathLike[str]) -> RunPath:
     return epath.Path(text.rstrip("/"))
 
 
-def in_bucket(path: RunPath) -> TypeGuard[epath.Path]:
+def in_bucket(path: RunPath) -> TypeIs[epath.Path]:
     """Whether it is in a bucket."""
     return isinstance(path, epath.Path) and "://" in str(path)
 

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from vitlab import buckets
 from vitlab.buckets import Patience, RunPath, in_bucket
 from vitlab.config import ConfigError
-from vitlab.files import remove, write_atomically
+from vitlab.files import exists, remove, write_atomically
 from vitlab.parallel import distributed
 from vitlab.runs.claim import Claim
 from vitlab.runs.retention import Preservation, Retention
@@ -77,8 +77,8 @@ class Checkpoints:
         self._copy = tempfile.TemporaryDirectory(prefix="vitlab-") if str(folder).startswith("s3://") else None  # Orbax reads no s3://
         self.folder, self.read_only, self._own = folder if in_bucket(folder) else folder.absolute(), read_only, own
         self._root = self.folder if own is None else own.root / folder.name
-        if self._copy is not None:
-            self._root = pathlib.Path(self._copy.name) / "checkpoints"
+        copy = None if self._copy is None else pathlib.Path(self._copy.name) / "checkpoints"
+        self._root = copy or self._root
         self._preservation = Preservation(keep or Retention())
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else self._preservation,
@@ -91,8 +91,8 @@ class Checkpoints:
         self._writing: int | None = None  # step of the write in progress
         self._failure: tuple[int, str] | None = None  # step of the newest write and why it failed
         try:
-            if self._copy is not None and in_bucket(self.folder):
-                buckets.download(self.folder, self._root)
+            if copy is not None and in_bucket(self.folder):
+                buckets.download(self.folder, copy)
             self._manager = self._open()
         except OSError as error:
             raise ConfigError(f"the checkpoints in {self.folder} cannot be opened: {error.strerror or error}") from error
@@ -235,7 +235,7 @@ class Checkpoints:
     def _wait_for_bucket(self) -> None:
         reason = ""
         try:
-            buckets.exists(self._root)
+            exists(self._root)
         except OSError as error:
             reason = str(error)
         reason = distributed.first_error(reason)

@@ -41,7 +41,7 @@ class BucketClaim(Claim):
     def __init__(self, path: epath.Path):
         """Knows the folder, without claiming it."""
         super().__init__(path)
-        self._object, self._name, self._renewals = path / LOCK, _this_process(), 0
+        self._folder, self._object, self._name, self._renewals = path, path / LOCK, _this_process(), 0
         self._version: str | None = None  # of the object that this process has written; None: not claimed
         self._seen_harm, self._writing = "", threading.Lock()
         self._closed, self._thread = threading.Event(), threading.Thread(target=self._renew_often, daemon=True)
@@ -93,7 +93,7 @@ class BucketClaim(Claim):
                 return
             try:
                 self._version = buckets.replace(self._object, self._content(), self._version, buckets.ONCE)
-                if self.marker is not None and not buckets.exists(self.root / self.marker, buckets.ONCE):
+                if self.marker is not None and not buckets.exists(self._folder / self.marker, buckets.ONCE):
                     self._seen_harm = DELETED
             except FileExistsError:
                 self._seen_harm = TAKEN if buckets.exists(self._object, buckets.ONCE) else DELETED

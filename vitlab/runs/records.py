@@ -59,13 +59,10 @@ class Records:
         """
         if self._file is None:
             return
-        if isinstance(self._file, Lines):
-            self._file.sync()
-            return
-        if not self._whole or not self._is_in_place(self._file):
+        if not isinstance(self._file, Lines) and not (self._whole and self._is_in_place(self._file)):
             self.close()
             self._file, self._whole = self._rewrite(), True
-        os.fsync(self._file.fileno())
+        self._file.sync() if isinstance(self._file, Lines) else os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file; lines that could not be written are lost unless `sync` was called."""

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-PARTS = ("setup", "restore", "compile", "evaluate", "save", "wait")  # "wait" is for images
+PARTS: tuple[str, ...] = ("setup", "restore", "compile", "evaluate", "save", "wait")  # "wait" is for images
 
 
 class Goodput:
@@ -12,7 +12,7 @@ class Goodput:
 
     def __init__(self):
         """Begins to count."""
-        self._begin, self._seconds = time.perf_counter(), dict.fromkeys(PARTS, 0.0)
+        self._begin, self._seconds = time.perf_counter(), {part: 0.0 for part in PARTS}
 
     @contextlib.contextmanager
     def spent_on(self, part: str) -> Iterator[None]:
