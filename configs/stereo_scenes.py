@@ -14,19 +14,27 @@ def get_config(variant=None):
     return to_config_dict(
         Experiment(
             model=ModelConfig(
-                name="vit_tiny_patch16",
+                name="nextvit_small",
                 image_size=64,
-                fields={"patch_size": 8, "dim": 48, "depth": 4, "num_heads": 3, "pool": "mean"},
+                drop_path_rate=0.0,
+                fields={
+                    "depths": (1, 1, 1),
+                    "stem_dims": (16, 16, 32),
+                    "conv_dims": (32, 48, 64),
+                    "attn_dims": (32, 64, 64),
+                    "sr_ratios": (4, 2, 1),
+                    "head_dim": 16,
+                },
             ),
             task=TaskConfig(name="stereo", fields={"max_disparity": 8}),
             data=DataConfig(source="scenes"),
             augment=AugmentConfig(crop="center", flip=False),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup="100 steps"),
-            batch_size=32,
+            batch_size=8,
             duration="2000 steps",
             log_every="100 steps",
             eval_every="500 steps",
-            eval_batch_size=100,
+            eval_batch_size=50,
             checkpoint_every="500 steps",
         )
     )
