@@ -124,10 +124,10 @@ def parameters(tree: object) -> int:
 def append(path: pathlib.Path, found: list[dict[str, object]]) -> None:
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n")
         if new:
-            writer.writeheader()
-        writer.writerows(found)
+            writer.writerow(FIELDS)
+        writer.writerows([row[key] for key in FIELDS] for row in found)
 
 
 def rows(path: pathlib.Path = STEPS) -> list[dict[str, str]]:

@@ -30,13 +30,21 @@ class Layout:
     itemsize: int  # bytes of a value of the map
 
     @classmethod
-    def of(cls, shape: Sequence[int], dtype: DTypeLike, size, pads, dilation) -> "Layout | str":
+    def of(
+        cls,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        size: tuple[int, int],
+        pads: tuple[tuple[int, int], tuple[int, int]],
+        dilation: tuple[int, int],
+    ) -> "Layout | str":
         """The layout, or why there is none."""
         if jnp.dtype(dtype).name not in DTYPES:
             return f"dtype {jnp.dtype(dtype).name} is none of {', '.join(DTYPES)}"
         if len(shape) != 4:
             return f"a map {tuple(shape)} is not [b, h, w, c]"
-        layout = cls(*shape, tuple(size), tuple(map(tuple, pads)), tuple(dilation), jnp.dtype(dtype).itemsize)
+        b, h, w, c = shape
+        layout = cls(b, h, w, c, size, pads, dilation, jnp.dtype(dtype).itemsize)
         reach = layout.reach
         if any(min(pad) < 0 or max(pad) > r for pad, r in zip(layout.pads, reach, strict=True)):
             return f"{pads=} must be from 0 to the reach {reach} of the kernel"

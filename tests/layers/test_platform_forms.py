@@ -11,6 +11,7 @@ from flax import nnx
 from pallas_kernels.target import assume
 from vitlab.layers import BatchNorm, LayerNorm
 from vitlab.layers.gelu import gelu
+from vitlab.mixers.gated_conv import GatedConv
 
 DIM = 12
 
@@ -57,3 +58,18 @@ def test_values_and_gradients_are_those_of_a_cpu(name):
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=TOLERANCE, atol=TOLERANCE * np.abs(np.float32(b)).max())
         assert str(run(name, jnp.float32, platform)[1]) == str(exact)  # in float32 nothing changes
+
+
+def test_a_gated_convolution_by_parts_gives_what_the_whole_one_gives():
+    mixer = GatedConv(DIM, kernel_size=3, rngs=nnx.Rngs(0))
+    mixer.fc1.bias[...] += 0.1 * jnp.arange(2 * mixer.hidden)
+    graph, params = nnx.split(mixer)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 5, DIM))
+
+    def run(platform):
+        with assume(platform):
+            return jax.jit(jax.value_and_grad(lambda params: (nnx.merge(graph, params)(x) ** 2).sum()))(params)
+
+    # Sums of some hundred float32 products in another order.
+    for a, b in zip(jax.tree.leaves(run("tpu")), jax.tree.leaves(run("cpu")), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())

@@ -37,7 +37,7 @@ def conv_general_dilated(
     """
     groups, whole = feature_group_count, functools.partial(jax.lax.conv_general_dilated, **options)
     if platform() == "tpu" and groups > 1:
-        if _kernel_applies(lhs, rhs, window_strides, padding, groups, options):
+        if not isinstance(padding, str) and _kernel_applies(lhs, rhs, window_strides, padding, groups, options):
             return depthwise(lhs, rhs[:, :, 0], pads=_pairs(padding), dilation=tuple(options["rhs_dilation"]))
         return _apart_backward(whole(_apart_forward(lhs), rhs, window_strides, padding, feature_group_count=groups))
     if platform() != "cpu" or lhs.ndim != 4 or any(d != 1 for d in options["lhs_dilation"]):
@@ -60,19 +60,16 @@ def conv_general_dilated(
     return jnp.concatenate([whole(x, kernel, strides, pads, feature_group_count=1) for x, kernel in parts], -1)
 
 
-def _kernel_applies(lhs: Array, rhs: Array, strides: Sequence[int], padding: Any, groups: int, options: Mapping[str, Any]) -> bool:
+def _kernel_applies(
+    lhs: Array, rhs: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], groups: int, options: Mapping[str, Any]
+) -> bool:
     """Whether a TPU's kernel takes a convolution in groups."""
-    if (
-        lhs.ndim != 4
-        or rhs.shape[2:] != (1, groups)
-        or isinstance(padding, str)
-        or any(d != 1 for d in (*strides, *options["lhs_dilation"]))
-    ):
+    if lhs.ndim != 4 or lhs.dtype != jnp.bfloat16 or rhs.shape[2:] != (1, groups):
         return False
-    dilation = tuple(options["rhs_dilation"])
-    return lhs.dtype == jnp.bfloat16 and not unsupported_reason(
-        lhs.shape, lhs.dtype, rhs.shape[:2], pads=_pairs(padding), dilation=dilation
-    )
+    if any(d != 1 for d in (*strides, *options["lhs_dilation"])):
+        return False
+    rows, cols = rhs.shape[:2]
+    return not unsupported_reason(lhs.shape, lhs.dtype, (rows, cols), pads=_pairs(padding), dilation=tuple(options["rhs_dilation"]))
 
 
 def _pairs(padding: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
