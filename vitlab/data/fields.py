@@ -24,8 +24,8 @@ from vitlab.drawing.overlay import colour_map, draw_boxes, overlay
 Row = Any  # one row of a field's array, or a number if the field has one number per image
 VOID_INDEX = 255
 BOX_COLUMNS = ("left", "top", "right", "bottom", "label", "crowd", "area")  # edges in pixels from the corner; class; 0 or 1; square pixels
-_VISIBLE = 0.1  # smallest fraction of a box that a crop must leave; other boxes are dropped
-_LEAST_SIDE = 1.0  # pixels; boxes with a shorter side are dropped
+VISIBLE = 0.1  # smallest fraction of a box that a crop must leave; other boxes are dropped
+LEAST_SIDE = 1.0  # pixels; boxes with a shorter side are dropped
 
 
 @runtime_checkable
@@ -238,7 +238,7 @@ class Boxes:
         inside = np.concatenate((np.clip(least, 0, (width, height)), np.clip(most, 0, (width, height))), 1)
         whole, left = _areas(np.concatenate((least, most), 1)), _areas(inside)
         share = left / np.maximum(whole, 1e-9)
-        kept = (share >= _VISIBLE) & (inside[:, 2:] - inside[:, :2] >= _LEAST_SIDE).all(1)
+        kept = (share >= VISIBLE) & (inside[:, 2:] - inside[:, :2] >= LEAST_SIDE).all(1)
         out = self.empty(1, warp.size)[0]
         count = int(kept.sum())
         out[:count, :4], out[:count, 4:6] = inside[kept], rows[kept, 4:6]

@@ -16,7 +16,7 @@ from vitlab.heads import OnTrunk
 from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import MAP_HEADS, check_head, exact_sum, on_trunk, pixel_sum
+from vitlab.tasks.dense import CUTMIX, MAP_HEADS, check_head, cut_and_erased, exact_sum, on_trunk, pixel_sum
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 Distance = Annotated[float, Bounds(0, 1e6, open_least=True)]
@@ -112,10 +112,12 @@ TASK = Task(
     fields=lambda options: ("depth",),
     head=head,
     forward=forward,
+    prepare=cut_and_erased("depth"),
     loss=loss,
     weights=lambda batch, setting: {"loss": known_pixels(batch, setting)[0].any((1, 2)).astype(jnp.float32)},
     evaluation=evaluation,
     best=("abs_rel", "min"),
     results={"depth": ValueMap()},
     predictions=lambda outputs, setting: {"depth": depth_of(outputs, setting)},
+    reads=CUTMIX,
 )

@@ -55,11 +55,21 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
         if field not in known:
             takes = near_misses(field, known) if known else "it has none"
             raise ConfigError(f'task "{name}" has no option "{field}": {takes}')
-    for key in _OPTIONAL:
-        if key not in task.reads and getattr(experiment, key) != getattr(_default(), key):
-            raise ConfigError(f'{key} means nothing to task "{name}": leave {key} at its default')
+    _refuse_unread(task, experiment)
     with refusing(ValueError):
         return task, task.options(**{key: task.options.checked_field(key, value) for key, value in given.items()})
+
+
+def _refuse_unread(task: Task, experiment: Experiment) -> None:
+    for key in _OPTIONAL:
+        if key in task.reads or (given := getattr(experiment, key)) == (default := getattr(_default(), key)):
+            continue
+        read = [name.partition(".")[2] for name in task.reads if name.startswith(f"{key}.")]
+        parts = [field.name for field in dataclasses.fields(default)] if read else []
+        unread = [f"{key}.{part}" for part in parts if part not in read and getattr(given, part) != getattr(default, part)]
+        if unread or not read:
+            what = unread[0] if unread else key
+            raise ConfigError(f'{what} means nothing to task "{experiment.task.name}": leave {what} at its default')
 
 
 def names_of(task: Task, options: Any) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.metrics.segmentation import class_scores, segmentation_scores
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import MAP_HEADS, check_head, exact_mean, on_trunk, pixel_sum
+from vitlab.tasks.dense import CUTMIX, MAP_HEADS, check_head, cut_and_erased, exact_mean, on_trunk, pixel_sum
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 Weight = Annotated[float, Bounds(0, 100)]
@@ -148,6 +148,7 @@ TASK = Task(
     fields=lambda options: ("segmentation",),
     head=Head,
     forward=forward,
+    prepare=cut_and_erased("segmentation"),
     loss=loss,
     weights=weights,
     terms=terms_of,
@@ -155,4 +156,5 @@ TASK = Task(
     best=("miou", "max"),
     results={"segmentation": IndexMap()},
     predictions=lambda outputs, setting: {"segmentation": outputs["logits"].argmax(-1).astype(jnp.uint8)},
+    reads=CUTMIX,
 )
