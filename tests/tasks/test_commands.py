@@ -5,16 +5,19 @@ resumed to the bit.
 import dataclasses
 import json
 import pathlib
-import shutil
+import random
+import signal
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.conftest import checksums, config_file
+from tests.processes import SECONDS
+from tests.train.conftest import checksums, config_file, no_run_outlives_its_test, start, wait_for_step  # noqa: F401
 from vitlab import predict, preview
 from vitlab.cli import load_experiment
-from vitlab.config import Experiment, smoke
+from vitlab.config import Experiment, MixConfig, smoke
 from vitlab.evaluate import __main__ as evaluate
 from vitlab.plan.estimate import make_plan
 from vitlab.plan.program import Data
@@ -91,13 +94,18 @@ def size_of(path):
         return image.size
 
 
-def test_a_segmentation_run_resumes_to_the_bit_with_workers(tmp_path):
-    experiment = tiny("segmentation", duration="4 steps", checkpoint_every="1 steps", keep_checkpoints=9, eval_every="4 steps")
+def test_kill_9_of_a_segmentation_run_with_workers_and_the_same_again_gives_the_uninterrupted_run_bit_by_bit(tmp_path):
+    often = {"duration": "24 steps", "checkpoint_every": "2 steps", "eval_every": "12 steps", "log_every": "1 steps"}
+    experiment = tiny("segmentation", **often, mix=MixConfig(cutmix_alpha=1.0))
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_workers=1))
-    train(experiment, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    for step in (2, 3, 4):
-        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / str(step))
-    train(experiment, tmp_path / "resumed")
-    assert checksums(tmp_path / "resumed", 4) == checksums(tmp_path / "whole", 4)
-    assert (tmp_path / "resumed" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    run, whole, rng = tmp_path / "run", tmp_path / "whole", random.Random()
+    process = start(config_file(tmp_path, experiment), run)
+    train(experiment, whole)
+    wait_for_step(process, run, rng.randint(1, 20))
+    time.sleep(rng.random() * 0.02)
+    process.kill()
+    process.communicate(timeout=SECONDS)  # a remaining worker would hold the pipes open
+    assert process.returncode == -signal.SIGKILL
+    train(experiment, run)
+    assert checksums(run, 24) == checksums(whole, 24)
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

@@ -70,8 +70,8 @@ def copy_paste(images: Images, boxes: Float[Array, "b n 7"], rng: Array, prob: f
     (Ghiasi et al., arXiv:2012.07177) of boxes, without the blending that masks allow.
 
     Half of the objects are copied, with all that lies in their boxes. An object that is covered
-    counts as long as a tenth of it is visible. What is seen of an object that was not picked becomes a
-    crowd, in which nothing counts as wrong.
+    counts as long as a tenth of it is visible. What is seen of an object that was not picked
+    becomes a crowd, in which nothing counts as wrong.
 
     Returns:
       The images, and 2 n rows of boxes; both as they are if `prob` is 0.
