@@ -130,5 +130,6 @@ def resample(image: Shaped[np.ndarray, "h w c"], *, matrix: Matrix, size: Size) 
     a, b, c, d, e, f = matrix
     centres = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])  # counted from pixel centres
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    out = cv2.warpAffine(image, centres, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return out.reshape(*size, image.shape[2])
+    move = functools.partial(cv2.warpAffine, M=centres, dsize=size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    parts = [move(image[..., i : i + 4]).reshape(*size, -1) for i in range(0, image.shape[2], 4)]  # OpenCV moves four channels at once
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)

@@ -7,11 +7,11 @@ rule of `vitlab.data.fields.Boxes.warp`.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitlab.data.fields import LEAST_SIDE, VISIBLE
 
-Images = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
+Images = Shaped[Array, "b h w c"]
 _QUADRANTS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (below, right) of the point where four images meet
 _PICKED = 0.5  # probability that an object is copied
 _WHOLE = 1 - VISIBLE  # visible share from which on an object that was not picked counts as an object

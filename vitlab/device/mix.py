@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitlab.config import MixConfig
 
-Images = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
+Images = Shaped[Array, "b h w c"]
 
 
 class _Draw(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 
 from vitlab.data import Source
 from vitlab.data.augment import evaluation_warp
@@ -25,7 +25,7 @@ from vitlab.runs.trained import Trained
 from vitlab.tasks.segmentation import scores_of
 
 _OVERLAP = 1 / 3  # overlap of neighbouring windows; the stride is two thirds of the window
-Logits = Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n h w k"]]
+Logits = Callable[[Shaped[np.ndarray, "n h w c"]], Float[np.ndarray, "n h w k"]]
 
 
 def evaluate_at_original_size(
@@ -77,7 +77,7 @@ def evaluate_at_original_size(
 
 def picture_scores(
     logits: Logits,
-    pixels: UInt8[np.ndarray, "h w c"],
+    pixels: Shaped[np.ndarray, "h w c"],
     *,
     window: tuple[int, int],
     stride: tuple[int, ...],

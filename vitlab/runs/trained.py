@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from vitlab.config import ConfigError, Experiment, refusing
 from vitlab.data.augment import evaluation_warp
@@ -37,7 +37,7 @@ class Trained:
     class_names: tuple[str, ...]
     origin: dict[str, str | int]  # entries of a result: the model, and the step or the weights
 
-    def prepare(self, pixels: UInt8[np.ndarray, "_h _w c"]) -> UInt8[np.ndarray, "h w c"]:
+    def prepare(self, pixels: Shaped[np.ndarray, "_h _w c"]) -> Shaped[np.ndarray, "h w c"]:
         """Brings an image to the model's size, as evaluation does."""
         return self.warp_of(size_of(pixels)).apply(pixels)
 
