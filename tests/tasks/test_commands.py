@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.processes import SECONDS
 from tests.train.conftest import checksums, config_file, no_run_outlives_its_test, start, wait_for_step  # noqa: F401
-from vitlab import predict, preview
+from vitlab import input_benchmark, predict, preview
 from vitlab.cli import load_experiment
 from vitlab.config import Experiment, MixConfig, smoke
 from vitlab.evaluate import __main__ as evaluate
@@ -25,6 +25,7 @@ from vitlab.plan.topology import Topology
 from vitlab.tasks import list_tasks, task_of
 from vitlab.train.loop import train
 
+STAGES = ["read", "decode", "augment", "batch", "device put", "loader"]
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RECIPES = {
     "segmentation": "segment_scenes",
@@ -68,11 +69,16 @@ def test_a_task_goes_through_every_command(task, tmp_path, capsys):
     assert np.isfinite(trained[f"eval_{best}"])
 
     capsys.readouterr()
-    assert evaluate.main([f"--workdir={tmp_path / 'run'}"]) == 0
+    assert evaluate.main([f"--workdir={tmp_path / 'run'}", "--report", "--name=report"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert {name: result[name.removeprefix("eval_")] for name in trained if name.startswith("eval_")} == {
         name: value for name, value in trained.items() if name.startswith("eval_")
     }
+
+    report = tmp_path / "run" / "evaluations" / "report"
+    lines = (report / "images.csv").read_text().splitlines()
+    assert len(lines) == 9 and np.isfinite([float(line.rpartition(",")[2]) for line in lines[1:]]).all()
+    assert min(size_of(report / "worst.png")) > 100
 
     (tmp_path / "out").mkdir()
     assert predict.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}", *pictures(tmp_path)]) == 0
@@ -84,6 +90,9 @@ def test_a_task_goes_through_every_command(task, tmp_path, capsys):
     config = config_file(tmp_path, experiment)
     assert preview.main([f"--config={config}", f"--output={tmp_path / 'sheet.png'}", "--images=2"]) == 0
     assert min(size_of(tmp_path / "sheet.png")) > 32
+
+    assert input_benchmark.main([f"--config={config}", "--seconds=0.01", "--batch_size=4"]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-6:]] == STAGES
 
     plan = make_plan(experiment, Topology.of("cpu"), Data.of(experiment))
     assert plan.bytes > 0 and plan.model_flops > 0

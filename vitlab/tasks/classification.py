@@ -95,7 +95,7 @@ def evaluation(setting: Setting) -> Evaluation:
         }
         return out | ({"top5": (valid & (rank < 5)).sum()} if scores.shape[-1] > 5 else {})
 
-    return Evaluation(measure=measure, finish=finish, seen=mean_of)
+    return Evaluation(measure=measure, finish=finish, seen=lambda outputs, batch: mean_of(outputs))
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:

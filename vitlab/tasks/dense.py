@@ -64,6 +64,18 @@ def check_head(name: str, choices: Sequence[str]) -> None:
 CUTMIX = ("mix.cutmix_alpha", "mix.prob", "mix.mode")  # what tasks over maps read; a mean of two classes or depths is no annotation
 
 
+# What tasks read whose teacher gives numbers, which are neither hard nor divided by a temperature.
+TAUGHT = ("loss.distillation.teacher", "loss.distillation.step", "loss.distillation.alpha")
+
+
+def blended(labels: Array, teacher: Array, setting: Setting) -> Array:
+    """(1 - alpha) * loss of the annotations + alpha * loss of the teacher, as classification has
+    it.
+    """
+    alpha = setting.experiment.loss.distillation.alpha
+    return (1 - alpha) * labels + alpha * teacher
+
+
 def cut_and_erased(*names: str) -> Callable[[Batch, Array | None, Setting], Batch]:
     """The preparation of a task over maps: images erased, then cutmix of images and the maps of
     these names.

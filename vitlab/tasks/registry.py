@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,14 +62,20 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
 
 def _refuse_unread(task: Task, experiment: Experiment) -> None:
     for key in _OPTIONAL:
-        if key in task.reads or (given := getattr(experiment, key)) == (default := getattr(_default(), key)):
-            continue
-        read = [name.partition(".")[2] for name in task.reads if name.startswith(f"{key}.")]
-        parts = [field.name for field in dataclasses.fields(default)] if read else []
-        unread = [f"{key}.{part}" for part in parts if part not in read and getattr(given, part) != getattr(default, part)]
-        if unread or not read:
-            what = unread[0] if unread else key
+        if what := _unread(getattr(experiment, key), getattr(_default(), key), key, task.reads):
             raise ConfigError(f'{what} means nothing to task "{experiment.task.name}": leave {what} at its default')
+
+
+def _unread(given: Any, default: Any, key: str, reads: Sequence[str]) -> str | None:
+    """The first key that is not at its default and that none of `reads` names; None if there is
+    none.
+    """
+    if given == default or key in reads:
+        return None
+    if not any(name.startswith(f"{key}.") for name in reads):
+        return key
+    parts = (_unread(getattr(given, x.name), getattr(default, x.name), f"{key}.{x.name}", reads) for x in dataclasses.fields(default))
+    return next(filter(None, parts), None)
 
 
 def names_of(task: Task, options: Any) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class Evaluation:
     measure: Callable[[Outputs, Batch], dict[str, Array]]
     finish: Callable[[Mapping[str, Any], int], dict[str, Any]]  # sums and rows, and the number of images -> metrics; none is NaN
     rows: tuple[str, ...] = ()
-    seen: Callable[[Outputs], Array] | None = None  # what a report is given of each image; None: there is no report
+    seen: Callable[[Outputs, Batch], Any] | None = None  # what a report is given of each image; None: see `vitlab.evaluate.worst`
 
 
 @runtime_checkable
