@@ -285,7 +285,10 @@ class Label:
         return np.zeros(count, np.int32)
 
     def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
-        return np.asarray(value, np.int32)
+        label = np.asarray(value, np.int32)
+        if self.class_names and not self.void <= label < len(self.class_names):
+            raise DecodeError(f"a class outside: {label} is not in 0..{len(self.class_names) - 1} and not {self.void}")
+        return label
 
     def warp(self, value: Row, warp: Warp) -> Row:
         return value
@@ -396,6 +399,18 @@ def with_images(fields: Mapping[str, Kind], channels: int, decoder: Decoder) -> 
         name: dataclasses.replace(kind, channels=kind.channels or channels, decoder=decoder) if isinstance(kind, Image) else kind
         for name, kind in fields.items()
     }
+
+
+def with_names(fields: Mapping[str, Kind], class_names: tuple[str, ...]) -> dict[str, Kind]:
+    """The fields with the names of the source where they have none, so that a class outside of them
+    is refused.
+    """
+
+    def named(kind: Kind) -> Kind:
+        without = isinstance(kind, (IndexMap, Boxes, Label)) and not kind.class_names
+        return dataclasses.replace(kind, class_names=class_names) if without else kind
+
+    return {name: named(kind) for name, kind in fields.items()}
 
 
 def decode_example(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from vitlab.data import Source
 from vitlab.data.augment import evaluation_warp
 from vitlab.data.bad_images import BadImagesError
 from vitlab.data.decode import DecodeError, decoder
-from vitlab.data.fields import decode_example, fields_of, with_images
+from vitlab.data.fields import decode_example, fields_of, with_images, with_names
 from vitlab.data.warp import size_of
 from vitlab.layers.resize import resize_bilinear
 from vitlab.metrics.segmentation import pixel_counts
@@ -54,7 +54,7 @@ def evaluate_at_original_size(
     """
     window = trained.model.preprocessing.image_size
     stride = tuple(max(1, round(side * (1 - _OVERLAP))) for side in window)
-    kinds = with_images(fields_of(source), trained.channels, decoder(trained.experiment.data))
+    kinds = with_names(with_images(fields_of(source), trained.channels, decoder(trained.experiment.data)), source.class_names)
     run = jax.jit(lambda weights, images: trained.model.run(weights, {"image": images})[0]["logits"])
 
     def logits(windows: np.ndarray) -> np.ndarray:
