@@ -29,12 +29,15 @@ def model_channels(model: ModelConfig, images: int) -> int:
         and always if it is another number.
 
     Raises:
-      ConfigError: The data has another number than 1 or 3, and the model is to have yet another.
+      ConfigError: The model is to have another number than 1 or 3, and not that of the data.
     """
     if images not in (1, 3):
         if model.in_channels not in (None, images):
             raise ConfigError(f"model.in_channels={model.in_channels} must be {images}, as the data has it, or None")
         return images
+    if model.in_channels not in (None, 1, 3):
+        rule = f"must be 1 or 3, unless data.files declares image=... channels={model.in_channels}"
+        raise ConfigError(f"model.in_channels={model.in_channels} {rule}")
     if model.in_channels is not None:
         return model.in_channels
     return 3 if model.weights and _PUBLISHED.search(model.weights) else images

@@ -124,6 +124,8 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
     if report.unexpected:
         logger.warning("not used, since only features are wanted: %s", ", ".join(report.unexpected[:10]))
     fn, weights = functional(model)
+    with refusing(ValueError):
+        fn = dataclasses.replace(fn, preprocessing=fn.preprocessing.with_statistics(config.mean, config.std, config.max_value))
     return Trained(
         model=fn,
         weights=place(weights, mesh, fn.tensor_split),
