@@ -115,7 +115,7 @@ def _in_memory(examples: Sequence[dict[str, Any]], layout: Layout) -> Decoded:
 def _row(batch: Mapping[str, np.ndarray], index: int, kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """One example of a batch; its rows of boxes that are void are left out."""
     rows = {name: batch[name][index] for name in kinds}
-    return {name: row[row[:, 4] != kinds[name].void] if isinstance(kinds[name], Boxes) else row for name, row in rows.items()}
+    return {name: row[row[:, 4] != Boxes.void] if isinstance(kinds[name], Boxes) else row for name, row in rows.items()}
 
 
 def _step_rate(make: TrainBatch, layout: Layout, seconds: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 from tests.train.conftest import tiny_experiment
 from vitlab.config import AugmentConfig, ConfigError, DataConfig, TaskConfig
 from vitlab.data import open_source
-from vitlab.data.augment import evaluation_warp, resize
+from vitlab.data.augment import evaluation_warp, flip_rows, resize
 from vitlab.data.flow import Flow
 from vitlab.data.headers import DecodeError
 from vitlab.data.prepare import main as prepare
@@ -78,6 +78,7 @@ def test_each_channel_moves_as_a_picture_of_its_own(dtype):
         "train": lambda x: resize(x, (8, 9), "bicubic"),
         "enlarged": lambda x: resize(x, (40, 50), "bilinear"),
         "evaluation": lambda x: evaluation_warp(x.shape[:2], (8, 9), "bilinear", 0.9).apply(x),
+        "flipped": flip_rows,
         "resampled": lambda x: resample(x, matrix=(0.9, 0.1, 1, -0.1, 0.9, 2), size=(12, 13)),
     }
     for move in moves.values():
@@ -96,7 +97,7 @@ def scenes(folder, count=8, dtype="uint16"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             label = RNG.integers(0, 2, (20, 24)).astype(np.uint8)
-            image = np.stack([label * (1000 * channel + 1) for channel in range(5)], -1).astype(dtype)
+            image = np.stack([label.astype(np.int64) * (1000 * channel + 1) for channel in range(5)], -1).astype(dtype)
             np.save(folder / "images" / split / f"{i}.npy", image)
             cv2.imwrite(str(folder / "maps" / split / f"{i}.png"), label)
 

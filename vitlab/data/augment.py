@@ -16,7 +16,7 @@ from PIL import Image
 from vitlab.config import AugmentConfig
 from vitlab.data.image_ops import fill_of
 from vitlab.data.policies import Policy, color_jitter
-from vitlab.data.warp import Box, Move, Size, Warp, box_matrix, flip_matrix, size_of
+from vitlab.data.warp import MOST_CHANNELS, Box, Move, Size, Warp, box_matrix, by_channels, flip_matrix, size_of
 
 Pixels = Shaped[np.ndarray, "_h _w c"]  # a function may change height and width
 Batch = Shaped[np.ndarray, "b h w c"]
@@ -225,6 +225,8 @@ def resize(image: Pixels, size: Size, interpolation: str) -> Pixels:
     taps.
     """
     channels = image.shape[2]
+    if channels > MOST_CHANNELS:
+        return by_channels(functools.partial(resize, size=size, interpolation=interpolation), image)
     scales = [image.shape[axis] / size[axis] for axis in (0, 1)]  # source pixels per pixel of the result
     if max(scales) > _MOST_SMOOTHED:
         shrunk = (min(size[0], image.shape[0]), min(size[1], image.shape[1]))

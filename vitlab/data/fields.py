@@ -407,8 +407,9 @@ def with_names(fields: Mapping[str, Kind], class_names: tuple[str, ...]) -> dict
     """
 
     def named(kind: Kind) -> Kind:
-        without = isinstance(kind, (IndexMap, Boxes, Label)) and not kind.class_names
-        return dataclasses.replace(kind, class_names=class_names) if without else kind
+        if isinstance(kind, (IndexMap, Boxes, Label)) and not kind.class_names:
+            return dataclasses.replace(kind, class_names=class_names)
+        return kind
 
     return {name: named(kind) for name, kind in fields.items()}
 

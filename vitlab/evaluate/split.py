@@ -66,7 +66,7 @@ def evaluate(
     *,
     mesh: Mesh,
     should_stop: Callable[[], bool] = lambda: False,
-    see: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
+    see: Callable[[dict[str, np.ndarray], Any], None] | None = None,
 ) -> dict[str, Any] | None:
     """Evaluates all batches; results are fetched one batch late, so that the device never waits.
 
