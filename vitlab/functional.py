@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt8, UInt16
 
 from vitlab.analysis.counts import macs_of
 from vitlab.config import ConfigError, ModelConfig, refusing
@@ -23,7 +23,7 @@ from vitlab.tree import joined, leaf_names, parted
 __all__ = ["FunctionalModel", "Trunk", "Weights", "build", "check_tensor", "freeze", "functional"]
 
 Weights = dict[str, Any]  # {"params": nested dict, "model_state": nested dict of BatchNorm statistics}
-Pixels = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]  # pixels in [0, 255]
+Pixels = UInt8[Array, "b h w c"] | UInt16[Array, "b h w c"] | Float[Array, "b h w c"]  # pixels in [0, max_value of the preprocessing]
 HEAD = "task_head"  # first part of the parameter names of a task's head
 
 
@@ -37,7 +37,7 @@ class Trunk:
     def normalised(self, images: Pixels) -> Float[Array, "b h w c"]:
         """The images normalised by the model's mean and standard deviation."""
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.preprocessing.mean, self.preprocessing.std))
-        return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
+        return (images.astype(jnp.float32) / self.preprocessing.max_value - mean[None, None, None]) / std[None, None, None]
 
     def features(self, images: Pixels, *, train: bool, rngs: nnx.Rngs | None) -> Features:
         """The feature maps of `model.features`, one a stage."""
@@ -257,15 +257,20 @@ def build(
             **config.fields,
         )
         if head is not None:
-            setattr(model, HEAD, head(model.feature_info, model.preprocessing, rngs))
+            setattr(model, HEAD, head(model.feature_info, prepared(model.preprocessing), rngs))
         return model
+
+    def prepared(own: Preprocessing) -> Preprocessing:
+        return own.with_statistics(config.mean, config.std, config.max_value)
 
     with refusing(ValueError, TypeError):
         abstract, _ = functional(nnx.eval_shape(lambda: create(InitRngs(None))), family_of(config.name).layers)
+        preprocessing = prepared(abstract.preprocessing)
     constants = abstract.constants
     if jax.tree.leaves(constants):
         constants = jax.jit(lambda: functional(create(InitRngs(None)))[0].constants)()  # only the constants are computed, no weights
-    model = dataclasses.replace(abstract, constants=constants, tensor_split=family_of(config.name).tensor_split)
+    split = family_of(config.name).tensor_split
+    model = dataclasses.replace(abstract, constants=constants, preprocessing=preprocessing, tensor_split=split)
     return model, lambda: functional(create(InitRngs(seed)))[1]
 
 

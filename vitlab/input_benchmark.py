@@ -8,7 +8,7 @@ says whether the input keeps up with a step of that speed.
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,12 @@ from vitlab.cores import usable_cores
 from vitlab.data.arrays import ArraySource
 from vitlab.data.batches import Layout, Threads, TrainBatch, training_order
 from vitlab.data.channels import model_channels
-from vitlab.data.decode import DecodeError, Decoder, decoder
+from vitlab.data.decode import DecodeError, decoder
+from vitlab.data.fields import Boxes, Kind, decode_example, fields_of, with_images
 from vitlab.data.loader import train_batches
 from vitlab.data.source import Source, open_source
 from vitlab.models.registry import model_config
+from vitlab.tasks import names_of, task_of
 
 _SAMPLE = 256  # number of images that the stages are timed on
 _CHUNK = 16  # number of images read at once
@@ -37,6 +39,7 @@ class Decoded:
     examples: Sequence[dict[str, Any]]
     class_names: tuple[str, ...]
     channels: int
+    fields: Mapping[str, Kind]
     fingerprint: str = ""
 
     def __len__(self) -> int:
@@ -64,16 +67,19 @@ def measure(experiment: Experiment, *, batch_size: int, seconds: float) -> Itera
     Raises:
       ConfigError: There is no such data or model, or no image of the sample can be decoded.
     """
-    source = open_source(experiment.data, train=True)
-    channels, decode = model_channels(experiment.model, source.channels), decoder(experiment.data)
+    source = open_source(experiment.data, train=True, fields=names_of(*task_of(experiment)))
+    channels = model_channels(experiment.model, source.channels)
+    kinds = with_images(fields_of(source), channels, decoder(experiment.data))
     balanced = experiment.data.sampling == "balanced"
     indices = training_order(source, experiment.seed, balanced=balanced)(np.arange(min(_SAMPLE, len(source)))).tolist()
-    layout = Layout(size=_image_size(experiment), channels=channels, batch_size=batch_size, process_index=0, process_count=1)
+    layout = Layout(
+        size=_image_size(experiment), channels=channels, batch_size=batch_size, process_index=0, process_count=1, fields=fields_of(source)
+    )
 
     yield "read", _rate(lambda: sum(len(_read(source, indices[i : i + _CHUNK])) for i in range(0, len(indices), _CHUNK)), seconds)
     examples = _read(source, indices)
-    yield "decode", _rate(lambda: len(_decode(examples, channels, decode)), seconds)
-    decoded = _decode(examples, channels, decode)
+    yield "decode", _rate(lambda: len(_decode(examples, kinds)), seconds)
+    decoded = _decode(examples, kinds)
     if not decoded:
         raise ConfigError(f"none of {len(indices)} images of {experiment.data.train_split} can be decoded")
     yield from _measure_batches(source, decoded, experiment, layout, seconds)
@@ -90,19 +96,26 @@ def _measure_batches(
     in_memory = source if isinstance(source, ArraySource) else _in_memory(decoded, layout)
     augmented = TrainBatch(in_memory, experiment.augment, layout, experiment.seed, Threads(1))
     fitted = augmented(0)
-    ready = ArraySource(images=fitted["image"], labels=fitted["label"], class_names=source.class_names)
-    if not augmented.vectorised:
-        ready = _in_memory([ready[i] for i in range(len(ready))], layout)
+    if augmented.vectorised:
+        ready = ArraySource(images=fitted["image"], labels=fitted["label"], class_names=source.class_names)
+    else:
+        ready = _in_memory([_row(fitted, index, layout.fields) for index in range(layout.batch_size)], layout)
     plain = TrainBatch(ready, AugmentConfig(crop="center", flip=False), layout, experiment.seed, Threads(1))
     with_augmentation, without = (_step_rate(make, layout, seconds) for make in (augmented, plain))
     rest = 1 / with_augmentation - 1 / without
     yield "augment", 1 / rest if rest > 0 else float("inf")
     yield "batch", without
-    yield "device put", _rate(lambda: len(jax.block_until_ready(jax.device_put(fitted))["label"]), seconds)
+    yield "device put", _rate(lambda: len(jax.block_until_ready(jax.device_put(fitted))["image"]), seconds)
 
 
 def _in_memory(examples: Sequence[dict[str, Any]], layout: Layout) -> Decoded:
-    return Decoded(examples=examples, class_names=(), channels=layout.channels)
+    return Decoded(examples=examples, class_names=(), channels=layout.channels, fields=layout.fields)
+
+
+def _row(batch: Mapping[str, np.ndarray], index: int, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """One example of a batch; its rows of boxes that are void are left out."""
+    rows = {name: batch[name][index] for name in kinds}
+    return {name: row[row[:, 4] != Boxes.void] if isinstance(kinds[name], Boxes) else row for name, row in rows.items()}
 
 
 def _step_rate(make: TrainBatch, layout: Layout, seconds: float) -> float:
@@ -123,7 +136,7 @@ def _loader_rate(source: Source, experiment: Experiment, layout: Layout, seconds
     with batches:
         for _ in range(_WARM_UP):
             next(batches)
-        return _rate(lambda: len(next(batches)["label"]), seconds, warm_up=False)
+        return _rate(lambda: len(next(batches)["image"]), seconds, warm_up=False)
 
 
 def _rate(fn: Callable[[], int], seconds: float, *, warm_up: bool = True) -> float:
@@ -147,12 +160,12 @@ def _read(source: Source, indices: list[int]) -> list[dict[str, Any]]:
         return [] if len(indices) == 1 else [example for index in indices for example in _read(source, [index])]
 
 
-def _decode(examples: Sequence[dict[str, Any]], channels: int, decode: Decoder) -> list[dict[str, Any]]:
-    """Decodes the images that can be decoded."""
+def _decode(examples: Sequence[dict[str, Any]], kinds: Mapping[str, Kind]) -> list[dict[str, Any]]:
+    """Decodes the examples that can be decoded."""
     decoded = []
     for example in examples:
         try:
-            decoded.append(example | {"image": decode(example["image"], channels)})
+            decoded.append(decode_example(example, kinds))
         except DecodeError:
             continue
     return decoded

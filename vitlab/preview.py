@@ -24,6 +24,7 @@ from vitlab.data.channels import model_channels
 from vitlab.data.decode import decoder
 from vitlab.data.fields import fields_of
 from vitlab.data.policies import make_policy
+from vitlab.data.samples import as_picture
 from vitlab.data.source import Source, open_source
 from vitlab.drawing.sheet import contact_sheet
 from vitlab.models.registry import Preprocessing, model_config
@@ -76,10 +77,12 @@ def field_sheet(experiment: Experiment, *, step: int = 0, count: int = 64) -> tu
     """
     batch, source, preprocessing = _host_batch(experiment, step, count)
     prepared = _prepared(batch, step, experiment, preprocessing, len(class_names_of(source)))
-    images, kinds = _pixels(prepared["image"])[:count], fields_of(source)
+    kinds = fields_of(source)
+    images = prepared["image"][:count]
+    images = _pixels(images) if batch["image"].dtype == np.uint8 else images
     cells, captions = [], []
     for row, pixels in enumerate(images):
-        picture = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+        picture = as_picture(pixels)
         cells.append(picture)
         captions.append([])
         for name, kind in kinds.items():
@@ -126,7 +129,8 @@ def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
     size = {} if model.image_size is None else {"image_size": model.image_size}
     with refusing(ValueError):
         config = model_config(model.name, **size, **model.fields)
-    return dataclasses.replace(config.preprocessing.for_channels(channels), image_size=config.image_size)
+        base = config.preprocessing.for_channels(channels).with_statistics(model.mean, model.std, model.max_value)
+    return dataclasses.replace(base, image_size=config.image_size)
 
 
 def _prepared(batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int) -> dict[str, np.ndarray]:

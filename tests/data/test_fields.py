@@ -308,3 +308,31 @@ def test_batches_of_fields_are_the_same_for_any_threads_and_processes():
             assert one.keys() == another.keys() == {"image", "segmentation", "boxes", "depth"}
             for key in one:
                 np.testing.assert_array_equal(one[key], another[key])
+
+
+class Unnamed:
+    """A source of the user's own whose fields do not name its classes."""
+
+    class_names, channels, fingerprint = ("a", "b"), 1, ""
+    fields = {"image": Image(), "segmentation": IndexMap(), "boxes": Boxes(), "label": Label()}  # noqa: RUF012
+    outside = {1: ("segmentation", np.full((8, 8), 2, np.uint8)), 2: ("boxes", [[0, 0, 4, 4, 7]]), 3: ("label", 2)}  # noqa: RUF012
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        example = {"image": np.zeros((8, 8, 1), np.uint8), "segmentation": np.full((8, 8), 255, np.uint8), "boxes": [], "label": -1}
+        return example | dict([self.outside[index]] if index in self.outside else [])
+
+    def name_of(self, index):
+        return str(index)
+
+
+def test_a_class_outside_of_the_sources_names_is_counted_and_named():
+    options = {"image_size": 8, "channels": 1, "batch_size": 6, "interpolation": "bilinear", "crop_fraction": 1.0}
+    with eval_batches(Unnamed(), data=DataConfig(max_bad_fraction=1.0, num_threads=1), **options) as batches:
+        (batch,) = batches
+        assert batch["mask"].tolist() == [True, False, False, False, True, True]
+        reasons = list(batches.bad.reasons.values())
+    words = ["segmentation: a class outside: 2 is not in 0..1", "boxes: a class outside", "label: a class outside: 2 is not in 0..1"]
+    assert all(reason.startswith(word) for reason, word in zip(reasons, words, strict=True)), reasons

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.data.conftest import smooth
 from vitlab.config import ConfigError
 from vitlab.data.example import file_name, image_and_label, integer
+from vitlab.data.fields import decode_example
 from vitlab.data.tfds import open_tfds
 
 
@@ -33,6 +34,19 @@ def field(number: int, payload: bytes) -> bytes:
 
 def feature(kind: int, values: bytes) -> bytes:
     return field(kind, values)
+
+
+def record(image: bytes, boxes: list[list[float]], labels: list[int], mask: bytes) -> bytes:
+    """An example as TFDS writes it with a mask and a sequence of objects."""
+    features = {
+        b"image": feature(1, field(1, image)),
+        b"mask": feature(1, field(1, mask)),
+        b"depth": feature(2, field(1, np.arange(81, dtype="<f4").tobytes())),
+        b"weight": feature(2, field(1, struct.pack("<f", 2.5))),
+        b"objects/bbox": feature(2, field(1, np.array(boxes, "<f4").tobytes())),
+        b"objects/label": feature(3, field(1, b"".join(map(varint, labels)))),
+    }
+    return field(1, b"".join(field(1, field(1, name) + field(2, value)) for name, value in features.items()))
 
 
 def example(image: bytes, label: int, *, packed: bool = True, extra: bool = True) -> bytes:
@@ -87,7 +101,7 @@ def test_whatever_the_bytes_a_record_is_an_example_or_a_value_error():
     assert refused > 1000
 
 
-def write_tfds(root: pathlib.Path, records: dict[str, list[bytes]]) -> pathlib.Path:
+def write_tfds(root: pathlib.Path, records: dict[str, list[bytes]], more: dict[str, dict] | None = None) -> pathlib.Path:
     """Writes the data set "dots" of three classes, as `tfds build --file_format=array_record` does.
 
     Returns:
@@ -113,6 +127,7 @@ def write_tfds(root: pathlib.Path, records: dict[str, list[bytes]]) -> pathlib.P
             "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "png"},
         },
         "label": {"pythonClassName": "tensorflow_datasets.core.features.class_label_feature.ClassLabel", "classLabel": {"numClasses": "3"}},
+        **(more or {}),
     }
     features = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "featuresDict": {"features": feature_of}}
     (folder / "features.json").write_text(json.dumps(features))
@@ -174,3 +189,79 @@ def test_reading_brings_no_tensorflow(data_dir):
         f"open_tfds('dots', {str(data_dir)!r}, 'train')[0]; print('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def python_class(name: str, module: str, **content) -> dict:
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{module}.{name}", **content}
+
+
+def tensor(*dimensions: int) -> dict:
+    shape = {"shape": {"dimensions": list(map(str, dimensions))}} if dimensions else {"shape": {}}
+    return python_class("Tensor", "tensor_feature", tensor={**shape, "dtype": "float32", "encoding": "none"})
+
+
+MORE = {
+    "mask": python_class(
+        "Image", "image_feature", image={"shape": {"dimensions": ["-1", "-1", "1"]}, "dtype": "uint8", "encodingFormat": "png"}
+    ),
+    "depth": tensor(9, 9),
+    "weight": tensor(),
+    "objects": python_class(
+        "Sequence",
+        "sequence_feature",
+        sequence={
+            "feature": python_class(
+                "FeaturesDict",
+                "features_dict",
+                featuresDict={
+                    "features": {
+                        "bbox": python_class(
+                            "BBoxFeature", "bounding_boxes", boundingBox={"shape": {"dimensions": ["4"]}, "dtype": "float32"}
+                        ),
+                        "label": python_class("ClassLabel", "class_label_feature", classLabel={"numClasses": "2"}),
+                    }
+                },
+            ),
+            "length": "-1",
+        },
+    ),
+}
+FILES = ("image=image", "segmentation=mask classes=a,b", "depth=depth", "boxes=objects/bbox", "labels=objects/label", "weight=weight")
+
+
+@pytest.fixture(scope="module")
+def features_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("features")
+    buffer = io.BytesIO()
+    Image.fromarray(np.tile(np.uint8([0, 1, 255]), (9, 3))).save(buffer, "PNG")
+    items = [record(png(0), [[0, 1 / 3, 2 / 3, 1]], [1], buffer.getvalue()), record(png(1), [], [], buffer.getvalue())]
+    folder = write_tfds(root, {"train": items, "test": items}, MORE)
+    (folder / "objects-label.labels.txt").write_text("cat\ndog\n")
+    return root
+
+
+def test_features_become_fields_by_their_names(features_dir):
+    source = open_tfds("dots", str(features_dir), "train", FILES)
+    first, second = (decode_example(source[i], source.fields) for i in range(2))
+    assert first["image"].shape == (9, 9, 3) and source.channels == 3
+    np.testing.assert_array_equal(np.unique(first["segmentation"]), [0, 1, 255])
+    np.testing.assert_array_equal(first["depth"].ravel(), np.arange(81))
+    np.testing.assert_allclose(first["boxes"][0], [3, 0, 9, 6, 1, 0, 36], rtol=1e-6)
+    assert (first["boxes"][1:] == -1).all() and (second["boxes"] == -1).all()
+    assert first["labels"].tolist() == [0, 1] and second["labels"].tolist() == [0, 0] and first["weight"] == 2.5
+    assert source.fields["boxes"].class_names == ("cat", "dog")
+    assert set(open_tfds("dots", str(features_dir), "train", FILES, names=("depth",)).fields) == {"image", "depth"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("segmentation=masks", "no such feature.*mask"),
+        ("boxes=objects/bboxes", "no such feature.*bbox"),
+        ("count=depth", "must be one number"),
+        ("labels=weight", "needs a ClassLabel"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(features_dir, entry, words):
+    with pytest.raises(ConfigError, match=words):
+        open_tfds("dots", str(features_dir), "train", ("image=image", entry))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitlab.config import MixConfig
-from vitlab.device.mix import mix
+from vitlab.device.mix import cut_maps, mix
 from vitlab.losses import soft_targets
 
 B, SIDE = 8, 16
@@ -75,3 +75,11 @@ def test_nothing_is_mixed_by_default():
     images, targets = (x[0] for x in runs(1))
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(targets, TARGETS)
+
+
+def test_maps_get_the_box_that_their_image_gets():
+    maps = IMAGES[..., 0].astype(jnp.float32)
+    config = MixConfig(cutmix_alpha=1.0, mode="elem")
+    mixed = jax.jit(lambda key: cut_maps({"image": IMAGES, "map": maps}, key, config))(jax.random.key(1))
+    np.testing.assert_array_equal(mixed["map"], mixed["image"][..., 0])
+    assert not np.array_equal(mixed["map"], maps)

@@ -5,16 +5,19 @@ resumed to the bit.
 import dataclasses
 import json
 import pathlib
-import shutil
+import random
+import signal
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.conftest import checksums, config_file
-from vitlab import predict, preview
+from tests.processes import SECONDS
+from tests.train.conftest import checksums, config_file, no_run_outlives_its_test, start, wait_for_step  # noqa: F401
+from vitlab import input_benchmark, predict, preview
 from vitlab.cli import load_experiment
-from vitlab.config import Experiment, smoke
+from vitlab.config import Experiment, MixConfig, smoke
 from vitlab.evaluate import __main__ as evaluate
 from vitlab.plan.estimate import make_plan
 from vitlab.plan.program import Data
@@ -22,6 +25,7 @@ from vitlab.plan.topology import Topology
 from vitlab.tasks import list_tasks, task_of
 from vitlab.train.loop import train
 
+STAGES = ["read", "decode", "augment", "batch", "device put", "loader"]
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RECIPES = {
     "segmentation": "segment_scenes",
@@ -65,11 +69,16 @@ def test_a_task_goes_through_every_command(task, tmp_path, capsys):
     assert np.isfinite(trained[f"eval_{best}"])
 
     capsys.readouterr()
-    assert evaluate.main([f"--workdir={tmp_path / 'run'}"]) == 0
+    assert evaluate.main([f"--workdir={tmp_path / 'run'}", "--report", "--name=report"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert {name: result[name.removeprefix("eval_")] for name in trained if name.startswith("eval_")} == {
         name: value for name, value in trained.items() if name.startswith("eval_")
     }
+
+    report = tmp_path / "run" / "evaluations" / "report"
+    lines = (report / "images.csv").read_text().splitlines()
+    assert len(lines) == 9 and np.isfinite([float(line.rpartition(",")[2]) for line in lines[1:]]).all()
+    assert min(size_of(report / "worst.png")) > 100
 
     (tmp_path / "out").mkdir()
     assert predict.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}", *pictures(tmp_path)]) == 0
@@ -82,6 +91,9 @@ def test_a_task_goes_through_every_command(task, tmp_path, capsys):
     assert preview.main([f"--config={config}", f"--output={tmp_path / 'sheet.png'}", "--images=2"]) == 0
     assert min(size_of(tmp_path / "sheet.png")) > 32
 
+    assert input_benchmark.main([f"--config={config}", "--seconds=0.01", "--batch_size=4"]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-6:]] == STAGES
+
     plan = make_plan(experiment, Topology.of("cpu"), Data.of(experiment))
     assert plan.bytes > 0 and plan.model_flops > 0
 
@@ -91,13 +103,18 @@ def size_of(path):
         return image.size
 
 
-def test_a_segmentation_run_resumes_to_the_bit_with_workers(tmp_path):
-    experiment = tiny("segmentation", duration="4 steps", checkpoint_every="1 steps", keep_checkpoints=9, eval_every="4 steps")
+def test_kill_9_of_a_segmentation_run_with_workers_and_the_same_again_gives_the_uninterrupted_run_bit_by_bit(tmp_path):
+    often = {"duration": "24 steps", "checkpoint_every": "2 steps", "eval_every": "12 steps", "log_every": "1 steps"}
+    experiment = tiny("segmentation", **often, mix=MixConfig(cutmix_alpha=1.0))
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_workers=1))
-    train(experiment, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    for step in (2, 3, 4):
-        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / str(step))
-    train(experiment, tmp_path / "resumed")
-    assert checksums(tmp_path / "resumed", 4) == checksums(tmp_path / "whole", 4)
-    assert (tmp_path / "resumed" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    run, whole, rng = tmp_path / "run", tmp_path / "whole", random.Random()
+    process = start(config_file(tmp_path, experiment), run)
+    train(experiment, whole)
+    wait_for_step(process, run, rng.randint(1, 20))
+    time.sleep(rng.random() * 0.02)
+    process.kill()
+    process.communicate(timeout=SECONDS)  # a remaining worker would hold the pipes open
+    assert process.returncode == -signal.SIGKILL
+    train(experiment, run)
+    assert checksums(run, 24) == checksums(whole, 24)
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

@@ -5,6 +5,7 @@ devices they lie.
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -13,10 +14,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from tests.processes import SECONDS
 from tests.tasks.test_commands import tiny
 from vitlab.data import open_source
 from vitlab.evaluate.split import evaluate, make_eval_step, open_batches
 from vitlab.functional import functional
+from vitlab.heads.center_point import CenterMaps
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import make_mesh
 from vitlab.tasks import class_names_of, names_of, setting_of, task_of
@@ -29,6 +32,9 @@ def stored(task, images):
     x = images.astype(jnp.float32).sum(-1)
     if task == "segmentation":
         return {"logits": jnp.stack([(x * (k + 3)) % 17 for k in range(11)], -1)}
+    if task == "detection":
+        heat = jnp.stack([(x * (k + 7)) % 19 - 9 for k in range(10)], -1)[:, ::4, ::4]
+        return CenterMaps(heat, heat[..., :2] / 16, heat[..., 2:4] / 16)
     if task == "stereo":
         return jnp.stack([(x * (k + 5)) % 13 for k in range(9)], -1)
     return {
@@ -63,7 +69,7 @@ class _Model(nnx.Module):
         self.preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, image_size=(32, 32))
 
 
-TASKS = ("segmentation", "stereo", "depth", "regression", "multilabel", "restoration")
+TASKS = ("segmentation", "detection", "stereo", "depth", "regression", "multilabel", "restoration")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -85,3 +91,26 @@ def test_devices_change_no_digit():
     assert done.returncode == 0, done.stderr
     for one, two, four in json.loads(done.stdout.splitlines()[-1]):
         assert one == two == four
+
+
+def test_processes_change_no_digit():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    lines = (
+        "import json, sys",
+        "from vitlab.parallel.distributed import initialize",
+        "initialize(sys.argv[1], 2, int(sys.argv[2]))",
+        "from tests.tasks.test_exact import results",
+        "print(json.dumps([results(task, 6, 2) for task in ('segmentation', 'detection')]))",
+    )
+    command = [sys.executable, "-c", "\n".join(lines), address]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(index)], **pipes) for index in (0, 1)]
+    try:
+        for output, errors in [process.communicate(timeout=SECONDS) for process in processes]:
+            assert output, errors
+            assert json.loads(output.splitlines()[-1]) == [results(task, 8) for task in ("segmentation", "detection")]
+    finally:
+        for process in processes:
+            process.kill()

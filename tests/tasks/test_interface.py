@@ -68,7 +68,9 @@ def options(**fields):
         (lambda: options(head=3), "task.head=3 must be"),
         (lambda: options(head="attention_pool"), "must be one of linear, fcn"),
         (lambda: options(aux_weight=-1.0), r"aux_weight=-1.0 must be in \[0, 100\]"),
-        (lambda: dataclasses.replace(options(), mix=MixConfig(cutmix_alpha=1.0)), 'mix means nothing to task "segmentation"'),
+        (lambda: dataclasses.replace(options(), mix=MixConfig(mixup_alpha=1.0)), 'mix.mixup_alpha means nothing to task "segmentation"'),
+        (lambda: dataclasses.replace(tiny("stereo"), mix=MixConfig(cutmix_alpha=1.0)), 'mix means nothing to task "stereo"'),
+        (lambda: Experiment(task=TaskConfig(name="depth", fields={"mosaic_prob": 0.5})), 'task "depth" has no option "mosaic_prob"'),
         (lambda: Experiment(task=TaskConfig(fields={"head": "dpt"})), 'task "classification" has no option "head": it has none'),
     ],
 )

@@ -9,7 +9,7 @@ from vitlab.device.mix import mix
 from vitlab.functional import functional
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import make_mesh, replicated, shard_batch
-from vitlab.tasks.classification import MIX
+from vitlab.tasks.task import MIX
 from vitlab.train.state import make_state
 from vitlab.train.step import compile_step, make_train_step, trace_step
 

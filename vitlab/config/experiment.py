@@ -14,6 +14,7 @@ from vitlab.config.group import Group, Length, LengthOrZero, Part
 from vitlab.config.references import absolute
 
 Images = Annotated[int, Bounds(1, 2**24)]
+Channels = Annotated[int, Bounds(1, 1024)]
 Threads = Annotated[int, Bounds(0, 1024)]
 Level = Annotated[int, Bounds(0, 255)]
 Weight = Annotated[int, Bounds(1, 10_000)]
@@ -43,9 +44,18 @@ class ModelConfig(Group):
         tuple[Count, Count] | Count | None, "Pixels, (height, width) or the side of a square; None takes the variant's own size."
     ] = None
     in_channels: Annotated[
-        Literal[1, 3] | None,
+        Channels | None,
         "Channels of the images, 1 for grey and 3 for RGB. None takes 3 with weights of a file, else 3 if an image has "
-        "colour and 1 if all are grey.",
+        "colour and 1 if all are grey, and what the data declares if it is another number.",
+    ] = None
+    mean: Annotated[
+        tuple[float, ...], "Mean of each channel in units of max_value, one for all or one each; () takes the variant's own."
+    ] = ()
+    std: Annotated[tuple[Positive, ...], "Standard deviation of each channel in units of max_value, as mean."] = ()
+    max_value: Annotated[
+        Positive | None,
+        "Sample value that counts as 1 before mean and std: 65535 for 16 bits, 1 for floating point. None takes 255, and must be "
+        "replaced for images that have not 8 bits.",
     ] = None
     drop_path_rate: Annotated[
         Rate | None,
@@ -137,7 +147,7 @@ class DataConfig(Group):
     files: Annotated[
         tuple[str, ...],
         'Place of each field of pairs, coco, table and tars: ("image=images/{split}/{stem}.jpg", "segmentation=maps/{split}/{stem}.png"); '
-        "see `vitlab.data.field_files`.",
+        "see `vitlab.data.field_files`. For tfds the feature of each field, see `vitlab.data.tfds_fields`.",
     ] = ()
     train_split: Annotated[str, 'Split of the source to train on; it may be a slice, "train[:99%]".'] = "train"
     eval_split: Annotated[str, 'Split of the source to evaluate on; image_folder and shards also have "val".'] = "test"

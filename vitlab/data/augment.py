@@ -1,4 +1,4 @@
-"""Steps from a decoded image to the batch, as pure functions of uint8 arrays.
+"""Steps from a decoded image to the batch, as pure functions of arrays.
 
 Functions of one image take (image, numpy Generator); functions of a whole batch take numbers drawn
 before.
@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import Bool, Integer, Shaped
 from PIL import Image
 
 from vitlab.config import AugmentConfig
 from vitlab.data.image_ops import fill_of
 from vitlab.data.policies import Policy, color_jitter
-from vitlab.data.warp import Box, Move, Size, Warp, box_matrix, flip_matrix, size_of
+from vitlab.data.warp import MOST_CHANNELS, Box, Move, Size, Warp, box_matrix, by_channels, flip_matrix, size_of
 
-Pixels = UInt8[np.ndarray, "_h _w c"]  # a function may change height and width
-Batch = UInt8[np.ndarray, "b h w c"]
+Pixels = Shaped[np.ndarray, "_h _w c"]  # a function may change height and width
+Batch = Shaped[np.ndarray, "b h w c"]
 
 _CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -225,6 +225,8 @@ def resize(image: Pixels, size: Size, interpolation: str) -> Pixels:
     taps.
     """
     channels = image.shape[2]
+    if channels > MOST_CHANNELS:
+        return by_channels(functools.partial(resize, size=size, interpolation=interpolation), image)
     scales = [image.shape[axis] / size[axis] for axis in (0, 1)]  # source pixels per pixel of the result
     if max(scales) > _MOST_SMOOTHED:
         shrunk = (min(size[0], image.shape[0]), min(size[1], image.shape[1]))
@@ -267,7 +269,7 @@ def pad_crop(images: Batch, corners: Integer[np.ndarray, "b 2"], pad: int) -> Ba
       pad: Pixels added on each side.
     """
     b, h, w, c = images.shape
-    padded = np.zeros((b, h + 2 * pad, w + 2 * pad, c), np.uint8)
+    padded = np.zeros((b, h + 2 * pad, w + 2 * pad, c), images.dtype)
     padded[:, pad : pad + h, pad : pad + w] = images
     windows = np.lib.stride_tricks.sliding_window_view(padded.reshape(b, h + 2 * pad, -1), (h, w * c), axis=(1, 2))  # type: ignore[call-overload]
     return windows[np.arange(b), corners[:, 0], corners[:, 1] * c].reshape(b, h, w, c)
@@ -309,5 +311,9 @@ def resize_and_center_crop(image: Pixels, size: Size, interpolation: str, crop_f
 
 def _resize_with_pillow(image: Pixels, *, size: Size, interpolation: str, box: Box | None = None) -> Pixels:
     """Resizes the box (left, top, right, bottom) of an image; None is the whole image."""
-    source = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    return np.array(source.resize((size[1], size[0]), _PILLOW[interpolation], box=box)).reshape(*size, image.shape[2])
+    if image.dtype == np.uint8 and image.shape[2] in (1, 3):
+        source = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        return np.array(source.resize((size[1], size[0]), _PILLOW[interpolation], box=box)).reshape(*size, image.shape[2])
+    channels = (Image.fromarray(image[:, :, i].astype(np.float32)) for i in range(image.shape[2]))
+    out = np.stack([np.asarray(channel.resize((size[1], size[0]), _PILLOW[interpolation], box=box)) for channel in channels], -1)
+    return out if image.dtype.kind == "f" else np.round(out).clip(0, np.iinfo(image.dtype).max).astype(image.dtype)

@@ -28,7 +28,7 @@ from vitlab.data.augment import (
 )
 from vitlab.data.bad_images import BadImagesError, reason
 from vitlab.data.decode import DecodeError, Decoder, decode
-from vitlab.data.fields import CLASSIFICATION, Kind, decode_example, mirrored, with_images
+from vitlab.data.fields import CLASSIFICATION, Kind, declared_channels, decode_example, mirrored, with_images, with_names
 from vitlab.data.labels import labels_of
 from vitlab.data.mixture import MixedSource
 from vitlab.data.order import BalancedOrder, MixedOrder, ShuffledOrder, stream
@@ -56,8 +56,8 @@ class Layout:
             raise ValueError(f"batch_size={self.batch_size} must be a positive multiple of process_count={self.process_count}")
         if not 0 <= self.process_index < self.process_count:
             raise ValueError(f"process_index={self.process_index} must be in [0, process_count={self.process_count})")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels={self.channels} must be 1 (grey) or 3 (RGB)")
+        if self.channels not in (1, 3, declared_channels(self.fields)):
+            raise ConfigError(f"channels={self.channels} must be 1 (grey) or 3 (RGB), or what the data declares: image=... channels=N")
 
     @property
     def rows(self) -> slice:
@@ -128,7 +128,7 @@ class TrainBatch:
         `decode` decodes images; with `balanced` each class is drawn equally often.
         """
         self.source, self.config, self.layout, self.seed, self.threads = source, config, layout, seed, threads
-        self.fields = with_images(layout.fields, layout.channels, decode)
+        self.fields = with_names(with_images(layout.fields, layout.channels, decode), source.class_names)
         self.others = _others(self.fields)
         _refuse_unsupported(self.fields, config)
         self.order = training_order(source, seed, repeats=config.repeats, balanced=balanced)
@@ -235,7 +235,7 @@ class EvalBatch:
         if fit not in FITS:
             raise ValueError(f"{fit=} must be one of {', '.join(FITS)}")
         self.source, self.layout, self.threads = source, layout, threads
-        self.fields = with_images(layout.fields, layout.channels, decode)
+        self.fields = with_names(with_images(layout.fields, layout.channels, decode), source.class_names)
         self.others = _others(self.fields)
         self.interpolation, self.crop_fraction, self.fit = interpolation, crop_fraction, fit
         self.vectorised = (crop_fraction == 1 or fit != "crop") and _fits(source, layout)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vitlab.config import ModelConfig
+from vitlab.config import ConfigError, ModelConfig
 from vitlab.data.decode import header_of
 from vitlab.data.headers import DecodeError
 from vitlab.data.order import stream
@@ -25,8 +25,19 @@ def model_channels(model: ModelConfig, images: int) -> int:
       model: The model's config. Its `in_channels` decides if it is set. Otherwise, weights of a
         file or an address make it 3, because published weights expect RGB (grey images are repeated
         into RGB); weights of a run folder make it the number of that run.
-      images: Channels of the data, 1 if all images are grey, else 3; decides in all other cases.
+      images: Channels of the data, 1 if all images are grey, else 3; decides in all other cases,
+        and always if it is another number.
+
+    Raises:
+      ConfigError: The model is to have another number than 1 or 3, and not that of the data.
     """
+    if images not in (1, 3):
+        if model.in_channels not in (None, images):
+            raise ConfigError(f"model.in_channels={model.in_channels} must be {images}, as the data has it, or None")
+        return images
+    if model.in_channels not in (None, 1, 3):
+        rule = f"must be 1 or 3, unless data.files declares image=... channels={model.in_channels}"
+        raise ConfigError(f"model.in_channels={model.in_channels} {rule}")
     if model.in_channels is not None:
         return model.in_channels
     return 3 if model.weights and _PUBLISHED.search(model.weights) else images

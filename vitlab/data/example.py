@@ -15,9 +15,11 @@ but ValueError.
 import mmap
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 _VARINT, _LENGTH = 0, 2  # wire types
 _WIDTHS = {1: 8, 5: 4}  # wire type of fixed-width values -> bytes
-_BYTES_LIST, _INT64_LIST = 1, 3  # field numbers of Feature
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # field numbers of Feature
 _VARINT_BYTES = 10  # the longest varint: 64 bits, seven a byte
 
 
@@ -46,6 +48,30 @@ def named_bytes(record: bytes) -> dict[str, bytes]:
     """
     values = {name.decode(): _first_bytes(record, start, stop) for name, start, stop in _features(record, 0, len(record))}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def named_values(record: bytes) -> dict[str, list[bytes] | np.ndarray]:
+    """All values of each feature, by name: a list of bytes, float32 [n] or int64 [n].
+
+    Raises:
+      ValueError: The bytes are no Example, or a name is not UTF-8.
+    """
+    return {name.decode(): _all_values(record, start, stop) for name, start, stop in _features(record, 0, len(record))}
+
+
+def _all_values(record: bytes, start: int, stop: int) -> list[bytes] | np.ndarray:
+    kind, first, last = next(_fields(record, start, stop), (_INT64_LIST, 0, 0))
+    ranges = [(begin, end) for _, begin, end in _fields(record, first, last)]  # one value each, or many packed ones
+    if kind == _BYTES_LIST:
+        return [record[begin:end] for begin, end in ranges]
+    if kind == _FLOAT_LIST:
+        return np.frombuffer(b"".join(record[begin:end] for begin, end in ranges), "<f4")
+    numbers = []
+    for begin, end in ranges:
+        while begin < end:
+            number, begin = _varint(record, begin, end)
+            numbers.append(number - (1 << 64) if number >> 63 else number)
+    return np.array(numbers, np.int64)
 
 
 def integer(data: bytes | mmap.mmap, key: bytes, start: int, stop: int) -> int:

@@ -8,16 +8,20 @@ An entry is "FIELD=PLACE option=value ...". The name of a field determines its k
 - first=N: the index of the first class; lower ones are void
 - map=A,B,C: the class of each index, from 0 on
 
-Option of a value map: unit=N, counts of a 16-bit PNG per unit. Option of boxes: most=N, the largest
-number of boxes in an image.
+Options of an image: channels=N, and dtype=uint8, uint16 or float32 (.npy, .npz, PFM, PNG, TIFF),
+for samples that are taken as they are. Option of a value map: unit=N, counts of a 16-bit PNG per
+unit. Option of boxes: most=N, the largest number of boxes in an image.
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from vitlab.config import ConfigError, near_misses
 from vitlab.data.fields import VOID_INDEX, Boxes, Image, IndexMap, Kind, ValueMap
+from vitlab.data.flow import Flow
+from vitlab.data.samples import SampleType
 
 FIELD_KINDS: Mapping[str, Kind] = {
     "image": Image(mirror="image2"),
@@ -28,8 +32,9 @@ FIELD_KINDS: Mapping[str, Kind] = {
     "density": ValueMap(scaling="area"),
     "disparity": ValueMap(scaling="width", mirror="disparity2"),
     "disparity2": ValueMap(scaling="width", mirror="disparity"),
+    "flow": Flow(),
 }
-_ENTRY = re.compile(r"(?P<field>\w+)=(?P<place>.+?)(?P<options>(\s+(classes|void|first|map|unit|most)=\S+)*)\s*")
+_ENTRY = re.compile(r"(?P<field>\w+)=(?P<place>.+?)(?P<options>(\s+(classes|void|first|map|unit|most|channels|dtype)=\S+)*)\s*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,12 @@ def _with_options(kind: Kind, entry: Entry, class_names: tuple[str, ...]) -> Kin
         if "unit" in entry.options and not 0 < float(entry.options["unit"]) < float("inf"):
             raise ValueError("unit must be above 0")
         return dataclasses.replace(kind, unit=float(entry.options["unit"])) if entry.options else kind
+    if isinstance(kind, Image):
+        _refuse_others(entry, ("channels", "dtype"))
+        if (dtype := entry.options.get("dtype", "uint8")) not in get_args(SampleType):
+            raise ValueError(f"dtype must be one of {', '.join(get_args(SampleType))}")
+        channels = _number(entry, "channels", 1, 1024) if "channels" in entry.options else None
+        return dataclasses.replace(kind, channels=channels, dtype=dtype)
     _refuse_others(entry, ())
     return kind
 

@@ -10,10 +10,11 @@ from PIL import Image as Picture
 
 from vitlab.config import ConfigError
 from vitlab.data.fields import Boxes, Image, IndexMap, Kind, Label, Labels, Value, ValueMap
+from vitlab.data.flow import Flow
 from vitlab.data.map_files import read_npy
 
-_KINDS = {kind.__name__: kind for kind in (Boxes, Image, IndexMap, Label, Labels, Value, ValueMap)}
-_MAPS = (Image, IndexMap, ValueMap)  # kinds that decode bytes themselves
+_KINDS = {kind.__name__: kind for kind in (Boxes, Flow, Image, IndexMap, Label, Labels, Value, ValueMap)}
+_MAPS = (Flow, Image, IndexMap, ValueMap)  # kinds that decode bytes themselves
 _RUNTIME = ("decoder", "suffix")  # attributes set by the loader, or derived from the kind
 
 
@@ -50,11 +51,11 @@ def to_bytes(kind: Kind, value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     buffer = io.BytesIO()
-    if isinstance(kind, (Image, IndexMap)) and np.asarray(value).dtype == np.uint8:
-        pixels = np.asarray(value)
+    pixels = np.asarray(value)
+    if isinstance(kind, (Image, IndexMap)) and pixels.dtype == np.uint8 and pixels.shape[2:] in ((), (1,), (3,)):
         Picture.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(buffer, "PNG")
     else:
-        np.save(buffer, np.asarray(value), allow_pickle=False)
+        np.save(buffer, pixels, allow_pickle=False)
     return buffer.getvalue()
 
 

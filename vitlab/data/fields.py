@@ -18,14 +18,15 @@ from vitlab.config import AugmentConfig
 from vitlab.data.decode import Decoder, decode
 from vitlab.data.headers import DecodeError
 from vitlab.data.map_files import index_map_of, value_map_of, write_index_map, write_json, write_picture, write_value_map
+from vitlab.data.samples import SampleType, as_picture, samples_of
 from vitlab.data.warp import Size, Warp, resample, size_of
 from vitlab.drawing.overlay import colour_map, draw_boxes, overlay
 
 Row = Any  # one row of a field's array, or a number if the field has one number per image
 VOID_INDEX = 255
 BOX_COLUMNS = ("left", "top", "right", "bottom", "label", "crowd", "area")  # edges in pixels from the corner; class; 0 or 1; square pixels
-_VISIBLE = 0.1  # smallest fraction of a box that a crop must leave; other boxes are dropped
-_LEAST_SIDE = 1.0  # pixels; boxes with a shorter side are dropped
+VISIBLE = 0.1  # smallest fraction of a box that a crop must leave; other boxes are dropped
+LEAST_SIDE = 1.0  # pixels; boxes with a shorter side are dropped
 
 
 @runtime_checkable
@@ -72,22 +73,31 @@ class Kind(Protocol):
 class Image:
     """Images, [b, h, w, c]: the image itself, a second view, a target to be restored."""
 
-    channels: int | None = None  # 1 or 3; None: as many as the model's images have
+    channels: int | None = None  # None: as many as the model's images have, 1 or 3
+    dtype: SampleType = "uint8"  # of the samples; others than uint8, like other channels than 1 and 3, are taken as they are
     scale: int = 1  # pixels on a side per pixel of the image; 2 to 8 in a target of super-resolution
     mirror: str | None = None  # field of the other eye, exchanged with this one when the example is flipped
     decoder: Decoder = decode
     suffix: str = ".png"
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether values are grey or RGB of 8 bits, which are converted and may have policies."""
+        return self.dtype == "uint8" and self.channels in (None, 1, 3)
+
     def empty(self, count: int, size: Size) -> np.ndarray:
-        return np.zeros((count, size[0] * self.scale, size[1] * self.scale, self.channels or 3), np.uint8)
+        return np.zeros((count, size[0] * self.scale, size[1] * self.scale, self.channels or 3), self.dtype)
 
     def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
+        pixels = self._picture(value) if self.is_picture else samples_of(value, self.channels or 3, self.dtype)
+        if size is not None:
+            check_size(pixels, (size[0] * self.scale, size[1] * self.scale))
+        return pixels
+
+    def _picture(self, value: Any) -> np.ndarray:
         if isinstance(value, np.ndarray) and value.dtype != np.uint8:
             raise DecodeError(f"an image of {value.dtype}; it must be uint8")
-        pixels = self.decoder(value, self.channels or 3)
-        if size is not None:
-            _check_size(pixels, (size[0] * self.scale, size[1] * self.scale))
-        return pixels
+        return self.decoder(value, self.channels or 3)
 
     def warp(self, value: Row, warp: Warp) -> Row:
         if self.scale == 1:
@@ -100,10 +110,12 @@ class Image:
         return resample(value, matrix=matrix, size=size)
 
     def unsupported_reason(self, augment: AugmentConfig) -> str | None:
+        if not self.is_picture and (augment.policy or augment.color_jitter):
+            return "augment.policy and augment.color_jitter change pictures of 8 bits, grey or RGB; leave them out"
         return None
 
     def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
-        return np.repeat(value, 3, axis=-1) if value.shape[-1] == 1 else value, ""
+        return as_picture(value), ""
 
     def write(self, path: str | os.PathLike[str], value: Row) -> None:
         write_picture(path, value)
@@ -126,7 +138,7 @@ class IndexMap:
         if self.label_map:
             table = np.concatenate((self.label_map, np.arange(len(self.label_map), 256))).astype(np.uint8)
             indices = table[indices]
-        _check_size(indices, size)
+        check_size(indices, size)
         if self.class_names:
             outside = (indices >= len(self.class_names)) & (indices != self.void)
             if outside.any():
@@ -137,7 +149,7 @@ class IndexMap:
         return warp.nearest(value, self.void)
 
     def unsupported_reason(self, augment: AugmentConfig) -> str | None:
-        return _dense_reason(augment)
+        return dense_reason(augment)
 
     def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
         return overlay(picture, value, void=self.void), ""
@@ -161,7 +173,7 @@ class ValueMap:
 
     def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
         values = value_map_of(value, self.unit)
-        _check_size(values, size)
+        check_size(values, size)
         return values
 
     def warp(self, value: Row, warp: Warp) -> Row:
@@ -175,7 +187,7 @@ class ValueMap:
             return "augment.flip=true exchanges left and right, and there is no view of the other eye; set augment.flip=false"
         if self.scaling == "width" and augment.policy is not None and augment.policy != "3a":
             return f'augment.policy="{augment.policy}" rotates images, which have their disparity along the rows'
-        return _dense_reason(augment)
+        return dense_reason(augment)
 
     def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
         known = value[np.isfinite(value)]
@@ -238,7 +250,7 @@ class Boxes:
         inside = np.concatenate((np.clip(least, 0, (width, height)), np.clip(most, 0, (width, height))), 1)
         whole, left = _areas(np.concatenate((least, most), 1)), _areas(inside)
         share = left / np.maximum(whole, 1e-9)
-        kept = (share >= _VISIBLE) & (inside[:, 2:] - inside[:, :2] >= _LEAST_SIDE).all(1)
+        kept = (share >= VISIBLE) & (inside[:, 2:] - inside[:, :2] >= LEAST_SIDE).all(1)
         out = self.empty(1, warp.size)[0]
         count = int(kept.sum())
         out[:count, :4], out[:count, 4:6] = inside[kept], rows[kept, 4:6]
@@ -246,7 +258,7 @@ class Boxes:
         return out
 
     def unsupported_reason(self, augment: AugmentConfig) -> str | None:
-        return _dense_reason(augment)
+        return dense_reason(augment)
 
     def draw(self, picture: np.ndarray, value: Row) -> tuple[np.ndarray, str]:
         rows = value[value[:, 4] != self.void]
@@ -273,7 +285,10 @@ class Label:
         return np.zeros(count, np.int32)
 
     def decode(self, value: Any, size: Size | None = None) -> np.ndarray:
-        return np.asarray(value, np.int32)
+        label = np.asarray(value, np.int32)
+        if self.class_names and not self.void <= label < len(self.class_names):
+            raise DecodeError(f"a class outside: {label} is not in 0..{len(self.class_names) - 1} and not {self.void}")
+        return label
 
     def warp(self, value: Row, warp: Warp) -> Row:
         return value
@@ -369,6 +384,12 @@ def fields_of(source: Any) -> Mapping[str, Kind]:
     return getattr(source, "fields", CLASSIFICATION)
 
 
+def declared_channels(fields: Mapping[str, Kind]) -> int | None:
+    """Channels that the image declares; None if its files decide."""
+    image = fields["image"]
+    return image.channels if isinstance(image, Image) else None
+
+
 def with_images(fields: Mapping[str, Kind], channels: int, decoder: Decoder) -> dict[str, Kind]:
     """The fields with the model's channels and the loader's decoder filled in.
 
@@ -378,6 +399,19 @@ def with_images(fields: Mapping[str, Kind], channels: int, decoder: Decoder) -> 
         name: dataclasses.replace(kind, channels=kind.channels or channels, decoder=decoder) if isinstance(kind, Image) else kind
         for name, kind in fields.items()
     }
+
+
+def with_names(fields: Mapping[str, Kind], class_names: tuple[str, ...]) -> dict[str, Kind]:
+    """The fields with the names of the source where they have none, so that a class outside of them
+    is refused.
+    """
+
+    def named(kind: Kind) -> Kind:
+        if isinstance(kind, (IndexMap, Boxes, Label)) and not kind.class_names:
+            return dataclasses.replace(kind, class_names=class_names)
+        return kind
+
+    return {name: named(kind) for name, kind in fields.items()}
 
 
 def decode_example(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str, np.ndarray]:
@@ -414,13 +448,15 @@ def mirrored(example: Mapping[str, Any], fields: Mapping[str, Kind]) -> dict[str
     return {name: example[getattr(kind, "mirror", None) or name] for name, kind in fields.items()}
 
 
-def _dense_reason(augment: AugmentConfig) -> str | None:
+def dense_reason(augment: AugmentConfig) -> str | None:
+    """The reason why maps and boxes cannot follow an image that is augmented so, or None."""
     if augment.policy is not None and augment.policy.startswith("augmix"):
         return f'augment.policy="{augment.policy}" mixes copies of an image that have moved differently'
     return None
 
 
-def _check_size(array: np.ndarray, size: Size | None) -> None:
+def check_size(array: np.ndarray, size: Size | None) -> None:
+    """Raises DecodeError if an array [h, w, ...] is not as large as its image."""
     if size is not None and size_of(array) != size:
         raise DecodeError(f"another size: {array.shape[0]} x {array.shape[1]} pixels beside an image of {size[0]} x {size[1]}")
 

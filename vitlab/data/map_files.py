@@ -17,7 +17,7 @@ from vitlab.data.decode import MAX_BYTES, header_of
 from vitlab.data.headers import DecodeError
 from vitlab.drawing.overlay import palette
 
-_NPY, _PFM = b"\x93NUMPY", re.compile(rb"P([Ff])\s+(\d+)\s+(\d+)\s+(-?[\d.]+(?:[eE][-+]?\d+)?)\s")
+NPY, PFM = b"\x93NUMPY", re.compile(rb"P([Ff])\s+(\d+)\s+(\d+)\s+(-?[\d.]+(?:[eE][-+]?\d+)?)\s")
 _LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
 _INDEX_MODES = ("1", "L", "P", "I;16", "I")
 
@@ -39,7 +39,7 @@ def index_map_of(value: Any) -> UInt8[np.ndarray, "h w"]:
 
 
 def _index_image(data: bytes) -> np.ndarray:
-    if data[:6] == _NPY:
+    if data[:6] == NPY:
         return read_npy(data)
     _check(data)
     try:
@@ -71,10 +71,10 @@ def value_map_of(value: Any, unit: float) -> Float32[np.ndarray, "h w"]:
 
 
 def _values(data: bytes, unit: float) -> np.ndarray:
-    if data[:6] == _NPY:
+    if data[:6] == NPY:
         return read_npy(data)
-    if match := _PFM.match(data):
-        return _pfm(data, match)
+    if match := PFM.match(data):
+        return read_pfm(data, match)
     _check(data)
     counts = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if counts is None or counts.ndim != 2:
@@ -100,7 +100,7 @@ def read_npy(data: bytes) -> np.ndarray:
         raise DecodeError(f"a damaged .npy file: {error}") from error
 
 
-def _pfm(data: bytes, match: re.Match[bytes]) -> np.ndarray:
+def read_pfm(data: bytes, match: re.Match[bytes]) -> np.ndarray:
     """Reads a portable float map (Debevec), whose rows are stored bottom up.
 
     It is little-endian if the scale in its header is negative.

@@ -22,7 +22,7 @@ from vitlab.data.channels import channels_of
 from vitlab.data.classes import CLASS_LIST, read_class_list
 from vitlab.data.decode import header_of
 from vitlab.data.field_files import Entry, kind_of, parse_files
-from vitlab.data.fields import Image, IndexMap, Kind, paired
+from vitlab.data.fields import Image, IndexMap, Kind, declared_channels, paired
 from vitlab.data.formats import extensions
 from vitlab.data.headers import DecodeError
 from vitlab.data.paths import Fence, data_path, files_below, join, read_bytes, refuse_remote
@@ -60,8 +60,8 @@ class PairsSource:
 
     @functools.cached_property
     def channels(self) -> int:
-        """Channels by the images' headers: 1 if all are grey, else 3."""
-        return channels_of(self._read_head, np.zeros(len(self), np.int64))
+        """Channels that `data.files` declares, else by the images' headers: 1 if all are grey."""
+        return declared_channels(self.fields) or channels_of(self._read_head, np.zeros(len(self), np.int64))
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ import stat
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 
 from vitlab.data.decode import DecodeError, Decoder, decode
 from vitlab.data.paths import is_remote, read_bytes
+from vitlab.data.samples import samples_of
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # modes of Pillow that PNG stores without loss
 
@@ -42,6 +43,22 @@ def read_image(image: Any, channels: int, decode: Decoder = decode) -> UInt8[np.
     if pixels.shape[-1] == 4:
         return decode(_as_png(Image.fromarray(pixels)), channels)
     return decode(pixels, channels)
+
+
+def read_samples(image: Any, channels: int) -> Shaped[np.ndarray, "h w {channels}"]:
+    """Reads one image of any number of channels or type of samples, see `vitlab.data.samples`.
+
+    Args:
+      image: A path, the bytes of an encoded image, or an array.
+      channels: Channels that it must have.
+
+    Raises:
+      OSError: The file is unreadable or no regular file.
+      DecodeError: It is no such image.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = _bytes_of(os.fspath(image))
+    return samples_of(bytes(image) if isinstance(image, bytearray) else image if isinstance(image, bytes) else np.asarray(image), channels)
 
 
 def is_single(images: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from vitlab.data.example import image_and_label, named_bytes
+from vitlab.data.example import image_and_label, named_bytes, named_values
 from vitlab.data.field_json import from_bytes
 from vitlab.data.fields import Kind
 
@@ -49,6 +49,18 @@ def read_fields(records: ArrayRecordDataSource, indices: Sequence[int], fields: 
         examples = [named_bytes(record) for record in records.__getitems__(list(indices))]
         return [{name: from_bytes(kind, example[name]) for name, kind in fields.items()} for example in examples]
     except (*DAMAGE, KeyError) as error:
+        raise OSError("damaged record") from error
+
+
+def read_values(records: ArrayRecordDataSource, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """All values of each feature of the examples at `indices`.
+
+    Raises:
+      OSError: A record is damaged or no example.
+    """
+    try:
+        return [named_values(record) for record in records.__getitems__(list(indices))]
+    except DAMAGE as error:
         raise OSError("damaged record") from error
 
 

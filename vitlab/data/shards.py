@@ -53,7 +53,7 @@ class Index:
     """The contents of a folder of shards, once all are written."""
 
     class_names: tuple[str, ...]
-    channels: int  # 1 (grey) or 3 (RGB)
+    channels: int  # 1 (grey), 3 (RGB), or what the image declares
     short_side: int | None  # pixels to which a longer short side was resized; None: images are unchanged
     sources: dict[str, str]  # split -> fingerprint of its source
     splits: dict[str, tuple[Shard, ...]]
@@ -63,8 +63,8 @@ class Index:
     def __post_init__(self):
         if (self.fields is None and len(self.class_names) < 2) or not all(isinstance(name, str) for name in self.class_names):
             raise ValueError(f"class_names={self.class_names!r} must be two names or more")
-        if self.channels not in (1, 3) or not (self.short_side is None or _is_count(self.short_side)):
-            raise ValueError(f"channels={self.channels!r} must be 1 or 3, short_side={self.short_side!r} at least 1")
+        if not _is_count(self.channels) or not (self.short_side is None or _is_count(self.short_side)):
+            raise ValueError(f"channels={self.channels!r} and short_side={self.short_side!r} must be at least 1")
         if not isinstance(self.sources, dict) or not all(self.splits.values()):
             raise ValueError(f"sources={self.sources!r} must be a fingerprint for each split, and each split must have a shard")
         for split, margin in self.margins.items():

@@ -7,7 +7,7 @@ from vitlab.config import ConfigError, DataConfig, SourceConfig
 from vitlab.config.references import is_reference, load_reference
 from vitlab.data.bundled import open_bundled
 from vitlab.data.coco import open_coco
-from vitlab.data.fields import CLASSIFICATION, Kind, fields_of
+from vitlab.data.fields import CLASSIFICATION, Kind, declared_channels, fields_of
 from vitlab.data.image_csv import open_images
 from vitlab.data.labels import labels_of
 from vitlab.data.mixture import mixture
@@ -38,7 +38,7 @@ class Source(Protocol):
 
     @property
     def channels(self) -> int:
-        """Channels of the images: 1 (grey) or 3 (RGB)."""
+        """Channels of the images: 1 (grey), 3 (RGB), or as many as `fields["image"]` declares."""
         ...
 
     @property
@@ -116,7 +116,7 @@ def _open_kind(config: DataConfig | SourceConfig, split: str, fields: Sequence[s
     if config.source == "image_folder":
         return open_images(config.data_dir, split, follow_outside=config.follow_outside)
     if config.source == "tfds":
-        return open_tfds(config.name, config.data_dir, split)
+        return open_tfds(config.name, config.data_dir, split, config.files, names=fields)
     return open_shards(config.data_dir, split)
 
 
@@ -125,9 +125,9 @@ def _open_own(config: DataConfig | SourceConfig, split: str) -> Source:
     source = load_reference(config.source)(split, data_dir=config.data_dir, name=config.name)
     if missing := [name for name in _INTERFACE if not hasattr(source, name)]:
         raise ConfigError(f"data.source={config.source} returns a {type(source).__name__} without {', '.join(missing)}: see Source")
-    if source.channels not in (1, 3) or not len(source) or not isinstance(source.class_names, tuple):
+    if source.channels not in (1, 3, declared_channels(fields_of(source))) or not len(source) or not isinstance(source.class_names, tuple):
         raise ConfigError(
-            f"data.source={config.source}: channels={source.channels} must be 1 or 3, its {len(source)} images at least one, "
+            f"data.source={config.source}: channels={source.channels} must be 1 or 3 or declared, its {len(source)} images at least one, "
             f"class_names a tuple and not a {type(source.class_names).__name__}"
         )
     return source

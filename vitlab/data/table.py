@@ -27,7 +27,7 @@ from vitlab.config import ConfigError, near_misses
 from vitlab.data.channels import channels_of
 from vitlab.data.classes import class_order, read_class_list
 from vitlab.data.field_files import Entry, parse_files
-from vitlab.data.fields import Image, Kind, Label, Labels, Value
+from vitlab.data.fields import Image, Kind, Label, Labels, Value, declared_channels
 from vitlab.data.paths import Fence, data_path, join, read_bytes, size_of
 from vitlab.data.splits import split_name, stratified
 
@@ -58,8 +58,10 @@ class TableSource:
 
     @functools.cached_property
     def channels(self) -> int:
-        """Channels by the images' headers: 1 if all are grey, else 3."""
-        return channels_of(lambda index, size: read_bytes(join(self._folder, self.files[index]), size), np.zeros(len(self), np.int64))
+        """Channels that `data.files` declares, else by the images' headers: 1 if all are grey."""
+        return declared_channels(self.fields) or channels_of(
+            lambda index, size: read_bytes(join(self._folder, self.files[index]), size), np.zeros(len(self), np.int64)
+        )
 
     def __len__(self) -> int:
         return len(self.files)

@@ -21,7 +21,7 @@ from vitlab.config import ConfigError
 from vitlab.data.channels import channels_of
 from vitlab.data.classes import CLASS_LIST, read_class_list
 from vitlab.data.field_files import Entry, kind_of, parse_files
-from vitlab.data.fields import IndexMap, Kind, Label, paired
+from vitlab.data.fields import IndexMap, Kind, Label, declared_channels, paired
 from vitlab.data.paths import Fence, data_path, refuse_remote
 from vitlab.data.splits import split_name, stratified
 
@@ -54,8 +54,10 @@ class TarSource:
 
     @functools.cached_property
     def channels(self) -> int:
-        """Channels by the images' headers: 1 if all are grey, else 3."""
-        return channels_of(lambda index, size: self._read("image", index, size), np.zeros(len(self), np.int64))
+        """Channels that `data.files` declares, else by the images' headers: 1 if all are grey."""
+        return declared_channels(self.fields) or channels_of(
+            lambda index, size: self._read("image", index, size), np.zeros(len(self), np.int64)
+        )
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -18,6 +18,7 @@ Size = tuple[int, int]  # height, width
 Number = float | int
 Box = tuple[Number, Number, Number, Number]  # left, top, right, bottom
 Matrix = tuple[Number, Number, Number, Number, Number, Number]
+MOST_CHANNELS = 4  # that OpenCV resizes at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,8 +128,16 @@ def _index(position: np.ndarray, count: int) -> np.ndarray:
 
 def resample(image: Shaped[np.ndarray, "h w c"], *, matrix: Matrix, size: Size) -> Shaped[np.ndarray, "_h _w c"]:
     """Moves pixels by a matrix, with linear interpolation; borders repeat the nearest pixel."""
+    if image.shape[2] > MOST_CHANNELS:
+        return by_channels(functools.partial(resample, matrix=matrix, size=size), image)
     a, b, c, d, e, f = matrix
     centres = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])  # counted from pixel centres
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     out = cv2.warpAffine(image, centres, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return out.reshape(*size, image.shape[2])
+
+
+def by_channels(move: Callable[[Any], Any], image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "_h _w c"]:
+    """Moves the pixels of some channels at a time, since OpenCV resizes no more than four."""
+    parts = (image[..., i : i + MOST_CHANNELS] for i in range(0, image.shape[2], MOST_CHANNELS))
+    return np.concatenate([move(np.ascontiguousarray(part)) for part in parts], -1)

@@ -6,7 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Shaped
 
 from vitlab.models.registry import Preprocessing
 
@@ -15,9 +15,7 @@ RATIO = (0.3, 1 / 0.3)  # of its height over its width, log-uniform
 ATTEMPTS = 10  # to place it inside the image
 
 
-def erase(
-    images: UInt8[Array, "b h w c"], rng: Array, prob: float, preprocessing: Preprocessing
-) -> UInt8[Array, "b h w c"] | Float[Array, "b h w c"]:
+def erase(images: Shaped[Array, "b h w c"], rng: Array, prob: float, preprocessing: Preprocessing) -> Shaped[Array, "b h w c"]:
     """Puts noise into a random rectangle of each image with probability `prob`.
 
     The noise is normal with the mean and the deviation of normalisation, so that the model sees a
@@ -44,6 +42,6 @@ def erase(
         at = jnp.arange(side)[None]
         inside.append((at >= start) & (at < start + length))
     rectangle = (inside[0][:, :, None] & inside[1][:, None, :] & chosen[:, None, None])[..., None]
-    mean, std = (255 * jnp.asarray(x, jnp.float32)[None, None, None] for x in (preprocessing.mean, preprocessing.std))
+    mean, std = (preprocessing.max_value * jnp.asarray(x, jnp.float32)[None, None, None] for x in (preprocessing.mean, preprocessing.std))
     noise = mean + std * jax.random.normal(keys[5], images.shape)
     return jnp.where(rectangle, noise, images.astype(jnp.float32))

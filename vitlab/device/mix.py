@@ -5,13 +5,24 @@ mixup: Zhang et al., arXiv:1710.09412. cutmix: Yun et al., arXiv:1905.04899, eq.
 of the label is that of the pixels that are really replaced, since a box is cut off at the border.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitlab.config import MixConfig
 
-Images = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
+Images = Shaped[Array, "b h w c"]
+
+
+class _Draw(NamedTuple):
+    """What was drawn for each image of a batch."""
+
+    kept: Float[Array, " b"]  # share that an image keeps of itself
+    cuts: Bool[Array, " b"]  # whether it is mixed by cutmix
+    inside: Bool[Array, "b h w"]  # pixels of cutmix's box
 
 
 def mix(images: Images, targets: Float[Array, "b classes"], rng: Array, config: MixConfig) -> tuple[Images, Float[Array, "b classes"]]:
@@ -28,7 +39,26 @@ def mix(images: Images, targets: Float[Array, "b classes"], rng: Array, config: 
     """
     if not (config.mixup_alpha or config.cutmix_alpha):
         return images, targets
-    b, h, w, _ = images.shape
+    drawn = _draw(rng, config, images.shape)
+    out = _cut(images, drawn)
+    if config.mixup_alpha:
+        share = jnp.where(drawn.cuts, 1.0, drawn.kept)[:, None, None, None]
+        out = share * out.astype(jnp.float32) + (1 - share) * images[::-1].astype(jnp.float32)
+    return out, drawn.kept[:, None] * targets + (1 - drawn.kept[:, None]) * targets[::-1]
+
+
+def cut_maps(batch: Mapping[str, Array], rng: Array, config: MixConfig) -> dict[str, Array]:
+    """Cutmix of images with their maps, each [b, h, w] or [b, h, w, c]: all get the same box of the
+    other image, so that each pixel keeps its own annotation.
+    """
+    if not config.cutmix_alpha:
+        return dict(batch)
+    drawn = _draw(rng, config, batch["image"].shape)
+    return {name: _cut(values, drawn) for name, values in batch.items()}
+
+
+def _draw(rng: Array, config: MixConfig, shape: tuple[int, ...]) -> _Draw:
+    b, h, w = shape[:3]
     keys = jax.random.split(rng, 4)
     draws = {"batch": 1, "pair": -(-b // 2), "elem": b}[config.mode]
     cuts = jax.random.uniform(keys[0], (draws,)) < _share_of_cutmix(config)
@@ -37,13 +67,13 @@ def mix(images: Images, targets: Float[Array, "b classes"], rng: Array, config: 
     kept = jnp.where(jax.random.uniform(keys[2], (draws,)) < config.prob, kept, 1.0)
     inside, replaced = _boxes(keys[3], kept, (h, w))
     kept = jnp.where(cuts, 1 - replaced, kept)
-    kept, cuts, inside = (_spread(x, b) for x in (kept, cuts, inside))
-    other = images[::-1]
-    out = jnp.where((inside & cuts[:, None, None])[..., None], other, images)
-    if config.mixup_alpha:
-        share = jnp.where(cuts, 1.0, kept)[:, None, None, None]
-        out = share * out.astype(jnp.float32) + (1 - share) * other.astype(jnp.float32)
-    return out, kept[:, None] * targets + (1 - kept[:, None]) * targets[::-1]
+    return _Draw(*(_spread(x, b) for x in (kept, cuts, inside)))
+
+
+def _cut(values: Shaped[Array, "b h w *c"], drawn: _Draw) -> Shaped[Array, "b h w *c"]:
+    """The values with cutmix's box of the other image."""
+    box = drawn.inside & drawn.cuts[:, None, None]
+    return jnp.where(box.reshape(*box.shape, *(1,) * (values.ndim - 3)), values[::-1], values)
 
 
 def _share_of_cutmix(config: MixConfig) -> float:

@@ -4,7 +4,7 @@ A checkpoint that was trained elsewhere takes --model=NAME --weights=FILE --conf
 command prints one JSON object, and writes it into the run folder: to
 evaluations/NAME/evaluation.json and, as the newest of its kind, to evaluation.json. --report adds
 accuracy by class, confusions, calibration, the worst images and all predictions to
-evaluations/NAME.
+evaluations/NAME; for other tasks than classification, the loss of each image and the worst images.
 
 Protocols: task (the metrics of the run's task; classification is another name of it where that is
 the task); knn, linear and few_shot learn from features of the training split without the model's
@@ -40,10 +40,12 @@ from vitlab.evaluate.original_size import evaluate_at_original_size
 from vitlab.evaluate.output import check_name, default_name, make_folder, write_result
 from vitlab.evaluate.report import Outcomes, write_report
 from vitlab.evaluate.split import evaluate, make_eval_step, open_batches
+from vitlab.evaluate.worst import Worst, seen_of, write_worst
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import check_divides, make_mesh
 from vitlab.runs import folder
 from vitlab.runs.arguments import add_model_arguments, check_model_arguments
+from vitlab.runs.loaded import LoadedRun
 from vitlab.runs.trained import Trained, from_run, from_weights, without_head
 from vitlab.signals import EXIT_STOPPED, StopRequest
 from vitlab.tasks import Task, class_names_of, names_of, setting_of, task_of
@@ -77,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     name = args.name or default_name(
         args.protocol if args.protocol in _ALONE else "classification", trained.origin, split, source.fingerprint if other_data else None
     )
-    outcomes = Outcomes() if args.report else None
+    outcomes = None if not args.report else Outcomes() if experiment.task.name == "classification" else Worst()
     with StopRequest() as stop:
         should_stop = distributed.Vote(lambda: stop.requested)
         if args.protocol == "original":
@@ -139,8 +141,8 @@ def _check_task(args: argparse.Namespace, experiment: Experiment, task: Task, op
       ConfigError: An option does not fit; one line.
     """
     name = experiment.task.name
-    if args.report and name != "classification":
-        raise ConfigError(f"--report describes classes of images; task={name} has none: vitlab.predict draws its results")
+    if args.report and args.protocol == "original":
+        raise ConfigError("--report describes the evaluation at the model's size: leave --protocol out")
     if args.protocol == "original" and not isinstance(options, SegmentationOptions):
         raise ConfigError(f"--protocol=original scores segmentation; the run was trained for task={name}")
     if args.protocol == "classification" and name != "classification":
@@ -196,13 +198,15 @@ def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, m
 
 
 def _measure(
-    trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool], outcomes: Outcomes | None
+    trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool], outcomes: Outcomes | Worst | None
 ) -> dict[str, Any] | None:
     experiment, size = trained.experiment, trained.experiment.eval_batch_size or trained.experiment.batch_size
     batches = open_batches(trained.model, source, experiment, channels=trained.channels, batch_size=size, mesh=mesh)
     task, options = task_of(experiment)
     setting = setting_of(experiment, options, trained.model.preprocessing, num_classes=len(trained.class_names))
     evaluation = task.evaluation(setting)
+    if isinstance(outcomes, Worst):
+        evaluation = dataclasses.replace(evaluation, seen=seen_of(task, setting))
     step = make_eval_step(trained.model, mesh, evaluation, lambda batch: task.prepare(batch, None, setting), seen=outcomes is not None)
     return evaluate(step, trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop, see=outcomes)
 
@@ -223,12 +227,14 @@ def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_s
     return PROBES[protocol](*features, num_classes=len(source.class_names))
 
 
-def _report(path: RunPath, outcomes: Outcomes, source: Source, trained: Trained) -> dict[str, Any] | None:
+def _report(path: RunPath, outcomes: Outcomes | Worst, source: Source, trained: Trained) -> dict[str, Any] | None:
     """Writes the report and returns its entries of the result; None if writing failed."""
     try:
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(Mirror(path)).folder if in_bucket(path) else path
             folder.mkdir(exist_ok=True)
+            if isinstance(outcomes, Worst):
+                return write_worst(folder, outcomes, source, LoadedRun(trained).kinds)
             return write_report(folder, outcomes, source, trained.class_names, decoder(trained.experiment.data))
     except OSError as error:
         logger.error("the report in %s is not written: %s", path, error.strerror or error)

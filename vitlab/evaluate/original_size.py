@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 
 from vitlab.data import Source
 from vitlab.data.augment import evaluation_warp
 from vitlab.data.bad_images import BadImagesError
 from vitlab.data.decode import DecodeError, decoder
-from vitlab.data.fields import decode_example, fields_of, with_images
+from vitlab.data.fields import decode_example, fields_of, with_images, with_names
 from vitlab.data.warp import size_of
 from vitlab.layers.resize import resize_bilinear
 from vitlab.metrics.segmentation import pixel_counts
@@ -25,7 +25,7 @@ from vitlab.runs.trained import Trained
 from vitlab.tasks.segmentation import scores_of
 
 _OVERLAP = 1 / 3  # overlap of neighbouring windows; the stride is two thirds of the window
-Logits = Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n h w k"]]
+Logits = Callable[[Shaped[np.ndarray, "n h w c"]], Float[np.ndarray, "n h w k"]]
 
 
 def evaluate_at_original_size(
@@ -54,7 +54,7 @@ def evaluate_at_original_size(
     """
     window = trained.model.preprocessing.image_size
     stride = tuple(max(1, round(side * (1 - _OVERLAP))) for side in window)
-    kinds = with_images(fields_of(source), trained.channels, decoder(trained.experiment.data))
+    kinds = with_names(with_images(fields_of(source), trained.channels, decoder(trained.experiment.data)), source.class_names)
     run = jax.jit(lambda weights, images: trained.model.run(weights, {"image": images})[0]["logits"])
 
     def logits(windows: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ def evaluate_at_original_size(
 
 def picture_scores(
     logits: Logits,
-    pixels: UInt8[np.ndarray, "h w c"],
+    pixels: Shaped[np.ndarray, "h w c"],
     *,
     window: tuple[int, int],
     stride: tuple[int, ...],

@@ -43,7 +43,7 @@ def make_eval_step(
         if evaluation.rows:
             out["mask"] = batch["mask"]
         if seen and evaluation.seen is not None:
-            out["seen"] = evaluation.seen(outputs)
+            out["seen"] = evaluation.seen(outputs, batch)
         if "average" in weights:
             average, _ = measured(weights["average"], batch)
             out |= {f"{AVERAGE}{name}": value for name, value in average.items() if name != "images"}
@@ -66,7 +66,7 @@ def evaluate(
     *,
     mesh: Mesh,
     should_stop: Callable[[], bool] = lambda: False,
-    see: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
+    see: Callable[[dict[str, np.ndarray], Any], None] | None = None,
 ) -> dict[str, Any] | None:
     """Evaluates all batches; results are fetched one batch late, so that the device never waits.
 

@@ -9,18 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 
 from vitlab.buckets import run_path
 from vitlab.config import Experiment
 from vitlab.data.decode import decoder
-from vitlab.data.read_image import is_single, read_image
+from vitlab.data.read_image import is_single, read_image, read_samples
 from vitlab.data.warp import size_of
 from vitlab.models.registry import Preprocessing
 from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import Trained, from_run
 from vitlab.tasks import Result, setting_of, task_of
 
+_MAX_VALUE = 255.0  # of pictures, all others are samples of a sensor
 _BATCH_SIZE = 64  # images that go through the model at once, by default
 
 
@@ -105,7 +106,7 @@ class LoadedRun:
         step = self.trained.origin.get("step")
         return None if step is None else int(step)
 
-    def preprocess(self, image: Any) -> UInt8[np.ndarray, "h w c"]:
+    def preprocess(self, image: Any) -> Shaped[np.ndarray, "h w c"]:
         """Reads one image and brings it to the model's size and channels.
 
         Returns:
@@ -115,7 +116,7 @@ class LoadedRun:
           OSError: The file cannot be read.
           DecodeError: The image cannot be decoded, or is an array of another shape, type or range.
         """
-        return self.trained.prepare(read_image(image, self.trained.channels, decoder(self.experiment.data)))
+        return self.trained.prepare(self._read(image))
 
     def __call__(self, images: Any, *, batch_size: int = _BATCH_SIZE) -> Float[np.ndarray, "b classes"]:
         """Logits of one image or several, float32.
@@ -133,7 +134,7 @@ class LoadedRun:
         parts = [self.logits(pixels) for pixels in self._prepared(images, batch_size)]
         return np.concatenate(parts) if parts else np.zeros((0, self._num_logits), np.float32)
 
-    def logits(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b classes"]:
+    def logits(self, pixels: Shaped[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b classes"]:
         """Logits of images from `preprocess`, in one batch, float32."""
         return np.asarray(self._logits(self.trained.weights, _filled(pixels)))[: len(pixels)]
 
@@ -171,11 +172,16 @@ class LoadedRun:
             raise ValueError(
                 f"task {self.experiment.task.name} {takes if self._task.predictions else 'has `predict` in place of `results`'}"
             )
-        pixels = [read_image(image, self.trained.channels, decoder(self.experiment.data)) for image in images]
+        pixels = [self._read(image) for image in images]
         warp = self.trained.warp_of(size_of(pixels[0]))
         batch = {name: warp.apply(one)[None] for name, one in zip(self.inputs, pixels, strict=True)}
         found = jax.device_get(self._predictions(self.trained.weights, batch))
         return {name: np.asarray(kind.warp(np.asarray(found[name])[0], warp.inverse)) for name, kind in self.kinds.items()}
+
+    def _read(self, image: Any) -> Shaped[np.ndarray, "h w c"]:
+        if self.trained.channels not in (1, 3) or self.preprocessing.max_value != _MAX_VALUE:
+            return read_samples(image, self.trained.channels)
+        return read_image(image, self.trained.channels, decoder(self.experiment.data))
 
     def _predicted(self, weights: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         assert self._task.predictions is not None
@@ -209,7 +215,7 @@ class LoadedRun:
         pixels = jax.ShapeDtypeStruct((1, *self.preprocessing.image_size, self.trained.channels), np.uint8)
         return jax.eval_shape(self._logits, self.trained.weights, pixels).shape[-1]
 
-    def _prepared(self, images: Any, batch_size: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+    def _prepared(self, images: Any, batch_size: int) -> Iterator[Shaped[np.ndarray, "b h w c"]]:
         if batch_size < 1:
             raise ValueError(f"{batch_size=} must be at least 1")
         for chunk in chunks([images] if is_single(images) else images, batch_size):
@@ -246,7 +252,7 @@ def one_device() -> jax.sharding.Mesh:
     return make_mesh(devices=jax.local_devices()[:1])
 
 
-def _filled(pixels: UInt8[np.ndarray, "b h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+def _filled(pixels: Shaped[np.ndarray, "b h w c"]) -> Shaped[np.ndarray, "n h w c"]:
     """The batch padded with black images to a power of two, so that few shapes are compiled."""
     size = 1 << (len(pixels) - 1).bit_length()
     return np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from vitlab.buckets import RunPath
 from vitlab.config import ConfigError, Experiment, refusing
@@ -38,7 +38,7 @@ class Trained:
     class_names: tuple[str, ...]
     origin: dict[str, str | int]  # entries of a result: the model, and the step or the weights
 
-    def prepare(self, pixels: UInt8[np.ndarray, "_h _w c"]) -> UInt8[np.ndarray, "h w c"]:
+    def prepare(self, pixels: Shaped[np.ndarray, "_h _w c"]) -> Shaped[np.ndarray, "h w c"]:
         """Brings an image to the model's size, as evaluation does."""
         return self.warp_of(size_of(pixels)).apply(pixels)
 
@@ -125,6 +125,8 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
     if report.unexpected:
         logger.warning("not used, since only features are wanted: %s", ", ".join(report.unexpected[:10]))
     fn, weights = functional(model)
+    with refusing(ValueError):
+        fn = dataclasses.replace(fn, preprocessing=fn.preprocessing.with_statistics(config.mean, config.std, config.max_value))
     return Trained(
         model=fn,
         weights=place(weights, mesh, fn.tensor_split),

@@ -16,11 +16,10 @@ from vitlab.device.erase import erase
 from vitlab.device.mix import mix
 from vitlab.functional import Trunk
 from vitlab.losses import PerImage, cross_entropy, distilled_loss, label_loss, per_image, soft_targets
-from vitlab.tasks.task import ERASE, Batch, Count, Evaluation, Setting, Task
+from vitlab.tasks.task import ERASE, MIX, Batch, Count, Evaluation, Setting, Task
 
 # Names of the results that every evaluation may have.
 RESULT_NAMES = ("images", "images_per_second", "logits", "loss", "top1", "top5")
-MIX = 2**31 - 1  # folded into a step's key for mixing
 _FIRST = ("top1", "top5", "loss")  # order of a result
 Heads = tuple[Float[Array, "b classes"], ...]
 
@@ -96,7 +95,7 @@ def evaluation(setting: Setting) -> Evaluation:
         }
         return out | ({"top5": (valid & (rank < 5)).sum()} if scores.shape[-1] > 5 else {})
 
-    return Evaluation(measure=measure, finish=finish, seen=mean_of)
+    return Evaluation(measure=measure, finish=finish, seen=lambda outputs, batch: mean_of(outputs))
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:

@@ -3,20 +3,22 @@ are known.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
+from vitlab.device.mix import cut_maps
 from vitlab.heads import HEADS, OnTrunk
 from vitlab.heads.attention_pool import AttentionPool
 from vitlab.heads.center_point import CenterPoint
 from vitlab.heads.density import Density
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.task import Setting
+from vitlab.tasks.task import MIX, Batch, Setting, default_prepare
 
 MAP_HEADS = tuple(name for name, head in HEADS.items() if head not in (AttentionPool, CenterPoint, Density))  # they give a plain map
 
@@ -57,6 +59,36 @@ def check_head(name: str, choices: Sequence[str]) -> None:
     """
     if name not in choices:
         raise ValueError(f'task.head="{name}" must be one of {", ".join(choices)}')
+
+
+CUTMIX = ("mix.cutmix_alpha", "mix.prob", "mix.mode")  # what tasks over maps read; a mean of two classes or depths is no annotation
+
+
+# What tasks read whose teacher gives numbers, which are neither hard nor divided by a temperature.
+TAUGHT = ("loss.distillation.teacher", "loss.distillation.step", "loss.distillation.alpha")
+
+
+def blended(labels: Array, teacher: Array, setting: Setting) -> Array:
+    """(1 - alpha) * loss of the annotations + alpha * loss of the teacher, as classification has
+    it.
+    """
+    alpha = setting.experiment.loss.distillation.alpha
+    return (1 - alpha) * labels + alpha * teacher
+
+
+def cut_and_erased(*names: str) -> Callable[[Batch, Array | None, Setting], Batch]:
+    """The preparation of a task over maps: images erased, then cutmix of images and the maps of
+    these names.
+    """
+
+    def prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
+        batch = default_prepare(batch, rng, setting)
+        if rng is None:
+            return batch
+        mixed = {name: batch[name] for name in ("image", *names)}
+        return batch | cut_maps(mixed, jax.random.fold_in(rng, MIX), setting.experiment.mix)
+
+    return prepare
 
 
 def pixel_sum(values: Shaped[Array, "b *rest"]) -> Float[Array, " b"]:

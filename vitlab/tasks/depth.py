@@ -16,7 +16,7 @@ from vitlab.heads import OnTrunk
 from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import MAP_HEADS, check_head, exact_sum, on_trunk, pixel_sum
+from vitlab.tasks.dense import CUTMIX, MAP_HEADS, TAUGHT, blended, check_head, cut_and_erased, exact_sum, on_trunk, pixel_sum
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 Distance = Annotated[float, Bounds(0, 1e6, open_least=True)]
@@ -52,14 +52,18 @@ def forward(trunk: Trunk, head: OnTrunk, batch: Batch, *, train: bool, rngs: nnx
 
 def loss(outputs: Float[Array, "b h w"], batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
     """The scale-invariant error of the logarithm (Eigen et al., arXiv:1406.2283, eq. 4), its root
-    as AdaBins has it (arXiv:2011.14141).
+    as AdaBins has it (arXiv:2011.14141); with a teacher also the mean distance from its logarithm,
+    over all pixels.
     """
     known, truth = known_pixels(batch, setting)
     off = jnp.where(known, outputs - jnp.log(truth), 0)
     count = jnp.maximum(known.sum((1, 2)), 1)
     mean, square = off.sum((1, 2)) / count, jnp.square(off).sum((1, 2)) / count
     inside = jnp.maximum(square - setting.options.variance_focus * jnp.square(mean), 1e-8)  # the root has no gradient at 0
-    return {"loss": jnp.where(known.any((1, 2)), 10 * jnp.sqrt(inside), 0)}
+    value = jnp.where(known.any((1, 2)), 10 * jnp.sqrt(inside), 0)
+    if "teacher" in batch:
+        value = blended(value, jnp.abs(outputs - batch["teacher"]).mean((1, 2)), setting)
+    return {"loss": value}
 
 
 def known_pixels(batch: Batch, setting: Setting) -> tuple[Bool[Array, "b h w"], Float[Array, "b h w"]]:
@@ -112,10 +116,12 @@ TASK = Task(
     fields=lambda options: ("depth",),
     head=head,
     forward=forward,
+    prepare=cut_and_erased("depth"),
     loss=loss,
     weights=lambda batch, setting: {"loss": known_pixels(batch, setting)[0].any((1, 2)).astype(jnp.float32)},
     evaluation=evaluation,
     best=("abs_rel", "min"),
     results={"depth": ValueMap()},
     predictions=lambda outputs, setting: {"depth": depth_of(outputs, setting)},
+    reads=(*CUTMIX, *TAUGHT),
 )

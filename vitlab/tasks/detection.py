@@ -18,17 +18,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.bounds import Bounds
+from vitlab.bounds import Bounds, Share
 from vitlab.config import ConfigError
 from vitlab.data.map_files import write_json
 from vitlab.data.warp import Warp
+from vitlab.device.box_mix import copy_paste, mosaic
 from vitlab.drawing.overlay import draw_boxes
 from vitlab.heads import OnTrunk
 from vitlab.heads.center_point import CenterMaps, boxes_of
 from vitlab.metrics.detection import Found, Truth, coco_scores
 from vitlab.models.registry import FeatureInfo
 from vitlab.tasks.dense import on_trunk
-from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
+from vitlab.tasks.task import MIX, Batch, Evaluation, Setting, Task, TaskOptions, default_prepare
 
 _DEVIATION = 0.54 / 6  # deviation of an object's Gaussian, per pixel of its box's side
 _LEAST_DEVIATION = 0.3  # positions, so that a neighbour of a tiny object's centre counts as background
@@ -43,6 +44,8 @@ class Options(TaskOptions):
     )  # arguments of vitlab.heads.CenterPoint, such as {"stride": 4}
     max_boxes: Annotated[int, Bounds(1, 1000)] = 100  # predicted boxes of each image
     min_score: Annotated[float, Bounds(0, 1)] = 0.3  # predicted boxes below it are neither drawn nor written
+    mosaic_prob: Share = 0.0  # probability that a training image is made of parts of four, see vitlab.device.box_mix
+    copy_paste_prob: Share = 0.0  # probability that a training image, after mosaic, gets objects of another one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,19 @@ def head(setting: Setting, feature_info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
     if height % stride or width % stride:
         raise ValueError(f"image of {height}x{width} pixels: detection needs sides that are multiples of the trunk's stride {stride}")
     return on_trunk("center_point", setting.num_classes, setting, feature_info, rngs, setting.options.head_options)
+
+
+def prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
+    """Training images erased, then mixed with others of the batch as the options say; they then
+    have more rows of boxes.
+    """
+    batch = default_prepare(batch, rng, setting)
+    if rng is None:
+        return batch
+    mixed = batch["image"], batch["boxes"]
+    for index, (mix, prob) in enumerate(((mosaic, setting.options.mosaic_prob), (copy_paste, setting.options.copy_paste_prob))):
+        mixed = mix(*mixed, jax.random.fold_in(jax.random.fold_in(rng, MIX), index), prob)
+    return batch | dict(zip(("image", "boxes"), mixed, strict=True))
 
 
 def _targets(boxes: Float[Array, "b n 7"], maps: CenterMaps, stride: float) -> dict[str, Array]:
@@ -189,6 +205,7 @@ TASK = Task(
     options=Options,
     fields=lambda options: ("boxes",),
     head=head,
+    prepare=prepare,
     loss=loss,
     weights=weights,
     terms=lambda options: TERMS,

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,11 +55,27 @@ def task_of(experiment: Experiment) -> tuple[Task, Any]:
         if field not in known:
             takes = near_misses(field, known) if known else "it has none"
             raise ConfigError(f'task "{name}" has no option "{field}": {takes}')
-    for key in _OPTIONAL:
-        if key not in task.reads and getattr(experiment, key) != getattr(_default(), key):
-            raise ConfigError(f'{key} means nothing to task "{name}": leave {key} at its default')
+    _refuse_unread(task, experiment)
     with refusing(ValueError):
         return task, task.options(**{key: task.options.checked_field(key, value) for key, value in given.items()})
+
+
+def _refuse_unread(task: Task, experiment: Experiment) -> None:
+    for key in _OPTIONAL:
+        if what := _unread(getattr(experiment, key), getattr(_default(), key), key, task.reads):
+            raise ConfigError(f'{what} means nothing to task "{experiment.task.name}": leave {what} at its default')
+
+
+def _unread(given: Any, default: Any, key: str, reads: Sequence[str]) -> str | None:
+    """The first key that is not at its default and that none of `reads` names; None if there is
+    none.
+    """
+    if given == default or key in reads:
+        return None
+    if not any(name.startswith(f"{key}.") for name in reads):
+        return key
+    parts = (_unread(getattr(given, x.name), getattr(default, x.name), f"{key}.{x.name}", reads) for x in dataclasses.fields(default))
+    return next(filter(None, parts), None)
 
 
 def names_of(task: Task, options: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from vitlab.heads import OnTrunk
 from vitlab.heads.density import count
 from vitlab.metrics.regression import correlations, errors
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import exact_mean, on_trunk
+from vitlab.tasks.dense import TAUGHT, blended, exact_mean, on_trunk
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 
@@ -41,12 +41,21 @@ def forward(trunk: Trunk, head: OnTrunk, batch: Batch, *, train: bool, rngs: nnx
 
 
 def loss(outputs: Float[Array, " b"], batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
-    """The loss of the difference, 0 where the number is not known."""
+    """The loss of the difference, blended with that from a teacher's number; 0 where the number is
+    not known.
+    """
     truth = batch[setting.options.field]
-    off = jnp.where(jnp.isfinite(truth), outputs - truth, 0)
+    known = jnp.isfinite(truth)
+    value = _loss_of(jnp.where(known, outputs - truth, 0), setting)
+    if "teacher" in batch:
+        value = blended(value, _loss_of(jnp.where(known, outputs - batch["teacher"], 0), setting), setting)
+    return {"loss": value}
+
+
+def _loss_of(off: Float[Array, " b"], setting: Setting) -> Float[Array, " b"]:
     size = jnp.abs(off)
     kinds = {"l1": size, "l2": jnp.square(off), "huber": jnp.where(size < 1, jnp.square(off) / 2, size - 0.5)}
-    return {"loss": kinds[setting.options.loss]}
+    return kinds[setting.options.loss]
 
 
 def evaluation(setting: Setting) -> Evaluation:
@@ -83,4 +92,5 @@ TASK = Task(
     best=("mae", "min"),
     results={"value": Value()},
     predictions=lambda outputs, setting: {"value": outputs},
+    reads=TAUGHT,
 )

@@ -7,7 +7,9 @@ one.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitlab.bounds import Bounds, Count
+from vitlab.config import ConfigError
 from vitlab.data.fields import Image
 from vitlab.functional import Trunk
 from vitlab.heads.pixel_map import PixelMap
@@ -31,6 +34,8 @@ from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 _NOISE = 2**31 - 3  # folded into a step's key for the noise
 _LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601, of R, G, B in [0, 1]
+_WINDOW, _MIDDLE = 11, 128.0  # pixels on a side of the window of structural similarity; a middle pixel value
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # Wang et al. 2004
 _STEP = 32.0  # pixel values that one unit of the head's output changes
 
 
@@ -107,9 +112,11 @@ def loss(outputs: Float[Array, "b h w c"], batch: Batch, setting: Setting) -> di
 
 
 def evaluation(setting: Setting) -> Evaluation:
-    """The mean squared error of each picture, after rounding to whole pixel values; and of the
-    degraded one.
+    """The mean squared error and the structural similarity of each picture, after rounding to whole
+    pixel values; and those of the degraded one.
     """
+    if setting.preprocessing.max_value != 255:
+        raise ConfigError(f"model.max_value={setting.preprocessing.max_value}: restoration works on pictures of 8 bits; leave it out")
     options = setting.options
 
     def compared(pixels: Array) -> Float[Array, "b h w c"]:
@@ -121,19 +128,50 @@ def evaluation(setting: Setting) -> Evaluation:
 
     def measure(outputs: Float[Array, "b h w c"], batch: Batch) -> dict[str, Array]:
         target = compared(batch["target"])
-        pairs = {"error": _whole(outputs), "degraded_error": batch["image"]}
-        return {name: pixel_sum(jnp.square(compared(x) - target)) / target[0].size for name, x in pairs.items()}
+        pairs = {"": compared(_whole(outputs)), "degraded_": compared(batch["image"])}
+        rows = {f"{name}error": pixel_sum(jnp.square(x - target)) / target[0].size for name, x in pairs.items()}
+        if min(target.shape[1:3]) >= _WINDOW:
+            rows |= {f"{name}similarity": _similarity(x, target) for name, x in pairs.items()}
+        return rows
 
-    return Evaluation(measure=measure, finish=finish, rows=("error", "degraded_error"))
+    return Evaluation(measure=measure, finish=finish, rows=("error", "degraded_error", "similarity", "degraded_similarity"))
+
+
+def _similarity(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """The structural similarity of `vitlab.metrics.restoration`, the mean over pixels and
+    channels.
+    """
+    x, y = x - _MIDDLE, y - _MIDDLE  # float32 keeps more digits of the variances so, which do not change
+    (mean_x, mean_y), both = (_blurred(x), _blurred(y)), _blurred(x * y)
+    var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
+    covariance = both - mean_x * mean_y
+    mean_x, mean_y = mean_x + _MIDDLE, mean_y + _MIDDLE
+    above = (2 * mean_x * mean_y + _C1) * (2 * covariance + _C2)
+    values = above / ((mean_x**2 + mean_y**2 + _C1) * (var_x + var_y + _C2))
+    return pixel_sum(values) / values[0].size
+
+
+def _blurred(x: Float[Array, "b h w c"]) -> Float[Array, "b _h _w c"]:
+    """The valid part of a convolution with an 11 x 11 Gaussian of deviation 1.5."""
+    taps = np.exp(-np.square(np.arange(_WINDOW) - _WINDOW // 2) / (2 * 1.5**2))
+    for axis in (1, 2):
+        count = x.shape[axis] - _WINDOW + 1
+        parts = (float(tap) * jax.lax.slice_in_dim(x, i, i + count, axis=axis) for i, tap in enumerate(taps / taps.sum()))
+        x = functools.reduce(operator.add, parts)
+    return x
 
 
 def finish(totals: Mapping[str, Any], images: int) -> dict[str, float]:
-    """Gives "psnr" in dB, the mean over the pictures, and that of the degraded pictures; an equal
-    picture counts 100 dB.
+    """Gives "psnr" in dB, where an equal picture counts 100, and "ssim", of pictures of at least 11
+    x 11 pixels; means over the pictures, and those of the degraded ones.
     """
     if not images or not np.isfinite(totals["error"]).all():
         return {}
-    return {name: _psnr(totals[key]) for name, key in (("psnr", "error"), ("degraded_psnr", "degraded_error"))}
+    out = {"psnr": _psnr(totals["error"])}
+    if "similarity" in totals:
+        out["ssim"] = exact_sum(totals["similarity"]) / images
+    out["degraded_psnr"] = _psnr(totals["degraded_error"])
+    return out | ({"degraded_ssim": exact_sum(totals["degraded_similarity"]) / images} if "similarity" in totals else {})
 
 
 def _psnr(errors: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from vitlab.heads.maps import map_size
 from vitlab.layers.resize import resize_bilinear
 from vitlab.metrics.segmentation import class_scores, segmentation_scores
 from vitlab.models.registry import FeatureInfo
-from vitlab.tasks.dense import MAP_HEADS, check_head, exact_mean, on_trunk, pixel_sum
+from vitlab.tasks.dense import CUTMIX, MAP_HEADS, blended, check_head, cut_and_erased, exact_mean, on_trunk, pixel_sum
 from vitlab.tasks.task import Batch, Evaluation, Setting, Task, TaskOptions
 
 Weight = Annotated[float, Bounds(0, 100)]
@@ -64,10 +64,15 @@ def forward(trunk: Trunk, head: Head, batch: Batch, *, train: bool, rngs: nnx.Rn
 
 
 def loss(outputs: dict[str, Array], batch: Batch, setting: Setting) -> dict[str, Float[Array, " b"]]:
-    """Cross-entropy summed over the known pixels of an image, and what the options add."""
+    """Cross-entropy summed over the known pixels of an image, blended with that of a teacher, and
+    what the options add.
+    """
     options, labels = setting.options, batch["segmentation"]
-    terms = {"cross_entropy": _entropies(outputs["logits"], labels).sum((1, 2))}
-    if options.aux_weight:
+    entropies = _entropies(outputs["logits"], labels)
+    if "teacher" in batch:
+        entropies = blended(entropies, _distilled(outputs["logits"], batch["teacher"]["logits"], labels, setting), setting)
+    terms = {"cross_entropy": entropies.sum((1, 2))}
+    if options.aux_weight and "aux" in outputs:  # training only
         terms["aux"] = options.aux_weight * _entropies(outputs["aux"], labels).sum((1, 2))
     if options.dice_weight:
         terms["dice"] = options.dice_weight * _dice(outputs["logits"], labels)
@@ -90,6 +95,18 @@ def _entropies(logits: Float[Array, "b h w k"], labels: Array) -> Float[Array, "
     known = labels != VOID_INDEX
     own = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[..., None].astype(jnp.int32), -1)[..., 0]
     return -jnp.where(known, own, 0)
+
+
+def _distilled(logits: Float[Array, "b h w k"], teacher: Float[Array, "b h w k"], labels: Array, setting: Setting) -> Array:
+    """The loss of each known pixel against the teacher's (nats): T**2 * KL(softmax(teacher / T) ||
+    softmax(logits / T)), summed over the classes (Hinton et al., arXiv:1503.02531), or the
+    cross-entropy with its likeliest class.
+    """
+    options = setting.experiment.loss.distillation
+    if options.kind == "hard":
+        return _entropies(logits, jnp.where(labels == VOID_INDEX, VOID_INDEX, teacher.argmax(-1)))
+    log_p, log_q = (jax.nn.log_softmax(x / options.temperature) for x in (teacher, logits))
+    return jnp.where(labels == VOID_INDEX, 0, options.temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1))
 
 
 def _dice(logits: Float[Array, "b h w k"], labels: Array) -> Float[Array, " b"]:
@@ -148,6 +165,7 @@ TASK = Task(
     fields=lambda options: ("segmentation",),
     head=Head,
     forward=forward,
+    prepare=cut_and_erased("segmentation"),
     loss=loss,
     weights=weights,
     terms=terms_of,
@@ -155,4 +173,5 @@ TASK = Task(
     best=("miou", "max"),
     results={"segmentation": IndexMap()},
     predictions=lambda outputs, setting: {"segmentation": outputs["logits"].argmax(-1).astype(jnp.uint8)},
+    reads=(*CUTMIX, "loss.distillation"),
 )

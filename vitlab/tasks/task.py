@@ -26,6 +26,7 @@ from vitlab.models.registry import FeatureInfo, Preprocessing
 Batch = dict[str, Array]
 Outputs = Any  # what `forward` returns: a tree of arrays [b, ...]
 ERASE = 2**31 - 2  # folded into a step's key for erasing; accumulation folds small numbers
+MIX = 2**31 - 1  # folded into a step's key for mixing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Evaluation:
     measure: Callable[[Outputs, Batch], dict[str, Array]]
     finish: Callable[[Mapping[str, Any], int], dict[str, Any]]  # sums and rows, and the number of images -> metrics; none is NaN
     rows: tuple[str, ...] = ()
-    seen: Callable[[Outputs], Array] | None = None  # what a report is given of each image; None: there is no report
+    seen: Callable[[Outputs, Batch], Any] | None = None  # what a report is given of each image; None: see `vitlab.evaluate.worst`
 
 
 @runtime_checkable
@@ -165,6 +166,6 @@ class Task:
     # the size of the images.
     results: Mapping[str, Result] = dataclasses.field(default_factory=dict)
     predictions: Callable[[Outputs, Setting], dict[str, Array]] | None = None
-    # Groups of the config, and its key `metrics`, that mean something to this task; others must be
-    # left at their defaults.
+    # Groups of the config ("mix") or keys of them ("mix.cutmix_alpha"), and its key `metrics`, that
+    # mean something to this task; others must be left at their defaults.
     reads: tuple[str, ...] = ()

@@ -214,6 +214,17 @@ def _check_channels_of_run(weights: str | None, channels: int) -> None:
             raise ConfigError(f"model.weights={weights} takes {theirs} channels, the model {channels}: set model.in_channels={theirs}")
 
 
+def _check_samples(source: Source, experiment: Experiment) -> None:
+    """Refuses images of other samples than bytes of which the config does not say the range."""
+    image = fields_of(source)["image"]
+    dtype = getattr(image, "dtype", "uint8")
+    if dtype != "uint8" and experiment.model.max_value is None:
+        value = "65535 for all 16 bits" if dtype == "uint16" else "1 to leave them as they are"
+        raise ConfigError(
+            f"the images are {dtype}: set model.max_value, the sample value that counts as 1 ({value}), and model.mean, model.std"
+        )
+
+
 def abstract_batch(
     experiment: Experiment, model: FunctionalModel, channels: int, fields: Mapping[str, Kind]
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -247,6 +258,7 @@ def set_up(experiment: Experiment, bad_images: RunPath | None = None, *, begins:
     channels = model_channels(experiment.model, train_source.channels)
     if begins:
         _check_channels_of_run(experiment.model.weights, channels)
+    _check_samples(train_source, experiment)
     if experiment.augment.policy is not None:
         make_policy(experiment.augment.policy)  # raises if the policy is malformed
     model, create_weights = build(experiment, num_classes=len(class_names), channels=channels)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from vitlab.config import Experiment
 from vitlab.functional import FunctionalModel
 from vitlab.parallel.mesh import batch_sharding, replicated, sharded_shapes
-from vitlab.tasks import setting_of, task_of
+from vitlab.tasks import Task, setting_of, task_of
 from vitlab.train.schedule import Schedule
 from vitlab.train.state import State, average, logged_terms
 from vitlab.tree import joined
@@ -69,7 +69,7 @@ def make_train_step(
         weights = {"params": joined(trained, frozen), "model_state": model_state}
         outputs, model_state = model.run(weights, batch, rng)
         if teacher is not None:
-            batch = {**batch, "teacher": teacher.apply(teacher_weights, batch["image"])[0]}
+            batch = {**batch, "teacher": _taught(task, teacher, teacher_weights, batch)}
         values = {name: x.mean() if scales is None else x.sum() * scales[name] for name, x in task.loss(outputs, batch, setting).items()}
         sums = {name: values[name] / experiment.accumulation for name in terms}
         sums |= {name: count.of(outputs, batch, setting) for name, count in task.counts.items()}
@@ -113,6 +113,13 @@ def make_train_step(
         return {**new, "step": state["step"] + 1, "interval": interval, "skips": skips}, metrics
 
     return train_step
+
+
+def _taught(task: Task, teacher: FunctionalModel, weights: Any, batch: Batch) -> Any:
+    """The teacher's outputs: the mean logits of the model's own heads, or those of the task's
+    head.
+    """
+    return teacher.apply(weights, batch["image"])[0] if task.head is None else teacher.run(weights, batch)[0]
 
 
 def _scales(weights: dict[str, Array], parts: int) -> dict[str, Array]:

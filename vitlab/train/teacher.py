@@ -1,4 +1,6 @@
-"""The teacher of a distillation: the model of another run with the same classes and pixels."""
+"""The teacher of a distillation: the model of another run of the same task, with the same classes
+and pixels.
+"""
 
 from collections.abc import Sequence
 
@@ -9,6 +11,7 @@ from vitlab.config import ConfigError, Experiment
 from vitlab.data.channels import model_channels
 from vitlab.functional import FunctionalModel
 from vitlab.runs.trained import Trained, from_run, model_of_run
+from vitlab.tasks import names_of, task_of
 
 
 def open_teacher(
@@ -35,12 +38,13 @@ def open_teacher(
         teacher, own, data = model_of_run(run_path(workdir))
     except ConfigError as error:
         raise ConfigError(f"loss.distillation.teacher: {error}") from error
-    if own.task != experiment.task:
-        raise ConfigError(f"loss.distillation.teacher={workdir} was trained for task={own.task.name}, the student {experiment.task.name}")
+    if own.task.name != experiment.task.name or names_of(*task_of(own)) != names_of(*task_of(experiment)):
+        raise ConfigError(f"loss.distillation.teacher={workdir} was trained for {_said(own)}, the student for {_said(experiment)}")
     logits = own.model.num_classes or len(data.class_names), experiment.model.num_classes or num_classes
     for what, (theirs, ours) in {
         "classes": logits,
         "image channels": (model_channels(own.model, data.channels), channels),
+        "as largest sample": (teacher.preprocessing.max_value, student.preprocessing.max_value),
         "pixels (height, width)": (teacher.preprocessing.image_size, student.preprocessing.image_size),
     }.items():
         if theirs != ours:
@@ -48,6 +52,10 @@ def open_teacher(
     if class_names is not None and data.class_names != tuple(class_names):
         raise ConfigError(f"loss.distillation.teacher={workdir} knows other classes: {_first_difference(data.class_names, class_names)}")
     return teacher
+
+
+def _said(experiment: Experiment) -> str:
+    return f"task={experiment.task.name} ({', '.join(names_of(*task_of(experiment)))})"
 
 
 def restore_teacher(experiment: Experiment, mesh: Mesh) -> Trained | None:
