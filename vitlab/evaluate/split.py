@@ -29,31 +29,37 @@ def make_eval_step(
 
     Its results have "images", the number of images without padding rows. If the weights hold an
     "average", its measures are there too, with "average_" before their names. With `seen`, "seen"
-    holds the raw weights' outputs that a report needs.
+    holds the raw weights' outputs that a report needs. They come from a program of their own, a
+    second forward pass: outputs that are also results are rounded in another way, and a report
+    would change the last digits of the metrics.
     """
 
-    def measured(weights: Weights, batch: dict[str, Array]) -> tuple[dict[str, Array], Any]:
+    def measured(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
         outputs, _ = model.run(weights, batch)
         out = evaluation.measure(outputs, batch)
-        return out if "images" in out else {"images": batch["mask"].sum(), **out}, outputs
+        return out if "images" in out else {"images": batch["mask"].sum(), **out}
 
     def eval_step(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
         batch = prepare(batch)
-        out, outputs = measured(weights, batch)
+        out = measured(weights, batch)
         if evaluation.rows:
             out["mask"] = batch["mask"]
-        if seen and evaluation.seen is not None:
-            out["seen"] = evaluation.seen(outputs, batch)
         if "average" in weights:
-            average, _ = measured(weights["average"], batch)
+            average = measured(weights["average"], batch)
             out |= {f"{AVERAGE}{name}": value for name, value in average.items() if name != "images"}
         return out
 
-    compiled = jax.jit(eval_step, out_shardings=replicated(mesh))
+    def seen_step(weights: Weights, batch: dict[str, Array]) -> Any:
+        assert evaluation.seen is not None
+        batch = prepare(batch)
+        return evaluation.seen(model.run(weights, batch)[0], batch)
+
+    compiled, compiled_seen = (jax.jit(step, out_shardings=replicated(mesh)) for step in (eval_step, seen_step))
 
     def in_mesh(weights: Weights, batch: dict[str, Array]) -> dict[str, Array]:
         with jax.set_mesh(mesh):  # kernels are partitioned over its devices
-            return compiled(weights, batch)
+            out = compiled(weights, batch)
+            return out | {"seen": compiled_seen(weights, batch)} if seen and evaluation.seen is not None else out
 
     return in_mesh
 
