@@ -15,7 +15,6 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import math
 import pathlib
 import platform
 import statistics
@@ -31,7 +30,7 @@ from pallas_kernels.dispatch import UnsupportedError
 
 MIN_REPEATS, MIN_SECONDS = 5, 0.5  # runs, and seconds of timing; both are reached
 CPU_BATCH = 4  # images, where there is no accelerator
-MAX_SCORE_BYTES = 4 * 2**30  # the definitions, which hold the scores of all pairs of tokens, are not run above it
+MAX_DEFINITION_BYTES = 4 * 2**30  # a definition, which may hold the scores of all pairs of tokens, is not run above it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +78,8 @@ def measure(op: str, name: str, dtype: str, batch: int) -> list[Line]:
 
 def _ours(op, shape, dtype: str, implementation: str, which: str) -> Callable[[], Any]:
     """One pass, compiled, with its arguments; raises UnsupportedError where it cannot run."""
-    b, *spatial, heads, _ = shape.size
-    if implementation == "reference" and (needed := 4 * b * heads * math.prod(spatial) ** 2) > MAX_SCORE_BYTES:
-        raise UnsupportedError(f"the scores of all pairs are {needed / 2**30:.0f} GiB")
+    if implementation == "reference" and (needed := shape.definition_bytes()) > MAX_DEFINITION_BYTES:
+        raise UnsupportedError(f"the definition needs {needed / 2**30:.0f} GiB")
     fn, abstract = passes(op, shape, dtype, implementation)[which]
     compiled = jax.jit(fn).lower(*abstract).compile()
     leaves, tree = jax.tree.flatten(abstract)

@@ -175,7 +175,8 @@ def passes(op, shape, dtype, implementation: str, *, fused: bool = False) -> dic
     `fused` ones take one projection.
 
     Arrays come and go with heads and channels merged, as projections give and take them: XLA lays
-    out a last axis of 32 in registers of 128 lanes, and would copy.
+    out a last axis of 32 in registers of 128 lanes, and would copy. A shape whose last axis is all
+    channels says so: it has `merged` last axes that are one.
     """
     args, dynamic, static = abstract_arguments(shape, dtype)
     trainable = {name: x for name, x in dynamic.items() if np.issubdtype(x.dtype, np.floating)}
@@ -183,17 +184,18 @@ def passes(op, shape, dtype, implementation: str, *, fused: bool = False) -> dic
     result = args[0]
     if fused:
         args = (jax.ShapeDtypeStruct((*result.shape[:-2], 3, *result.shape[-2:]), result.dtype),)
-    merged = tuple(_merged(x, 3 if fused else 2) for x in args)
+    axes = getattr(shape, "merged", 2)
+    merged = tuple(_merged(x, 3 if fused else axes) for x in args)
 
     def forward(arrays, trainable, rest):
         arrays = (x.reshape(arg.shape) for x, arg in zip(arrays, args, strict=True))
         out = op(*arrays, **trainable, **rest, **static, implementation=implementation)
-        return out.reshape(*out.shape[:-2], -1)
+        return out.reshape(_merged(out, axes).shape)
 
     def backward(arrays, trainable, rest, d_out):
         return jax.vjp(lambda arrays, trainable: forward(arrays, trainable, rest), arrays, trainable)[1](d_out)
 
-    return {"forward": (forward, (merged, trainable, rest)), "backward": (backward, (merged, trainable, rest, _merged(result, 2)))}
+    return {"forward": (forward, (merged, trainable, rest)), "backward": (backward, (merged, trainable, rest, _merged(result, axes)))}
 
 
 def _merged(x, axes: int) -> jax.ShapeDtypeStruct:

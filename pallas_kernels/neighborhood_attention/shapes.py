@@ -62,6 +62,11 @@ class Shape:
         queries = math.prod(self.size)
         return ((3 * queries + 4 * keys) if backward else (2 * queries + 2 * keys)) * jnp.dtype(dtype).itemsize
 
+    def definition_bytes(self) -> int:
+        """Memory that the definition needs: the scores of all pairs of tokens."""
+        b, *spatial, heads, _ = self.size
+        return 4 * b * heads * math.prod(spatial) ** 2
+
     def batched(self, batch: int) -> "Shape":
         """The shape with another number of images."""
         return dataclasses.replace(self, size=(batch, *self.size[1:]))

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.sharding import varying_like
+
 
 def selective_scan(
     x: Float[Array, "b groups n channels"],
@@ -25,7 +27,7 @@ def selective_scan(
         h = jnp.exp(dt[..., None] * a) * h + (dt * x)[..., None] * b[:, :, None]
         return h, (h * c[:, :, None]).sum(-1) + skip * x
 
-    h = jnp.zeros_like(tokens[0], shape=(x.shape[0], *a.shape))
+    h = varying_like(jnp.zeros((x.shape[0], *a.shape), tokens[0].dtype), x)
     return jnp.moveaxis(jax.lax.scan(step, h, tokens, reverse=reverse)[1], 0, 2).astype(x.dtype)
 
 

@@ -7,10 +7,12 @@ from jax.experimental import pallas as pl
 from pallas_kernels.tpu import LANES, SUBLANES, padded
 
 NO_STEP = -1e4  # a `dt` whose softplus is 0 in float32: the token leaves the state as it is
-ROWS = 16  # tokens that a step of a kernel's loop takes: a register of bfloat16 has sixteen rows
+PACKED = 16  # tokens of a register of bfloat16
 VMEM_MARGIN = 8 * 2**20  # for what the compiler keeps beside the arrays
+_ROWS = 64  # tokens times states of a step of a kernel's loop, which overlap
 _MAX_TILE = 512  # channels of a program
 _MAX_STATES = 2**21  # numbers of the states that the backward pass keeps, 8 MiB
+_MAX_NUMBERS = 2**19  # numbers of a chunk of x, 2 MiB
 _MAX_STATE = 64  # states of a channel; the kernels' loop over them is written out
 
 
@@ -22,6 +24,7 @@ class Layout(NamedTuple):
     channels: int
     state: int
     tile: int
+    rows: int  # tokens that a step of a kernel's loop takes
     chunk: int
 
     @classmethod
@@ -29,9 +32,11 @@ class Layout(NamedTuple):
         """The cuts of x [b, groups, n, channels]."""
         _, groups, n, channels = shape
         tile = channels if channels <= _MAX_TILE else next((t for t in range(_MAX_TILE, 0, -LANES) if channels % t == 0), channels)
-        most = max(_MAX_STATES // (state * padded(tile, LANES)) // ROWS, 1) * ROWS
-        chunks = pl.cdiv(padded(n, ROWS), most)
-        return cls(groups, n, channels, state, tile, padded(pl.cdiv(n, chunks), ROWS))
+        rows = max(_ROWS // state // PACKED, 1) * PACKED
+        most = min(_MAX_STATES // state, _MAX_NUMBERS) // padded(tile, LANES)
+        most = max(most // LANES, 1) * LANES
+        whole = padded(n, rows)
+        return cls(groups, n, channels, state, tile, rows, whole if whole <= most else padded(pl.cdiv(n, pl.cdiv(n, most)), LANES))
 
     @property
     def chunks(self) -> int:
@@ -42,12 +47,22 @@ class Layout(NamedTuple):
         return self.channels // self.tile
 
     @property
+    def lanes(self) -> int:
+        """Tokens of a chunk, padded to whole registers where they lie along the lanes."""
+        return padded(self.chunk, LANES)
+
+    @property
+    def states(self) -> int:
+        """States, padded to whole registers where they lie along the sublanes."""
+        return padded(self.state, SUBLANES)
+
+    @property
     def vmem_bytes(self) -> int:
-        """Bytes of the backward pass: five wide and four narrow arrays twice, and the states."""
-        lanes = padded(self.tile, LANES)
-        wide, narrow = self.chunk * lanes * 4, self.chunk * padded(self.state, LANES) * 4
-        states = self.state * (self.chunk + SUBLANES) * lanes * 4
-        return 2 * (5 * wide + 4 * narrow) + states + 6 * padded(self.state + 2, SUBLANES) * lanes * 4
+        """Bytes of the backward pass: five wide and four narrow arrays twice; columns; states."""
+        channels = padded(self.tile, LANES)
+        wide, narrow = self.chunk * channels * 4, self.lanes * self.states * 4
+        columns, states = 4 * self.lanes * LANES * 4, self.state * (self.chunk + 2 * SUBLANES) * channels * 4
+        return 2 * (5 * wide + 4 * narrow) + columns + states + 8 * padded(self.state + 2, SUBLANES) * channels * 4
 
     def unsupported_reason(self, vmem: int) -> str | None:
         """Why the kernels cannot run these sizes, or None."""
@@ -62,16 +77,19 @@ class Layout(NamedTuple):
     def _chunk(self, step, reverse: bool):
         return self.chunks - 1 - step if reverse else step
 
-    def tokens(self, width: int, reverse: bool) -> pl.BlockSpec:
-        """A chunk's tokens of x, or, if the width is that of the states, of b."""
-        wide = width == self.tile
-        return pl.BlockSpec(
-            (1, 1, self.chunk, width), lambda i, tile, step: (*self._place(i), self._chunk(step, reverse), tile if wide else 0)
-        )
+    def wide(self, reverse: bool) -> pl.BlockSpec:
+        """A chunk's tokens of x."""
+        return pl.BlockSpec((1, 1, self.chunk, self.tile), lambda i, tile, step: (*self._place(i), self._chunk(step, reverse), tile))
+
+    def narrow(self, reverse: bool) -> pl.BlockSpec:
+        """A chunk's tokens of b, [b, groups, states, chunks * lanes]."""
+        return pl.BlockSpec((1, 1, self.states, self.lanes), lambda i, _, step: (*self._place(i), 0, self._chunk(step, reverse)))
 
     def partial(self, reverse: bool) -> pl.BlockSpec:
-        """A chunk's gradients of b, one for each tile of channels, [tiles, b, groups, n, state]."""
-        return pl.BlockSpec((1, 1, 1, self.chunk, self.state), lambda i, tile, step: (tile, *self._place(i), self._chunk(step, reverse), 0))
+        """A chunk's gradients of b, one for each tile of channels."""
+        return pl.BlockSpec(
+            (1, 1, 1, self.states, self.lanes), lambda i, tile, step: (tile, *self._place(i), 0, self._chunk(step, reverse))
+        )
 
     def starts(self, reverse: bool) -> pl.BlockSpec:
         """The states before a chunk, [b, groups, chunks, state, channels]."""

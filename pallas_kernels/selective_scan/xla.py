@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.selective_scan.tiles import NO_STEP
+from pallas_kernels.sharding import varying_like
 from pallas_kernels.target import platform
 
 CHUNK = 64  # tokens of a chunk
@@ -65,7 +66,7 @@ def _forward(tokens: Tokens, weights: Weights, reverse: bool):
         return states[0 if reverse else -1], (h, y.astype(tokens.x.dtype))
 
     chunks = _chunked(tokens, reverse)
-    h = jnp.zeros_like(chunks.x, shape=(*chunks.x.shape[2:], weights.a.shape[-1]), dtype=_wide(tokens.x).dtype)
+    h = _zeros((*chunks.x.shape[2:], weights.a.shape[-1]), _wide(tokens.x))
     _, (starts, y) = jax.lax.scan(chunk, h, chunks, reverse=reverse)
     return _whole(y, tokens.x.shape[2], reverse), (tokens, weights, starts)
 
@@ -89,7 +90,7 @@ def _backward(reverse: bool, residuals, d_out):
             if reverse
             else jnp.concatenate((decays[1:], jnp.ones_like(decays[:1])))
         )
-        d_states = _linear_scan(after, d_read, jnp.zeros_like(h), not reverse)
+        d_states = _linear_scan(after, d_read, _zeros(h.shape, h), not reverse)
         d_rates = d_states * before * decays
         d_u = jnp.einsum("tbgcs,tbgs->tbgc", d_states, b)
         d_step = d_u * x + (d_rates * weights.a).sum(-1)
@@ -110,7 +111,7 @@ def _backward(reverse: bool, residuals, d_out):
 
     chunks = _chunked(tokens, reverse)
     d_y = _chunked(Tokens(d_out, d_out, d_out, d_out), reverse).x
-    zeros = (jnp.zeros_like(starts[0]), jax.tree.map(lambda w: jnp.zeros_like(starts, shape=w.shape), weights))
+    zeros = (_zeros(starts.shape[1:], starts), Weights(*(_zeros(w.shape, starts) for w in weights)))
     (_, d_weights), d_chunks = jax.lax.scan(chunk, zeros, (chunks, d_y, starts), reverse=not reverse)
     n = tokens.x.shape[2]
     d_tokens = Tokens(*(_whole(d, n, reverse) for d in d_chunks))
@@ -118,6 +119,11 @@ def _backward(reverse: bool, residuals, d_out):
 
 
 _scan.defvjp(_forward, _backward)
+
+
+def _zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros in the dtype of an array that differ from shard to shard as it does."""
+    return varying_like(jnp.zeros(shape, like.dtype), like)
 
 
 def _wide(array: Array) -> Array:

@@ -57,6 +57,11 @@ class Shape:
         """
         return (7 if backward else 4) * math.prod(self.size) * jnp.dtype(dtype).itemsize
 
+    def definition_bytes(self) -> int:
+        """Memory that the definition needs: the scores of all pairs of tokens."""
+        b, *spatial, heads, _ = self.size
+        return 4 * b * heads * math.prod(spatial) ** 2
+
     def batched(self, batch: int) -> "Shape":
         """The shape with another number of images."""
         return dataclasses.replace(self, size=(batch, *self.size[1:]))

@@ -17,7 +17,9 @@ from vitlab.layers.polarized import PolarizedSelfAttention
 from vitlab.layers.ulsam import Ulsam
 from vitlab.layers.union_of_experts import UnionAttention, UnionMlp
 from vitlab.mixers.bidirectional_mamba import BidirectionalMamba
+from vitlab.mixers.mamba2 import Mamba2
 from vitlab.mixers.ss2d import SS2D
+from vitlab.mixers.vision_rwkv import ChannelMix, SpatialMix
 from vitlab.weights.load import load_weights
 from vitlab.weights.save import to_foreign
 
@@ -83,6 +85,18 @@ def vim(kwargs):
     return BidirectionalMamba(kwargs["d_model"], **state_space(kwargs, average=kwargs.get("if_divide_out", False)))
 
 
+def mamba2(kwargs):
+    options = {"head_dim": kwargs.get("headdim", 128), "groups": kwargs.get("ngroups", 1), "orders": "rows"}
+    return Mamba2(kwargs["d_model"], **state_space(kwargs, **options))
+
+
+def vrwkv(kwargs):
+    options = {"layer": kwargs["layer_id"], "num_layers": kwargs["n_layer"], "key_norm": kwargs.get("key_norm", False), "rngs": RNGS}
+    if "hidden_rate" in kwargs:
+        return ChannelMix(kwargs["n_embd"], hidden=kwargs["hidden_rate"] * kwargs["n_embd"], dtype=jnp.float32, **options)
+    return SpatialMix(kwargs["n_embd"], **options)
+
+
 # Beginning of a recording's name -> the module by the arguments of the authors' constructor.
 MODULES = {
     "ulsam": lambda kwargs: Ulsam(kwargs["nin"], num_splits=kwargs["num_splits"], rngs=RNGS),
@@ -96,6 +110,8 @@ MODULES = {
     "uoe_mlp": union_mlp,
     "op_ss2d": ss2d,
     "op_vim": vim,
+    "op_mamba2": mamba2,
+    "op_vrwkv": vrwkv,
 }
 UNUSED = ("kv_norm.", "layer_norm.", "switch_gate.s_gate.", "linear3.")  # parameters that the authors' modules do not use
 

@@ -1,6 +1,7 @@
-"""Networks of state-space models against short transcriptions of the authors' code, in numpy.
+"""Networks of state-space models, and Vision-RWKV, against transcriptions in numpy.
 
-No recording of a whole network exists; those of the blocks are tests/goldens/op_*.npz.
+The transcriptions are short and follow the authors' code. No recording of a whole network exists;
+those of the blocks are tests/goldens/op_*.npz.
 """
 
 import math
@@ -11,6 +12,8 @@ import numpy as np
 from flax import nnx
 
 from tests.goldens import golden
+from vitlab.layers.ssd import ssd
+from vitlab.layers.wkv import bidirectional_wkv
 from vitlab.models.registry import abstract_model
 from vitlab.weights.load import load_weights
 from vitlab.weights.save import to_foreign
@@ -184,3 +187,87 @@ def test_vmamba_is_the_authors_network():
     images = golden.image(2, 22, 30).transpose(0, 2, 3, 1).astype(np.float64)
     ours = logits_of("vmamba_tiny_s1l8", tensors, images, dim=8, depths=(1, 1), ratio=2.0, mlp_ratio=2.0)
     same(ours, np.stack([vmamba_by_hand(tensors, image) for image in images]))
+
+
+def rwkv_shapes(d, layers):
+    shapes = {"pos_embed": (1, 6, d), "patch_embed.projection.weight": (d, 3, 4, 4), "patch_embed.projection.bias": (d,)}
+    shapes |= {"ln1.weight": (d,), "ln1.bias": (d,), "head.fc.weight": (5, d), "head.fc.bias": (5,)}
+    for i in range(layers):
+        norms = ["ln1", "ln2", "ln0"][: 2 + (i == 0)]
+        parts = {f"{name}.{leaf}": (d,) for name in [*norms, "att.key_norm"] for leaf in ("weight", "bias")}
+        parts |= {f"att.{name}.weight": (d, d) for name in ("key", "value", "receptance", "output")}
+        parts |= {f"att.spatial_mix_{name}": (1, 1, d) for name in "kvr"} | {f"ffn.spatial_mix_{name}": (1, 1, d) for name in "kr"}
+        parts |= {"att.spatial_decay": (d,), "att.spatial_first": (d,), "gamma1": (d,), "gamma2": (d,)}
+        parts |= {"ffn.key_norm.weight": (2 * d,), "ffn.key_norm.bias": (2 * d,), "ffn.key.weight": (2 * d, d)}
+        parts |= {"ffn.receptance.weight": (d, d), "ffn.value.weight": (d, 2 * d)}
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+def shifted(x):
+    """Moves quarters of the channels of a map [h, w, c] to the right, left, down and up."""
+    out, q = np.zeros_like(x), x.shape[-1] // 4
+    out[:, 1:, :q], out[:, :-1, q : 2 * q] = x[:, :-1, :q], x[:, 1:, q : 2 * q]
+    out[1:, :, 2 * q : 3 * q], out[:-1, :, 3 * q :] = x[:-1, :, 2 * q : 3 * q], x[1:, :, 3 * q :]
+    return out
+
+
+def rwkv_block(x, s, n):
+    """Runs a block whose norms follow its branches, on a map [h, w, c]."""
+
+    def mixed(x, name):
+        share = s[f"{n}.{name}"][0, 0]
+        return x * share + shifted(x) * (1 - share)
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    k, v, r = (
+        mixed(x, f"att.spatial_mix_{a}") @ s[f"{n}.att.{b}.weight"].T for a, b in zip("kvr", ("key", "value", "receptance"), strict=True)
+    )
+    flat = (-1, x.shape[-1])
+    k, v = k.reshape(flat), v.reshape(flat)
+    count = len(k)
+    distance = np.abs(np.arange(count)[:, None] - np.arange(count))[..., None]
+    logits = -(distance - 1) * s[f"{n}.att.spatial_decay"] / count + k
+    weights = np.exp(np.where(distance == 0, s[f"{n}.att.spatial_first"] / count + k, logits))
+    y = norm((weights * v).sum(1) / weights.sum(1), s, f"{n}.att.key_norm").reshape(x.shape)
+    x = x + s[f"{n}.gamma1"] * norm((sigmoid(r) * y) @ s[f"{n}.att.output.weight"].T, s, f"{n}.ln1")
+    hidden = norm(np.maximum(mixed(x, "ffn.spatial_mix_k") @ s[f"{n}.ffn.key.weight"].T, 0) ** 2, s, f"{n}.ffn.key_norm")
+    gate = sigmoid(mixed(x, "ffn.spatial_mix_r") @ s[f"{n}.ffn.receptance.weight"].T)
+    return x + s[f"{n}.gamma2"] * norm(gate * (hidden @ s[f"{n}.ffn.value.weight"].T), s, f"{n}.ln2")
+
+
+def rwkv_by_hand(s, images):
+    out = []
+    for x in patches(images, s["patch_embed.projection.weight"], s["patch_embed.projection.bias"]):
+        x = norm(x + s["pos_embed"].reshape(x.shape), s, "layers.0.ln0")
+        x = rwkv_block(rwkv_block(x, s, "layers.0"), s, "layers.1")
+        out.append(norm(x, s, "ln1").mean((0, 1)) @ s["head.fc.weight"].T + s["head.fc.bias"])
+    return np.stack(out)
+
+
+def test_vision_rwkv_is_the_authors_network():
+    tensors = filled(rwkv_shapes(8, 2))
+    images = golden.image(2, 8, 12).transpose(0, 2, 3, 1).astype(np.float64)
+    ours = logits_of("vrwkv_small", tensors, images, dim=8, depth=2, patch_size=4, key_norm=True, hidden_ratio=2)
+    same(ours, rwkv_by_hand(tensors, images))
+
+
+def test_vision_rwkv_s_weights_never_overflow():
+    key = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9, 3)) * 1e4, jnp.float32)
+    out, grad = jax.value_and_grad(lambda key: bidirectional_wkv(key, jnp.ones_like(key), jnp.full(3, 1e3), jnp.ones(3)).sum())(key)
+    np.testing.assert_allclose(out, key.size, rtol=1e-6)
+    assert np.isfinite(grad).all()
+
+
+def test_mamba2_s_products_are_the_recurrence():
+    rng = np.random.default_rng(0)
+    x, decay = rng.standard_normal((1, 70, 2, 3)), -np.exp(rng.standard_normal((1, 70, 2)))
+    b, c = rng.standard_normal((2, 1, 70, 1, 4))
+    h, out = np.zeros((2, 4, 3)), np.zeros(x.shape)
+    for t in range(70):
+        h = np.exp(decay[0, t])[:, None, None] * h + b[0, t, 0][:, None] * x[0, t][:, None]
+        out[0, t] = np.einsum("s,hsp->hp", c[0, t, 0], h)
+    ours = jax.jit(ssd)(*(jnp.asarray(v, jnp.float32) for v in (x, decay, b, c)))
+    same(ours, out)

@@ -234,6 +234,10 @@ RULES = {
         variants=("vmamba_tiny_s1l8",), source="pos_embed, of which it has none; A_logs and Ds are marked, dt_projs_bias is a bias",
         kept=r".*/scan/(a_log|skip|dt_bias)$", embeds="stages/0/downsample/", blocks=STAGED, after="(norm|head)/",
     ),
+    "vrwkv": Rules(
+        variants=("vrwkv_small",), source="paramwise_cfg of imagenet_bs1024_adamw_swin.py, whose tables it has not", kept="pos_embed$",
+        embeds="(patch_embed/|pos_embed$)", blocks=r"blocks/(\d+)/", after="(norm|head)/",
+    ),
 }  # fmt: skip
 FIELDS = {"deit_tiny_distilled_patch16": {"num_registers": 2}}
 CASES = [(name, variant) for name, rules in RULES.items() for variant in rules.variants]

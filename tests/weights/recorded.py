@@ -83,6 +83,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "vim_": {"embed_dim": "dim", "depth": "depth", "d_state": "state_dim"},
     "vmamba_": {"dims": "dim", "depths": "depths", "ssm_ratio": "ratio", "ssm_d_state": "state_dim", "mlp_ratio": "mlp_ratio"},
+    "vrwkv_": {
+        "embed_dims": "dim",
+        "depth": "depth",
+        "post_norm": "post_norm",
+        "key_norm": "key_norm",
+        "hidden_rate": "hidden_ratio",
+    },
     "vit_": {"depth": "depth", "patch_size": "patch_size"},
     "deit_": {"depth": "depth"},
 }

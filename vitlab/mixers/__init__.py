@@ -28,6 +28,7 @@ from vitlab.mixers.inline import InLineAttention
 from vitlab.mixers.large_kernel import LargeKernelAttention
 from vitlab.mixers.light_attention import LightAttention
 from vitlab.mixers.long_short import LongShortAttention
+from vitlab.mixers.mamba2 import Mamba2
 from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
 from vitlab.mixers.neighborhood import NeighborhoodAttention
@@ -40,6 +41,7 @@ from vitlab.mixers.spatial_reduction import SpatialReductionAttention
 from vitlab.mixers.spectral import SpectralGating
 from vitlab.mixers.ss2d import SS2D
 from vitlab.mixers.super_token import SuperTokenAttention
+from vitlab.mixers.vision_rwkv import SpatialMix
 from vitlab.mixers.window_attention import WindowAttention
 
 __all__ = ["MIXERS", "mixer_of"]
@@ -75,9 +77,11 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "gated_conv": GatedConv,
     "light": LightAttention,
     "long_short": LongShortAttention,
+    "mamba2": Mamba2,
     "multi_axis": MultiAxisAttention,
     "multi_head_conv": MultiHeadConv,
     "vim": BidirectionalMamba,
+    "vision_rwkv": SpatialMix,
     "window": WindowAttention,
 }
 

@@ -90,7 +90,8 @@ class Vim(VisionModel[VimConfig]):
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         stride, dim, depth = self.config.patch_size, self.config.dim, self.config.depth
-        return tuple(FeatureInfo(stride=stride, dim=dim, normalised=i == depth) for i in quarters(depth))
+        # RMSNorm does not take the mean away.
+        return tuple(FeatureInfo(stride=stride, dim=dim, normalised=False) for _ in quarters(depth))
 
     def features(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         """The patches' maps after a quarter, half, three quarters and all of the blocks; the last
