@@ -96,30 +96,36 @@ def attention_values(*, interpret: bool, small: bool) -> Iterator[Task]:
         package, shapes = (importlib.import_module(f"pallas_kernels.{op}{part}") for part in ("", ".shapes"))
         models = {} if small else {name: shape.downsized() for name, shape in shapes.MODELS.items()}
         nasty = list(shapes.NASTY.items())
-        for name, shape in [*models.items(), *(nasty[:2] if small else nasty)]:
+        for name, shape in [*models.items(), *(nasty[1:3] if small else nasty)]:
             for system in (name for name in package.IMPLEMENTATIONS if name != "reference"):
                 for dtype in ("bfloat16",) if interpret else ("bfloat16", "float32"):
-
-                    def run(_: float, op=op, package=package, shape=shape, system=system, dtype=dtype):
-                        arrays, options = shape.arguments(dtype)
-                        bias, rest = options.pop("bias", None), options
-                        call = getattr(package, op)
-                        if interpret and system.startswith("pallas"):
-                            fn, canonical = package.IMPLEMENTATIONS[system].fn, package.canonical
-                            if reason := package.IMPLEMENTATIONS[system].unsupported_reason(
-                                *arrays, **canonical(*arrays, bias=bias, **rest), interpret=True
-                            ):
-                                raise UnsupportedError(reason)
-                            ours = lambda *a, bias=None: fn(*a, **canonical(*a, bias=bias, **rest), interpret=True)  # noqa: E731
-                        else:
-                            ours = lambda *a, bias=None: call(*a, bias=bias, **rest, implementation=system)  # noqa: E731
-                        formula = lambda *a, bias=None: call(*a, bias=bias, **rest, implementation="reference")  # noqa: E731
-                        if bias is None:
-                            return _compared(ours, formula, arrays, TOLERANCE[dtype])
-                        ours, formula = (functools.partial(_with_bias, fn) for fn in (ours, formula))
-                        return _compared(ours, formula, (*arrays, bias), TOLERANCE[dtype])
-
+                    run = functools.partial(_attention_values, op=op, shape=shape, system=system, dtype=dtype, interpret=interpret)
                     yield Task(what="values", name=f"{op} {name}", system=system, dtype=dtype, run=run)
+
+
+def _attention_values(_: float, *, op: str, shape: Any, system: str, dtype: str, interpret: bool) -> tuple[None, float, str]:
+    package = importlib.import_module(f"pallas_kernels.{op}")
+    arrays, options = shape.arguments(dtype)
+    bias = options.pop("bias", None)
+    wide = {key: _wide(x) if isinstance(x, jax.Array) and x.dtype == dtype else x for key, x in options.items()}
+    if interpret and system.startswith("pallas"):
+        ours = functools.partial(_interpreted, package, system, **options)
+    else:
+        ours = functools.partial(getattr(package, op), **options, implementation=system)
+    formula = functools.partial(getattr(package, op), **wide, implementation="reference")
+    if bias is None:
+        return _compared(ours, formula, arrays, TOLERANCE[dtype])
+    ours, formula = (functools.partial(_with_bias, fn) for fn in (ours, formula))
+    return _compared(ours, formula, (*arrays, bias), TOLERANCE[dtype])
+
+
+def _interpreted(package: Any, system: str, *arrays: Any, **options: Any) -> Any:
+    """An implementation in the interpreter of kernels, which dispatch never chooses."""
+    chosen, options = package.IMPLEMENTATIONS[system], package.canonical(*arrays, **options)
+    if reason := chosen.unsupported_reason(*arrays, **options, interpret=True):
+        raise UnsupportedError(reason)
+    out = chosen.fn(*arrays, **options, interpret=True)
+    return out[0] if isinstance(out, tuple) else out  # without the logarithms of sums
 
 
 def _with_bias(fn: Callable[..., Any], *arrays: Any) -> Any:
