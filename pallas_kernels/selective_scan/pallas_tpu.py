@@ -274,15 +274,16 @@ def backward_kernel(
 
 def _keep_states(layout: Layout, chunk, refs, start_ref, b_columns, carry_ref, states_ref, reverse: bool) -> None:
     """Computes the states of a chunk once more."""
+    x_ref, dt_ref, group_ref = refs
     for i in range(layout.state):
         carry_ref[i] = jnp.broadcast_to(start_ref[0, 0, 0, i : i + 1], carry_ref.shape[1:])
 
     def again(row) -> None:
-        eights = _read(layout, chunk, row, *refs, reverse)
+        eights = _read(layout, chunk, row, x_ref, dt_ref, group_ref, reverse)
         b = b_columns[pl.ds(row, layout.rows)]
         inputs = [eight.x * eight.step for eight in eights]
         for i in range(layout.state):
-            rate, carry = refs[2][0, i : i + 1] * LOG2E, carry_ref[i]
+            rate, carry = group_ref[0, i : i + 1] * LOG2E, carry_ref[i]
             for k, part in enumerate(_eights(layout, reverse)):
                 h, carry = _states(eights[k], rate, inputs[k] * b[part, i : i + 1], carry, reverse)
                 states_ref[i, pl.ds(pl.multiple_of(row + part.start, SUBLANES), SUBLANES)] = h

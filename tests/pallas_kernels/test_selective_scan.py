@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -124,7 +125,8 @@ def test_extreme_steps_give_finite_values_and_gradients(platform):
         ({"implementation": "scan"}, "is not one of"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_rule(change, rule):
+def test_what_does_not_fit_is_refused_with_the_rule(change, rule, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no check of shapes before ours
     arrays, options = NASTY["sixty_five_tokens"].arguments()
     arguments = {**dict(zip(("x", "dt", "a", "b", "c"), arrays, strict=True)), **options, **change}
     with pytest.raises(ValueError, match=rule):

@@ -1,6 +1,8 @@
 """Depthwise convolution along a sequence that sees no later token."""
 
+import functools
 import math
+import operator
 
 import jax.numpy as jnp
 from flax import nnx
@@ -30,5 +32,5 @@ class CausalConv(nnx.Module):
             kernel = kernel[::-1]
         ends = (0, size - 1) if reverse else (size - 1, 0)
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), ends, (0, 0)))
-        out = sum(padded[:, i : i + n] * kernel[i, 0] for i in range(size))
+        out = functools.reduce(operator.add, (padded[:, i : i + n] * kernel[i, 0] for i in range(size)))
         return out if self.bias is None else out + self.bias[...].astype(self.dtype)

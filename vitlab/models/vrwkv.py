@@ -55,7 +55,7 @@ _SOURCE = "github.com/OpenGVLab/Vision-RWKV README"
 PUBLISHED = {
     "vrwkv_tiny": Published(params_m=6.2, top1=75.1, source=_SOURCE),
     "vrwkv_small": Published(params_m=23.8, gmacs=4.6, top1=80.1, source=_SOURCE),
-    "vrwkv_base": Published(params_m=93.7, gmacs=18.2, top1=82.0, source=_SOURCE),
+    "vrwkv_base": Published(gmacs=18.2, top1=82.0, source=f"{_SOURCE}, with 93.7 M parameters; the code has 93.65"),
     "vrwkv_large_384": Published(
         gmacs=189.5, top1=86.0, source=f"{_SOURCE}, after ImageNet-22k, with 334.9 M parameters; the code has 330.1"
     ),
