@@ -91,34 +91,38 @@ def new_rows(recipe: str, blocks: int | None) -> list[dict[str, object]]:
     jax.config.update("jax_platforms", "cpu")  # a device that is here is left alone
     experiment, topology = named(recipe), Topology.of("v5e:1x1")
     data = Data.of(experiment)
-    model, _ = build(experiment, num_classes=data.num_classes, channels=data.channels)
-    with scopes() as whole:
-        macs = as_trained(model, experiment.optimizer).count_training_macs()
     compiled = experiment if blocks is None else shortened(experiment, blocks)
-    with scopes() as parts, scheduled() as schedules:
+    parameters, macs, whole = traced(experiment, data)
+    fewer_parameters, _, fewer = traced(compiled, data)
+    if len(fewer) != len(whole):
+        raise SystemExit(f"{recipe}: with fewer blocks the trunk has other stages; count it with --whole")
+    with scopes(), scheduled() as schedules:
         program = compile_program(compiled, data, topology)
         assert program.compiled, "it does not fit into the memory"
         operations = profile(program.compiled.as_text() or "", topology.device, schedules)
-    assert len(parts) == len(whole), f"{recipe}: with fewer blocks the trunk has other stages; count it whole"
-    share = parameters(model.shapes["params"]) / parameters(program.state["params"])
     found: Counts = collections.defaultdict(lambda: [0.0, 0.0])
     for each in operations:
-        stage = STAGE.search(each.op_name)
-        times = whole[int(stage[1])] / parts[int(stage[1])] if stage else share if each.part == "optimizer" else 1
+        times = parameters / fewer_parameters if each.part == "optimizer" else 1.0
+        if found_stage := STAGE.search(each.op_name):
+            stage = int(found_stage[1]) % len(whole)  # the step is traced more than once
+            times = whole[stage] / fewer[stage]
         own = found[each.part, each.direction]
         own[0] += times * each.milliseconds
         own[1] += times * each.milliseconds if each.kind == "kernel" else 0.0
     found["limit", ""] = [2000 * macs * IMAGES / (topology.device.flops_per_second or 1), 0.0]
-    about = {"recipe": recipe, "model": experiment.model.name, "counted": "whole" if parts == whole else "blocks"}
+    about = {"recipe": recipe, "model": experiment.model.name, "counted": "whole" if fewer == whole else "blocks"}
     return [
         {**about, "part": part, "direction": direction, "ms": round(ms, 4), "kernel_ms": round(kernels, 4)}
         for (part, direction), (ms, kernels) in sorted(found.items(), key=lambda item: -item[1][0])
     ]
 
 
-def parameters(tree: object) -> int:
-    """Numbers in a tree of arrays."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+def traced(experiment: Experiment, data: Data) -> tuple[int, int, list[int]]:
+    """Parameters, multiply-accumulates of training on an image, and blocks of each stage."""
+    model, _ = build(experiment, num_classes=data.num_classes, channels=data.channels)
+    with scopes() as lengths:
+        macs = as_trained(model, experiment.optimizer).count_training_macs()
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(model.shapes["params"])), macs, lengths
 
 
 def append(path: pathlib.Path, found: list[dict[str, object]]) -> None:
