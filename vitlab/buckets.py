@@ -58,7 +58,7 @@ class Patience:
     longest: float = 20.0  # seconds of the longest pause
 
 
-ONCE = Patience(seconds=0.0, attempt=10.0)
+ONCE = Patience(seconds=0.0, attempt=30.0)
 PATIENT = Patience(seconds=300.0, attempt=60.0)
 
 
@@ -268,7 +268,7 @@ class Lines:
         self._data = bytearray(data[: data.rfind(b"\n") + 1] if text is None else text.encode())
         self._written = len(data) if bytes(self._data) == data else -1  # bytes of the object
         if text is not None:
-            self.sync()
+            self.sync(PATIENT)
         self._background = _Background(str(path), self.sync, lambda: _pause(len(self._data)))
 
     def __enter__(self) -> "Lines":
@@ -288,8 +288,8 @@ class Lines:
     def flush(self) -> None:
         """Does nothing: the background writes."""
 
-    def sync(self) -> None:
-        """Writes what is not yet in the bucket.
+    def sync(self, patience: Patience | None = None) -> None:
+        """Writes what is not yet in the bucket; without patience, in one attempt.
 
         Raises:
           OSError: It cannot be reached, or another process has written the list.
@@ -298,7 +298,7 @@ class Lines:
             data = bytes(self._data)
             if len(data) != self._written:
                 try:
-                    self._version = replace(self._path, data, self._version, ONCE)
+                    self._version = replace(self._path, data, self._version, patience or ONCE)
                 except FileExistsError as error:
                     raise OSError(errno.ESTALE, "another process writes it", str(self._path)) from error
                 self._written = len(data)
