@@ -1,5 +1,6 @@
 """Runs the blocks of a stage: one by one or as a compiled loop, rematerialised or not."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -32,12 +33,14 @@ def run_blocks(
     a loop: the same numbers, less time to compile, and a copy of the blocks' parameters in memory
     while a step runs.
 
+    A block with an attribute `plugin` (`vitlab.layers.plug_ins`) hands its map to that module.
+
     Under a mesh with an axis `fsdp`, results stay split over the batch as the images are, so that
     the compiler gathers parameters and not activations.
     """
 
     def call(block: Callable[..., T], x: T, rngs: nnx.Rngs | None) -> T:
-        return block(x, train=train, rngs=rngs, **options)
+        return _plugged(block, block(x, train=train, rngs=rngs, **options), train=train)
 
     def run(block: Callable[..., T], x: T, rngs: nnx.Rngs | None) -> T:
         return _split_over_batch((call if remat == "none" else nnx.remat(call, policy=_POLICIES[remat]))(block, x, rngs))
@@ -49,6 +52,26 @@ def run_blocks(
         else:
             x = _loop(run, groups, x, rngs)
     return x
+
+
+def takes_train(module: Any) -> bool:
+    """Whether a mixer or plug-in is to be told if it is in training, as those with a batch norm
+    are.
+    """
+    return "train" in inspect.signature(type(module).__call__).parameters
+
+
+def _plugged(block: Any, x: Any, *, train: bool) -> Any:
+    """What the block's plug-in makes of its map; the map itself where there is none.
+
+    Of a tuple the map is the first entry.
+    """
+    plugin = getattr(block, "plugin", None)
+    if plugin is None:
+        return x
+    if isinstance(x, tuple):
+        return _plugged(block, x[0], train=train), *x[1:]
+    return plugin(x, train=train) if takes_train(plugin) else plugin(x)
 
 
 def _alike(blocks: Sequence[Any]) -> Iterator[list[Sequence[Any]]]:

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitlab.bounds import Side
 from vitlab.layers.initial import full
 from vitlab.layers.linear import Linear
 from vitlab.layers.widths import check_widths
@@ -39,3 +40,18 @@ class CrissCrossAttention(nnx.Module):
         weights = jax.nn.softmax(jnp.concatenate((column, row), -1)).astype(value.dtype)
         found = jnp.einsum("bhwg,bgwc->bhwc", weights[..., :h], value) + jnp.einsum("bhwv,bhvc->bhwc", weights[..., h:], value)
         return x + self.gamma[...].astype(x.dtype).reshape(1, 1, 1, 1) * found
+
+
+class RecurrentCrissCross(nnx.Module):
+    """Criss-cross attention several times in a row with the same weights (RCCA, section 3.3): after
+    two loops a position has seen the whole map.
+    """
+
+    def __init__(self, dim: int, *, num_loops: Side = 2, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.num_loops = num_loops
+        self.cca = CrissCrossAttention(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        for _ in range(self.num_loops):
+            x = self.cca(x)
+        return x

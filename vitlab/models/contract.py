@@ -1,14 +1,15 @@
 """The contract of the zoo: the fields that every config has, and the methods that every model has.
 
 Each method is abstract or final: a family implements `features`, `pool` and `feature_info`, and overrides nothing else but
-`head_logits`, which a family with several heads, or with a shorter way to its logits than through its maps, has for itself.
+`head_logits`, which a family with several heads, or with a shorter way to its logits than through its maps, has for itself, and
+`training_outputs`, where its authors' loss has more than the loss of its logits.
 """
 
 import abc
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, final
 
 import jax.numpy as jnp
@@ -18,9 +19,12 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, CountOrZero, Rate, check_bounds, hints_of
 from vitlab.config import typed
+from vitlab.config.arguments import checked_arguments
 from vitlab.layers.blocks import Remat
+from vitlab.layers.plug_ins import PLUG_INS, plug_in_of
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.training import Training
 
 if TYPE_CHECKING:
     ImageSize = tuple[int, int]  # form that a config holds
@@ -41,10 +45,14 @@ class VisionConfig:
     remat: Remat = "none"  # part of each block that the backward pass recomputes
     scan_blocks: bool = False  # whether blocks in a row that are alike are compiled once, as a loop
     preprocessing: Preprocessing = Preprocessing()
+    plugin: str | None = None  # module after each block: a key of `vitlab.layers.plug_ins.PLUG_INS`, or the user's own; None: none
+    plugin_stages: tuple[CountOrZero, ...] = ()  # stages, counted from 0, whose blocks get it; (): all
+    plugin_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # further arguments of its constructor
 
     def __post_init__(self) -> None:
         for name in hints_of(type(self)):
             object.__setattr__(self, name, self.checked_field(name, getattr(self, name)))
+        self._check_plugin()
         self.check_size(*self.image_size)
 
     @final
@@ -61,6 +69,15 @@ class VisionConfig:
         value = typed(value, plain, (name,))
         check_bounds(name, value, bounded)
         return value
+
+    def _check_plugin(self) -> None:
+        if self.plugin is None:
+            if self.plugin_stages or self.plugin_fields:
+                raise ValueError(f"plugin_stages={self.plugin_stages}, plugin_fields={self.plugin_fields}: plugin must name the module")
+            return
+        make, known = plug_in_of(self.plugin), self.plugin in PLUG_INS
+        fields = checked_arguments(("plugin_fields",), f'plugin "{self.plugin}"', make, self.plugin_fields, known_types=known)
+        object.__setattr__(self, "plugin_fields", fields)
 
     @property
     def size_multiple(self) -> int:
@@ -146,6 +163,13 @@ class VisionModel(nnx.Module, Generic[Config]):
         """
         x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
         return (x if self.head is None else self.head(x),)
+
+    def training_outputs(self, images: Images, *, rngs: nnx.Rngs | None) -> Training:
+        """Logits of each head in training, and what else the authors' loss is made of.
+
+        Arguments and errors are those of `features`.
+        """
+        return Training(heads=self.head_logits(images, train=True, rngs=rngs))
 
     @final
     def __call__(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:

@@ -6,7 +6,6 @@ everything else equal.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,10 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitlab.bounds import Count, Depth, Rate, Ratio, Side, check_bounds, hints_of
-from vitlab.config import near_misses, typed
+from vitlab.bounds import Count, Depth, Rate, Ratio, Side
+from vitlab.config.arguments import checked_arguments
 from vitlab.config.references import short_name
 from vitlab.layers import Conv, ConvMlp, DropPath, LayerNorm, LayerScale, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
+from vitlab.layers.blocks import takes_train
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers import MIXERS, mixer_of
 from vitlab.models.contract import Images, VisionConfig, VisionModel
@@ -60,24 +60,9 @@ class MetaFormerConfig(VisionConfig):
 
 
 def _arguments(mixer: str, constructor: Callable[..., nnx.Module], given: Any) -> dict[str, Any]:
-    """Checks further arguments of a mixer's constructor by name.
-
-    Arguments of the zoo's mixers are also checked by type and bounds.
-    """
-    if not isinstance(given, Mapping):
-        raise ValueError(f"mixer_fields: {mixer}={given!r} must be a group of arguments")
-    # An nnx class itself has its metaclass's signature, which accepts anything.
-    parameters = inspect.signature(constructor.__init__ if isinstance(constructor, type) else constructor).parameters
-    known = parameters.keys() - {"self", "dim", "num_heads", "dtype", "rngs"}
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints, out = hints_of(constructor.__init__) if constructor in MIXERS.values() else {}, dict(given)
-    for name in given:
-        if name not in known and not takes_any:
-            raise ValueError(f'mixer_fields: mixer "{mixer}" has no argument "{name}": {near_misses(name, known)}')
-        if name in hints:
-            out[name] = typed(given[name], hints[name][0], ("mixer_fields", mixer, name))
-            check_bounds(f"mixer_fields.{mixer}.{name}", out[name], hints[name][1])
-    return out
+    """Checks further arguments of a mixer's constructor."""
+    known = constructor in MIXERS.values()
+    return checked_arguments(("mixer_fields", mixer), f'mixer "{mixer}"', constructor, given, known_types=known)
 
 
 # Depths and widths are PoolFormer's, arXiv:2111.11418 table 1; nano is for the experiments on a
@@ -99,7 +84,7 @@ class Block(nnx.Module):
         self.pre = config.norm_placement == "pre"
         self.norm1 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
         self.mixer = mixer_of(name)(dim, num_heads=config.num_heads[stage], dtype=dtype, rngs=rngs, **fields)
-        self.mixer_trains = "train" in inspect.signature(type(self.mixer).__call__).parameters  # such mixers have a batch norm
+        self.mixer_trains = takes_train(self.mixer)
         self.norm2 = LayerNorm(dim, eps=EPS, dtype=dtype, rngs=rngs)
         mlp = ConvMlp if config.mlp == "conv" else Mlp
         self.mlp = mlp(dim, mlp_dim=int(dim * config.mlp_ratio), dtype=dtype, rngs=rngs)

@@ -19,6 +19,7 @@ from vitlab.layers.initial import InitRngs
 from vitlab.layers.roles import Layers
 from vitlab.models.contract import VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
+from vitlab.models.plug_in import plug_in
 from vitlab.models.preprocessing import Preprocessing
 
 __all__ = [
@@ -192,7 +193,11 @@ def create_model(
     }
     fields = {k: v for k, v in given.items() if v is not None} | family_fields
     config = model_config(name, in_channels=in_channels, **fields)
-    return family_of(name).model(config, rngs=InitRngs(0) if rngs is None else rngs)
+    rngs = InitRngs(0) if rngs is None else rngs
+    model = family_of(name).model(config, rngs=rngs)
+    if config.plugin is not None:
+        plug_in(model, rngs=rngs)
+    return model
 
 
 def _name_of(dtype: DTypeLike) -> str:

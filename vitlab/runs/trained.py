@@ -112,7 +112,7 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
             **(config.fields if config.name == name else {}),
         )
         report = load_weights(model, path, strict=head)
-    if report.missing or report.mismatched or report.nonfinite:
+    if report.missing or report.mismatched or report.nonfinite or report.new_plugin:
         raise ConfigError(f"{path} does not fit {name}: {report}")
     if report.unexpected:
         logger.warning("not used, since only features are wanted: %s", ", ".join(report.unexpected[:10]))

@@ -180,8 +180,8 @@ def load_start(model: FunctionalModel, weights: Weights, source: str) -> Weights
         ) from error
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"model.weights: {error}") from error
-    if report.new_head:
-        logger.warning("begins anew, since the checkpoint has none that fits: %s", "; ".join(report.new_head))
+    if anew := (*report.new_head, *report.new_plugin):
+        logger.warning("begins anew, since the checkpoint has none that fits: %s", "; ".join(anew))
     return functional(module)[1]
 
 

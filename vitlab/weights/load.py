@@ -40,7 +40,7 @@ def load_weights(
 
     Prefixes that wrappers put before names (`module.`, `_orig_mod.`, `model.`, `backbone.`) are found and removed. Position
     embeddings, relative position tables and spectral filters of another grid are resampled to the model's; a table of another
-    `in_channels` or `num_classes` is a mismatch.
+    `in_channels` or `num_classes` is a mismatch. Plug-ins (`vitlab.layers.plug_ins`) stay as initialised if the checkpoint has none.
 
     Args:
       model: From `create_model`.
@@ -97,6 +97,7 @@ def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[Loa
     zeros = _zeros(naming.name_map.zeros, targets, placed)
     new |= {name: jnp.zeros(targets[name].shape) for name in zeros}
     absent = [name for name in targets if name not in placed and name not in zeros]
+    plugs = [] if any(_in_plugin(name) for name in placed) else [name for name in absent if _in_plugin(name)]
     anew = [name for name in (*absent, *reasons) if head != "load" and _in_head(name)]
     report = LoadReport(
         source=checkpoint.origin + f"#{checkpoint.entry}" * bool(checkpoint.entry),
@@ -107,11 +108,12 @@ def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[Loa
         zeros=tuple(zeros),
         resampled=tuple(rules),
         rules=rules,
-        missing=tuple(name for name in absent if name not in anew),
+        missing=tuple(name for name in absent if name not in anew and name not in plugs),
         unexpected=tuple(unexpected),
         mismatched=tuple(f"{name}: {why}" for name, why in reasons.items() if name not in anew),
         nonfinite=tuple(name for name, value in new.items() if not np.isfinite(np.asarray(value)).all()),
         new_head=tuple(anew),
+        new_plugin=tuple(plugs),
         ignored=tuple(ignored),
     )
     return report, new
@@ -167,6 +169,10 @@ def _values(
 
 def _in_head(name: str) -> bool:
     return name.startswith(_HEADS)
+
+
+def _in_plugin(name: str) -> bool:
+    return ".plugin." in name
 
 
 def _value(name: str, found: list[tuple[str, tuple[Layout, ...]]], checkpoint: Checkpoint, target: Any) -> tuple[jax.Array, str]:

@@ -23,6 +23,7 @@ class LoadReport:
     mismatched: tuple[str, ...] = ()  # "name: reason"; left as initialised
     nonfinite: tuple[str, ...] = ()  # loaded or resampled tensors with NaN or infinity
     new_head: tuple[str, ...] = ()  # left as initialised, as was asked for
+    new_plugin: tuple[str, ...] = ()  # plug-ins, which the checkpoint's network does not have; left as initialised
     ignored: tuple[str, ...] = ()  # buffers that follow from the architecture, and the tensors of a head that begins anew
 
     @property
@@ -31,7 +32,7 @@ class LoadReport:
         return (*self.missing, *self.unexpected, *self.mismatched, *(f"{name}: not finite" for name in self.nonfinite))
 
     def __str__(self) -> str:
-        kinds = ("loaded", "resampled", "zeros", "missing", "unexpected", "mismatched", "nonfinite", "new_head", "ignored")
+        kinds = ("loaded", "resampled", "zeros", "missing", "unexpected", "mismatched", "nonfinite", "new_head", "new_plugin", "ignored")
         lines = [", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds)]
         if self.source:
             others = f"; it also has {', '.join(self.other_entries)}, named as file#entry" if self.other_entries else ""
