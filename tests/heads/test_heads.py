@@ -17,11 +17,14 @@ from vitlab.heads.fcn import FCN
 from vitlab.heads.fpn import FPN
 from vitlab.heads.linear import LinearHead
 from vitlab.heads.pixel_shuffle import PixelShuffle, Upsample, depth_to_space
+from vitlab.heads.recurrent_criss_cross import RecurrentCrissCrossHead
 from vitlab.heads.segformer_mlp import SegFormerMlp
 from vitlab.heads.semantic_fpn import SemanticFPN
 from vitlab.heads.simple_pyramid import SimplePyramid
 from vitlab.heads.upernet import UPerNet
 from vitlab.layers.resize import resize_bilinear
+from vitlab.weights.load import load_weights
+from vitlab.weights.save import to_foreign
 
 EPS = 1e-5  # epsilon of every batch norm
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # results are sums of some hundred float32 products of order one
@@ -280,3 +283,26 @@ def test_training_moves_the_statistics_and_drops_channels():
     assert not jnp.array_equal(one, two)
     assert not jnp.array_equal(before, head.fusion.norm.mean[...])
     assert jnp.array_equal(head(features, train=False), head(features, train=False))
+
+
+def test_recurrent_criss_cross_reads_the_last_map_twice_and_sees_all_of_it():
+    head = RecurrentCrissCrossHead((6, 8), (4, 8), 3, dim=4, rngs=nnx.Rngs(0))
+    assert (head.conv1.conv.kernel.shape, head.fusion.conv.kernel.shape) == ((3, 3, 8, 2), (3, 3, 10, 4))
+    features = maps((6, 8), (8, 10), (8, 9))
+    slope = lambda x: jnp.where(x > 0, x, 0.01 * x)  # noqa: E731
+    x = features[1]
+    middle = slope(head.conv2(slope(head.conv1(x))))  # gamma is 0 at first, so that attention is the identity
+    expected = head.classifier.conv(slope(head.fusion(jnp.concatenate([x, middle], -1))))
+    np.testing.assert_allclose(head(features, train=False), expected, **ROUNDING)
+    head.rcca.cca.gamma[...] = jnp.ones(1)
+    far = np.asarray(head((features[0], x.at[:, 0, 0].add(5)), train=False) != head(features, train=False))
+    assert far.any(-1).all()
+
+
+def test_recurrent_criss_cross_leaves_in_the_names_that_it_came_with():
+    head = RecurrentCrissCrossHead((8,), (8,), 3, dim=4, rngs=nnx.Rngs(0))
+    state = to_foreign(head)
+    assert state["cca.query_conv.weight"].shape == (1, 2, 1, 1) and state["bottleneck.3.weight"].shape == (3, 4, 1, 1)
+    assert state["convb.1.running_mean"].shape == (2,)
+    report = load_weights(RecurrentCrissCrossHead((8,), (8,), 3, dim=4, rngs=nnx.Rngs(1)), state)
+    assert report.name_map == "speedinghzl/CCNet" and not report.misfits

@@ -16,6 +16,7 @@ from vitlab.heads.fcn import FCN
 from vitlab.heads.linear import LinearHead
 from vitlab.heads.maps import Maps, Strides, check_maps, order_reason, plain_reason
 from vitlab.heads.pixel_shuffle import PixelShuffle
+from vitlab.heads.recurrent_criss_cross import RecurrentCrissCrossHead
 from vitlab.heads.segformer_mlp import SegFormerMlp
 from vitlab.heads.semantic_fpn import SemanticFPN
 from vitlab.heads.simple_pyramid import SimplePyramid, pyramid_strides
@@ -44,6 +45,7 @@ HEADS: Mapping[str, Any] = {  # classes with the interface of `Head`
     "fcn": FCN,
     "semantic_fpn": SemanticFPN,
     "upernet": UPerNet,
+    "recurrent_criss_cross": RecurrentCrissCrossHead,
     "segformer_mlp": SegFormerMlp,
     "dpt": DPT,
     "pixel_shuffle": PixelShuffle,
