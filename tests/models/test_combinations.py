@@ -14,7 +14,7 @@ from flax import nnx
 from tests.models.conftest import REPRESENTATIVES, fewer_parts, size_of
 from vitlab.models.registry import abstract_model, create_model, family_of, model_config
 
-WITHOUT_DROP_PATH = {"SHViT", "EfficientViT", "DynPerceiver", "Terminator"}
+WITHOUT_DROP_PATH = {"SHViT", "EfficientViT", "DynPerceiver", "Terminator", "MorpMamba"}
 KEYS = ("dtype", "scan_blocks", "remat", "drop_path_rate")
 ALL = list(itertools.product(("float32", "bfloat16"), (False, True), ("none", "full", "dots"), (0.0, 0.3)))
 # each pair of values of two options is in one of these

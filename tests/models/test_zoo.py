@@ -188,8 +188,8 @@ def test_remat_recomputes_the_blocks(representative):
 
 
 def test_blocks_that_are_alike_run_as_a_loop(representative):
-    if representative.startswith("terminator"):
-        pytest.skip("each block is wider than the one before: no two are alike")
+    if representative.startswith(("terminator", "morpmamba")):
+        pytest.skip("each block is wider than the one before, or there is one: no two are alike")
     # The smallest variants of these families have no two blocks alike.
     larger = {"fmvit_tiny": "fmvit_large", "halonet26t": "halonet50ts"}
     name, size = larger.get(representative, representative), size_of(representative)
