@@ -30,6 +30,8 @@ def fewer_parts(config, in_the_middle: int = 2) -> dict:
     shrink = {}
     if "depths" in names:
         shrink["depths"] = tuple(min(d, in_the_middle if i == len(config.depths) // 2 else 1) for i, d in enumerate(config.depths))
+    if "decoder_depths" in names:
+        shrink["decoder_depths"] = (1,) * len(config.decoder_depths)
     if "depth" in names:
         shrink["depth"] = min(config.depth, in_the_middle)
     if isinstance(getattr(config, "layer_scale_init", None), float):
@@ -46,7 +48,7 @@ def small(name: str, **fields):
 
 def size_of(name: str) -> int:
     """Returns a side in pixels that suffices for the family's smallest map and is whole patches."""
-    return {"CrossViT": 96, "EfficientViT": 128, "Terminator": 16}.get(family_of(name).model.__name__, 64)
+    return {"CrossViT": 96, "EfficientViT": 128, "Terminator": 16, "MorpMamba": 8}.get(family_of(name).model.__name__, 64)
 
 
 def apply(model, images, **kwargs):

@@ -30,6 +30,7 @@ from vitlab.mixers.light_attention import LightAttention
 from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
+from vitlab.mixers.multi_head_scan import MultiHeadScan
 from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.mixers.pooling import Pooling
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
@@ -77,6 +78,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "long_short": LongShortAttention,
     "multi_axis": MultiAxisAttention,
     "multi_head_conv": MultiHeadConv,
+    "multi_head_scan": MultiHeadScan,
     "vim": BidirectionalMamba,
     "window": WindowAttention,
 }
