@@ -2,8 +2,7 @@
 appendix).
 
 Published: mbv3_075_t128 74.59 % top-1 at the last exit (53.13, 71.65 and 71.89 at the first three).
-Here: not yet run. The authors train all four exits and distil the last one's logits into the
-others; this recipe trains the last.
+Here: not yet run. All four exits are trained, and the last one's logits distilled into the others.
 Run: python -m vitlab.train --config=configs/dynperceiver_imagenet.py:mbv3_075_t128 --workdir=...
   --config.data.data_dir=...
 """

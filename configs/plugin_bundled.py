@@ -3,6 +3,7 @@
 Any hierarchical family takes one: plugin=ulsam, with plugin_stages=(2,) in the third stage alone,
 or plugin=./own.py:Gate. Here: not yet run; experiments/02_mixer_swap/run.py --plugins compares all.
 Run: python -m vitlab.train --config=configs/plugin_bundled.py --workdir=...
+  --config.model.plugin=ela
 """
 
 from vitlab.config import AugmentConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimizerConfig, to_config_dict

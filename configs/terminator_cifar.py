@@ -2,8 +2,7 @@
 (arXiv:2401.17948).
 
 Published: CIFAR-10 95.32, CIFAR-100 75.68 % top-1 (exp_logs). Here: not yet run. The author's
-optimizer is Kar3, of Adam's family, whose place AdamW takes, and his loss has the distance between
-the blocks' kernels, which this recipe leaves out.
+optimizer is Kar3, of Adam's family, whose place AdamW takes.
 Run: python -m vitlab.train --config=configs/terminator_cifar.py:cifar100 --workdir=...
   --config.data.data_dir=...
 """

@@ -3,8 +3,8 @@
 
 Published: transnext_micro 82.5, transnext_tiny 84.0, transnext_small 84.7, transnext_base 84.8,
 moh_transnext_small_80 84.7, moh_transnext_small_75 84.6, moh_transnext_base_75 84.9,
-moh_transnext_base_50 84.7 % top-1. Here: not yet run. Drop path is the variant's own. MoH's authors
-add a hundredth of a loss that balances the heads, which this recipe leaves out.
+moh_transnext_base_50 84.7 % top-1. Here: not yet run. Drop path is the variant's own. With routed
+heads the model adds a hundredth of the loss that balances them.
 Run: python -m vitlab.train --config=configs/transnext_imagenet.py:transnext_micro --workdir=...
   --config.data.data_dir=...
 """

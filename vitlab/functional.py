@@ -17,6 +17,7 @@ from vitlab.layers.frozen import run_as_in_evaluation
 from vitlab.layers.initial import InitRngs
 from vitlab.layers.roles import Layers, places_of
 from vitlab.models.registry import FeatureInfo, Features, Preprocessing, create_model, family_of, model_config
+from vitlab.models.training import Training
 from vitlab.parallel.mesh import named_axes
 from vitlab.tree import joined, leaf_names, parted
 
@@ -52,6 +53,12 @@ class Trunk:
         if not hasattr(self.model, "head_logits"):
             return (self.logits(images, train=train, rngs=rngs),)
         return self.model.head_logits(self.normalised(images), train=train, rngs=rngs)
+
+    def training_outputs(self, images: Pixels, *, rngs: nnx.Rngs | None) -> Training:
+        """The logits of the model's heads in training, and other terms of its authors' loss."""
+        if not hasattr(self.model, "training_outputs"):
+            return Training(heads=self.head_logits(images, train=True, rngs=rngs))
+        return self.model.training_outputs(self.normalised(images), rngs=rngs)
 
 
 def _own_heads(trunk: Trunk, head: None, batch: Mapping[str, Array], *, train: bool, rngs: nnx.Rngs | None) -> tuple[Array, ...]:

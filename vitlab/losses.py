@@ -21,6 +21,7 @@ __all__ = [
     "label_loss",
     "loss_of",
     "per_image",
+    "self_distillation",
     "sigmoid_cross_entropy",
     "soft_distillation",
     "soft_targets",
@@ -139,6 +140,15 @@ def hard_distillation(logits: Float[Array, "b classes"], teacher: Float[Array, "
     The target is not smoothed.
     """
     return cross_entropy(logits, teacher.argmax(-1))
+
+
+def self_distillation(logits: Float[Array, "b classes"], last: Float[Array, "b classes"]) -> Float[Array, " b"]:
+    """KL(softmax(last) || softmax(logits)) in nats, summed over the classes.
+
+    No gradient flows to the last exit's logits.
+    """
+    log_p, log_q = (jax.nn.log_softmax(x, axis=-1) for x in (jax.lax.stop_gradient(last), logits))
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
 def distilled_loss(

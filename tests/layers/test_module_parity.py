@@ -10,6 +10,7 @@ from flax import nnx
 
 from tests.goldens import golden
 from vitlab.layers.criss_cross import CrissCrossAttention
+from vitlab.layers.dvss import DVSSBlock
 from vitlab.layers.ela import SIZES, Ela
 from vitlab.layers.gaussian_adaptive import GaussianAdaptiveAttention
 from vitlab.layers.msa_conv import MSAConv
@@ -17,6 +18,7 @@ from vitlab.layers.polarized import PolarizedSelfAttention
 from vitlab.layers.ulsam import Ulsam
 from vitlab.layers.union_of_experts import UnionAttention, UnionMlp
 from vitlab.mixers.bidirectional_mamba import BidirectionalMamba
+from vitlab.mixers.deformable_scan import DeformableScan
 from vitlab.mixers.mamba2 import Mamba2
 from vitlab.mixers.ss2d import SS2D
 from vitlab.mixers.vision_rwkv import ChannelMix, SpatialMix
@@ -97,6 +99,13 @@ def vrwkv(kwargs):
     return SpatialMix(kwargs["n_embd"], **options)
 
 
+def dvss(kwargs):
+    dim = kwargs["hidden_dim"]
+    small = "se_lpu" in kwargs["file"]  # file of the authors' tiny and nano networks
+    options = {"state_dim": kwargs["ssm_d_state"], "ratio": kwargs["ssm_ratio"], "local_offsets": dim % 80 == 0, "reduction": 8 * small}
+    return DVSSBlock(dim, mixer=DeformableScan(dim, **options, rngs=RNGS), mlp_ratio=kwargs["mlp_ratio"], local=small, rngs=RNGS)
+
+
 # Beginning of a recording's name -> the module by the arguments of the authors' constructor.
 MODULES = {
     "ulsam": lambda kwargs: Ulsam(kwargs["nin"], num_splits=kwargs["num_splits"], rngs=RNGS),
@@ -105,6 +114,7 @@ MODULES = {
     "psa_s": lambda kwargs: PolarizedSelfAttention(kwargs["inplanes"], layout="sequential", rngs=RNGS),
     "ccnet_cca": lambda kwargs: CrissCrossAttention(kwargs["in_dim"], rngs=RNGS),
     "gaussian_adaptive": gaussian,
+    "hrvmamba_block": dvss,
     "tic_": msa_conv,
     "uoe_smha": union_attention,
     "uoe_mlp": union_mlp,
@@ -119,18 +129,21 @@ UNUSED = ("kv_norm.", "layer_norm.", "switch_gate.s_gate.", "linear3.")  # param
 @pytest.mark.goldens(*MODULES)
 def test_agrees_with_the_authors(golden_file):
     meta, state, recorded = golden.load(golden_file)
-    module = next(make for name, make in MODULES.items() if golden_file.stem.startswith(name))(meta["kwargs"])
+    module = next(make for name, make in MODULES.items() if golden_file.stem.startswith(name))(
+        {"file": meta.get("file", ""), **meta["kwargs"]}
+    )
     load_weights(module, state)
     back = to_foreign(module)
     for name, value in state.items():
         assert name.startswith(UNUSED) or np.array_equal(back[name].reshape(value.shape), value), name
 
     graphdef, params = nnx.split(module)
+    options = {"train": False, "rngs": None} if isinstance(module, DVSSBlock) else {}
     x = golden.image(len(recorded["logits"]), *meta["image_size"], meta["channels"]).transpose(0, 2, 3, 1)
 
     @jax.jit
     def forward_and_pull_back(params, x):
-        out, pull_back = jax.vjp(lambda x: nnx.merge(graphdef, params, copy=True)(x), x)
+        out, pull_back = jax.vjp(lambda x: nnx.merge(graphdef, params, copy=True)(x, **options), x)
         return out, pull_back(jnp.ones_like(out))[0]
 
     out, grad = (np.asarray(y).transpose(0, 3, 1, 2) for y in forward_and_pull_back(params, jnp.asarray(x)))

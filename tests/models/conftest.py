@@ -29,6 +29,8 @@ def fewer_parts(config, in_the_middle: int = 2) -> dict:
     shrink = {}
     if "depths" in names:
         shrink["depths"] = tuple(min(d, in_the_middle if i == len(config.depths) // 2 else 1) for i, d in enumerate(config.depths))
+    if "decoder_depths" in names:
+        shrink["decoder_depths"] = (1,) * len(config.decoder_depths)
     if "depth" in names:
         shrink["depth"] = min(config.depth, in_the_middle)
     if isinstance(getattr(config, "layer_scale_init", None), float):

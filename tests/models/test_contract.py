@@ -18,7 +18,7 @@ from vitlab.models.contract import VisionConfig, VisionModel
 from vitlab.models.features import Features
 from vitlab.models.registry import abstract_model, create_model, family_of, list_models, model_config
 
-HOOKS = {"head_logits"}  # methods that a family may override besides abstract ones
+HOOKS = {"head_logits", "training_outputs"}  # methods that a family may override besides abstract ones
 
 
 def contract_members():

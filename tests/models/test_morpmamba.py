@@ -16,23 +16,26 @@ from vitlab.weights.load import parameters
 # Keras's numbers of the notebook's dense layers -> the layers here.
 DENSE = ("attn.query", "attn.key", "attn.value", "attn.spatial_gate", "attn.spectral_gate", "recurrence.transition", "recurrence.update")
 DENSE = (*DENSE, "fc", "head")
-FILTERS = {"erosion_layer": "spatial_erosion", "dilation_layer": "spatial_dilation"}
-FILTERS |= {"erosion_layer_1": "spectral_erosion", "dilation_layer_1": "spectral_dilation"}
+BRANCHES = ("spatial", "spectral")  # each has an erosion and a dilation, in this order
 
 
 def numbered(name):
+    """Keras's number of a name: it counts on over all layers that a process has made."""
     return int((re.search(r"_(\d+)$", name) or [0, 0])[1])
 
 
 def values_of(recorded):
     """The recorded tensors, whose axes are in reverse, by the names here."""
+    parts = [name.split("/") for name in recorded]
+    dense = sorted({numbered(layer) for *_, layer, _ in parts if layer.startswith("dense")})
+    groups = sorted({numbered(group) for *_, group, _, _ in parts if group.startswith("erosion")})
     values, filters = {}, {}
-    for name, value in recorded.items():
-        *_, group, layer, leaf = name.split("/")
+    for (*_, group, layer, leaf), value in zip(parts, recorded.values(), strict=True):
         if layer.startswith("depthwise_conv2d"):
-            filters.setdefault(f"tokens.{FILTERS[group]}.kernel", []).append((numbered(layer), value.T))
+            name = f"tokens.{BRANCHES[groups.index(numbered(group))]}_{group.split('_')[0]}.kernel"
+            filters.setdefault(name, []).append((numbered(layer), value.T))
         elif layer.startswith("dense"):
-            values[f"{DENSE[numbered(layer)]}.{leaf}"] = value.T
+            values[f"{DENSE[dense.index(numbered(layer))]}.{leaf}"] = value.T
         else:
             values[f"tokens.conv.{leaf}"] = value.T.reshape(value.T.shape[-2:]) if leaf == "kernel" else value
     ordered = {name: [value for _, value in sorted(found, key=lambda pair: pair[0])] for name, found in filters.items()}

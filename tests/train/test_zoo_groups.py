@@ -146,6 +146,11 @@ RULES = {
         variants=("metaformer_nano", "metaformer_s12"), source="ours; the mixer's authors", kept=".*/rel_pos_bias$",
         embeds="stages/0/(downsample|norm)/", blocks=STAGED, after="(norm|head)/",
     ),
+    "mhsvm": Rules(
+        variants=("mhsvm_h4",), source="absolute_pos_embed, of which it has none; _no_weight_decay of A_logs and Ds",
+        kept=r".*/heads/\d+/(a_log|skip|dt_bias)$", embeds="patch_embed/",
+        blocks=r"stages/(\d+)/blocks/(\d+)/|up_stages/(\d+)/blocks/(\d+)/", after="(final_up|head)/",
+    ),
     "morpmamba": Rules(
         variants=("morpmamba_houston",), source="Keras: an l2 penalty on the layer before the classifier alone; here all decay",
         embeds="tokens/", blocks=r"attn/", after="(recurrence|fc|head)/",

@@ -9,7 +9,8 @@ evaluations/NAME; for other tasks than classification, the loss of each image an
 Protocols: task (the metrics of the run's task; classification is another name of it where that is
 the task); knn, linear and few_shot learn from features of the training split without the model's
 head, so the classes may differ from the model's; original scores segmentation at the pictures' own
-size, by windows that slide over each.
+size, by windows that slide over each; exits scores each early exit of a network that has them, over
+its multiply-accumulates.
 
 Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder or data cannot be
 used; 42 stopped by a signal.
@@ -32,6 +33,8 @@ from vitlab.config import ConfigError, Experiment, MeshConfig
 from vitlab.data import Source, open_source
 from vitlab.data.classes import different_classes
 from vitlab.data.decode import decoder
+from vitlab.evaluate.exits import check_exits, exits_evaluation, macs_of_exits
+from vitlab.evaluate.exits import forward as forward_exits
 from vitlab.evaluate.features import Features, extract
 from vitlab.evaluate.few_shot import few_shot
 from vitlab.evaluate.knn import knn
@@ -54,7 +57,7 @@ from vitlab.tasks.segmentation import Options as SegmentationOptions
 logger = logging.getLogger(__name__)
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {"knn": knn, "linear": linear_probe, "few_shot": few_shot}
-_ALONE = ("original", *PROBES)  # protocols of a single process, which do not replace the run's evaluation.json
+_ALONE = ("original", "exits", *PROBES)  # protocols of a single process, which do not replace the run's evaluation.json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,6 +87,8 @@ def main(argv: Sequence[str]) -> int:
         should_stop = distributed.Vote(lambda: stop.requested)
         if args.protocol == "original":
             found = evaluate_at_original_size(trained, source, scales=args.scales, flip=args.flip, should_stop=should_stop)
+        elif args.protocol == "exits":
+            found = _measure_exits(trained, source, mesh, should_stop)
         elif args.protocol in PROBES:
             found = _probe(args.protocol, trained, source, mesh, should_stop)
         else:
@@ -111,7 +116,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     )
     add_model_arguments(parser)
     parser.add_argument("--config", help=f"names the data; with --workdir the run's own if not given: {cli.CONFIG_HELP}")
-    choices = ("task", "classification", "original", *PROBES)
+    choices = ("task", "classification", "original", "exits", *PROBES)
     parser.add_argument("--protocol", choices=choices, default="task", help="what is measured; the metrics of the run's task by default")
     parser.add_argument("--scales", default="1", help="with --protocol=original: sizes of each picture, such as 0.75,1,1.25")
     parser.add_argument("--flip", action="store_true", help="with --protocol=original: also each picture mirrored")
@@ -127,7 +132,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
         raise ConfigError("--model needs --config=FILE, which names the data")
     if args.name is not None:
         check_name(args.name)
-    if args.report and args.protocol in PROBES:
+    if args.report and args.protocol in ("exits", *PROBES):
         raise ConfigError(f"--report describes the predictions of a model's head; --protocol={args.protocol} has none")
     if args.model and not args.output and (args.report or args.name):
         raise ConfigError("--report and --name of a checkpoint of others need --output=DIR, the folder to write to")
@@ -145,7 +150,7 @@ def _check_task(args: argparse.Namespace, experiment: Experiment, task: Task, op
         raise ConfigError("--report describes the evaluation at the model's size: leave --protocol out")
     if args.protocol == "original" and not isinstance(options, SegmentationOptions):
         raise ConfigError(f"--protocol=original scores segmentation; the run was trained for task={name}")
-    if args.protocol == "classification" and name != "classification":
+    if args.protocol in ("classification", "exits") and name != "classification":
         raise ConfigError(f"the run was trained for task={name}: leave --protocol out, or name one of {', '.join(PROBES)}")
     if args.model and task.head is not None and args.protocol not in PROBES:
         raise ConfigError(f"a checkpoint of others has no head for task={name}: train one on it with model.weights={args.weights}")
@@ -209,6 +214,15 @@ def _measure(
         evaluation = dataclasses.replace(evaluation, seen=seen_of(task, setting))
     step = make_eval_step(trained.model, mesh, evaluation, lambda batch: task.prepare(batch, None, setting), seen=outcomes is not None)
     return evaluate(step, trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop, see=outcomes)
+
+
+def _measure_exits(trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+    check_exits(trained)
+    experiment, size = trained.experiment, trained.experiment.eval_batch_size or trained.experiment.batch_size
+    model = dataclasses.replace(trained.model, forward=forward_exits)
+    batches = open_batches(model, source, experiment, channels=trained.channels, batch_size=size, mesh=mesh)
+    evaluation = exits_evaluation(macs_of_exits(model))
+    return evaluate(make_eval_step(model, mesh, evaluation), trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop)
 
 
 def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool]) -> dict[str, Any] | None:

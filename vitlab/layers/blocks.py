@@ -62,10 +62,15 @@ def takes_train(module: Any) -> bool:
 
 
 def _plugged(block: Any, x: Any, *, train: bool) -> Any:
-    """What the block's plug-in makes of its map; the map itself where there is none."""
+    """What the block's plug-in makes of its map; the map itself where there is none.
+
+    Of a tuple the map is the first entry.
+    """
     plugin = getattr(block, "plugin", None)
     if plugin is None:
         return x
+    if isinstance(x, tuple):
+        return _plugged(block, x[0], train=train), *x[1:]
     return plugin(x, train=train) if takes_train(plugin) else plugin(x)
 
 

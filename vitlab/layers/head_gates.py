@@ -16,7 +16,7 @@ class HeadGates(nnx.Module):
 
     Softmax over either kind times the number of heads that count, so that a weight is one in the
     mean; with both kinds, two more weights balance them. As in the authors' code all heads are
-    computed. The loss that balances the heads' use is not part of it.
+    computed.
     """
 
     def __init__(self, dim: int, *, num_heads: int, shared: int, routed: int, rngs: nnx.Rngs):
@@ -41,3 +41,18 @@ class HeadGates(nnx.Module):
             return routed
         balance = jax.nn.softmax(self.wg_0(x)) * 2
         return jnp.concatenate((balance[..., :1] * shared, balance[..., 1:] * routed), -1)
+
+    def imbalance(self, x: Float[Array, "*b n d"]) -> Float[Array, ""]:
+        """How unequally the routed heads are used (section 3.3, eq. 9), float32.
+
+        It is the sum over the heads of the mean weight times the share of the tokens that choose
+        the head, times the number of heads, over all tokens of the batch: `routed` if all are used
+        alike.
+        """
+        if self.wg is None:
+            raise ValueError("without routed heads there is nothing to balance")
+        gates = jax.nn.softmax(self.wg(x.astype(jnp.float32)))
+        _, places = jax.lax.top_k(gates, self.routed)
+        chosen = jax.nn.one_hot(places, gates.shape[-1]).sum(-2)
+        tokens = tuple(range(gates.ndim - 1))
+        return (gates.mean(tokens) * chosen.mean(tokens)).sum() * gates.shape[-1]

@@ -20,12 +20,13 @@ class SqueezeExcite(nnx.Module):
         *,
         hidden: int,
         activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
+        use_bias: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.activation = activation
-        self.fc1 = Linear(dim, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(hidden, dim, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(dim, hidden, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return x * jax.nn.sigmoid(self.fc2(self.activation(self.fc1(x.mean((1, 2), keepdims=True)))))

@@ -31,6 +31,7 @@ from vitlab.mixers.long_short import LongShortAttention
 from vitlab.mixers.mamba2 import Mamba2
 from vitlab.mixers.multi_axis import MultiAxisAttention
 from vitlab.mixers.multi_head_conv import MultiHeadConv
+from vitlab.mixers.multi_head_scan import MultiHeadScan
 from vitlab.mixers.neighborhood import NeighborhoodAttention
 from vitlab.mixers.pooling import Pooling
 from vitlab.mixers.rank_augmented_linear import RankAugmentedLinearAttention
@@ -80,6 +81,7 @@ MIXERS: Mapping[str, Callable[..., nnx.Module]] = {
     "mamba2": Mamba2,
     "multi_axis": MultiAxisAttention,
     "multi_head_conv": MultiHeadConv,
+    "multi_head_scan": MultiHeadScan,
     "vim": BidirectionalMamba,
     "vision_rwkv": SpatialMix,
     "window": WindowAttention,

@@ -1,7 +1,8 @@
 """The contract of the zoo: fields that all configs have, and methods that all models have.
 
 Each method is abstract or final. A family implements `features`, `pool` and `feature_info`. It may
-also override `head_logits`, if it has several heads, or if its logits need less work than its maps.
+also override `head_logits`, if it has several heads, or if its logits need less work than its maps,
+and `training_outputs`, if its authors' loss has more terms than the loss of its logits.
 """
 
 import abc
@@ -23,6 +24,7 @@ from vitlab.layers.blocks import Remat
 from vitlab.layers.plug_ins import PLUG_INS, plug_in_of
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
+from vitlab.models.training import Training
 
 if TYPE_CHECKING:
     ImageSize = tuple[int, int]  # form stored in a config
@@ -168,6 +170,13 @@ class VisionModel(nnx.Module, Generic[Config]):
         """
         x = self.pool(self.features(images, train=train, rngs=rngs), train=train)
         return (x if self.head is None else self.head(x),)
+
+    def training_outputs(self, images: Images, *, rngs: nnx.Rngs | None) -> Training:
+        """Logits of each head in training, and what else the authors' loss is made of.
+
+        Arguments and errors are those of `features`.
+        """
+        return Training(heads=self.head_logits(images, train=True, rngs=rngs))
 
     @final
     def __call__(self, images: Images, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:

@@ -3,10 +3,9 @@ another network, and four exits.
 
 Follows the authors' code: before each stage the map reads from the latent tokens and these read
 from its pooled form; they then attend to each other, and become fewer and wider from stage to
-stage. The logits are those of the last exit; `exits` gives all. In training only the last exit has
-a loss here, which reaches the first two through the exits' logits that the next ones take, and
-never the convolutional one; the authors' loss of all exits, and dropout before the last layers, are
-left out. The convolutions are those of MobileNetV3-Large, RegNetY or ResNet-50.
+stage. The logits are those of the last exit; `exits` gives all. In training all exits learn the
+labels, and the first three what the last one says (the authors' engine.py); dropout before the last
+layers is left out. The convolutions are those of MobileNetV3-Large, RegNetY or ResNet-50.
 """
 
 import dataclasses
@@ -28,7 +27,10 @@ from vitlab.layers.roles import declare, stage_layers
 from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.registry import Family, Published
+from vitlab.models.training import Exit, Training
 
+_EXIT_WEIGHTS = (0.5, 0.5, 1.0)  # weights of the loss of the first three exits; that of the last is 1
+_DISTILLATION = 0.5  # weight of the divergence of each of the first three exits from the last, at temperature 1
 _POOLED = 7  # rows and columns of the map that the latents read
 # Kernel, hidden width, width, whether gated, whether with hard swish, stride: arXiv:1905.02244
 # Table 1, by stages; the first is the stem.
@@ -285,6 +287,14 @@ class DynPerceiver(VisionModel[DynPerceiverConfig]):
             if self.head is None
             else self.exits(images, train=train, rngs=rngs)[-1:]
         )
+
+    def training_outputs(self, images: Images, *, rngs: nnx.Rngs | None) -> Training:
+        """Logits of the last exit, and the first three with the weights of their losses."""
+        if self.head is None:
+            return super().training_outputs(images, rngs=rngs)
+        *early, last = self.exits(images, train=True, rngs=rngs)
+        exits = tuple(Exit(logits=x, weight=w, distillation=_DISTILLATION) for x, w in zip(early, _EXIT_WEIGHTS, strict=True))
+        return Training(heads=(last,), exits=exits)
 
 
 FAMILY = Family(DynPerceiver, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -123,6 +123,7 @@ class Recurrence(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b state"]:
         inputs = self.update(x).swapaxes(0, 1)
+        assert self.transition.bias is not None
         kernel, bias = self.transition.kernel[...], self.transition.bias[...]
 
         def step(state: Array, given: Array) -> tuple[Array, None]:

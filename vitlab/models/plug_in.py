@@ -50,7 +50,8 @@ def plug_in(model: VisionModel[Any], *, rngs: nnx.Rngs) -> None:
         raise ConfigError(f'plugin="{config.plugin}" of {type(model).__name__} {rule}')
     if any(stage >= len(stages) for stage in config.plugin_stages):
         raise ConfigError(f"plugin_stages={config.plugin_stages} of {type(model).__name__} must be from 0 to {len(stages) - 1}")
-    modules, make = dict(nnx.iter_modules(model)), plug_in_of(config.plugin)
+    modules: dict[Path, Any] = dict(nnx.iter_modules(model))
+    make = plug_in_of(config.plugin)
     for number in config.plugin_stages or range(len(stages)):
         for path, shape in stages[number]:
             modules[path].plugin = make(shape[-1], **config.plugin_fields, dtype=config.dtype, rngs=rngs)
@@ -65,7 +66,8 @@ def block_maps(family: type[VisionModel[Any]], config: VisionConfig) -> Maps:
 
     def trace() -> None:
         model = family(plain, rngs=InitRngs(None))
-        for path, module in list(nnx.iter_modules(model)):
+        modules: list[tuple[Path, Any]] = list(nnx.iter_modules(model))
+        for path, module in modules:
             if not isinstance(module, (nnx.List, nnx.Dict)):  # whose attributes are their entries
                 module.plugin = _Probe(path, found)
         model.features(jnp.zeros((1, *config.image_size, config.in_channels)))

@@ -4,12 +4,13 @@ that small networks make.
 Follows the author's code (commit 67e773a, kept in a fork): no residual connections, blocks of ten
 branches and the outputs of earlier blocks. As there, batches are standardised by their own
 statistics in evaluation too and local kernels depend on the mean image of the batch, so that an
-image's logits depend on the others. The loss of the distance between the blocks' global kernels is
-not part of the training here. Maps have the size of the model's images, which are square; other
-images are resized to it (bilinear).
+image's logits depend on the others. In training the squared distances between the blocks' global
+kernels, summed over their channels, are added to the loss. Maps have the size of the model's
+images, which are square; other images are resized to it (bilinear).
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -28,6 +29,7 @@ from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features
 from vitlab.models.preprocessing import Preprocessing
 from vitlab.models.registry import Family, Published
+from vitlab.models.training import Training
 
 _EARLIER = ((), (), (0,), (1,), (2, 1))  # blocks whose outputs a block takes beside its input
 _GROUPS = 12  # groups of channels, standardised by the batch and by the image in turn; as many as divide the width where 12 do not
@@ -220,6 +222,13 @@ class Terminator(VisionModel[TerminatorConfig]):
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the positions of the last map; float32."""
         return features[-1].astype(jnp.float32).mean((1, 2))
+
+    def training_outputs(self, images: Images, *, rngs: nnx.Rngs | None) -> Training:
+        """Logits, and the distance between the global kernels of each two blocks (section 3.4)."""
+        outputs = super().training_outputs(images, rngs=rngs)
+        sums = [block.slow_net_g().sum(-1) for block in self.blocks]
+        distance = sum((jnp.square(a - b).mean() for a, b in itertools.combinations(sums, 2)), start=jnp.zeros(()))
+        return dataclasses.replace(outputs, terms={"kernels": jnp.broadcast_to(distance, outputs.heads[0].shape[:1])})
 
 
 FAMILY = Family(Terminator, VARIANTS, PUBLISHED, layers=lambda m: list(m.blocks)[1:])

@@ -3,8 +3,9 @@ mixture of heads.
 
 Follows the authors' code: a stem of 7 pixels a side, stages that halve the map, aggregated
 attention in all but the last stage, gated convolutional perceptrons, mean over the last normalised
-map. MoH's heads are all computed and weighted, and its loss that balances their use is left out.
-Position biases are measured by maps of images of `pretrain_size`.
+map. MoH's heads are all computed and weighted; a hundredth of how unequally the routed ones are
+used is added to the loss, measured over the whole batch where the authors' is over that of a
+device. Position biases are measured by maps of images of `pretrain_size`.
 """
 
 import dataclasses
@@ -24,9 +25,11 @@ from vitlab.mixers.aggregated_attention import AggregatedAttention, CosineAttent
 from vitlab.models.contract import Images, VisionConfig, VisionModel
 from vitlab.models.features import FeatureInfo, Features, run_stages
 from vitlab.models.registry import Family, Published
+from vitlab.models.training import Training
 
 EPS = 1e-6  # epsilon of the norms of blocks and stages
 EMBED_EPS = 1e-5  # epsilon of the norm after a patch embedding
+_BALANCE = 0.01  # weight of the loss that balances the heads (the authors' engine.py)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,9 +106,18 @@ class Block(nnx.Module):
         self.mlp = ConvGlu(dim, mlp_dim=int(2 * int(dim * config.mlp_ratios[stage]) / 3), dtype=dtype, rngs=rngs)
         self.drop_path = DropPath(drop_path_rate)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
-        x = x + self.drop_path(self.attn(self.norm1(x)), train=train, rngs=rngs)
-        return x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+    def __call__(self, x: Any, *, train: bool, rngs: nnx.Rngs | None) -> Any:
+        """What the block makes of a map [b, h, w, c]; beside one the imbalance of the blocks before
+        it, [b], to which it adds its own.
+        """
+        x, imbalance = x if isinstance(x, tuple) else (x, None)
+        normed = self.norm1(x)
+        x = x + self.drop_path(self.attn(normed), train=train, rngs=rngs)
+        x = x + self.drop_path(self.mlp(self.norm2(x)), train=train, rngs=rngs)
+        if imbalance is None:
+            return x
+        gates = self.attn.gates
+        return x, imbalance + gates.imbalance(normed)[None] if gates is not None and gates.routed else imbalance
 
 
 class Stage(nnx.Module):
@@ -123,6 +135,14 @@ class Stage(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         x = run_blocks(self.blocks, self.patch_embed(x), remat=self.remat, scan=self.scan_blocks, train=train, rngs=rngs)
         return self.norm(x)
+
+    def balanced(
+        self, x: Float[Array, "b h w c"], imbalance: Float[Array, " b"], *, rngs: nnx.Rngs | None
+    ) -> tuple[Float[Array, "b h2 w2 c2"], Float[Array, " b"]]:
+        """What the stage makes of a map in training, and the imbalance with that of its blocks."""
+        options = {"remat": self.remat, "scan": self.scan_blocks, "train": True, "rngs": rngs}
+        x, imbalance = run_blocks(self.blocks, (self.patch_embed(x), imbalance), **options)
+        return self.norm(x), imbalance
 
 
 class TransNeXt(VisionModel[TransNeXtConfig]):
@@ -146,6 +166,17 @@ class TransNeXt(VisionModel[TransNeXtConfig]):
     def pool(self, features: Features, *, train: bool = False) -> Float[Array, "b d"]:
         """The mean over the positions of the last map; float32."""
         return features[-1].astype(jnp.float32).mean((1, 2))
+
+    def training_outputs(self, images: Images, *, rngs: nnx.Rngs | None) -> Training:
+        """Logits, and with routed heads the loss that balances their use."""
+        routed = sum(depth for depth, heads in zip(self.config.depths, self.config.routed_heads, strict=False) if heads)
+        if not routed or self.head is None:
+            return super().training_outputs(images, rngs=rngs)
+        x = self.checked(images)
+        imbalance = jnp.zeros(len(x))
+        for stage in self.stages:
+            x, imbalance = stage.balanced(x, imbalance, rngs=rngs)
+        return Training(heads=(self.head(self.pool(Features((x,)))),), terms={"balance": _BALANCE * imbalance / routed})
 
 
 FAMILY = Family(TransNeXt, VARIANTS, PUBLISHED, layers=lambda m: stage_layers(m.stages))

@@ -15,7 +15,8 @@ from vitlab.config.references import short_name
 from vitlab.device.erase import erase
 from vitlab.device.mix import mix
 from vitlab.functional import Trunk
-from vitlab.losses import PerImage, cross_entropy, distilled_loss, label_loss, per_image, soft_targets
+from vitlab.losses import PerImage, cross_entropy, distilled_loss, label_loss, per_image, self_distillation, soft_targets
+from vitlab.models.training import Training
 from vitlab.tasks.task import ERASE, MIX, Batch, Count, Evaluation, Setting, Task
 
 # Names of the results that every evaluation may have.
@@ -24,9 +25,13 @@ _FIRST = ("top1", "top5", "loss")  # order of a result
 Heads = tuple[Float[Array, "b classes"], ...]
 
 
-def forward(trunk: Trunk, head: None, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> Heads:
-    """Logits of each of the model's own heads: two with DeiT's distillation token, else one."""
+def forward(trunk: Trunk, head: None, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> Heads | Training:
+    """Logits of each of the model's own heads: two with DeiT's distillation token, else one; in
+    training with what else the authors' loss is made of.
+    """
     del head
+    if train:
+        return trunk.training_outputs(batch["image"], rngs=rngs)
     return trunk.head_logits(batch["image"], train=train, rngs=rngs)
 
 
@@ -52,20 +57,37 @@ def prepare(batch: Batch, rng: Array | None, setting: Setting) -> Batch:
     return {"image": images, "target": targets}
 
 
-def loss(outputs: Heads, batch: Batch, setting: Setting) -> dict[str, Array]:
-    """The loss of the targets, and of a teacher's logits where the batch has them."""
+def loss(outputs: Heads | Training, batch: Batch, setting: Setting) -> dict[str, Array]:
+    """The loss of the targets, and of a teacher's logits where the batch has them; of a model's
+    exits, and its own terms.
+    """
     config = setting.experiment.loss
     if "teacher" in batch:
-        return {"loss": distilled_loss(outputs, batch["target"], batch["teacher"], config, setting.class_weights)}
-    return {"loss": label_loss(mean_of(outputs), batch["target"], config.kind, setting.class_weights)}
+        value = distilled_loss(heads_of(outputs), batch["target"], batch["teacher"], config, setting.class_weights)
+    else:
+        value = label_loss(mean_of(outputs), batch["target"], config.kind, setting.class_weights)
+    if isinstance(outputs, Training):
+        for early in outputs.exits:
+            value += early.weight * label_loss(early.logits, batch["target"], config.kind, setting.class_weights)
+            if early.distillation:
+                value += early.distillation * self_distillation(early.logits, mean_of(outputs))
+        for term in outputs.terms.values():
+            value += term
+    return {"loss": value}
 
 
-def mean_of(heads: Heads) -> Float[Array, "b classes"]:
+def heads_of(outputs: Heads | Training) -> Heads:
+    """The logits of each head."""
+    return outputs.heads if isinstance(outputs, Training) else outputs
+
+
+def mean_of(outputs: Heads | Training) -> Float[Array, "b classes"]:
     """The mean of the heads' logits, which is the model's answer."""
+    heads = heads_of(outputs)
     return heads[0] if len(heads) == 1 else functools.reduce(operator.add, heads) / len(heads)
 
 
-def _correct(outputs: Heads, batch: Batch, _: Setting) -> Array:
+def _correct(outputs: Heads | Training, batch: Batch, _: Setting) -> Array:
     """Images whose likeliest class is that of the larger share."""
     return (mean_of(outputs).argmax(-1) == batch["target"].argmax(-1)).sum()
 
