@@ -40,6 +40,8 @@ TEST = [
     "scikit-image>=0.25",  # SSIM, to compare with
     "scikit-learn>=1.6",  # average precision, to compare with
     "hypothesis>=6.120",  # properties of windows, orders, splits and parsers
+    "tokenizers>=0.21",  # as extra `text`
+    "sentencepiece>=0.2",
 ]
 EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
@@ -50,6 +52,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which also compiles for TPUs that are not here
     "wandb": ["wandb>=0.19"],
     "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
+    "text": ["tokenizers>=0.21", "sentencepiece>=0.2"],  # vocabularies of CLIP's and SigLIP's text towers
     "gcs": ["etils[epath-gcs]>=1.12"],  # images in a bucket, gs://
     # vitlab.export --format=onnx: what jax2onnx needs. It comes by `pip install --no-deps jax2onnx`, since 0.17.1 asks for an
     # orbax-checkpoint below 0.11.37; what is used of it works with the newer one.
@@ -77,7 +80,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["vitlab", "vitlab.*", "pallas_kernels", "pallas_kernels.*"]),
-    package_data={"vitlab": ["py.typed"], "vitlab.data": ["bundled/*"], "pallas_kernels": ["py.typed", "*.md", "*/*.md"]},
+    package_data={
+        "vitlab": ["py.typed"],
+        "vitlab.data": ["bundled/*"],
+        "vitlab.models": ["*.csv"],
+        "pallas_kernels": ["py.typed", "*.md", "*/*.md"],
+    },
     entry_points={"console_scripts": ["vitlab = vitlab.__main__:console"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

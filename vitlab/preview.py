@@ -25,6 +25,7 @@ from vitlab.data.fields import fields_of
 from vitlab.data.policies import make_policy
 from vitlab.data.source import Source, open_source
 from vitlab.drawing.sheet import contact_sheet
+from vitlab.models.catalogue import preprocessing_of
 from vitlab.models.registry import Preprocessing, model_config
 from vitlab.printable import printable
 from vitlab.tasks import class_names_of, names_of, setting_of, task_of
@@ -124,7 +125,8 @@ def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
     size = {} if model.image_size is None else {"image_size": model.image_size}
     with refusing(ValueError):
         config = model_config(model.name, **size, **model.fields)
-    return dataclasses.replace(config.preprocessing.for_channels(channels), image_size=config.image_size)
+    recipe = preprocessing_of(model.name, model.weights, config.preprocessing)
+    return dataclasses.replace(recipe.for_channels(channels), image_size=config.image_size)
 
 
 def _prepared(batch: Batch, step: int, experiment: Experiment, preprocessing: Preprocessing, num_classes: int) -> dict[str, np.ndarray]:

@@ -54,7 +54,8 @@ class ModelConfig(Group):
     weights: Annotated[
         str | None,
         "Weights that training begins with: a run (runs/a, or runs/a@3000 for a step), a .safetensors, .npz or .pth file (FILE#ENTRY "
-        "takes a part of it), or hf://owner/name. A head for other classes begins anew. None begins with random weights.",
+        "takes a part of it), hf://owner/name, or a short name of `python -m vitlab.models --weights`, such as dinov2. A head for other "
+        "classes begins anew. None begins with random weights.",
     ] = None
     fields: Annotated[Mapping[str, Any], "Fields of the model's own family, as keys beside the others: --config.model.patch_size=8."] = (
         dataclasses.field(default_factory=dict)

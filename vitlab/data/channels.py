@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,13 +23,15 @@ def model_channels(model: ModelConfig, images: int) -> int:
     """Channels of the images that a model is given: the only place where they are decided.
 
     Args:
-      model: Its `in_channels` decides, if given. Otherwise weights of a file or an address that training begins with are RGB, as
-        published ones are, and grey images are repeated into RGB; those of a run folder are what its images were.
+      model: Its `in_channels` decides, if given. Otherwise weights of a file, an address or a short name that training begins with
+        are RGB, as published ones are, and grey images are repeated into RGB; those of a run folder are what its images were.
       images: 1 if all images of the data are grey, else 3; what decides in all other cases.
     """
     if model.in_channels is not None:
         return model.in_channels
-    return 3 if model.weights and _PUBLISHED.search(model.weights) else images
+    weights = model.weights or ""
+    by_short_name = weights.isidentifier() and not os.path.isdir(weights)
+    return 3 if by_short_name or _PUBLISHED.search(weights) else images
 
 
 def channels_of(read: Callable[[int, int | None], bytes], labels: Sequence[int] | np.ndarray, *, probes: int = PROBES) -> int:

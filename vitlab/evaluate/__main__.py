@@ -4,15 +4,17 @@ Or a checkpoint of others: --model=NAME --weights=FILE --config=configs/x.py. Pr
 folder: to evaluations/NAME/evaluation.json and, as the newest of its kind, to evaluation.json. --report adds accuracy by class,
 confusions, calibration, the worst images and all predictions to evaluations/NAME.
 
-Protocols: task (the metrics that the run was trained for; classification is its name where that is the task); knn, linear and few_shot
-learn from features of the training split, and the head is not used, so the classes may be others than the model's; original scores
-segmentation at the pictures' own size, by windows that slide over each.
+Protocols: task (the metrics that the run was trained for; classification is its name where that is the task); knn, linear (MAE's),
+linear_dinov2 and few_shot learn from features of the training split, and the head is not used, so the classes may be others than the
+model's; zero_shot compares images with the names of classes, by a checkpoint with a text tower: --model=clip_base_patch16
+--weights=FILE; original scores segmentation at the pictures' own size, by windows that slide over each.
 
 Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder or data cannot be used; 42 stopped by a signal.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -30,7 +32,7 @@ from vitlab.data.decode import decoder
 from vitlab.evaluate.features import Features, extract
 from vitlab.evaluate.few_shot import few_shot
 from vitlab.evaluate.knn import knn
-from vitlab.evaluate.linear_probe import linear_probe
+from vitlab.evaluate.linear_probe import DINOV2, linear_probe
 from vitlab.evaluate.original_size import evaluate_at_original_size
 from vitlab.evaluate.output import check_name, default_name, make_folder, write_result
 from vitlab.evaluate.report import Outcomes, write_report
@@ -38,15 +40,23 @@ from vitlab.evaluate.split import evaluate, make_eval_step, open_batches
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import check_divides, make_mesh
 from vitlab.runs import folder
-from vitlab.runs.arguments import add_model_arguments, check_model_arguments
+from vitlab.runs.arguments import add_model_arguments, add_zero_shot_arguments, check_model_arguments, read_lines
 from vitlab.runs.trained import Trained, from_run, from_weights, without_head
+from vitlab.runs.zero_shot import read_templates, zero_shot
 from vitlab.signals import EXIT_STOPPED, StopRequest
 from vitlab.tasks import Task, class_names_of, names_of, setting_of, task_of
 from vitlab.tasks.segmentation import Options as SegmentationOptions
 
 logger = logging.getLogger(__name__)
 
-PROBES: dict[str, Callable[..., dict[str, Any]]] = {"knn": knn, "linear": linear_probe, "few_shot": few_shot}
+_linear_dinov2 = functools.partial(linear_probe, training=DINOV2)
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {
+    "knn": knn,
+    "linear": linear_probe,
+    "linear_dinov2": _linear_dinov2,
+    "few_shot": few_shot,
+}
+ZERO_SHOT = "zero_shot"
 _ALONE = ("original", *PROBES)  # protocols of one process, which do not replace the run's evaluation.json
 
 
@@ -70,7 +80,10 @@ def main(argv: Sequence[str]) -> int:
     other_data = bool(args.config) or any(key.startswith("data.") for key in overrides)
     split = experiment.data.eval_split
     name = args.name or default_name(
-        args.protocol if args.protocol in _ALONE else "classification", trained.origin, split, source.fingerprint if other_data else None
+        args.protocol if args.protocol in (ZERO_SHOT, *_ALONE) else "classification",
+        trained.origin,
+        split,
+        source.fingerprint if other_data else None,
     )
     outcomes = Outcomes() if args.report else None
     with StopRequest() as stop:
@@ -78,14 +91,14 @@ def main(argv: Sequence[str]) -> int:
         if args.protocol == "original":
             found = evaluate_at_original_size(trained, source, scales=args.scales, flip=args.flip, should_stop=should_stop)
         elif args.protocol in PROBES:
-            found = _probe(args.protocol, trained, source, mesh, should_stop)
+            found = _probe(args.protocol, trained, source, mesh, should_stop, args.cache)
         else:
             found = _measure(trained, source, mesh, should_stop, outcomes)
     if found is None:
         return EXIT_STOPPED
     if not distributed.is_first():
         return 0
-    result = {**trained.origin, "split": split, **({"protocol": args.protocol} if args.protocol in _ALONE else {}), **found}
+    result = {**trained.origin, "split": split, **({"protocol": args.protocol} if args.protocol in (ZERO_SHOT, *_ALONE) else {}), **found}
     described = _report(parent / name, outcomes, source, trained) if outcomes is not None else {}
     print(json.dumps(result | (described or {})))
     if parent:
@@ -104,10 +117,14 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     )
     add_model_arguments(parser)
     parser.add_argument("--config", help="config file that names the data; with --workdir the run's own if not given")
-    choices = ("task", "classification", "original", *PROBES)
+    add_zero_shot_arguments(parser)
+    choices = ("task", "classification", "original", ZERO_SHOT, *PROBES)
     parser.add_argument("--protocol", choices=choices, default="task", help="what is measured; the metrics of the run's task by default")
     parser.add_argument("--scales", default="1", help="with --protocol=original: sizes of each picture, such as 0.75,1,1.25")
     parser.add_argument("--flip", action="store_true", help="with --protocol=original: also each picture mirrored")
+    parser.add_argument(
+        "--cache", type=pathlib.Path, metavar="DIR", help=f"with --protocol={', '.join(PROBES)}: folder that keeps the features"
+    )
     parser.add_argument("--report", action="store_true", help="also write tables, pictures and all predictions")
     parser.add_argument("--name", help="of this evaluation; made of step and split if not given")
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder for evaluations, in place of the run folder's")
@@ -116,6 +133,12 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     args = parser.parse_args(rest)
     args.scales = _scales(args.scales)
     check_model_arguments(args)
+    if args.protocol == ZERO_SHOT and not args.model:
+        raise ConfigError(f"--protocol={ZERO_SHOT} needs a checkpoint with a text tower: --model=NAME --weights=FILE")
+    if args.protocol != ZERO_SHOT and (args.classes or args.templates or args.tokenizer):
+        raise ConfigError(f"--classes, --templates and --tokenizer are of --protocol={ZERO_SHOT}")
+    if args.cache and args.protocol not in PROBES:
+        raise ConfigError(f"--cache keeps features, which only --protocol={', '.join(PROBES)} have")
     if args.model and not args.config:
         raise ConfigError("--model needs --config=FILE, which names the data")
     if args.name is not None:
@@ -138,6 +161,8 @@ def _check_task(args: argparse.Namespace, experiment: Experiment, task: Task, op
         raise ConfigError(f"--report describes classes of images; task={name} has none: vitlab.predict draws its results")
     if args.protocol == "original" and not isinstance(options, SegmentationOptions):
         raise ConfigError(f"--protocol=original scores segmentation; the run was trained for task={name}")
+    if args.protocol == ZERO_SHOT and name != "classification":
+        raise ConfigError(f"--protocol={ZERO_SHOT} tells classes of images apart; the config is for task={name}")
     if args.protocol == "classification" and name != "classification":
         raise ConfigError(f"the run was trained for task={name}: leave --protocol out, or name one of {', '.join(PROBES)}")
     if args.model and task.head is not None and args.protocol not in PROBES:
@@ -176,6 +201,12 @@ def _experiment(args: argparse.Namespace, overrides: Mapping[str, str]) -> Exper
 
 def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, mesh: Mesh) -> Trained:
     probe, names = args.protocol in PROBES, class_names_of(source)
+    if args.protocol == ZERO_SHOT:
+        words = read_lines(args.classes, "--classes") if args.classes else names
+        if len(words) != len(names):
+            raise ConfigError(f"--classes={args.classes} names {len(words)} classes, the data has {len(names)}: {', '.join(names[:10])}")
+        options = {"words": words, "templates": read_templates(args.templates), "vocabulary": args.tokenizer}
+        return zero_shot(args.model, args.weights, experiment, names, mesh, **options)
     if args.model:
         return from_weights(args.model, args.weights, experiment, names, mesh, head=not probe)
     trained = from_run(args.workdir, mesh, raw=args.raw, step=args.step)
@@ -199,14 +230,16 @@ def _measure(
     return evaluate(step, trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop, see=outcomes)
 
 
-def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+def _probe(
+    protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool], cache: pathlib.Path | None
+) -> dict[str, Any] | None:
     """Learns from the features of the training split and is right on so many of the evaluation split."""
     train_source = open_source(trained.experiment.data, train=True)
     if train_source.class_names != source.class_names:
         raise ConfigError("the training and the evaluation split have different classes")
     size, features = trained.experiment.eval_batch_size or trained.experiment.batch_size, []
     for part in (train_source, source):
-        found: Features | None = extract(trained, part, mesh=mesh, batch_size=size, should_stop=should_stop)
+        found: Features | None = extract(trained, part, mesh=mesh, batch_size=size, cache=cache, should_stop=should_stop)
         if found is None:
             return None
         if not len(found.labels):

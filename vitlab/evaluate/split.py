@@ -14,8 +14,8 @@ from vitlab.config import Experiment
 from vitlab.data import Batches, Source, eval_batches
 from vitlab.functional import FunctionalModel, Weights
 from vitlab.parallel.mesh import part_of_process, replicated, shard_batch
-from vitlab.runs.trained import eval_crop_fraction
-from vitlab.tasks import Evaluation, task_of
+from vitlab.runs.trained import eval_fit
+from vitlab.tasks import Evaluation
 
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 Prepare = Callable[[dict[str, Array]], dict[str, Array]]
@@ -152,9 +152,10 @@ def open_batches(
 
     `bad_images` is the file that lists those left out.
 
-    How much of an image is kept is said by `vitlab.runs.trained.eval_crop_fraction`.
+    How an image is brought to its size is said by `vitlab.runs.trained.eval_fit`.
     """
     recipe, (part, num_parts) = model.preprocessing, part_of_process(mesh)
+    fit, crop_fraction = eval_fit(experiment, recipe)
     return eval_batches(
         source,
         data=experiment.data,
@@ -162,8 +163,8 @@ def open_batches(
         channels=channels,
         batch_size=batch_size,
         interpolation=recipe.interpolation,
-        crop_fraction=eval_crop_fraction(experiment, recipe),
-        fit=task_of(experiment)[0].fit,
+        crop_fraction=crop_fraction,
+        fit=fit,
         process_index=part,
         process_count=num_parts,
         bad_images=bad_images,

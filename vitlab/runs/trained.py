@@ -5,7 +5,9 @@ import logging
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
@@ -16,7 +18,8 @@ from vitlab.data.warp import Size, Warp, size_of
 from vitlab.functional import FunctionalModel, Weights, functional
 from vitlab.functional import build as build_model
 from vitlab.layers.initial import InitRngs
-from vitlab.models.registry import Preprocessing, create_model
+from vitlab.models.catalogue import address_of, preprocessing_of
+from vitlab.models.registry import Preprocessing, VisionModel, create_model, model_config
 from vitlab.parallel.mesh import place, sharded_shapes
 from vitlab.runs import folder
 from vitlab.runs.checkpoint import CheckpointError, Checkpoints
@@ -43,13 +46,21 @@ class Trained:
 
     def warp_of(self, size: Size) -> Warp:
         """The move that evaluation makes of an image of (height, width) pixels."""
-        recipe, fit = self.model.preprocessing, task_of(self.experiment)[0].fit
-        return evaluation_warp(size, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe), fit)
+        recipe = self.model.preprocessing
+        fit, crop_fraction = eval_fit(self.experiment, recipe)
+        return evaluation_warp(size, recipe.image_size, recipe.interpolation, crop_fraction, fit)
 
 
-def eval_crop_fraction(experiment: Experiment, preprocessing: Preprocessing) -> float:
-    """Share of the short side that evaluation keeps: the model's where training sees parts of images, otherwise 1."""
-    return preprocessing.crop_fraction if experiment.augment.crop == "random_resized" else 1.0
+def eval_fit(experiment: Experiment, preprocessing: Preprocessing) -> tuple[str, float]:
+    """How evaluation brings an image to its size, one of `vitlab.data.augment.FITS`, and the share of the short side that it keeps.
+
+    The model's own where training sees parts of images, unless the task has its own; otherwise all of the short side.
+    """
+    fit = task_of(experiment)[0].fit
+    if experiment.augment.crop != "random_resized":
+        return fit, 1.0
+    squashes = fit == "crop" and preprocessing.resize == "squash"
+    return ("stretch" if squashes else fit), preprocessing.crop_fraction
 
 
 def model_of_run(workdir: pathlib.Path) -> tuple[FunctionalModel, Experiment, folder.DataInfo]:
@@ -102,16 +113,8 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
     """
     config = experiment.model
     with refusing(ValueError, OSError, ImportError):
-        model = create_model(
-            name,
-            num_classes=(config.num_classes or len(class_names)) if head else 0,
-            image_size=config.image_size,
-            in_channels=config.in_channels or 3,
-            dtype=config.dtype,
-            rngs=InitRngs(None),  # every value is the checkpoint's
-            **(config.fields if config.name == name else {}),
-        )
-        report = load_weights(model, path, strict=head)
+        model = image_model(name, experiment, path, num_classes=(config.num_classes or len(class_names)) if head else 0)
+        report = load_weights(model, address_of(name, path), strict=head)
     if report.missing or report.mismatched or report.nonfinite:
         raise ConfigError(f"{path} does not fit {name}: {report}")
     if report.unexpected:
@@ -125,6 +128,43 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
         class_names=class_names,
         origin={"model": name, "weights": path},
     )
+
+
+def image_model(name: str, experiment: Experiment, weights: str, *, num_classes: int | None = None) -> VisionModel[Any]:
+    """A variant of the zoo whose weights are shapes only: every value is to be a checkpoint's.
+
+    Args:
+      name: The variant.
+      experiment: Its model's image size, channels and dtype count, and its fields where it is of that variant.
+      weights: The checkpoint, by a short name or otherwise.
+      num_classes: Width of the head; None: the variant's own.
+
+    Raises:
+      ValueError: There is no such model, or its fields cannot work together.
+    """
+    config = experiment.model
+    recipe = preprocessing_of(name, weights, model_config(name).preprocessing)
+
+    def create() -> VisionModel[Any]:
+        return create_model(
+            name,
+            num_classes=num_classes,
+            image_size=config.image_size,
+            in_channels=config.in_channels or 3,
+            dtype=config.dtype,
+            rngs=InitRngs(None),
+            **({"preprocessing": recipe} | (dict(config.fields) if config.name == name else {})),
+        )
+
+    model = nnx.eval_shape(create)
+    if jax.tree.leaves(_constants(model)):
+        nnx.update(model, jax.jit(lambda: _constants(create()))())
+    return model
+
+
+def _constants(model: VisionModel[Any]) -> Any:
+    """The variables that are neither parameters nor statistics."""
+    return nnx.split(model, nnx.Param, nnx.BatchStat, ...)[3]
 
 
 def without_head(trained: Trained) -> Trained:

@@ -24,6 +24,7 @@ from vitlab.data.labels import labels_of
 from vitlab.evaluate.split import EvalStep, evaluate, make_eval_step, open_batches
 from vitlab.functional import FunctionalModel, Weights, check_tensor, freeze, functional
 from vitlab.losses import class_weights
+from vitlab.models.catalogue import address_of
 from vitlab.parallel import mesh as meshes
 from vitlab.runs import folder
 from vitlab.runs.start import run_of, start_from_run
@@ -237,7 +238,9 @@ def set_up(experiment: Experiment, bad_images: pathlib.Path | None = None) -> Se
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels, fields_of(train_source)), mesh, teacher=teacher)
     setting = setting_of(experiment, options, model.preprocessing, num_classes=len(class_names))
     evaluation = task.evaluation(setting)
-    start = load_start(model, create_weights(), experiment.model.weights) if experiment.model.weights else None
+    with refusing(ValueError, prefix="model.weights: "):
+        source = address_of(experiment.model.name, experiment.model.weights) if experiment.model.weights else None
+    start = load_start(model, create_weights(), source) if source else None
     return Setup(
         experiment=experiment,
         mesh=mesh,
