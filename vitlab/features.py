@@ -83,7 +83,7 @@ def features_of(run: LoadedRun, paths: Sequence[str], *, batch_size: int = 64, m
             vectors.append(run.logits(np.stack(pixels)))
             wanted = pixels[: max(maps - sum(map(len, planes)), 0)]
             if wanted:
-                planes.append(run.features(np.stack(wanted))[-1])
+                planes.append(run.maps(np.stack(wanted))[-1])
                 pictures += wanted[: max(_DRAWN - len(pictures), 0)]
     return Found(
         paths=tuple(kept),

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -124,7 +124,7 @@ def load_texts(name: str, source: str | Checkpoint, vocabulary: str | pathlib.Pa
     config = text_config_of(name)
     tokens = pathlib.Path(vocabulary).expanduser() if vocabulary else _beside(source)
     checkpoint = read_source(source) if isinstance(source, str) else source
-    config = _with_rows(config, checkpoint.tensors)
+    config = _with_rows(config, checkpoint)
     tower = nnx.eval_shape(lambda: TextTower(config, rngs=nnx.Rngs(0)))
     report = load_weights(tower, checkpoint)
     logger.info("text tower of %s: %s", name, report)
@@ -146,13 +146,20 @@ def _beside(source: str | Checkpoint) -> pathlib.Path:
     )
 
 
-def _with_rows(config: TextConfig, tensors: Mapping[str, np.ndarray]) -> TextConfig:
-    """The config with the file's number of tokens and of positions, in which files of one network differ."""
-    rows = {}
+def _with_rows(config: TextConfig, checkpoint: Checkpoint) -> TextConfig:
+    """The config with the file's number of tokens and of positions, in which files of one network differ.
+
+    Raises:
+      ValueError: The file has no embedding of tokens.
+    """
+    rows, tensors = {}, checkpoint.tensors
     for found in tensors:
         field = next((field for name, field in _ROWS.items() if found == name or found.endswith(f"/{name}")), None)
         if field is not None and len(shape := tensors[found].shape) > 1:
             rows[field] = shape[-2]
+    if "vocab_size" not in rows:
+        names = "token_embedding.weight under any of the names of OpenAI, OpenCLIP, Hugging Face or big_vision"
+        raise ValueError(f"{checkpoint.origin} has no text tower, {names}: take the file that has both towers")
     return dataclasses.replace(config, **rows)
 
 

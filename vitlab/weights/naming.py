@@ -57,10 +57,15 @@ class Naming:
 def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[NameMap, ...]) -> Naming:
     """The prefix and the map by which most names are those of parameters; of equals the shortest prefix and the first map."""
     names = sorted({_uncompiled(name) for name in names})
-    candidates = [Naming(name_map=m, prefix=prefix) for prefix in _prefixes(names) for m in maps]
+    candidates = [Naming(name_map=m, prefix=prefix) for prefix in _prefixes(names) for m in maps if not _is_other(prefix, m)]
     if len(candidates) == 1:
         return candidates[0]
     return max(candidates, key=lambda naming: len({place[1] for name in names for place in naming.places(name, targets)} - {None}))
+
+
+def _is_other(prefix: str, name_map: NameMap) -> bool:
+    """Whether a prefix is that of a part which a map passes over, such as the image tower beside a text tower."""
+    return bool(prefix) and any(re.search(pattern, prefix) for pattern in name_map.ignored)
 
 
 def foreign_names(names: Iterable[str], maps: tuple[NameMap, ...]) -> dict[str, tuple[str, tuple[Layout, ...]]]:
