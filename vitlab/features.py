@@ -16,6 +16,7 @@ import io
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -112,7 +113,7 @@ def _bytes_of(found: Found, suffix: str, *, with_maps: bool) -> bytes:
     if suffix == ".npy":
         np.save(buffer, found.features)
     else:
-        maps = {"maps": found.maps} if with_maps and found.maps is not None else {}
+        maps: dict[str, Any] = {"maps": found.maps} if with_maps and found.maps is not None else {}
         np.savez(buffer, features=found.features, paths=np.array(found.paths), **maps)
     return buffer.getvalue()
 

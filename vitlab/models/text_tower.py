@@ -56,6 +56,7 @@ _SIGLIP: dict[str, Any] = {
     "head_bias": True,
     "tokens": "siglip",
 }
+_SIGLIP_SHORT: dict[str, Any] = _SIGLIP | {"length": 16}
 _SIGLIP2: dict[str, Any] = _SIGLIP | {"vocab_size": 256000, "tokens": "siglip2"}
 _SIGLIP_BASE: dict[str, Any] = {"dim": 768, "depth": 12, "num_heads": 12, "out_dim": 768}
 _SIGLIP_LARGE: dict[str, Any] = _HUGE | {"out_dim": 1024}
@@ -87,7 +88,7 @@ VARIANTS: dict[str, TextConfig] = {
     "siglip_base": TextConfig(**_SIGLIP_BASE, **_SIGLIP),
     "siglip_large": TextConfig(**_SIGLIP_LARGE, **_SIGLIP),
     "siglip_so400m_patch14_378": TextConfig(**_SIGLIP_SO400M, out_dim=1152, **_SIGLIP),
-    "siglip_so400m": TextConfig(**_SIGLIP_SO400M, out_dim=1152, **(_SIGLIP | {"length": 16})),
+    "siglip_so400m": TextConfig(**_SIGLIP_SO400M, out_dim=1152, **_SIGLIP_SHORT),
     "siglip2_base": TextConfig(**_SIGLIP_BASE, **_SIGLIP2),
     "siglip2_large": TextConfig(**_SIGLIP_LARGE, **_SIGLIP2),
     "siglip2_so400m": TextConfig(**_SIGLIP_SO400M, out_dim=1152, **_SIGLIP2),

@@ -143,7 +143,9 @@ def image_model(name: str, experiment: Experiment, weights: str, *, num_classes:
       ValueError: There is no such model, or its fields cannot work together.
     """
     config = experiment.model
-    recipe = preprocessing_of(name, weights, model_config(name).preprocessing)
+    fields: dict[str, Any] = {"preprocessing": preprocessing_of(name, weights, model_config(name).preprocessing)}
+    if config.name == name:
+        fields |= config.fields
 
     def create() -> VisionModel[Any]:
         return create_model(
@@ -153,7 +155,7 @@ def image_model(name: str, experiment: Experiment, weights: str, *, num_classes:
             in_channels=config.in_channels or 3,
             dtype=config.dtype,
             rngs=InitRngs(None),
-            **({"preprocessing": recipe} | (dict(config.fields) if config.name == name else {})),
+            **fields,
         )
 
     model = nnx.eval_shape(create)
