@@ -50,8 +50,11 @@ class Naming:
         return (*[self.prefix] * bool(self.prefix), *[_COMPILED] * compiled)
 
     def strip(self, foreign: str) -> str:
-        """A foreign name without what wrappers put before it."""
-        return _uncompiled(foreign).removeprefix(self.prefix)
+        """A foreign name without what wrappers put before it: the prefix, or the first parts of it that the name has."""
+        name, prefix = _uncompiled(foreign), self.prefix
+        while not name.startswith(prefix):
+            prefix = prefix[: prefix[:-1].rfind(".") + 1]
+        return name.removeprefix(prefix)
 
 
 def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[NameMap, ...]) -> Naming:
