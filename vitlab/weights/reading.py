@@ -151,17 +151,18 @@ class _Place:
 
 
 class _InFile(Mapping[str, np.ndarray]):
-    """The tensors of a file, each read anew when it is asked for."""
+    """The tensors of a file, each a view of the file of its own, whose memory goes with it."""
 
     def __init__(self, path: pathlib.Path, places: Mapping[str, _Place]):
         self._path, self._places = path, places
 
     def __getitem__(self, name: str) -> np.ndarray:
         place = self._places[name]
-        found = np.fromfile(self._path, place.dtype, math.prod(place.shape), offset=place.offset)
-        if found.size != math.prod(place.shape):
+        if not math.prod(place.shape):
+            return np.zeros(place.shape, place.dtype)
+        if self._path.stat().st_size < place.offset + math.prod(place.shape) * place.dtype.itemsize:
             raise ValueError(f"{self._path.name} has become shorter than its header says")
-        return found.reshape(place.shape)
+        return np.memmap(self._path, place.dtype, "r", place.offset, place.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
