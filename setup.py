@@ -43,6 +43,8 @@ TEST = [
     "scikit-image>=0.25",  # SSIM, to compare with
     "scikit-learn>=1.6",  # average precision, to compare with
     "hypothesis>=6.120",  # properties of windows, orders, splits and parsers
+    "tokenizers>=0.21",  # as extra `text`
+    "sentencepiece>=0.2",
 ]
 CLOUD = ["etils[epath-gcs,epath-s3]>=1.12"]  # run folders and images in a bucket: gcsfs, s3fs
 EXTRAS = {
@@ -54,6 +56,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # brings libtpu, which compiles for TPUs, also without one
     "wandb": ["wandb>=0.19"],
     "hub": ["huggingface_hub>=0.30"],  # load_weights("hf://...")
+    "text": ["tokenizers>=0.21", "sentencepiece>=0.2"],  # vocabularies of CLIP's and SigLIP's text towers
     "cloud": CLOUD,
     "test-cloud": [  # the tests of buckets, which are skipped without it
         *CLOUD,
@@ -95,6 +98,7 @@ setup(
         "vitlab": ["py.typed"],
         "vitlab.data": ["bundled/*"],
         "vitlab.launch": ["*.sbatch", "*.sh", "*.yaml"],
+        "vitlab.models": ["*.csv"],
         "pallas_kernels": ["py.typed", "*.md", "*/*.md"],
     },
     entry_points={"console_scripts": ["vitlab = vitlab.__main__:console"]},

@@ -29,6 +29,7 @@ MADE = [
     ("04_input_pipeline", "run"),
     ("05_pod_plans", "run"),
     ("06_counted_steps", "run"),
+    ("07_frozen_features", "run"),
 ]
 
 

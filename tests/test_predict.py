@@ -15,6 +15,7 @@ from vitlab.config import ConfigError
 from vitlab.data import open_source
 from vitlab.data.image_list import find_images
 from vitlab.printable import printable
+from vitlab.runs.arguments import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_a_class_list_that_is_none_is_refused(text, words, tmp_path):
     if text is not None:
         (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(ConfigError, match=words):
-        predict._class_names(tmp_path / "classes.txt")
+        read_lines(tmp_path / "classes.txt", "--classes")
 
 
 def test_names_cannot_reach_the_terminal_as_escape_sequences(uninterrupted, photos, tmp_path, capsys):  # noqa: F811

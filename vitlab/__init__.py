@@ -4,9 +4,10 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from vitlab.models.registry import create_model, list_models
+    from vitlab.models.registry import list_models
     from vitlab.runs.loaded import load_run
     from vitlab.weights.load import load_weights
+    from vitlab.weights.pretrained import create_model
     from vitlab.weights.save import save_weights
 
 __all__ = ["__version__", "create_model", "list_models", "load_run", "load_weights", "save_weights"]
@@ -14,7 +15,7 @@ __all__ = ["__version__", "create_model", "list_models", "load_run", "load_weigh
 __version__ = "0.1.0"
 
 _HOMES = {
-    "create_model": "vitlab.models.registry",
+    "create_model": "vitlab.weights.pretrained",
     "list_models": "vitlab.models.registry",
     "load_run": "vitlab.runs.loaded",
     "load_weights": "vitlab.weights.load",

@@ -16,6 +16,7 @@ from vitlab.config import ConfigError, ModelConfig, refusing
 from vitlab.layers.frozen import run_as_in_evaluation
 from vitlab.layers.initial import InitRngs
 from vitlab.layers.roles import Layers, places_of
+from vitlab.models.catalogue import preprocessing_of
 from vitlab.models.registry import FeatureInfo, Features, Preprocessing, create_model, family_of, model_config
 from vitlab.models.training import Training
 from vitlab.parallel.mesh import named_axes
@@ -253,6 +254,7 @@ def build(
 
     def create(rngs: InitRngs) -> nnx.Module:
         own = num_classes if config.num_classes is None else config.num_classes
+        recipe = preprocessing_of(config.name, config.weights, model_config(config.name).preprocessing)
         model = create_model(
             config.name,
             num_classes=own if head is None else 0,
@@ -261,7 +263,7 @@ def build(
             drop_path_rate=config.drop_path_rate,
             dtype=config.dtype,
             rngs=rngs,
-            **config.fields,
+            **({"preprocessing": recipe} | dict(config.fields)),
         )
         if head is not None:
             setattr(model, HEAD, head(model.feature_info, prepared(model.preprocessing), rngs))

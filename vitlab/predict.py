@@ -6,7 +6,9 @@ task of two pictures, such as stereo, takes them in turn: LEFT RIGHT LEFT RIGHT.
 
 IMAGE is a file, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or @list.txt,
 a file with one of these on each line. The model is that of a run folder, or a model of the zoo with
-a checkpoint that was trained elsewhere (--model=NAME --weights=FILE).
+a checkpoint that was trained elsewhere (--model=NAME --weights=FILE). Models with a text tower, such
+as clip_base_patch16, choose among the words of --classes=FILE, put into the prompts of
+--templates=FILE.
 
 An image that cannot be read gets one line on stderr; the others are still predicted in their order.
 Exit codes: 0 all images were predicted; 2 the command or the model cannot be used, or some images
@@ -33,10 +35,12 @@ from vitlab.data.map_files import write_picture
 from vitlab.data.read_image import read_image
 from vitlab.files import write_atomically
 from vitlab.models.registry import model_config
+from vitlab.models.text_tower import text_config
 from vitlab.printable import printable
-from vitlab.runs.arguments import add_model_arguments, check_model_arguments
+from vitlab.runs.arguments import add_model_arguments, add_zero_shot_arguments, check_model_arguments, read_lines
 from vitlab.runs.loaded import LoadedRun, Prediction, chunks, one_device, softmax
 from vitlab.runs.trained import Trained, from_run, from_weights
+from vitlab.runs.zero_shot import read_templates, zero_shot
 
 _THREADS = 8  # number of threads that read and decode images
 _SUFFIXES = (".csv", ".jsonl")
@@ -205,7 +209,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
         allow_abbrev=False,
     )
     add_model_arguments(parser)
-    parser.add_argument("--classes", type=pathlib.Path, metavar="FILE", help="with --model: class names, one a line, in the model's order")
+    add_zero_shot_arguments(parser)
     parser.add_argument("--top", type=int, default=5, help="classes per image, at least 1; 5 by default")
     parser.add_argument("--batch_size", type=int, default=64, help="images that go through the model at once; 64 by default")
     parser.add_argument(
@@ -219,7 +223,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     for name in ("top", "batch_size"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}={getattr(args, name)} must be at least 1")
-    if args.workdir and (args.classes or overrides):
+    if args.workdir and (args.classes or args.templates or args.tokenizer or overrides):
         raise ConfigError("--classes and --config.model.* describe a checkpoint of others (--model); a run folder has its own")
     if args.output and not args.output.is_dir() and (args.output.suffix not in _SUFFIXES or not args.output.parent.is_dir()):
         raise ConfigError(
@@ -233,7 +237,15 @@ def _trained(args: argparse.Namespace, overrides: dict[str, str]) -> Trained:
     if args.workdir:
         return from_run(args.workdir, one_device(), raw=args.raw, step=args.step)
     experiment = cli.override(Experiment(model=ModelConfig(name=args.model)), overrides)
-    names = _class_names(args.classes) if args.classes else tuple(map(str, range(_num_classes(experiment.model))))
+    names = read_lines(args.classes, "--classes") if args.classes else ()
+    if text_config(args.model) is not None and experiment.model.num_classes is None:
+        if not names:
+            raise ConfigError(f"--model={args.model} knows no classes: say --classes=FILE, their names, one a line")
+        options = {"templates": read_templates(args.templates), "vocabulary": args.tokenizer}
+        return zero_shot(args.model, args.weights, experiment, names, one_device(), **options)
+    if args.templates or args.tokenizer:
+        raise ConfigError(f"--templates and --tokenizer are of models with a text tower; --model={args.model} is used without")
+    names = names or tuple(map(str, range(_num_classes(experiment.model))))
     return from_weights(args.model, args.weights, experiment, names, one_device())
 
 
@@ -248,23 +260,6 @@ def _num_classes(model: ModelConfig) -> int:
     if not count:
         raise ConfigError(f"--model={model.name} has no classes; --classes=FILE names those of a checkpoint with a head")
     return count
-
-
-def _class_names(path: pathlib.Path) -> tuple[str, ...]:
-    """The class names in a file, one a line.
-
-    Raises:
-      ConfigError: The file cannot be read, is no text in UTF-8, or is empty.
-    """
-    try:
-        names = tuple(filter(None, map(str.strip, path.read_bytes().decode("utf-8-sig").split("\n"))))
-    except OSError as error:
-        raise ConfigError(f"--classes={path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--classes={path} is no text in UTF-8") from error
-    if not names:
-        raise ConfigError(f"--classes={path} is empty; it must have a class name on each line")
-    return names
 
 
 if __name__ == "__main__":

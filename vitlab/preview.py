@@ -27,6 +27,7 @@ from vitlab.data.policies import make_policy
 from vitlab.data.samples import as_picture
 from vitlab.data.source import Source, open_source
 from vitlab.drawing.sheet import contact_sheet
+from vitlab.models.catalogue import preprocessing_of
 from vitlab.models.registry import Preprocessing, model_config
 from vitlab.printable import printable
 from vitlab.tasks import class_names_of, names_of, setting_of, task_of
@@ -129,7 +130,8 @@ def _preprocessing(experiment: Experiment, channels: int) -> Preprocessing:
     size = {} if model.image_size is None else {"image_size": model.image_size}
     with refusing(ValueError):
         config = model_config(model.name, **size, **model.fields)
-        base = config.preprocessing.for_channels(channels).with_statistics(model.mean, model.std, model.max_value)
+        own = preprocessing_of(model.name, model.weights, config.preprocessing)
+        base = own.for_channels(channels).with_statistics(model.mean, model.std, model.max_value)
     return dataclasses.replace(base, image_size=config.image_size)
 
 

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from vitlab.weights.hub import download
+from vitlab.weights.hub import beside, download
 
 
 class EntryNotFoundError(Exception):
@@ -55,6 +55,15 @@ def test_an_address_may_name_a_revision_and_a_file(fetched):
 def test_all_files_of_an_index_are_fetched(fetched):
     assert download("hf://owner/sharded@v1").name == "model.safetensors.index.json"
     assert fetched[-2:] == [("owner/sharded", f"x-{i}.safetensors", "v1") for i in (1, 2)]
+
+
+def test_a_file_beside_weights_is_found_in_their_folder_or_repository(fetched, tmp_path):
+    assert beside("hf://owner/one@v1/model.safetensors", ("tokenizer.json", "sub/other.safetensors")).name == "other.safetensors"
+    assert fetched[-2:] == [("owner/one", "tokenizer.json", "v1"), ("owner/one", "sub/other.safetensors", "v1")]
+    (tmp_path / "spiece.model").touch()
+    for weights in (tmp_path, tmp_path / "model.safetensors"):
+        assert beside(str(weights), ("tokenizer.json", "spiece.model")) == tmp_path / "spiece.model"
+    assert beside("hf://owner/one", ("absent",)) is beside(str(tmp_path), ("absent",)) is None
 
 
 @pytest.mark.parametrize("address", ["hf://owner", "hf://", "hf:///x", "hf://owner/@x"])

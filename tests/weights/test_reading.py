@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -45,6 +46,21 @@ def test_safetensors_keep_their_types(tmp_path):
         "c": "int64",
     }
     assert read_tensors(tmp_path / "a.safetensors")["b"].dtype == np.float32
+
+
+def test_tensors_are_read_when_they_are_asked_for_and_one_at_a_time(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({f"t{i}": np.full(100_000, i, np.float32) for i in range(20)}, path)
+    tracemalloc.start()
+    tensors = read_checkpoint(path).tensors
+    assert sum(float(value[0]) for value in tensors.values()) == sum(range(20)) and len(tensors) == 20
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < path.stat().st_size / 4
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 4)
+    with pytest.raises(ValueError, match="x.safetensors has become shorter than its header says"):
+        dict(tensors)
 
 
 def test_npz_is_read(tmp_path):

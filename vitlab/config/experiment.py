@@ -68,7 +68,8 @@ class ModelConfig(Group):
     weights: Annotated[
         str | None,
         "Weights that training starts from: a run (runs/a, or runs/a@3000 for a step), a .safetensors, .npz or .pth file (FILE#ENTRY "
-        "takes a part of it), or hf://owner/name. A head for other classes is initialised anew. None starts from random weights.",
+        "takes a part of it), hf://owner/name, or a short name of `python -m vitlab.models --weights`, such as dinov2. A head for other "
+        "classes is initialised anew. None starts from random weights.",
     ] = None
     fields: Annotated[
         Mapping[str, Any], "Fields of the model's own family, written as keys of this group: --config.model.patch_size=8."

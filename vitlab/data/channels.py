@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,8 +24,8 @@ def model_channels(model: ModelConfig, images: int) -> int:
 
     Args:
       model: The model's config. Its `in_channels` decides if it is set. Otherwise, weights of a
-        file or an address make it 3, because published weights expect RGB (grey images are repeated
-        into RGB); weights of a run folder make it the number of that run.
+        file, an address or a short name make it 3, because published weights expect RGB (grey
+        images are repeated into RGB); weights of a run folder make it the number of that run.
       images: Channels of the data, 1 if all images are grey, else 3; decides in all other cases,
         and always if it is another number.
 
@@ -40,7 +41,9 @@ def model_channels(model: ModelConfig, images: int) -> int:
         raise ConfigError(f"model.in_channels={model.in_channels} {rule}")
     if model.in_channels is not None:
         return model.in_channels
-    return 3 if model.weights and _PUBLISHED.search(model.weights) else images
+    weights = model.weights or ""
+    by_short_name = weights.isidentifier() and not os.path.isdir(weights)
+    return 3 if by_short_name or _PUBLISHED.search(weights) else images
 
 
 def channels_of(read: Callable[[int, int | None], bytes], labels: Sequence[int] | np.ndarray, *, probes: int = PROBES) -> int:

@@ -7,10 +7,11 @@ accuracy by class, confusions, calibration, the worst images and all predictions
 evaluations/NAME; for other tasks than classification, the loss of each image and the worst images.
 
 Protocols: task (the metrics of the run's task; classification is another name of it where that is
-the task); knn, linear and few_shot learn from features of the training split without the model's
-head, so the classes may differ from the model's; original scores segmentation at the pictures' own
-size, by windows that slide over each; exits scores each early exit of a network that has them, over
-its multiply-accumulates.
+the task); knn, linear (MAE's), linear_dinov2 and few_shot learn from features of the training split
+without the model's head, so the classes may differ from the model's; zero_shot compares images with
+the names of classes, by a checkpoint with a text tower: --model=clip_base_patch16 --weights=FILE;
+original scores segmentation at the pictures' own size, by windows that slide over each; exits
+scores each early exit of a network that has them, over its multiply-accumulates.
 
 Exit codes: 0 done; 1 the report could not be written; 2 the command, run folder or data cannot be
 used; 42 stopped by a signal.
@@ -19,6 +20,7 @@ used; 42 stopped by a signal.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +40,7 @@ from vitlab.evaluate.exits import forward as forward_exits
 from vitlab.evaluate.features import Features, extract
 from vitlab.evaluate.few_shot import few_shot
 from vitlab.evaluate.knn import knn
-from vitlab.evaluate.linear_probe import linear_probe
+from vitlab.evaluate.linear_probe import DINOV2, linear_probe
 from vitlab.evaluate.original_size import evaluate_at_original_size
 from vitlab.evaluate.output import check_name, default_name, make_folder, write_result
 from vitlab.evaluate.report import Outcomes, write_report
@@ -47,16 +49,24 @@ from vitlab.evaluate.worst import Worst, seen_of, write_worst
 from vitlab.parallel import distributed
 from vitlab.parallel.mesh import check_divides, make_mesh
 from vitlab.runs import folder
-from vitlab.runs.arguments import add_model_arguments, check_model_arguments
+from vitlab.runs.arguments import add_model_arguments, add_zero_shot_arguments, check_model_arguments, read_lines
 from vitlab.runs.loaded import LoadedRun
 from vitlab.runs.trained import Trained, from_run, from_weights, without_head
+from vitlab.runs.zero_shot import read_templates, zero_shot
 from vitlab.signals import EXIT_STOPPED, StopRequest
 from vitlab.tasks import Task, class_names_of, names_of, setting_of, task_of
 from vitlab.tasks.segmentation import Options as SegmentationOptions
 
 logger = logging.getLogger(__name__)
 
-PROBES: dict[str, Callable[..., dict[str, Any]]] = {"knn": knn, "linear": linear_probe, "few_shot": few_shot}
+_linear_dinov2 = functools.partial(linear_probe, training=DINOV2)
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {
+    "knn": knn,
+    "linear": linear_probe,
+    "linear_dinov2": _linear_dinov2,
+    "few_shot": few_shot,
+}
+ZERO_SHOT = "zero_shot"
 _ALONE = ("original", "exits", *PROBES)  # protocols of a single process, which do not replace the run's evaluation.json
 
 
@@ -80,7 +90,10 @@ def main(argv: Sequence[str]) -> int:
     other_data = bool(args.config) or any(key.startswith("data.") for key in overrides)
     split = experiment.data.eval_split
     name = args.name or default_name(
-        args.protocol if args.protocol in _ALONE else "classification", trained.origin, split, source.fingerprint if other_data else None
+        args.protocol if args.protocol in (ZERO_SHOT, *_ALONE) else "classification",
+        trained.origin,
+        split,
+        source.fingerprint if other_data else None,
     )
     outcomes = None if not args.report else Outcomes() if experiment.task.name == "classification" else Worst()
     with StopRequest() as stop:
@@ -90,14 +103,14 @@ def main(argv: Sequence[str]) -> int:
         elif args.protocol == "exits":
             found = _measure_exits(trained, source, mesh, should_stop)
         elif args.protocol in PROBES:
-            found = _probe(args.protocol, trained, source, mesh, should_stop)
+            found = _probe(args.protocol, trained, source, mesh, should_stop, args.cache)
         else:
             found = _measure(trained, source, mesh, should_stop, outcomes)
     if found is None:
         return EXIT_STOPPED
     if not distributed.is_first():
         return 0
-    result = {**trained.origin, "split": split, **({"protocol": args.protocol} if args.protocol in _ALONE else {}), **found}
+    result = {**trained.origin, "split": split, **({"protocol": args.protocol} if args.protocol in (ZERO_SHOT, *_ALONE) else {}), **found}
     described = _report(parent / name, outcomes, source, trained) if outcomes is not None else {}
     print(json.dumps(result | (described or {})))
     if parent:
@@ -116,10 +129,14 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     )
     add_model_arguments(parser)
     parser.add_argument("--config", help=f"names the data; with --workdir the run's own if not given: {cli.CONFIG_HELP}")
-    choices = ("task", "classification", "original", "exits", *PROBES)
+    add_zero_shot_arguments(parser)
+    choices = ("task", "classification", "original", "exits", ZERO_SHOT, *PROBES)
     parser.add_argument("--protocol", choices=choices, default="task", help="what is measured; the metrics of the run's task by default")
     parser.add_argument("--scales", default="1", help="with --protocol=original: sizes of each picture, such as 0.75,1,1.25")
     parser.add_argument("--flip", action="store_true", help="with --protocol=original: also each picture mirrored")
+    parser.add_argument(
+        "--cache", type=pathlib.Path, metavar="DIR", help=f"with --protocol={', '.join(PROBES)}: folder that keeps the features"
+    )
     parser.add_argument("--report", action="store_true", help="also write tables, pictures and all predictions")
     parser.add_argument("--name", help="of this evaluation; made of step and split if not given")
     parser.add_argument("--output", type=cli.run_folder, metavar="DIR", help="folder for evaluations, in place of the run folder's")
@@ -128,6 +145,12 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     args = parser.parse_args(rest)
     args.scales = _scales(args.scales)
     check_model_arguments(args)
+    if args.protocol == ZERO_SHOT and not args.model:
+        raise ConfigError(f"--protocol={ZERO_SHOT} needs a checkpoint with a text tower: --model=NAME --weights=FILE")
+    if args.protocol != ZERO_SHOT and (args.classes or args.templates or args.tokenizer):
+        raise ConfigError(f"--classes, --templates and --tokenizer are of --protocol={ZERO_SHOT}")
+    if args.cache and args.protocol not in PROBES:
+        raise ConfigError(f"--cache keeps features, which only --protocol={', '.join(PROBES)} have")
     if args.model and not args.config:
         raise ConfigError("--model needs --config=FILE, which names the data")
     if args.name is not None:
@@ -150,6 +173,8 @@ def _check_task(args: argparse.Namespace, experiment: Experiment, task: Task, op
         raise ConfigError("--report describes the evaluation at the model's size: leave --protocol out")
     if args.protocol == "original" and not isinstance(options, SegmentationOptions):
         raise ConfigError(f"--protocol=original scores segmentation; the run was trained for task={name}")
+    if args.protocol == ZERO_SHOT and name != "classification":
+        raise ConfigError(f"--protocol={ZERO_SHOT} tells classes of images apart; the config is for task={name}")
     if args.protocol in ("classification", "exits") and name != "classification":
         raise ConfigError(f"the run was trained for task={name}: leave --protocol out, or name one of {', '.join(PROBES)}")
     if args.model and task.head is not None and args.protocol not in PROBES:
@@ -191,6 +216,12 @@ def _experiment(args: argparse.Namespace, overrides: Mapping[str, str]) -> Exper
 
 def _trained(args: argparse.Namespace, experiment: Experiment, source: Source, mesh: Mesh) -> Trained:
     probe, names = args.protocol in PROBES, class_names_of(source)
+    if args.protocol == ZERO_SHOT:
+        words = read_lines(args.classes, "--classes") if args.classes else names
+        if len(words) != len(names):
+            raise ConfigError(f"--classes={args.classes} names {len(words)} classes, the data has {len(names)}: {', '.join(names[:10])}")
+        options = {"words": words, "templates": read_templates(args.templates), "vocabulary": args.tokenizer}
+        return zero_shot(args.model, args.weights, experiment, names, mesh, **options)
     if args.model:
         return from_weights(args.model, args.weights, experiment, names, mesh, head=not probe)
     trained = from_run(args.workdir, mesh, raw=args.raw, step=args.step)
@@ -225,14 +256,16 @@ def _measure_exits(trained: Trained, source: Source, mesh: Mesh, should_stop: Ca
     return evaluate(make_eval_step(model, mesh, evaluation), trained.weights, batches, evaluation, mesh=mesh, should_stop=should_stop)
 
 
-def _probe(protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+def _probe(
+    protocol: str, trained: Trained, source: Source, mesh: Mesh, should_stop: Callable[[], bool], cache: pathlib.Path | None
+) -> dict[str, Any] | None:
     """Learns from features of the training split and scores those of the evaluation split."""
     train_source = open_source(trained.experiment.data, train=True)
     if train_source.class_names != source.class_names:
         raise ConfigError("the training and the evaluation split have different classes")
     size, features = trained.experiment.eval_batch_size or trained.experiment.batch_size, []
     for part in (train_source, source):
-        found: Features | None = extract(trained, part, mesh=mesh, batch_size=size, should_stop=should_stop)
+        found: Features | None = extract(trained, part, mesh=mesh, batch_size=size, cache=cache, should_stop=should_stop)
         if found is None:
             return None
         if not len(found.labels):

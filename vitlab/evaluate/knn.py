@@ -63,6 +63,18 @@ def vote(similarity: Float[np.ndarray, "m k"], labels: Int[np.ndarray, "m k"], n
     return votes
 
 
+def shares(
+    similarity: Float[np.ndarray, "m k"], labels: Int[np.ndarray, "m k"], num_classes: int, k: int
+) -> Float[np.ndarray, "m classes"]:
+    """DINOv2's form of `vote` for the first k of all neighbours that are given.
+
+    Its weights are a softmax over all of them: of fewer than all, the shares add up to less than one. The order of the classes is
+    that of `vote`.
+    """
+    total = np.exp(similarity / _TEMPERATURE).sum(-1, keepdims=True)
+    return vote(similarity[:, :k], labels[:, :k], num_classes) / total.astype(np.float32)
+
+
 @jax.jit
 def _merge(
     queries: Float[Array, "m d"],

@@ -14,8 +14,8 @@ from vitlab.config import Experiment
 from vitlab.data import Batches, Source, eval_batches
 from vitlab.functional import FunctionalModel, Weights
 from vitlab.parallel.mesh import part_of_process, replicated, shard_batch
-from vitlab.runs.trained import eval_crop_fraction
-from vitlab.tasks import Evaluation, task_of
+from vitlab.runs.trained import eval_fit
+from vitlab.tasks import Evaluation
 
 EvalStep = Callable[[Weights, dict[str, Array]], dict[str, Array]]
 Prepare = Callable[[dict[str, Array]], dict[str, Array]]
@@ -158,10 +158,11 @@ def open_batches(
 ) -> Batches:
     """The batches of a split, prepared as the model's evaluation needs them; this process's rows.
 
-    `bad_images` is the file that lists images that cannot be decoded.
-    `vitlab.runs.trained.eval_crop_fraction` tells how much of an image is kept.
+    `bad_images` is the file that lists images that cannot be decoded. `vitlab.runs.trained.eval_fit`
+    tells how an image is brought to its size.
     """
     recipe, (part, num_parts) = model.preprocessing, part_of_process(mesh)
+    fit, crop_fraction = eval_fit(experiment, recipe)
     return eval_batches(
         source,
         data=experiment.data,
@@ -169,8 +170,8 @@ def open_batches(
         channels=channels,
         batch_size=batch_size,
         interpolation=recipe.interpolation,
-        crop_fraction=eval_crop_fraction(experiment, recipe),
-        fit=task_of(experiment)[0].fit,
+        crop_fraction=crop_fraction,
+        fit=fit,
         process_index=part,
         process_count=num_parts,
         bad_images=bad_images,

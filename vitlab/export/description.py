@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
-from vitlab.runs.trained import Trained
+from vitlab.runs.trained import Trained, eval_fit
 
-_RESIZE = (
-    "Scale the image, with antialiasing, until it just covers floor(side / crop_fraction) on both sides, "
-    "then cut out its centre of image_size."
-)
+_RESIZE = {
+    "crop": "Scale the image, with antialiasing, until it just covers floor(side / crop_fraction) on both sides, "
+    "then cut out its centre of image_size.",
+    "stretch": "Scale the whole image, with antialiasing, to image_size, whatever its proportions.",
+}
 
 
 def describe(trained: Trained, **more: Any) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def describe(trained: Trained, **more: Any) -> dict[str, Any]:
       **more: Further entries, such as the format of the file.
     """
     recipe = trained.model.preprocessing
-    own_crop = trained.experiment.augment.crop == "random_resized"
+    fit, crop_fraction = eval_fit(trained.experiment, recipe)
     return {
         **trained.origin,
         "image_size": list(recipe.image_size),
@@ -27,8 +28,8 @@ def describe(trained: Trained, **more: Any) -> dict[str, Any]:
         "mean": list(recipe.mean),
         "std": list(recipe.std),
         "interpolation": recipe.interpolation,
-        "crop_fraction": recipe.crop_fraction if own_crop else 1.0,
-        "resize": _RESIZE,
+        "crop_fraction": 1.0 if fit == "stretch" else crop_fraction,
+        "resize": _RESIZE[fit],
         "classes": list(trained.class_names),
         **more,
     }

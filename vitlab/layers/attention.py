@@ -83,6 +83,7 @@ class Attention(nnx.Module):
         rope: Rope | None = None,
         table: Float[Array, "2 n head_dim"] | None = None,  # rotations of `vitlab.layers.rope.rotation`, needed with `rope`
         bias: Float[Array, "heads n n"] | None = None,  # added to the logits
+        is_causal: bool = False,  # whether a token attends to itself and those before it only; not with `rope`
     ) -> Float[Array, "b n d"]:
         """Returns attention of x, or of norm(x)."""
         b, n, d = x.shape
@@ -103,7 +104,7 @@ class Attention(nnx.Module):
                 query_and_key[:, :, 0], query_and_key[:, :, 1], qkv[:, :, 2], bias, implementation=self.implementation
             )
         else:
-            out = attention_qkv(qkv, qkv_bias=qkv_bias, bias=bias, implementation=self.implementation)
+            out = attention_qkv(qkv, qkv_bias=qkv_bias, bias=bias, is_causal=is_causal, implementation=self.implementation)
         out = out.reshape(b, n, d)
         out = out if self.norm is None else self.norm(out)
         out = fused_linear(out, None, self.proj)[0] if is_fused(out, None, self.proj) else self.proj(out)

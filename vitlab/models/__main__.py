@@ -1,4 +1,4 @@
-"""The zoo as a table: python -m vitlab.models ['pattern'] [--markdown]."""
+"""The zoo as a table: python -m vitlab.models ['pattern'] [--markdown | --weights]."""
 
 import importlib
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,7 @@ from vitlab import cli
 from vitlab.analysis.counts import count_macs, count_params
 from vitlab.config import ConfigError, near_misses
 from vitlab.config.references import is_reference
+from vitlab.models.catalogue import checkpoints_of
 from vitlab.models.registry import Published, abstract_model, family_of, list_models
 
 
@@ -54,12 +55,24 @@ def _range(values: Iterable[float | None]) -> str:
     return " to ".join(dict.fromkeys(ends)) or "-"
 
 
+def print_weights(names: Iterable[str], console: Console) -> None:
+    """Prints the published checkpoints of variants, "-" for what is not known of one."""
+    table = Table("model", "weights", "address", "licence", "figure %", "measure", "sha256", "source", box=None)
+    for row in (row for name in names for row in checkpoints_of(name).values()):
+        cells = (row.variant, row.name, row.address, row.licence, row.figure, row.measure, row.sha256, row.source)
+        table.add_row(*(cell or "-" for cell in cells))
+    if not table.row_count:
+        raise ConfigError(f"no published checkpoint of these {len(list(names))} models is listed; vitlab.load_weights takes any file")
+    console.print(table)
+
+
 def main(argv: Sequence[str]) -> int:
     parser = cli.Parser(
         prog="python -m vitlab.models", description="The zoo as a table.", example="python -m vitlab.models 'swin*'", allow_abbrev=False
     )
     parser.add_argument("pattern", nargs="?", default="*", help="wildcards, such as 'swin*', or a model of your own, file.py:variant")
     parser.add_argument("--markdown", action="store_true", help="a row a family, as in the README")
+    parser.add_argument("--weights", action="store_true", help="published checkpoints by the short names that create_model takes")
     args = parser.parse_args(argv)
     names = [args.pattern] if is_reference(args.pattern) else list_models(args.pattern)
     if not names:
@@ -70,6 +83,9 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 160
+    if args.weights:
+        print_weights(names, console)
+        return 0
     table = Table("model", "params M", "published", "GMACs", "published", "pixels", "top-1 %", "source of top-1", box=None)
     for name in names:
         table.add_row(*row(name))

@@ -12,7 +12,8 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     max_value: float = 255.0  # sample value that counts as 1
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    crop_fraction: float = 0.9  # share of the resized short side that the evaluation's centre crop covers
+    crop_fraction: float = 0.9  # share of the resized short side that the evaluation's centre crop covers; not with `squash`
+    resize: Literal["crop", "squash"] = "crop"  # squash: the whole image becomes the size, whatever its proportions
     image_size: tuple[int, int] = (224, 224)  # height and width, in pixels
 
     def for_channels(self, in_channels: int) -> "Preprocessing":

@@ -58,7 +58,8 @@ _DINOV3: Fields = {
     "key_bias": False,
     "num_classes": 0,
 }
-_AT_256: Fields = {"image_size": 256, "preprocessing": Preprocessing(crop_fraction=1.0, interpolation="bilinear")}
+# Its README's transform, in which the whole image becomes a square.
+_AT_256: Fields = {"image_size": 256, "preprocessing": Preprocessing(resize="squash", interpolation="bilinear")}
 _EUPE: Fields = _DINOV3 | _AT_256  # arXiv:2603.22387: DINOv3's networks
 _LINGBOT: Fields = _DINOV3 | _AT_256 | {"image_size": 512}  # arXiv:2607.05247: DINOv3's networks, too
 # TIPSv2: DINOv2's networks with one register, pixels in [0, 1].
@@ -78,7 +79,7 @@ _SIGLIP: Fields = {
     "pool": "map",
     "activation": "gelu_tanh",
     "num_classes": 0,
-    "preprocessing": Preprocessing(**_HALF, crop_fraction=1.0),
+    "preprocessing": Preprocessing(**_HALF, resize="squash"),
 }
 _MAE: Fields = {"num_classes": 0}  # arXiv:2111.06377, as pretrained
 _FC_NORM: Fields = {"pool": "mean", "class_token": True, "pool_norm": "after"}  # mean of the patches, then the norm
@@ -113,7 +114,7 @@ _PE: Fields = {
     "pool": "map",
     "pool_heads": 8,
     "head_bias": False,
-    "preprocessing": Preprocessing(**_HALF, crop_fraction=1.0),
+    "preprocessing": Preprocessing(**_HALF, resize="squash", interpolation="bilinear"),  # open_clip, pretrained.py
 }
 _PE_CLS: Fields = _PE | {"class_token": True}
 

@@ -15,6 +15,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="its checkpoint: .safetensors, .pth or hf://owner/name")
 
 
+def add_zero_shot_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --classes, --templates and --tokenizer."""
+    parser.add_argument(
+        "--classes", type=pathlib.Path, metavar="FILE", help="with --model: names of the classes, one a line, in their order"
+    )
+    parser.add_argument("--templates", type=pathlib.Path, metavar="FILE", help="prompts, one a line, with {} for the class")
+    parser.add_argument(
+        "--tokenizer", type=pathlib.Path, metavar="FILE", help="vocabulary of the text tower; that beside --weights if not given"
+    )
+
+
 def check_model_arguments(args: argparse.Namespace) -> None:
     """Refuses arguments that name no model, or two.
 
@@ -28,3 +39,24 @@ def check_model_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--model=NAME and --weights=FILE go together; a run folder has its own weights")
     if args.workdir is None and (args.step is not None or args.raw):
         raise ConfigError("--step and --raw choose among the weights of a run folder: say --workdir=DIR")
+
+
+def read_lines(path: pathlib.Path, what: str) -> tuple[str, ...]:
+    """The lines of a file of the user's, without those that are empty.
+
+    Args:
+      path: The file.
+      what: The argument that names it, for the message.
+
+    Raises:
+      ConfigError: It cannot be read, is no text in UTF-8, or is empty.
+    """
+    try:
+        lines = tuple(filter(None, map(str.strip, path.read_bytes().decode("utf-8-sig").split("\n"))))
+    except OSError as error:
+        raise ConfigError(f"{what}={path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what}={path} is no text in UTF-8") from error
+    if not lines:
+        raise ConfigError(f"{what}={path} is empty; it must have one on each line")
+    return lines

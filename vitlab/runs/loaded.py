@@ -138,6 +138,10 @@ class LoadedRun:
         """Logits of images from `preprocess`, in one batch, float32."""
         return np.asarray(self._logits(self.trained.weights, _filled(pixels)))[: len(pixels)]
 
+    def maps(self, pixels: UInt8[np.ndarray, "b h w c"]) -> tuple[Float[np.ndarray, "b _h _w _d"], ...]:
+        """Feature maps of images that `preprocess` has made, in one batch, float32, one map a stage."""
+        return tuple(np.asarray(m)[: len(pixels)] for m in self._features(self.trained.weights, _filled(pixels)))
+
     @property
     def kinds(self) -> dict[str, Result]:
         """Kinds of the task's results other than class probabilities, by name.
@@ -193,9 +197,7 @@ class LoadedRun:
         `model.feature_info` has their strides and widths. The arguments and errors are those of
         `__call__`; at least one image is needed.
         """
-        parts = []
-        for pixels in self._prepared(images, batch_size):
-            parts.append([np.asarray(m)[: len(pixels)] for m in self._features(self.trained.weights, _filled(pixels))])
+        parts = [self.maps(pixels) for pixels in self._prepared(images, batch_size)]
         if not parts:
             raise ValueError("features of no image: give at least one")
         return tuple(np.concatenate(maps) for maps in zip(*parts, strict=True))

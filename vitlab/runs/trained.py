@@ -4,7 +4,9 @@ import dataclasses
 import logging
 from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
@@ -17,7 +19,8 @@ from vitlab.files import exists
 from vitlab.functional import FunctionalModel, Weights, functional
 from vitlab.functional import build as build_model
 from vitlab.layers.initial import InitRngs
-from vitlab.models.registry import Preprocessing, create_model
+from vitlab.models.catalogue import address_of, preprocessing_of
+from vitlab.models.registry import Preprocessing, VisionModel, create_model, model_config
 from vitlab.parallel.mesh import place, sharded_shapes
 from vitlab.runs import folder
 from vitlab.runs.checkpoint import CheckpointError, Checkpoints
@@ -44,16 +47,22 @@ class Trained:
 
     def warp_of(self, size: Size) -> Warp:
         """The geometric transformation of evaluation for an image of (height, width) pixels."""
-        recipe, fit = self.model.preprocessing, task_of(self.experiment)[0].fit
-        return evaluation_warp(size, recipe.image_size, recipe.interpolation, eval_crop_fraction(self.experiment, recipe), fit)
+        recipe = self.model.preprocessing
+        fit, crop_fraction = eval_fit(self.experiment, recipe)
+        return evaluation_warp(size, recipe.image_size, recipe.interpolation, crop_fraction, fit)
 
 
-def eval_crop_fraction(experiment: Experiment, preprocessing: Preprocessing) -> float:
-    """Share of the short side that evaluation keeps.
+def eval_fit(experiment: Experiment, preprocessing: Preprocessing) -> tuple[str, float]:
+    """The fit, one of `vitlab.data.augment.FITS`, and the share of the short side that is kept.
 
-    It is the model's if training sees parts of images, otherwise 1.
+    They are the model's if training sees parts of images, unless the task has a fit of its own;
+    otherwise all of the short side is kept.
     """
-    return preprocessing.crop_fraction if experiment.augment.crop == "random_resized" else 1.0
+    fit = task_of(experiment)[0].fit
+    if experiment.augment.crop != "random_resized":
+        return fit, 1.0
+    squashes = fit == "crop" and preprocessing.resize == "squash"
+    return ("stretch" if squashes else fit), preprocessing.crop_fraction
 
 
 def model_of_run(workdir: RunPath) -> tuple[FunctionalModel, Experiment, folder.DataInfo]:
@@ -110,16 +119,8 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
     """
     config = experiment.model
     with refusing(ValueError, OSError, ImportError):
-        model = create_model(
-            name,
-            num_classes=(config.num_classes or len(class_names)) if head else 0,
-            image_size=config.image_size,
-            in_channels=config.in_channels or 3,
-            dtype=config.dtype,
-            rngs=InitRngs(None),  # every value comes from the checkpoint
-            **(config.fields if config.name == name else {}),
-        )
-        report = load_weights(model, path, strict=head)
+        model = image_model(name, experiment, path, num_classes=(config.num_classes or len(class_names)) if head else 0)
+        report = load_weights(model, address_of(name, path), strict=head)
     if report.missing or report.mismatched or report.nonfinite or report.new_plugin:
         raise ConfigError(f"{path} does not fit {name}: {report}")
     if report.unexpected:
@@ -135,6 +136,45 @@ def from_weights(name: str, path: str, experiment: Experiment, class_names: tupl
         class_names=class_names,
         origin={"model": name, "weights": path},
     )
+
+
+def image_model(name: str, experiment: Experiment, weights: str, *, num_classes: int | None = None) -> VisionModel[Any]:
+    """A variant of the zoo whose weights are shapes only: every value is to be a checkpoint's.
+
+    Args:
+      name: The variant.
+      experiment: Its model's image size, channels and dtype count, and its fields where it is of that variant.
+      weights: The checkpoint, by a short name or otherwise.
+      num_classes: Width of the head; None: the variant's own.
+
+    Raises:
+      ValueError: There is no such model, or its fields cannot work together.
+    """
+    config = experiment.model
+    fields: dict[str, Any] = {"preprocessing": preprocessing_of(name, weights, model_config(name).preprocessing)}
+    if config.name == name:
+        fields |= config.fields
+
+    def create() -> VisionModel[Any]:
+        return create_model(
+            name,
+            num_classes=num_classes,
+            image_size=config.image_size,
+            in_channels=config.in_channels or 3,
+            dtype=config.dtype,
+            rngs=InitRngs(None),
+            **fields,
+        )
+
+    model = nnx.eval_shape(create)
+    if jax.tree.leaves(_constants(model)):
+        nnx.update(model, jax.jit(lambda: _constants(create()))())
+    return model
+
+
+def _constants(model: VisionModel[Any]) -> Any:
+    """The variables that are neither parameters nor statistics."""
+    return nnx.split(model, nnx.Param, nnx.BatchStat, ...)[3]
 
 
 def without_head(trained: Trained) -> Trained:

@@ -28,6 +28,7 @@ from vitlab.data.labels import labels_of
 from vitlab.evaluate.split import EvalStep, evaluate, make_eval_step, open_batches
 from vitlab.functional import FunctionalModel, Weights, check_tensor, freeze, functional
 from vitlab.losses import class_weights
+from vitlab.models.catalogue import address_of
 from vitlab.parallel import mesh as meshes
 from vitlab.runs import folder
 from vitlab.runs.start import run_of, start_from_run
@@ -272,8 +273,9 @@ def set_up(experiment: Experiment, bad_images: RunPath | None = None, *, begins:
         traced = trace_step(train_step, state, abstract_batch(experiment, model, channels, fields_of(train_source)), mesh, teacher=teacher)
     setting = setting_of(experiment, options, model.preprocessing, num_classes=len(class_names))
     evaluation = task.evaluation(setting)
-    if source := experiment.model.weights:
-        random_weights = create_weights
+    if experiment.model.weights:
+        with refusing(ValueError, prefix="model.weights: "):
+            source, random_weights = address_of(experiment.model.name, experiment.model.weights), create_weights
         create_weights = functools.cache(lambda: load_start(model, random_weights(), source))
         if begins:
             create_weights()

@@ -56,13 +56,13 @@ def fit(
     if leaf == "rel_pos_bias" and value.ndim == 2:
         value = _offsets_of(value, shape)
     if value.shape == shape:
-        return jnp.asarray(value), ""
+        return jax.device_put(value, may_alias=False), ""  # a copy, for the array may be a view of a file
     if leaf in _TABLES and value.ndim == len(shape) and 0 not in value.shape:
         resized, rule = _TABLES[leaf](jnp.asarray(value), shape)
         if resized.shape == shape:
             return resized, f"{_size(value.shape)} to {_size(shape)}, {rule}"
     if [n for n in value.shape if n != 1] == [n for n in shape if n != 1]:  # such as a layer scale (1, c, 1, 1)
-        return jnp.asarray(value.reshape(shape)), ""
+        return jax.device_put(value.reshape(shape), may_alias=False), ""
     raise ValueError(f"checkpoint {found}, model {shape}")
 
 
@@ -98,7 +98,7 @@ def _fit_positions(value: np.ndarray, shape: Shape, new: Grid, declared: Grid | 
     if value.ndim != 3 or value.shape[0] != 1 or value.shape[2] != shape[-1]:
         raise ValueError(f"checkpoint {value.shape}, model {shape}")
     old = _grid_of(value.shape[1], prefix, new, declared)
-    tokens = jnp.asarray(value)
+    tokens = jax.device_put(value, may_alias=False)
     if old != new:
         tokens = resample(tokens, old, new, num_prefix=prefix, resize=resize)
     rule = f"{_size(old)} to {_size(new)} positions, {RESIZE_WORDS[resize]}"

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Sequence
 
 from vitlab.weights.shards import INDEX_SUFFIX, shards_of
 
@@ -15,6 +16,29 @@ _FILES = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
+
+
+def beside(source: str, files: Sequence[str]) -> pathlib.Path | None:
+    """The first of some files that lies beside weights, in their folder or in their repository on
+    the hub; None where none does.
+
+    Raises:
+      ImportError, OSError: See `download`.
+    """
+    if not source.startswith("hf://"):
+        path = pathlib.Path(source)
+        folder = path if path.is_dir() else path.parent
+        return next((folder / name for name in files if (folder / name).is_file()), None)
+    match = _ADDRESS.fullmatch(source)
+    if match is None:
+        return None
+    revision = f"@{match['revision']}" if match["revision"] else ""
+    for name in files:
+        try:
+            return download(f"hf://{match['name']}{revision}/{name}")
+        except ValueError:  # the repository has no such file
+            continue
+    return None
 
 
 def download(address: str) -> pathlib.Path:

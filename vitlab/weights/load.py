@@ -3,11 +3,14 @@
 A foreign checkpoint is one of the authors or of timm; its names and layouts are called foreign.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -23,17 +26,18 @@ from vitlab.weights.reading import Checkpoint, read_checkpoint
 from vitlab.weights.report import LoadReport, WeightsMismatchError
 from vitlab.weights.rules import Layout, Summand, part_of
 
-__all__ = ["Head", "LoadReport", "WeightsMismatchError", "load_weights", "parameters"]
+__all__ = ["Head", "LoadReport", "WeightsMismatchError", "load_weights", "parameters", "read_source"]
 
 Head = Literal["load", "fit", "new"]
 Placed = dict[str, list[tuple[str, tuple[Layout, ...]]]]  # parameter -> foreign names, with changes of layout
 _HEADS = ("head", "aux_head", "task_head")  # first parts of names that depend on the classes or the task
+_AHEAD = 4  # tensors that are read ahead, each by a thread
 _COUNTERS = (r"(^|\.)num_batches_tracked$", r"^n_averaged$")  # counters of torch's BatchNorm and AveragedModel
 
 
 def load_weights(
     model: nnx.Module,
-    source: str | pathlib.Path | Mapping[str, np.ndarray],
+    source: str | pathlib.Path | Mapping[str, np.ndarray] | Checkpoint,
     *,
     strict: bool = True,
     head: Head = "load",
@@ -49,8 +53,8 @@ def load_weights(
     Args:
       model: A model of `create_model`.
       source: A `.safetensors`, `.npz` or torch file, a `*.index.json` of several, a folder with one
-        of these, `hf://owner/name[@revision][/file]` (extra `hub`), or tensors by name.
-        "file.pth#entry" selects an entry of a file.
+        of these, `hf://owner/name[@revision][/file]` (extra `hub`), tensors by name, or a result of
+        `read_source`. "file.pth#entry" selects an entry of a file.
       strict: Whether a missing, unexpected, mismatched or non-finite tensor is refused rather than
         only reported. Non-finite tensors count because they make every output NaN.
       head: "load" treats the head like other parts. "fit" loads its tensors that fit and leaves the
@@ -66,7 +70,9 @@ def load_weights(
       WeightsMismatchError: Under `strict`, if anything does not fit; the model is then unchanged.
       FileNotFoundError, ImportError, ValueError: See `read_checkpoint`.
     """
-    checkpoint = Checkpoint(tensors=source, origin="") if isinstance(source, Mapping) else _read(str(source), entry)
+    if isinstance(source, Mapping):
+        source = Checkpoint(tensors=source, origin="")
+    checkpoint = source if isinstance(source, Checkpoint) else read_source(str(source), entry)
     checkpoint = dataclasses.replace(checkpoint, tensors=dotted(checkpoint.tensors))
     report, new = _matched(model, checkpoint, head)
     if strict and report.misfits:
@@ -82,8 +88,13 @@ def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))}
 
 
-def _read(source: str, entry: str | None) -> Checkpoint:
-    """Reads the checkpoint at a path or address, which may end in #entry."""
+def read_source(source: str, entry: str | None = None) -> Checkpoint:
+    """The checkpoint at a path or address, which may end in #entry, to load several models from.
+
+    Raises:
+      FileNotFoundError, ImportError, OSError, ValueError: See `read_checkpoint` and
+        `vitlab.weights.hub.download`.
+    """
     if not os.path.exists(source) and "#" in source:
         source, _, named = source.rpartition("#")
         if entry is not None and named != entry:
@@ -117,7 +128,7 @@ def _matched(model: nnx.Module, checkpoint: Checkpoint, head: Head) -> tuple[Loa
         missing=tuple(name for name in absent if name not in anew and name not in plugs),
         unexpected=tuple(unexpected),
         mismatched=tuple(f"{name}: {why}" for name, why in reasons.items() if name not in anew),
-        nonfinite=tuple(name for name, value in new.items() if not np.isfinite(np.asarray(value)).all()),
+        nonfinite=tuple(name for name, value in new.items() if not _is_finite(np.asarray(value))),
         new_head=tuple(anew),
         new_plugin=tuple(plugs),
         ignored=tuple(ignored),
@@ -165,15 +176,42 @@ def _values(
 ) -> tuple[dict[str, jax.Array], dict[str, str], dict[str, str]]:
     """The new values, the rules of resampled ones, and the reasons of misfits, each by name."""
     new, rules, reasons = {}, {}, {}
-    for name, found in placed.items():
+    for name, value in _read_ahead(placed, checkpoint):
         try:
-            new[name], rule = _value(name, found, checkpoint, targets[name])
+            if isinstance(value, ValueError):
+                raise value
+            new[name], rule = _fitted(name, value, checkpoint.grids.get(placed[name][0][0]), targets[name])
         except ValueError as error:
             reasons[name] = str(error)
             continue
         if rule:
             rules[name] = rule
     return new, rules, reasons
+
+
+def _read_ahead(placed: Placed, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | ValueError]]:
+    """The foreign tensor of each parameter, or why there is none; some are read while the caller works on those before them."""
+
+    def read(name: str) -> np.ndarray | ValueError:
+        try:
+            return _foreign(placed[name], checkpoint)
+        except ValueError as error:
+            return error
+
+    names, ahead = iter(placed), collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_AHEAD, "vitlab-weights") as pool:
+        for name in itertools.chain(names, [None] * _AHEAD):
+            if name is not None:
+                ahead.append((name, pool.submit(read, name)))
+            if ahead and (len(ahead) > _AHEAD or name is None):
+                first, future = ahead.popleft()
+                yield first, future.result()
+
+
+def _is_finite(value: np.ndarray) -> bool:
+    """Whether there is neither NaN nor infinity; the sum, which is quicker to have than an array of answers, tells of most."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(value.sum())) or bool(np.isfinite(value).all())
 
 
 def _in_head(name: str) -> bool:
@@ -184,11 +222,11 @@ def _in_plugin(name: str) -> bool:
     return ".plugin." in name
 
 
-def _value(name: str, found: list[tuple[str, tuple[Layout, ...]]], checkpoint: Checkpoint, target: Any) -> tuple[jax.Array, str]:
-    """The parameter made of foreign tensors, and the rule by which it was resampled.
+def _foreign(found: list[tuple[str, tuple[Layout, ...]]], checkpoint: Checkpoint) -> np.ndarray:
+    """The value of a parameter in a checkpoint, its layouts changed and its parts joined.
 
     Raises:
-      ValueError: The tensors do not fit; the message is the reason.
+      ValueError: The checkpoint has none; the message is the reason.
     """
     values = []
     for foreign, layouts in found:
@@ -196,9 +234,18 @@ def _value(name: str, found: list[tuple[str, tuple[Layout, ...]]], checkpoint: C
         for layout in layouts:
             value = layout.forward(value)
         values.append(value)
-    metadata, declared = target.get_metadata(), checkpoint.grids.get(found[0][0])
+    return _joined(found, values)
+
+
+def _fitted(name: str, value: np.ndarray, declared: tuple[int, int] | None, target: Any) -> tuple[jax.Array, str]:
+    """The parameter that a foreign tensor gives, and the rule by which it was resampled.
+
+    Raises:
+      ValueError: The reason why it gives none.
+    """
+    metadata = target.get_metadata()
     options = {"resize": metadata["resize"]} if "resize" in metadata else {}
-    return fit(name, _joined(found, values), target.shape, grid=metadata.get("grid"), declared=declared, **options)
+    return fit(name, value, target.shape, grid=metadata.get("grid"), declared=declared, **options)
 
 
 def _joined(found: list[tuple[str, tuple[Layout, ...]]], values: list[np.ndarray]) -> np.ndarray:

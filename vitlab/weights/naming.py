@@ -55,8 +55,11 @@ class Naming:
         return (*[self.prefix] * bool(self.prefix), *[_COMPILED] * compiled)
 
     def strip(self, foreign: str) -> str:
-        """A foreign name without the prefix of wrappers."""
-        return _uncompiled(foreign).removeprefix(self.prefix)
+        """A foreign name without the wrappers' prefix, or the first parts of it that the name has."""
+        name, prefix = _uncompiled(foreign), self.prefix
+        while not name.startswith(prefix):
+            prefix = prefix[: prefix[:-1].rfind(".") + 1]
+        return name.removeprefix(prefix)
 
 
 def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[NameMap, ...]) -> Naming:
@@ -65,10 +68,15 @@ def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[Name
     Ties go to the shortest prefix and the first map.
     """
     names = sorted({_uncompiled(name) for name in names})
-    candidates = [Naming(name_map=m, prefix=prefix) for prefix in _prefixes(names) for m in maps]
+    candidates = [Naming(name_map=m, prefix=prefix) for prefix in _prefixes(names) for m in maps if not _is_other(prefix, m)]
     if len(candidates) == 1:
         return candidates[0]
     return max(candidates, key=lambda naming: len({place[1] for name in names for place in naming.places(name, targets)} - {None}))
+
+
+def _is_other(prefix: str, name_map: NameMap) -> bool:
+    """Whether a prefix is that of a part which a map passes over, such as the image tower beside a text tower."""
+    return bool(prefix) and any(re.search(pattern, prefix) for pattern in name_map.ignored)
 
 
 def foreign_names(names: Iterable[str], maps: tuple[NameMap, ...]) -> dict[str, tuple[str, tuple[Layout, ...]]]:

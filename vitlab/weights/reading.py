@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,26 @@ from vitlab.weights.shards import INDEX_SUFFIX, file_of, weight_map
 
 _TORCH = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 _SUFFIXES = (".safetensors", ".npz", *_TORCH)
-# Readable types of safetensors. Narrower floats need a scale, which no name map has.
-_READ = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+# Readable types of safetensors and numpy's names of them. Narrower floats need a scale, which no
+# name map has.
+_READ = {
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (64, 32, 16)},
+    **{f"I{bits}": f"<i{bits // 8}" for bits in (64, 32, 16, 8)},
+    **{f"U{bits}": f"<u{bits // 8}" for bits in (64, 32, 16, 8)},
+    "BF16": "bfloat16",
+    "BOOL": "?",
+}
 _GRIDS = "vitlab.grids"  # key of the metadata: JSON of the rows and columns of position tables, by name
 _MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**26  # limits of a .npz: unpacked bytes per byte of the file; bytes that are always allowed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The tensors of a file, in the file's types, with their origin."""
+    """The tensors of a file, in the file's types, with their origin.
+
+    Those of a safetensors file are read when they are asked for, so that one is in memory at a
+    time; the file must not change meanwhile.
+    """
 
     tensors: Mapping[str, np.ndarray]
     origin: str  # file name
@@ -85,7 +97,7 @@ def grids_metadata(grids: Mapping[str, tuple[int, int]]) -> dict[str, str]:
 
 def _read_shards(index: pathlib.Path, entry: str | None) -> Checkpoint:
     """Reads the tensors of all files in an index, each from the file that the index names."""
-    files, tensors, grids = weight_map(index), {}, {}
+    files, homes, grids = weight_map(index), {}, {}
     for file in sorted(set(files.values())):
         if not (index.parent / file).is_file():
             raise FileNotFoundError(f"{index} names {file}, which is not beside it: copy all files of the checkpoint into one folder")
@@ -93,9 +105,9 @@ def _read_shards(index: pathlib.Path, entry: str | None) -> Checkpoint:
         names = [name for name, home in files.items() if home == file]
         if lost := [name for name in names if name not in shard.tensors]:
             raise ValueError(f"{index.name}: {file} lacks {len(lost)} of its tensors, first {lost[0]}")
-        tensors |= {name: shard.tensors[name] for name in names}
+        homes |= dict.fromkeys(names, shard.tensors)
         grids |= shard.grids
-    return Checkpoint(tensors=tensors, origin=f"{index.name} ({len(set(files.values()))} files)", grids=grids)
+    return Checkpoint(tensors=_Joined(homes), origin=f"{index.name} ({len(set(files.values()))} files)", grids=grids)
 
 
 def _check_format(path: pathlib.Path) -> None:
@@ -122,18 +134,68 @@ def _read_safetensors(path: pathlib.Path) -> Checkpoint:
             for name, kind in types.items():
                 if kind not in _READ:
                     raise ValueError(f"{path.name}: {name} is of type {kind}; convert it to F32, F16 or BF16")
-            tensors = {name: file.get_tensor(name) for name in types}
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
-    _check_unique(path)
-    return Checkpoint(tensors=tensors, origin=path.name, grids=_declared_grids(path.name, metadata))
+    header, start = _header(path)
+    places = {
+        name: _Place(start + header[name]["data_offsets"][0], np.dtype(_READ[kind]), tuple(header[name]["shape"]))
+        for name, kind in types.items()
+    }
+    return Checkpoint(tensors=_InFile(path, places), origin=path.name, grids=_declared_grids(path.name, metadata))
 
 
-def _check_unique(path: pathlib.Path) -> None:
-    """Refuses a safetensors header with a duplicate name.
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where in a file a tensor lies; safetensors has checked that it does."""
 
-    safetensors itself would silently take one of the two tensors.
+    offset: int  # bytes
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+class _InFile(Mapping[str, np.ndarray]):
+    """The tensors of a file, each a view of the file of its own, whose memory goes with it."""
+
+    def __init__(self, path: pathlib.Path, places: Mapping[str, _Place]):
+        self._path, self._places = path, places
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        place = self._places[name]
+        if not math.prod(place.shape):
+            return np.zeros(place.shape, place.dtype)
+        if self._path.stat().st_size < place.offset + math.prod(place.shape) * place.dtype.itemsize:
+            raise ValueError(f"{self._path.name} has become shorter than its header says")
+        return np.memmap(self._path, place.dtype, "r", place.offset, place.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class _Joined(Mapping[str, np.ndarray]):
+    """The tensors of several files."""
+
+    def __init__(self, homes: Mapping[str, Mapping[str, np.ndarray]]):
+        self._homes = homes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._homes[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+
+def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """The header of a file, which safetensors has parsed already, and the byte at which the data begins.
+
+    Raises:
+      ValueError: It has a name twice, of which safetensors would take one in silence.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,7 +206,8 @@ def _check_unique(path: pathlib.Path) -> None:
         return dict(pairs)
 
     with path.open("rb") as file:
-        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=unique)
+        size = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(size), object_pairs_hook=unique), 8 + size
 
 
 def _declared_grids(origin: str, metadata: Mapping[str, str]) -> dict[str, tuple[int, int]]:

@@ -14,7 +14,7 @@ LEFTOVERS = (
     r"relative_position_index$",
     r"\.bias_mask$",
 )
-
+_TEXT = (r"^transformer\.", r"^positional_embedding$")  # a text tower whose names have no prefix
 
 _COMMON = (
     Rule("^patch_embed.norm.", "^patch_norm."),
@@ -46,7 +46,7 @@ AUTHORS = (
     NameMap(  # OpenCLIP around a trunk of timm's
         source="mlfoundations/open_clip, timm",
         rules=(*_COMMON, *_EVA, Rule("^visual.head.proj.", "^head.")),
-        ignored=LEFTOVERS,
+        ignored=(*_TEXT, *LEFTOVERS),
     ),
     NameMap(
         source="baaivision/EVA",
@@ -140,7 +140,7 @@ _APPLE = NameMap(
 MAPS = (
     *TIMM,
     *AUTHORS,
-    _openai("visual.", ("^transformer\\.", "^positional_embedding$")),
+    _openai("visual.", _TEXT),
     _openai("", ()),
     _APPLE,
     *vit_hugging_face.maps(LEFTOVERS),

@@ -2,10 +2,8 @@
 
 from vitlab.weights.rules import Axes, NameMap, Part, Projected, Rule
 
-_BLOCK = "^Transformer.encoderblock_{i}."
 
-
-def _dense(foreign: str, here: str) -> tuple[Rule, Rule]:
+def dense(foreign: str, here: str) -> tuple[Rule, Rule]:
     """Rules of a linear layer."""
     return Rule(f"{foreign}.kernel$", f"{here}.weight$", Axes("io", "oi")), Rule(f"{foreign}.bias$", f"{here}.bias$")
 
@@ -26,6 +24,22 @@ _LEAVES = (("kernel", "weight"), ("bias", "bias"))
 _POOL = "^MAPHead_0"
 
 
+def blocks(
+    start: str, norm2: str = "LayerNorm_1", attention: str = "MultiHeadDotProductAttention_0", mlp: str = "MlpBlock_0"
+) -> tuple[Rule, ...]:
+    """Rules of the blocks, whose names begin with `start`."""
+    return (
+        Rule(f"{start}LayerNorm_0.", "^blocks.{i}.norm1."),
+        Rule(f"{start}{norm2}.", "^blocks.{i}.norm2."),
+        *_attention(
+            f"{start}{attention}",
+            {name: ("^blocks.{i}.attn.qkv", Part(i, 3)) for i, name in enumerate(("query", "key", "value"))},
+            "^blocks.{i}.attn.proj",
+        ),
+        *(rule for i in (0, 1) for rule in dense(f"{start}{mlp}.Dense_{i}", f"^blocks.{{i}}.mlp.fc{i + 1}")),
+    )
+
+
 def _map(source: str, norm2: str, attention: str, mlp: str, ignored: tuple[str, ...]) -> NameMap:
     return NameMap(
         source=source,
@@ -36,7 +50,7 @@ def _map(source: str, norm2: str, attention: str, mlp: str, ignored: tuple[str, 
             Rule("^Transformer.posembed_input.pos_embedding$", "^pos_embed$"),
             Rule("^pos_embedding$", "^pos_embed$"),
             Rule("^Transformer.encoder_norm.", "^norm."),
-            *_dense("^head", "^head"),
+            *dense("^head", "^head"),
             Rule(f"{_POOL}.probe$", "^attn_pool.latent$"),
             *_attention(
                 f"{_POOL}.MultiHeadDotProductAttention_0",
@@ -44,15 +58,8 @@ def _map(source: str, norm2: str, attention: str, mlp: str, ignored: tuple[str, 
                 "^attn_pool.proj",
             ),
             Rule(f"{_POOL}.LayerNorm_0.", "^attn_pool.norm."),
-            *(rule for i in (0, 1) for rule in _dense(f"{_POOL}.MlpBlock_0.Dense_{i}", f"^attn_pool.mlp.fc{i + 1}")),
-            Rule(f"{_BLOCK}LayerNorm_0.", "^blocks.{i}.norm1."),
-            Rule(f"{_BLOCK}{norm2}.", "^blocks.{i}.norm2."),
-            *_attention(
-                f"{_BLOCK}{attention}",
-                {name: ("^blocks.{i}.attn.qkv", Part(i, 3)) for i, name in enumerate(("query", "key", "value"))},
-                "^blocks.{i}.attn.proj",
-            ),
-            *(rule for i in (0, 1) for rule in _dense(f"{_BLOCK}{mlp}.Dense_{i}", f"^blocks.{{i}}.mlp.fc{i + 1}")),
+            *(rule for i in (0, 1) for rule in dense(f"{_POOL}.MlpBlock_0.Dense_{i}", f"^attn_pool.mlp.fc{i + 1}")),
+            *blocks("^Transformer.encoderblock_{i}.", norm2, attention, mlp),
         ),
         ignored=ignored,
     )
