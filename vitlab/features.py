@@ -1,12 +1,16 @@
-"""Features of pictures as an array: python -m vitlab.features --model=NAME --weights=FILE --output=FILE IMAGE...
+"""Features of pictures as an array: python -m vitlab.features --model=NAME --weights=FILE
+--output=FILE IMAGE...
 
-The model is one of the zoo with published weights (a file, or a short name of `python -m vitlab.models --weights`), or that of a run
-folder (--workdir). Its head is not used. *.npy holds a row for each picture, float32, in the order of the pictures; *.npz has it as
-"features", their files as "paths", and with --maps the last map [pictures, rows, columns, width] as "maps". --picture=FILE.png draws
-the maps of the first pictures beside them, their first three principal components as colours.
+The model is one of the zoo with published weights (a file, or a short name of `python -m
+vitlab.models --weights`), or that of a run folder (--workdir). Its head is not used. *.npy holds a
+row for each picture, float32, in the order of the pictures; *.npz has it as "features", their files
+as "paths", and with --maps the last map [pictures, rows, columns, width] as "maps".
+--picture=FILE.png draws the maps of the first pictures beside them, their first three principal
+components as colours.
 
-IMAGE is a file, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or @list.txt. A picture that cannot be read gets one
-line on stderr and no row. Exit codes: 0 all pictures have a row; 2 the command or the model cannot be used, or some pictures have none.
+IMAGE is a file, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or @list.txt.
+A picture that cannot be read gets one line on stderr and no row. Exit codes: 0 all pictures have a
+row; 2 the command or the model cannot be used, or some pictures have none.
 """
 
 import argparse
@@ -69,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def features_of(run: LoadedRun, paths: Sequence[str], *, batch_size: int = 64, maps: int = 0) -> Found:
-    """Features of files; of the first `maps` also the last map, and the pixels of those that are drawn.
+    """Features of files; of the first `maps` also the last map, and the pixels of those that are
+    drawn.
 
     Pictures that cannot be read are said on stderr and left out.
     """

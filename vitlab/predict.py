@@ -6,8 +6,8 @@ task of two pictures, such as stereo, takes them in turn: LEFT RIGHT LEFT RIGHT.
 
 IMAGE is a file, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or @list.txt,
 a file with one of these on each line. The model is that of a run folder, or a model of the zoo with
-a checkpoint that was trained elsewhere (--model=NAME --weights=FILE). Models with a text tower, such
-as clip_base_patch16, choose among the words of --classes=FILE, put into the prompts of
+a checkpoint that was trained elsewhere (--model=NAME --weights=FILE). Models with a text tower,
+such as clip_base_patch16, choose among the words of --classes=FILE, put into the prompts of
 --templates=FILE.
 
 An image that cannot be read gets one line on stderr; the others are still predicted in their order.

@@ -19,7 +19,7 @@ from vitlab.weights.save import to_foreign
 # Families whose blocks are run on tokens, on several arrays, or on their own.
 WITHOUT_MAPS = {
     *("AgentDeiT", "CrossViT", "DCAL", "DependencyViT", "DynPerceiver", "EViT", "ILLaMA", "InLineDeiT", "PathEnsemble"),
-    *("MorpMamba", "PVT", "Sparsifiner", "Terminator", "ViT"),
+    *("MorpMamba", "PVT", "Sparsifiner", "Terminator", "Vim", "ViT"),
 }
 
 

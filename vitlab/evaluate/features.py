@@ -1,4 +1,6 @@
-"""Pooled features of all images of a split, which probes learn from; kept on disk where asked for."""
+"""Pooled features of all images of a split, which probes learn from; kept on disk where asked
+for.
+"""
 
 import dataclasses
 import hashlib
@@ -47,7 +49,8 @@ def extract(
     cache: pathlib.Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Features | None:
-    """Runs the model over a split, with the preparation of evaluation, or takes what such a run has kept.
+    """Runs the model over a split, with the preparation of evaluation, or takes what such a run has
+    kept.
 
     Only a batch is in memory: the features lie in a file, 4 n d bytes, of which the parts that are
     used are read.
@@ -92,7 +95,9 @@ def extract(
 
 
 def features_key(trained: Trained, source: Source) -> str:
-    """What the features depend on, as a name of files: weights, network, data, and how an image is prepared."""
+    """What the features depend on, as a name of files: weights, network, data, and how an image is
+    prepared.
+    """
     recipe, data = trained.model.preprocessing, trained.experiment.data
     parts = {
         "form": _FORM,

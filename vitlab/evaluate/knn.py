@@ -68,8 +68,8 @@ def shares(
 ) -> Float[np.ndarray, "m classes"]:
     """DINOv2's form of `vote` for the first k of all neighbours that are given.
 
-    Its weights are a softmax over all of them: of fewer than all, the shares add up to less than one. The order of the classes is
-    that of `vote`.
+    Its weights are a softmax over all of them: of fewer than all, the shares add up to less than
+    one. The order of the classes is that of `vote`.
     """
     total = np.exp(similarity / _TEMPERATURE).sum(-1, keepdims=True)
     return vote(similarity[:, :k], labels[:, :k], num_classes) / total.astype(np.float32)

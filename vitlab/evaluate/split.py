@@ -158,8 +158,8 @@ def open_batches(
 ) -> Batches:
     """The batches of a split, prepared as the model's evaluation needs them; this process's rows.
 
-    `bad_images` is the file that lists images that cannot be decoded. `vitlab.runs.trained.eval_fit`
-    tells how an image is brought to its size.
+    `bad_images` is the file that lists images that cannot be decoded.
+    `vitlab.runs.trained.eval_fit` tells how an image is brought to its size.
     """
     recipe, (part, num_parts) = model.preprocessing, part_of_process(mesh)
     fit, crop_fraction = eval_fit(experiment, recipe)

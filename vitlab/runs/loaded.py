@@ -139,7 +139,9 @@ class LoadedRun:
         return np.asarray(self._logits(self.trained.weights, _filled(pixels)))[: len(pixels)]
 
     def maps(self, pixels: UInt8[np.ndarray, "b h w c"]) -> tuple[Float[np.ndarray, "b _h _w _d"], ...]:
-        """Feature maps of images that `preprocess` has made, in one batch, float32, one map a stage."""
+        """Feature maps of images that `preprocess` has made, in one batch, float32, one map a
+        stage.
+        """
         return tuple(np.asarray(m)[: len(pixels)] for m in self._features(self.trained.weights, _filled(pixels)))
 
     @property

@@ -143,7 +143,8 @@ def image_model(name: str, experiment: Experiment, weights: str, *, num_classes:
 
     Args:
       name: The variant.
-      experiment: Its model's image size, channels and dtype count, and its fields where it is of that variant.
+      experiment: Its model's image size, channels and dtype count, and its fields where it is of
+        that variant.
       weights: The checkpoint, by a short name or otherwise.
       num_classes: Width of the head; None: the variant's own.
 

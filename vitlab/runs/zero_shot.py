@@ -1,9 +1,9 @@
-"""Zero-shot classification: an image tower whose classes are texts (Radford et al., arXiv:2103.00020,
-section 3.1).
+"""Zero-shot classification: an image tower whose classes are texts (Radford et al.,
+arXiv:2103.00020, section 3.1).
 
-Each class is the mean of the vectors of its prompts, each of length one, made of length one again. The
-result is a model like any other, whose logits are the scaled cosines of an image with all classes:
-it is evaluated, predicts and is exported as a trained one is.
+Each class is the mean of the vectors of its prompts, each of length one, made of length one again.
+The result is a model like any other, whose logits are the scaled cosines of an image with all
+classes: it is evaluated, predicts and is exported as a trained one is.
 """
 
 import dataclasses
@@ -103,7 +103,9 @@ class Texts:
         return np.concatenate(parts)[: len(texts)]
 
     def classes(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Float[np.ndarray, "classes d"]:
-        """Vectors of classes, each of length one: the mean over the templates, in each of which the name stands for {}."""
+        """Vectors of classes, each of length one: the mean over the templates, in each of which the
+        name stands for {}.
+        """
         prompts = self([template.replace("{}", name) for name in names for template in templates])
         mean = prompts.reshape(len(names), len(templates), -1).mean(1)
         return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
@@ -114,11 +116,14 @@ def load_texts(name: str, source: str | Checkpoint, vocabulary: str | pathlib.Pa
 
     Args:
       name: The image tower, such as "clip_base_patch16".
-      source: The file with both towers, as `vitlab.load_weights` takes it, or what `read_source` gave.
-      vocabulary: The vocabulary file or its folder; None: it lies beside the weights, in a folder or on the hub.
+      source: The file with both towers, as `vitlab.load_weights` takes it, or what `read_source`
+        gave.
+      vocabulary: The vocabulary file or its folder; None: it lies beside the weights, in a folder
+        or on the hub.
 
     Raises:
-      ValueError: The model has no text tower, or file, tower and vocabulary do not fit; the message names the tensor.
+      ValueError: The model has no text tower, or file, tower and vocabulary do not fit; the message
+        names the tensor.
       FileNotFoundError, ImportError, OSError: A file, or the library that reads it, is missing.
     """
     config = text_config_of(name)
@@ -147,7 +152,8 @@ def _beside(source: str | Checkpoint) -> pathlib.Path:
 
 
 def _with_rows(config: TextConfig, checkpoint: Checkpoint) -> TextConfig:
-    """The config with the file's number of tokens and of positions, in which files of one network differ.
+    """The config with the file's number of tokens and of positions, in which files of one network
+    differ.
 
     Raises:
       ValueError: The file has no embedding of tokens.

@@ -190,7 +190,9 @@ def _values(
 
 
 def _read_ahead(placed: Placed, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | ValueError]]:
-    """The foreign tensor of each parameter, or why there is none; some are read while the caller works on those before them."""
+    """The foreign tensor of each parameter, or why there is none; some are read while the caller
+    works on those before them.
+    """
 
     def read(name: str) -> np.ndarray | ValueError:
         try:
@@ -209,7 +211,9 @@ def _read_ahead(placed: Placed, checkpoint: Checkpoint) -> Iterator[tuple[str, n
 
 
 def _is_finite(value: np.ndarray) -> bool:
-    """Whether there is neither NaN nor infinity; the sum, which is quicker to have than an array of answers, tells of most."""
+    """Whether there is neither NaN nor infinity; the sum, which is quicker to have than an array of
+    answers, tells of most.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(value.sum())) or bool(np.isfinite(value).all())
 

@@ -55,7 +55,9 @@ class Naming:
         return (*[self.prefix] * bool(self.prefix), *[_COMPILED] * compiled)
 
     def strip(self, foreign: str) -> str:
-        """A foreign name without the wrappers' prefix, or the first parts of it that the name has."""
+        """A foreign name without the wrappers' prefix, or the first parts of it that the name
+        has.
+        """
         name, prefix = _uncompiled(foreign), self.prefix
         while not name.startswith(prefix):
             prefix = prefix[: prefix[:-1].rfind(".") + 1]
@@ -75,7 +77,9 @@ def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[Name
 
 
 def _is_other(prefix: str, name_map: NameMap) -> bool:
-    """Whether a prefix is that of a part which a map passes over, such as the image tower beside a text tower."""
+    """Whether a prefix is that of a part which a map passes over, such as the image tower beside a
+    text tower.
+    """
     return bool(prefix) and any(re.search(pattern, prefix) for pattern in name_map.ignored)
 
 

@@ -192,7 +192,8 @@ class _Joined(Mapping[str, np.ndarray]):
 
 
 def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
-    """The header of a file, which safetensors has parsed already, and the byte at which the data begins.
+    """The header of a file, which safetensors has parsed already, and the byte at which the data
+    begins.
 
     Raises:
       ValueError: It has a name twice, of which safetensors would take one in silence.
