@@ -23,6 +23,7 @@ import dataclasses
 import functools
 import json
 import logging
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

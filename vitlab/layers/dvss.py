@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from vitlab.layers.conv import Conv
 from vitlab.layers.drop_path import DropPath
+from vitlab.layers.gelu import gelu
 from vitlab.layers.initial import torch_uniform
-from vitlab.layers.mlp import Mlp, gelu
+from vitlab.layers.mlp import Mlp
 from vitlab.layers.norm import LayerNorm
 
 EPS = 1e-5  # epsilon of the LayerNorms

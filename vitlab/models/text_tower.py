@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from vitlab.bounds import Count, Depth, Epsilon, check_bounds, hints_of
 from vitlab.config import near_misses
 from vitlab.layers import Attention, LayerNorm, Linear, Mlp, normal_init, run_blocks
-from vitlab.layers.mlp import gelu, gelu_tanh, quick_gelu
+from vitlab.layers.gelu import gelu, gelu_tanh, quick_gelu
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vitlab.bounds import Count, Depth, Rate, Ratio
 from vitlab.layers import Conv, DropPath, LayerNorm, Linear, Mlp, Remat, run_blocks, stage_drop_path_rates
-from vitlab.layers.mlp import gelu
+from vitlab.layers.gelu import gelu
 from vitlab.layers.roles import declare, stage_layers
 from vitlab.mixers.ss2d import SS2D
 from vitlab.models.contract import Images, VisionConfig, VisionModel

@@ -1,6 +1,7 @@
 """Command-line arguments that name a trained model: a run folder, or a checkpoint of others."""
 
 import argparse
+import pathlib
 
 from vitlab import cli
 from vitlab.config import ConfigError

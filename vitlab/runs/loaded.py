@@ -138,7 +138,7 @@ class LoadedRun:
         """Logits of images from `preprocess`, in one batch, float32."""
         return np.asarray(self._logits(self.trained.weights, _filled(pixels)))[: len(pixels)]
 
-    def maps(self, pixels: UInt8[np.ndarray, "b h w c"]) -> tuple[Float[np.ndarray, "b _h _w _d"], ...]:
+    def maps(self, pixels: Shaped[np.ndarray, "b h w c"]) -> tuple[Float[np.ndarray, "b _h _w _d"], ...]:
         """Feature maps of images that `preprocess` has made, in one batch, float32, one map a
         stage.
         """
