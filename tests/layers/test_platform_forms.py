@@ -62,6 +62,7 @@ def test_values_and_gradients_are_those_of_a_cpu(name):
 
 def test_a_gated_convolution_by_parts_gives_what_the_whole_one_gives():
     mixer = GatedConv(DIM, kernel_size=3, rngs=nnx.Rngs(0))
+    assert mixer.fc1.bias is not None
     mixer.fc1.bias[...] += 0.1 * jnp.arange(2 * mixer.hidden)
     graph, params = nnx.split(mixer)
     x = jax.random.normal(jax.random.key(0), (2, 4, 5, DIM))
