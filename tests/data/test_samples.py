@@ -16,6 +16,7 @@ from vitlab.data.headers import DecodeError
 from vitlab.data.prepare import main as prepare
 from vitlab.data.samples import samples_of
 from vitlab.data.warp import Move, Warp, flip_matrix, resample
+from vitlab.preview import field_sheet as preview
 from vitlab.runs.loaded import load_run
 from vitlab.train.loop import train
 from vitlab.train.setup import set_up
@@ -131,7 +132,8 @@ def test_five_channels_of_16_bits_train_evaluate_and_predict_from_files_and_from
     with pytest.raises(ConfigError, match=r"the images are uint16: set model.max_value"):
         set_up(dataclasses.replace(experiment, model=base.model))
     with pytest.raises(ConfigError, match="augment.policy and augment.color_jitter change pictures of 8 bits"):
-        set_up(dataclasses.replace(experiment, augment=AugmentConfig(color_jitter=0.4))).train_batches(0)
+        preview(dataclasses.replace(experiment, augment=AugmentConfig(color_jitter=0.4)))
+    assert preview(experiment, count=2)[1] == 2
     with pytest.raises(ConfigError, match="model.in_channels=3 must be 5"):
         set_up(dataclasses.replace(experiment, model=dataclasses.replace(model, in_channels=3)))
 

@@ -59,7 +59,7 @@ def test_a_run_of_segmentation_teaches_another_head(tmp_path):
     )
     other = dataclasses.replace(student, task=dataclasses.replace(student.task, fields={"head": "linear"}))
     train(student, tmp_path / "teacher")
-    assert np.isfinite(train(taught_by(other, tmp_path / "teacher"), tmp_path / "student")["loss"])
+    assert np.isfinite(train(taught_by(other, tmp_path / "teacher"), tmp_path / "student")["eval_loss"])
     with pytest.raises(ConfigError, match=r"was trained for task=segmentation \(image, segmentation\), the student for task=depth"):
         set_up(taught_by(tiny("depth"), tmp_path / "teacher"))
 
