@@ -91,6 +91,8 @@ def _obeying_preconditions(insert):
     """Returns an upload that obeys ifGenerationMatch; requests are served one after the other."""
 
     def guarded(request, response, storage, *args, **options):
+        if request.data is None:
+            request._data = b""  # otherwise the emulator fails on an object without bytes
         wanted = request.query.get("ifGenerationMatch", [None])[0]
         if wanted is not None:
             name = (request.query.get("name") or [None])[0] or request.data["meta"]["name"]

@@ -58,6 +58,9 @@ def test_a_write_that_depends_on_a_version_that_has_gone_is_refused(folder):
     with pytest.raises(FileExistsError):
         buckets.replace(path, b"3", first)
     assert buckets.read_version(path) == (b"2", second)
+    third = buckets.replace(path, b"", second)
+    assert buckets.read_version(path) == (b"", third)
+    second = buckets.replace(path, b"2", third)
     assert buckets.replace(path, b"2", first) == second, "the answer to the write was lost, and it is sent again"
 
 
