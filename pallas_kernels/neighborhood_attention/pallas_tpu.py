@@ -304,6 +304,6 @@ def _reciprocal(x, dtype):
     """
     if dtype == jnp.float32:
         return 1 / x
-    reciprocal = pltpu.reciprocal if hasattr(pltpu, "reciprocal") else pl.reciprocal  # jax 0.10 has it in pl
+    reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal  # jax 0.10 has it in pl
     approximate = reciprocal(x, approx=True)
     return approximate * (2.0 - x * approximate)

@@ -101,6 +101,7 @@ def _pixels(boxes: Float[Array, "b n 7"], size: tuple[int, int]) -> tuple[Bool[A
 
 def _covered(boxes: Float[Array, "b n 7"], mask: Bool[Array, "b h w"]) -> Float[Array, "b n"]:
     """Share of each box's pixels that are in the mask; 0 of none."""
-    rows, columns = (x.astype(jnp.float32) for x in _pixels(boxes, mask.shape[1:]))
+    _, h, w = mask.shape
+    rows, columns = (x.astype(jnp.float32) for x in _pixels(boxes, (h, w)))
     both = jnp.einsum("bnh,bhw,bnw->bn", rows, mask.astype(jnp.float32), columns)
     return both / jnp.maximum(rows.sum(-1) * columns.sum(-1), 1)
