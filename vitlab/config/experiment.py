@@ -49,7 +49,8 @@ class ModelConfig(Group):
         "colour and 1 if all are grey, and what the data declares if it is another number.",
     ] = None
     mean: Annotated[
-        tuple[float, ...], "Mean of each channel in units of max_value, one for all or one each; () takes the variant's own."
+        tuple[Annotated[float, Bounds(-1e6, 1e6)], ...],
+        "Mean of each channel in units of max_value, one for all or one each; () takes the variant's own.",
     ] = ()
     std: Annotated[tuple[Positive, ...], "Standard deviation of each channel in units of max_value, as mean."] = ()
     max_value: Annotated[
