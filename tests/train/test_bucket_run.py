@@ -61,7 +61,7 @@ def in_bucket(google):
 def assert_same_run(workdir, other):
     assert checksums(workdir, STEPS) == checksums(other, STEPS)
     assert buckets.read(workdir / "metrics.jsonl") == (other / "metrics.jsonl").read_bytes()
-    assert buckets.read(workdir / "config.json") == (other / "config.json").read_bytes()
+    assert read_json(workdir / "config.json") == read_json(other / "config.json")
 
 
 def test_a_run_in_a_bucket_is_that_on_disk_bit_by_bit(in_bucket, on_disk):
