@@ -49,7 +49,7 @@ class Found:
     paths: tuple[str, ...]
     features: Float[np.ndarray, "n d"]
     maps: Float[np.ndarray, "m h w c"] | None  # the last map: of all pictures, of the first ones, or None
-    pixels: UInt8[np.ndarray, "m height width channels"] | None  # the first pictures, as the model sees them
+    pixels: UInt8[np.ndarray, "drawn height width channels"] | None  # the first pictures, as the model sees them
 
 
 def main(argv: Sequence[str]) -> int:

@@ -144,7 +144,7 @@ def _place(checkpoint: Checkpoint, naming: Naming, targets: Mapping[str, Any], h
         places = naming.places(foreign, targets)
         name, target, _ = places[0]
         passed_over = head != "load" and _in_head(target or name) and (head == "new" or target is None)
-        if passed_over or any(re.search(p, naming.strip(foreign)) for p in (*naming.name_map.ignored, *_COUNTERS)):
+        if passed_over or naming.is_ignored(foreign, (*naming.name_map.ignored, *_COUNTERS)):
             ignored.append(foreign)
         elif target is None:
             adds_nothing = _is_bias_of(name, targets) and not np.any(np.asarray(checkpoint.tensors[foreign]))

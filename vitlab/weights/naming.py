@@ -55,13 +55,18 @@ class Naming:
         return (*[self.prefix] * bool(self.prefix), *[_COMPILED] * compiled)
 
     def strip(self, foreign: str) -> str:
-        """A foreign name without the wrappers' prefix, or the first parts of it that the name
-        has.
+        """A foreign name without the wrappers' prefix."""
+        return _uncompiled(foreign).removeprefix(self.prefix)
+
+    def is_ignored(self, foreign: str, patterns: Iterable[str]) -> bool:
+        """Whether a pattern is found in a foreign name without its prefix.
+
+        Of a name that has only the first parts of the prefix these are left out.
         """
         name, prefix = _uncompiled(foreign), self.prefix
         while not name.startswith(prefix):
             prefix = prefix[: prefix[:-1].rfind(".") + 1]
-        return name.removeprefix(prefix)
+        return any(re.search(pattern, n) for pattern in patterns for n in (self.strip(foreign), name.removeprefix(prefix)))
 
 
 def find_naming(names: Iterable[str], targets: Collection[str], maps: tuple[NameMap, ...]) -> Naming:
