@@ -40,8 +40,9 @@ def ours(folder: str, policy: str | None = None) -> Make:
     from vitlab.data.batches import Layout, Threads, TrainBatch
     from vitlab.input_benchmark import Decoded
 
-    source = Decoded(examples=[{"image": data, "label": 0} for data in encoded(folder)], class_names=("a", "b"), channels=3)
     layout = Layout(size=(SIZE, SIZE), channels=3, batch_size=BATCH, process_index=0, process_count=1)
+    examples = [{"image": data, "label": 0} for data in encoded(folder)]
+    source = Decoded(examples=examples, class_names=("a", "b"), channels=3, fields=layout.fields)
     batch = TrainBatch(source, AugmentConfig(policy=policy), layout, SEED, Threads(1))
     return stepwise(batch)
 
