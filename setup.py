@@ -46,7 +46,7 @@ TEST = [
     "tokenizers>=0.21",  # as extra `text`
     "sentencepiece>=0.2",
 ]
-CLOUD = ["etils[epath-gcs,epath-s3]>=1.12"]  # run folders and images in a bucket: gcsfs, s3fs
+CLOUD = ["etils[epath]>=1.12", "gcsfs>=2025.5", "s3fs>=2025.5"]  # run folders and images in a bucket: gs://, s3://
 EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
     "cuda13": [

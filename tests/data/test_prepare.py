@@ -110,7 +110,7 @@ def test_what_a_killed_process_left_is_taken_over(images, tmp_path, left, index)
         ('"train-00000-of-00001.array_record"', '"/etc/hostname"'),
         ('"records": 20', '"records": -1'),
         ('"records": 20', '"records": "20"'),
-        ('"channels": 3', '"channels": 7'),
+        ('"channels": 3', '"channels": 0'),
         ('"ant"', "3"),
         ('"size": ', '"size": -'),
         ('"train": [', '"train": [], "other": ['),

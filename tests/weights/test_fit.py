@@ -144,7 +144,7 @@ def test_keys_of_relative_positions_lines_and_filters_are_resampled():
 
 
 # Parameters, by family, that multiply all tokens or are added to whole maps: they have one size.
-FIXED = {"sparsifiner_small": "proj_n", "terminator_cifar100": "bias_p", "morpmamba_houston": "tokens.spectral_"}
+FIXED = {"sparsifiner_small": "proj_n", "terminator_cifar100": "bias_p", "morpmamba_houston": "tokens.spectral_dilation.kernel"}
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -5,16 +5,19 @@ import dataclasses
 from vitlab.config.experiment import DistillationConfig, Experiment, MeshConfig
 
 _SIDE = 48  # largest side of the images, in pixels
+_SCENE = 64  # pixels on a side of a scene
 
 
 def smoke(experiment: Experiment) -> Experiment:
-    """The experiment reduced to 2 steps of 4 images of at most 48 pixels a side.
+    """The experiment reduced to 2 steps of 4 images of at most 48 pixels a side, scenes of 64.
 
     Computation is in float32, data is bundled or composed from it, and there is no teacher.
     """
-    replace, size = dataclasses.replace, experiment.model.image_size or _SIDE
-    size = min(size, _SIDE) if isinstance(size, int) else (min(size[0], _SIDE), min(size[1], _SIDE))
-    source = "bundled" if experiment.task.name == "classification" else "scenes"
+    replace, classes = dataclasses.replace, experiment.task.name == "classification"
+    most = _SIDE if classes else _SCENE
+    size = experiment.model.image_size or most
+    size = min(size, most) if isinstance(size, int) else (min(size[0], most), min(size[1], most))
+    source = "bundled" if classes else "scenes"
     data = replace(experiment.data, source=source, data_dir=None, name=None, train_split="train", eval_split="test[:8]", more_sources=())
     return replace(
         experiment,
