@@ -14,7 +14,6 @@ row; 2 the command or the model cannot be used, or some pictures have none.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import io
 import pathlib
@@ -28,17 +27,15 @@ from jaxtyping import Float, UInt8
 
 from vitlab import cli
 from vitlab.config import ConfigError, Experiment, ModelConfig
-from vitlab.data.decode import DecodeError
 from vitlab.data.image_list import find_images
 from vitlab.drawing.principal import principal_colours
 from vitlab.drawing.sheet import contact_sheet
 from vitlab.files import write_atomically
 from vitlab.printable import printable
-from vitlab.runs.arguments import add_model_arguments, check_model_arguments
-from vitlab.runs.loaded import LoadedRun, chunks, one_device
+from vitlab.runs.arguments import add_image_arguments, add_model_arguments, check_model_arguments
+from vitlab.runs.loaded import LoadedRun, one_device, prepared_batches
 from vitlab.runs.trained import Trained, from_run, from_weights, without_head
 
-_THREADS = 8  # threads that read and decode pictures
 _DRAWN = 16  # pictures whose maps are drawn
 
 
@@ -79,18 +76,21 @@ def features_of(run: LoadedRun, paths: Sequence[str], *, batch_size: int = 64, m
     Pictures that cannot be read are said on stderr and left out.
     """
     kept, vectors, planes, pictures = [], [], [], []
-    with concurrent.futures.ThreadPoolExecutor(_THREADS, "vitlab-features") as pool:
-        for chunk in chunks(paths, batch_size):
-            read = list(pool.map(lambda path: _read(run, path), chunk))
-            pixels = [one for one in read if one is not None]
-            kept += [path for path, one in zip(chunk, read, strict=True) if one is not None]
-            if not pixels:
-                continue
-            vectors.append(run.logits(np.stack(pixels)))
-            wanted = pixels[: max(maps - sum(map(len, planes)), 0)]
-            if wanted:
-                planes.append(run.maps(np.stack(wanted))[-1])
-                pictures += wanted[: max(_DRAWN - len(pictures), 0)]
+    for batch in prepared_batches(run, paths, batch_size):
+        pixels = []
+        for path, image in batch:
+            if isinstance(image, str):
+                print(f"error: {printable(path)} {printable(image)}", file=sys.stderr)
+            else:
+                kept.append(path)
+                pixels.append(image)
+        if not pixels:
+            continue
+        vectors.append(run.logits(np.stack(pixels)))
+        wanted = pixels[: max(maps - sum(map(len, planes)), 0)]
+        if wanted:
+            planes.append(run.maps(np.stack(wanted))[-1])
+            pictures += wanted[: max(_DRAWN - len(pictures), 0)]
     return Found(
         paths=tuple(kept),
         features=np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32),
@@ -123,18 +123,6 @@ def _bytes_of(found: Found, suffix: str, *, with_maps: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _read(run: LoadedRun, path: str) -> np.ndarray | None:
-    """The prepared picture; None where there is none, which is said."""
-    try:
-        return run.preprocess(path)
-    except DecodeError as error:
-        reason = f"is no image that can be decoded ({error})"
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    print(f"error: {printable(path)} {printable(reason)}", file=sys.stderr)
-    return None
-
-
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser = cli.Parser(
         prog="python -m vitlab.features",
@@ -147,8 +135,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     parser.add_argument("--maps", action="store_true", help="also keep the last map of every picture, in *.npz")
     parser.add_argument("--picture", type=pathlib.Path, metavar="FILE", help=f"*.png of the maps of the first {_DRAWN} pictures")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures that go through the model at once; 64 by default")
-    parser.add_argument("--list", type=pathlib.Path, action="append", default=[], metavar="FILE", help="paths, one a line, as @FILE")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, pattern or @list.txt")
+    add_image_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     check_model_arguments(args)

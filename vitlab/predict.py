@@ -16,7 +16,6 @@ could not be read, which are counted at the end.
 """
 
 import argparse
-import concurrent.futures
 import csv
 import dataclasses
 import io
@@ -37,12 +36,11 @@ from vitlab.files import write_atomically
 from vitlab.models.registry import model_config
 from vitlab.models.text_tower import text_config
 from vitlab.printable import printable
-from vitlab.runs.arguments import add_model_arguments, add_zero_shot_arguments, check_model_arguments, read_lines
-from vitlab.runs.loaded import LoadedRun, Prediction, chunks, one_device, softmax
+from vitlab.runs.arguments import add_image_arguments, add_model_arguments, add_zero_shot_arguments, check_model_arguments, read_lines
+from vitlab.runs.loaded import LoadedRun, Prediction, chunks, one_device, prepared_batches, softmax
 from vitlab.runs.trained import Trained, from_run, from_weights
 from vitlab.runs.zero_shot import read_templates, zero_shot
 
-_THREADS = 8  # number of threads that read and decode images
 _SUFFIXES = (".csv", ".jsonl")
 
 
@@ -83,17 +81,15 @@ def predict(run: LoadedRun, paths: Iterable[str], *, top: int = 5, batch_size: i
       top: Classes per image; all, if the model has fewer.
       batch_size: Images that go through the model at once.
     """
-    with concurrent.futures.ThreadPoolExecutor(_THREADS, "vitlab-predict") as pool:
-        for chunk in chunks(paths, batch_size):
-            read = list(pool.map(lambda path: _read(run, path), chunk))
-            pixels = [image for image in read if not isinstance(image, str)]
-            probabilities = iter(softmax(run.logits(np.stack(pixels))) if pixels else ())
-            for path, image in zip(chunk, read, strict=True):
-                if isinstance(image, str):
-                    yield Answer(path=path, error=image)
-                else:
-                    prediction = Prediction(probabilities=next(probabilities), class_names=run.class_names)
-                    yield Answer(path=path, top=prediction.top(top))
+    for batch in prepared_batches(run, paths, batch_size):
+        pixels = [image for _, image in batch if not isinstance(image, str)]
+        probabilities = iter(softmax(run.logits(np.stack(pixels))) if pixels else ())
+        for path, image in batch:
+            if isinstance(image, str):
+                yield Answer(path=path, error=image)
+            else:
+                prediction = Prediction(probabilities=next(probabilities), class_names=run.class_names)
+                yield Answer(path=path, top=prediction.top(top))
 
 
 def _main_of_task(run: LoadedRun, paths: Sequence[str], args: argparse.Namespace) -> int:
@@ -139,16 +135,6 @@ def _tell(run: LoadedRun, stem: str, picture: np.ndarray, found: dict[str, np.nd
             if is_new:
                 write_picture(files[1], drawn)
         yield printable("  ".join(filter(None, (f"{name}: {caption}" if caption else name, *map(str, files)))))
-
-
-def _read(run: LoadedRun, path: str) -> np.ndarray | str:
-    """The prepared image, or the reason why it cannot be read."""
-    try:
-        return run.preprocess(path)
-    except DecodeError as error:
-        return f"is no image that can be decoded ({error})"
-    except (OSError, ValueError) as error:  # ValueError: the path has a null byte
-        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _print(answers: Iterable[Answer]) -> int:
@@ -215,8 +201,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
     parser.add_argument(
         "--output", type=pathlib.Path, metavar="FILE", help="*.csv or *.jsonl of classes in place of text; a folder for others"
     )
-    parser.add_argument("--list", type=pathlib.Path, action="append", default=[], metavar="FILE", help="paths, one a line, as @FILE")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, pattern or @list.txt")
+    add_image_arguments(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     check_model_arguments(args)

@@ -7,14 +7,16 @@ worker processes import the part from the same place, whatever folder they start
 import os
 import re
 import types
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pallas_kernels.command_line import near_misses
 from vitlab.config.errors import ConfigError
 from vitlab.plugins import import_file, import_named
 
-__all__ = ["absolute", "is_reference", "load_module", "load_reference", "short_name"]
+__all__ = ["absolute", "is_reference", "load_module", "load_reference", "part_of", "short_name"]
 
+T = TypeVar("T")
 _WORD = r"[^\W\d]\w*"
 _REFERENCE = re.compile(rf"(?P<where>[^:\0]+\.py|{_WORD}(\.{_WORD})*):(?P<name>\w+)")
 
@@ -73,3 +75,22 @@ def load_reference(text: str) -> Any:
         names = [key for key in vars(module) if not key.startswith("_")]
         raise ConfigError(f'"{text}": {module.__file__} has no "{name}": {near_misses(name, names)}')
     return getattr(module, name)
+
+
+def part_of(kind: str, name: str, parts: Mapping[str, T]) -> T:
+    """The part of a name: one of the zoo's `parts`, or the user's own.
+
+    Args:
+      kind: Kind of the part, for the message, such as "mixer".
+      name: A key of `parts`, or a reference.
+      parts: The zoo's parts of this kind.
+
+    Raises:
+      ConfigError: No part has this name; the message lists similar names.
+    """
+    if name in parts:
+        return parts[name]
+    if not is_reference(name):
+        rule = "must be one of the zoo's, or one of your own, package.module:name or file.py:name"
+        raise ConfigError(f'{kind} "{name}" {rule}: {near_misses(name, parts)}')
+    return load_reference(name)

@@ -12,8 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vitlab.bounds import Side
-from vitlab.config import ConfigError, near_misses
-from vitlab.config.references import is_reference, load_reference
+from vitlab.config.references import part_of
 from vitlab.layers.criss_cross import CrissCrossAttention, RecurrentCrissCross
 from vitlab.layers.ela import SIZES, Ela
 from vitlab.layers.gaussian_adaptive import GaussianAdaptiveAttention
@@ -72,9 +71,4 @@ def plug_in_of(name: str) -> Constructor:
     Raises:
       ConfigError: No plug-in has this name; the message lists similar names.
     """
-    if name in PLUG_INS:
-        return PLUG_INS[name]
-    if not is_reference(name):
-        rule = "must be one of the zoo's, or one of your own, package.module:name or file.py:name"
-        raise ConfigError(f'plugin "{name}" {rule}: {near_misses(name, PLUG_INS)}')
-    return load_reference(name)
+    return part_of("plugin", name, PLUG_INS)

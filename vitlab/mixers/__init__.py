@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
-from vitlab.config import ConfigError, near_misses
-from vitlab.config.references import is_reference, load_reference
+from vitlab.config.references import part_of
 from vitlab.mixers.agent import AgentAttention
 from vitlab.mixers.bi_level_routing import BiLevelRoutingAttention
 from vitlab.mixers.bidirectional_mamba import BidirectionalMamba
@@ -94,9 +93,4 @@ def mixer_of(name: str) -> Callable[..., nnx.Module]:
     Raises:
       ConfigError: No mixer has this name; the message lists similar names.
     """
-    if name in MIXERS:
-        return MIXERS[name]
-    if not is_reference(name):
-        rule = "must be one of the zoo's, or one of your own, package.module:name or file.py:name"
-        raise ConfigError(f'mixer "{name}" {rule}: {near_misses(name, MIXERS)}')
-    return load_reference(name)
+    return part_of("mixer", name, MIXERS)

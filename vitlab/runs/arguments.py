@@ -16,6 +16,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="its checkpoint: .safetensors, .pth or hf://owner/name")
 
 
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --list and the images, the arguments of `vitlab.data.image_list.find_images`."""
+    parser.add_argument("--list", type=pathlib.Path, action="append", default=[], metavar="FILE", help="paths, one a line, as @FILE")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, pattern or @list.txt")
+
+
 def add_zero_shot_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --classes, --templates and --tokenizer."""
     parser.add_argument(

@@ -1,5 +1,6 @@
 """A run as an object, for notebooks and programs: `vitlab.load_run`."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import os
@@ -13,7 +14,7 @@ from jaxtyping import Float, Shaped
 
 from vitlab.buckets import run_path
 from vitlab.config import Experiment
-from vitlab.data.decode import decoder
+from vitlab.data.decode import DecodeError, decoder
 from vitlab.data.read_image import is_single, read_image, read_samples
 from vitlab.data.warp import size_of
 from vitlab.models.registry import Preprocessing
@@ -21,7 +22,8 @@ from vitlab.parallel.mesh import make_mesh
 from vitlab.runs.trained import Trained, from_run
 from vitlab.tasks import Result, setting_of, task_of
 
-_MAX_VALUE = 255.0  # of pictures, all others are samples of a sensor
+_MAX_VALUE = 255.0  # largest value of a picture; images with another one are samples of a sensor
+_THREADS = 8  # number of threads that read and decode images
 _BATCH_SIZE = 64  # images that go through the model at once, by default
 
 
@@ -249,6 +251,26 @@ def load_run(path: str | os.PathLike[str], step: int | None = None, averaged: bo
         damaged.
     """
     return LoadedRun(from_run(run_path(path), one_device(), raw=not averaged, step=step))
+
+
+def prepared_batches(run: LoadedRun, paths: Iterable[str], batch_size: int) -> Iterator[list[tuple[str, np.ndarray | str]]]:
+    """Each path with its prepared image, or with the reason why it cannot be read, batch by batch.
+
+    Images are read and decoded on several threads; the paths keep their order.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_THREADS, "vitlab-images") as pool:
+        for chunk in chunks(paths, batch_size):
+            yield list(zip(chunk, pool.map(lambda path: prepared(run, path), chunk), strict=True))
+
+
+def prepared(run: LoadedRun, path: str) -> np.ndarray | str:
+    """The prepared image, or the reason why it cannot be read."""
+    try:
+        return run.preprocess(path)
+    except DecodeError as error:
+        return f"is no image that can be decoded ({error})"
+    except (OSError, ValueError) as error:  # ValueError: the path has a null byte
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def one_device() -> jax.sharding.Mesh:
