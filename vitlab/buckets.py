@@ -31,7 +31,7 @@ from vitlab.config import ConfigError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-RunPath = pathlib.Path | epath.Path  # of a run folder or a file in it: a local path, or one in a bucket
+RunPath = pathlib.Path | epath.Path  # path of a run folder or of a file in it, local or in a bucket
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # scheme -> package that reads it
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib drops the second slash
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
@@ -333,7 +333,7 @@ def _patiently(path: epath.Path, operation: Callable[[Any, float], T], patience:
     begun, pause, told = time.monotonic(), patience.first, False
     while True:
         try:
-            fs = fsspec_backend.fs(path)  # the same that Orbax uses by epath, with what it knows of folders
+            fs = fsspec_backend.fs(path)  # Orbax uses the same file system object, and its cache of folders
             fs.invalidate_cache()
             return operation(fs, patience.attempt)
         except Exception as error:  # gcsfs, s3fs and what they stand on raise errors of many kinds

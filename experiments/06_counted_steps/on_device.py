@@ -1,5 +1,5 @@
-"""What `on_gpu.py` and `on_tpu.py` share: values of all kernels against their definitions, times of
-steps and operators, within a limit of time, row by row into a CSV file.
+"""Parts that `on_gpu.py` and `on_tpu.py` share: values of all kernels against their definitions,
+times of steps and operators, within a limit of time, row by row into a CSV file.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Row:
     """One comparison of values, or one time."""
 
     what: str  # values, step, operator
-    name: str  # of the model, or operator and shape
+    name: str  # name of the model, or operator and shape
     system: str  # implementation, or whose network
     dtype: str
     milliseconds: float | None = None  # median

@@ -24,7 +24,7 @@ class Wheel:
 
     requirement: str
     graph: str
-    sha256: str  # of the graph
+    sha256: str  # hash of the graph
     variant: str
 
 
@@ -84,7 +84,7 @@ def float_graph(path: pathlib.Path):
             numpy_helper.to_array(values[f"{stem}{end}"]).astype(np.float32) for end in ("_quantized", "_scale", "_zero_point")
         )
         graph.initializer.append(numpy_helper.from_array((q - zero) * scale, stem))
-        product = users[users[node.output[0]].output[0]]  # of the cast to float with the scales
+        product = users[users[node.output[0]].output[0]]  # product of the cast to float with the scales
         whole = helper.make_node("MatMul", [sources[node.input[0]].input[0], stem], list(product.output), node.name.removesuffix("_quant"))
         place = list(graph.node).index(product)
         graph.node.remove(product)

@@ -10,10 +10,10 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.tpu import DTYPES, LANES, SUBLANES, padded
 
-_PIXELS = 3136  # of a program: enough to hide that it begins
-_REGISTERS = 16  # sums that are worked on together
+_PIXELS = 3136  # pixels of a program: enough to hide its start
+_REGISTERS = 16  # registers of sums that are worked on together
 _UNROLLED = 7  # rows of a kernel that are written out; more of them are a loop
-VMEM_MARGIN = 4 * 2**20  # for what the compiler keeps beside the arrays
+VMEM_MARGIN = 4 * 2**20  # bytes left for what the compiler keeps beside the arrays
 
 
 @dataclasses.dataclass(frozen=True)

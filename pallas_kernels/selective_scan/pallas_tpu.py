@@ -128,7 +128,7 @@ class Eight(NamedTuple):
 
     x: Array
     step: Array
-    slope: Array  # of the step by dt
+    slope: Array  # derivative of the step by dt
     sums: tuple[Array, Array, Array]  # steps of the last one, two and four tokens
     prefix: Array  # steps of the tokens up to this one
     total: Array  # steps of all eight

@@ -17,7 +17,7 @@ CHUNK = 64  # tokens of a chunk
 
 
 class Tokens(NamedTuple):
-    """What the tokens bring; those of a chunk are [size, b, groups, channels or state]."""
+    """Arguments that each token has; in a chunk they are [size, b, groups, channels or state]."""
 
     x: Array
     dt: Array
@@ -26,7 +26,7 @@ class Tokens(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What all tokens of a group share: [groups, channels, ...]."""
+    """Arguments that all tokens of a group share: [groups, channels, ...]."""
 
     a: Array
     skip: Array
@@ -137,7 +137,7 @@ def _steps(tokens: Tokens, weights: Weights) -> tuple[Array, Array]:
 
 
 def _decays_and_inputs(step: Array, tokens: Tokens, weights: Weights) -> tuple[Array, Array]:
-    """What each token leaves of the state before it, and what it adds.
+    """The share of the state that each token keeps, and the value that it adds.
 
     Both are [size, b, groups, channels, state].
     """

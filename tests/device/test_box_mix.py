@@ -43,7 +43,7 @@ def test_mosaic_moves_boxes_with_their_pixels_and_loses_none():
 
 def test_copy_paste_adds_objects_and_drops_what_they_cover():
     shifted = BOXES.copy()
-    shifted[1, 0, [0, 2]] += 2  # of image 1, so that image 2 keeps a part of its own first object beside the copy
+    shifted[1, 0, [0, 2]] += 2  # the box of image 1 moves, so that image 2 keeps a part of its own first object beside the copy
     images = IMAGES.copy()
     images[1, 2:9, 2:14] = 0
     images[1, 2:9, 4:14] = 11

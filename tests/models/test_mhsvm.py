@@ -29,7 +29,7 @@ def recorded_model(meta):
 
 
 def first_heads(model, x):
-    """What the heads of the first block find, before its norm and gate."""
+    """The scans of the first block's heads, before its norm and gate."""
     block = model.stages[0].blocks[0]
     x, _ = jnp.split(block.mixer.in_proj(block.norm(model.patch_embed(x))), 2, -1)
     return block.mixer.scans(jax.nn.silu(block.mixer.conv2d(x)))

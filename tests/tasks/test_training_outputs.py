@@ -1,4 +1,4 @@
-"""What a model adds to the loss of its logits: exits, and terms of its own, against numpy."""
+"""Additions of a model to the loss of its logits: exits, and terms of its own, against numpy."""
 
 import jax
 import jax.numpy as jnp

@@ -49,7 +49,7 @@ def by_definition(text):
 
 @pytest.fixture
 def files(tmp_path):
-    """The same vocabulary in its three forms."""
+    """Writes one vocabulary in its three forms."""
     pytest.importorskip("tokenizers")
     (tmp_path / "openai").mkdir()
     with gzip.open(tmp_path / "openai" / "bpe_simple_vocab_16e6.txt.gz", "wt") as file:

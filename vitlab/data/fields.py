@@ -74,7 +74,7 @@ class Image:
     """Images, [b, h, w, c]: the image itself, a second view, a target to be restored."""
 
     channels: int | None = None  # None: as many as the model's images have, 1 or 3
-    dtype: SampleType = "uint8"  # of the samples; others than uint8, like other channels than 1 and 3, are taken as they are
+    dtype: SampleType = "uint8"  # type of the samples; other types than uint8, as other channels than 1 and 3, are taken as they are
     scale: int = 1  # pixels on a side per pixel of the image; 2 to 8 in a target of super-resolution
     mirror: str | None = None  # field of the other eye, exchanged with this one when the example is flipped
     decoder: Decoder = decode

@@ -85,7 +85,7 @@ def fields_of_features(files: Sequence[str], features: Any, tfds: Any, names: Se
 
 def _feature(features: Any, entry: Entry) -> Any:
     for part in entry.place.split("/"):
-        inside = getattr(features, "feature", features)  # of a sequence
+        inside = getattr(features, "feature", features)  # a sequence has the features of its entries
         known = list(inside) if hasattr(inside, "keys") else []
         if part not in known:
             raise ConfigError(f"{entry.text}: no such feature; {near_misses(part, known) if known else 'nothing is inside it'}")
@@ -112,7 +112,7 @@ def _kind(entry: Entry, feature: Any, features: Any) -> Kind:
 
 
 def _names(entry: Entry, feature: Any) -> tuple[str, ...]:
-    feature = getattr(feature, "feature", feature)  # of a sequence
+    feature = getattr(feature, "feature", feature)  # a sequence has the feature of its entries
     if not getattr(feature, "names", None):
         raise ConfigError(f"{entry.text} needs a ClassLabel, which names the classes, not a {type(feature).__name__}")
     return tuple(feature.names)

@@ -18,7 +18,7 @@ Images = Shaped[Array, "b h w c"]
 
 
 class _Draw(NamedTuple):
-    """What was drawn for each image of a batch."""
+    """Random numbers drawn for each image of a batch."""
 
     kept: Float[Array, " b"]  # share that an image keeps of itself
     cuts: Bool[Array, " b"]  # whether it is mixed by cutmix

@@ -95,8 +95,8 @@ def extract(
 
 
 def features_key(trained: Trained, source: Source) -> str:
-    """What the features depend on, as a name of files: weights, network, data, and how an image is
-    prepared.
+    """A name of files that changes with all that the features depend on: weights, network, data,
+    and how an image is prepared.
     """
     recipe, data = trained.model.preprocessing, trained.experiment.data
     parts = {

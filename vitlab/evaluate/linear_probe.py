@@ -92,7 +92,7 @@ def lars() -> optax.GradientTransformation:
 
 
 def optimizer_of(training: Training) -> optax.GradientTransformation:
-    """What gives the direction of a step, to be multiplied by minus the rate."""
+    """The transformation that gives a step's direction, to be multiplied by minus the rate."""
     return lars() if training.optimizer == "lars" else optax.trace(decay=0.9)
 
 

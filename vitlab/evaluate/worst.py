@@ -26,7 +26,7 @@ _WORST = 16  # number of images on the contact sheet
 
 
 def seen_of(task: Task, setting: Setting) -> Callable[[Outputs, Batch], dict[str, Array]]:
-    """What the report is given of a batch: "loss" [b], and the task's predictions."""
+    """Outputs of a batch for the report: "loss" [b], and the task's predictions."""
 
     def seen(outputs: Outputs, batch: Batch) -> dict[str, Array]:
         terms = task.loss(outputs, batch, setting)

@@ -16,7 +16,7 @@ from vitlab.heads.maps import Maps, Strides, check_maps, order_reason
 from vitlab.layers.conv_norm import ConvNorm
 from vitlab.layers.criss_cross import RecurrentCrissCross
 
-_SLOPE = 0.01  # of the leaky ReLU in the authors' activated batch norm
+_SLOPE = 0.01  # slope of the leaky ReLU in the authors' activated batch norm
 
 
 class RecurrentCrissCrossHead(nnx.Module):

@@ -1,4 +1,4 @@
-"""What a launcher has to know of a run."""
+"""Facts about a run that a launcher needs."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ class Job:
     """One training run, and the machines for it."""
 
     command: tuple[str, ...]  # the training command, from `python` on
-    name: str  # of the job; at most 40 lower-case letters, digits and hyphens
+    name: str  # name of the job; at most 40 lower-case letters, digits and hyphens
     accelerator: str  # TPU slice, v5e-16; or GPUs of a node, 8 or h100:8
     nodes: int = 1  # GPU nodes; a TPU slice has its own number of hosts
     num_slices: int = 1  # TPU slices, along the outer part of the mesh's axis data

@@ -12,7 +12,7 @@ from vitlab.launch.job import Job, gpus
 from vitlab.launch.tpu import Slice
 
 _HERE = pathlib.Path(__file__).parent
-_PORT = 12355  # of process 0, where the launcher gives none
+_PORT = 12355  # port of process 0, if the launcher gives none
 _CPUS_PER_GPU = 8
 _GRACE_SECONDS = 120  # between the signal and the end, enough to save
 
@@ -30,7 +30,7 @@ class Target:
     template: str  # name of the file beside this one
     values: Callable[[Job], dict[str, str | int]]  # raises ConfigError for what the launcher cannot do
     submit: str  # the command that starts the written file
-    devices: Callable[[Job], int]  # of the whole run
+    devices: Callable[[Job], int]  # number of devices of the whole run
 
     def text(self, job: Job) -> str:
         """Returns the file for a job.

@@ -62,7 +62,7 @@ def takes_train(module: Any) -> bool:
 
 
 def _plugged(block: Any, x: Any, *, train: bool) -> Any:
-    """What the block's plug-in makes of its map; the map itself where there is none.
+    """Applies the block's plug-in to its map; returns the map itself if there is none.
 
     Of a tuple the map is the first entry.
     """

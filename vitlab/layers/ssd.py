@@ -41,11 +41,11 @@ def ssd(
 
     x, log_decay = chunked(x), jnp.moveaxis(chunked(log_decay), 3, 2)  # log_decay: [b, chunks, heads, size]
     b, c = (jnp.repeat(chunked(v), repeats, axis=3) for v in (b, c))
-    decays = jnp.exp(segment_sums(log_decay))  # of token j's value at token i, [..., i, j]
+    decays = jnp.exp(segment_sums(log_decay))  # share of token j's value that is left at token i, [..., i, j]
     within = jnp.einsum("bzihs,bzjhs,bzhij,bzjhp->bzihp", c, b, decays, x)
     added = jnp.einsum("bzjhs,bzhj,bzjhp->bzhsp", b, decays[..., -1, :], x)  # what a chunk adds to the state
     totals = jnp.pad(log_decay.sum(-1).swapaxes(1, 2), ((0, 0), (0, 0), (1, 0)))  # [b, heads, 1 + chunks]
-    between = jnp.exp(segment_sums(totals))[..., :-1, 1:]  # of chunk j's addition at the beginning of chunk i
+    between = jnp.exp(segment_sums(totals))[..., :-1, 1:]  # share of chunk j's addition that is left at the beginning of chunk i
     before = jnp.einsum("bhzj,bjhsp->bzhsp", between, added)
     read = jnp.einsum("bzihs,bzhi,bzhsp->bzihp", c, jnp.exp(jnp.cumsum(log_decay, -1)), before)
     return (within + read).reshape(batch, n + overhang, heads, head_dim)[:, :n]

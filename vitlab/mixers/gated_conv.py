@@ -50,7 +50,7 @@ class GatedConv(nnx.Module):
         """The mixer by a product for each part of the channels: a TPU copies maps to cut them."""
         dim, wide, dtype = x.shape[-1], self.hidden, self.fc1.dtype
         (kernel1, bias1), (kernel2, bias2) = ((p.astype(dtype) for p in _parameters(fc)) for fc in (self.fc1, self.fc2))
-        ends = (0, wide - dim, wide, 2 * wide - dim, 2 * wide)  # of the two gates, the identity and the convolved part
+        ends = (0, wide - dim, wide, 2 * wide - dim, 2 * wide)  # borders of the two gates, the identity and the convolved part
         parts = [x.astype(dtype) @ kernel1[:, a:b] + bias1[a:b] for a, b in itertools.pairwise(ends)]
         left, right = gelu(parts[0]) * parts[2], gelu(parts[1]) * self.conv(parts[3])
         return left @ kernel2[: wide - dim] + right @ kernel2[wide - dim :] + bias2

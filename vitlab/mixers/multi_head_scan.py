@@ -66,7 +66,7 @@ class MultiHeadScan(nnx.Module):
         return self.out_norm(y) * jax.nn.silu(gate)
 
     def scans(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """What the heads find in a map, side by side and projected."""
+        """The results of the heads on a map, side by side and projected."""
         b, h, w, _ = x.shape
         routes = np.stack([scan_order(order, h, w) for order in self.orders])  # [heads, 4, n]
         parts = jnp.split(self.to_heads(x).reshape(b, h * w, -1), len(self.orders), -1)

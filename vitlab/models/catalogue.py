@@ -34,7 +34,7 @@ class Listed:
     measure: str  # what `figure` is
     source: str  # where the figure, or else the address, was read
     pixels: str  # a key of PIXELS
-    sha256: str  # of the file, or its first digits; "" where none is published
+    sha256: str  # hash of the file, or its first digits; "" where none is published
 
     @property
     def by_hand(self) -> bool:

@@ -20,7 +20,7 @@ class Exit:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """What the loss of a classifier is made of: arrays, or, as jax also builds it, their shapes."""
+    """Parts of a classifier's loss: arrays, or, as jax also builds it, their shapes."""
 
     heads: tuple[Any, ...]  # logits [b, classes] of each head, as `VisionModel.head_logits` gives them
     exits: tuple[Exit, ...] = ()

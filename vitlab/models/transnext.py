@@ -107,8 +107,8 @@ class Block(nnx.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def __call__(self, x: Any, *, train: bool, rngs: nnx.Rngs | None) -> Any:
-        """What the block makes of a map [b, h, w, c]; beside one the imbalance of the blocks before
-        it, [b], to which it adds its own.
+        """Maps [b, h, w, c] to its like; with a map comes the imbalance [b] of the blocks before, to
+        which the block adds its own.
         """
         x, imbalance = x if isinstance(x, tuple) else (x, None)
         normed = self.norm1(x)
@@ -139,7 +139,7 @@ class Stage(nnx.Module):
     def balanced(
         self, x: Float[Array, "b h w c"], imbalance: Float[Array, " b"], *, rngs: nnx.Rngs | None
     ) -> tuple[Float[Array, "b h2 w2 c2"], Float[Array, " b"]]:
-        """What the stage makes of a map in training, and the imbalance with that of its blocks."""
+        """The map of the stage in training, and the imbalance with that of its blocks added."""
         options = {"remat": self.remat, "scan": self.scan_blocks, "train": True, "rngs": rngs}
         x, imbalance = run_blocks(self.blocks, (self.patch_embed(x), imbalance), **options)
         return self.norm(x), imbalance

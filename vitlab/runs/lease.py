@@ -42,7 +42,7 @@ class BucketClaim(Claim):
         """Knows the folder, without claiming it."""
         super().__init__(path)
         self._folder, self._object, self._name, self._renewals = path, path / LOCK, _this_process(), 0
-        self._version: str | None = None  # of the object that this process has written; None: not claimed
+        self._version: str | None = None  # version of the object that this process wrote; None: not claimed
         self._seen_harm, self._writing = "", threading.Lock()
         self._closed, self._thread = threading.Event(), threading.Thread(target=self._renew_often, daemon=True)
 

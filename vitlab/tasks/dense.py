@@ -61,10 +61,15 @@ def check_head(name: str, choices: Sequence[str]) -> None:
         raise ValueError(f'task.head="{name}" must be one of {", ".join(choices)}')
 
 
-CUTMIX = ("mix.cutmix_alpha", "mix.prob", "mix.mode")  # what tasks over maps read; a mean of two classes or depths is no annotation
+CUTMIX = (
+    "mix.cutmix_alpha",
+    "mix.prob",
+    "mix.mode",
+)  # config keys read by tasks over maps; a mean of two classes or depths is no annotation
 
 
-# What tasks read whose teacher gives numbers, which are neither hard nor divided by a temperature.
+# Config keys read by tasks whose teacher gives numbers, which are neither hard nor divided by a
+# temperature.
 TAUGHT = ("loss.distillation.teacher", "loss.distillation.step", "loss.distillation.alpha")
 
 

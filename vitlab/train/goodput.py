@@ -1,4 +1,4 @@
-"""Where the time of a run goes: the share that is spent in steps, and the seconds of the rest."""
+"""Shares of a run's time: the share that is spent in steps, and the seconds of other parts."""
 
 import contextlib
 import time

@@ -28,7 +28,7 @@ class SideLogs:
         self._workdir, self._told = workdir, False
         self._timing: IO[str] | Lines | None = None
         self._events: EventsWriter | None = None
-        self._mirror: Mirror | None = None  # of tensorboard/, where it is in a bucket
+        self._mirror: Mirror | None = None  # mirror of tensorboard/, if that is in a bucket
         self._try(self._open_timing)
         self._try(self._open_events)
         self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))

@@ -147,7 +147,7 @@ def _read_safetensors(path: pathlib.Path) -> Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where in a file a tensor lies; safetensors has checked that it does."""
+    """The place of a tensor in a file; safetensors has checked that it lies inside."""
 
     offset: int  # bytes
     dtype: np.dtype

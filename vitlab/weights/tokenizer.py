@@ -33,7 +33,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-    """What stands around a text: names that the tokens have in vocabularies, or a number."""
+    """Tokens that stand around a text: their names in vocabularies, or a number."""
 
     start: tuple[str, ...]  # none: nothing stands before a text
     end: tuple[str, ...]
