@@ -16,7 +16,7 @@ from vitlab.plugins import import_file, import_named
 
 __all__ = ["absolute", "is_reference", "load_module", "load_reference", "part_of", "short_name"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _WORD = r"[^\W\d]\w*"
 _REFERENCE = re.compile(rf"(?P<where>[^:\0]+\.py|{_WORD}(\.{_WORD})*):(?P<name>\w+)")
 
@@ -77,7 +77,7 @@ def load_reference(text: str) -> Any:
     return getattr(module, name)
 
 
-def part_of(kind: str, name: str, parts: Mapping[str, T]) -> T:
+def part_of(kind: str, name: str, parts: Mapping[str, _T]) -> _T:
     """The part of a name: one of the zoo's `parts`, or the user's own.
 
     Args:

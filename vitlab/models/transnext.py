@@ -107,8 +107,9 @@ class Block(nnx.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def __call__(self, x: Any, *, train: bool, rngs: nnx.Rngs | None) -> Any:
-        """Maps [b, h, w, c] to its like; with a map comes the imbalance [b] of the blocks before, to
-        which the block adds its own.
+        """Maps [b, h, w, c] to its like.
+
+        With a map may come the imbalance [b] of the blocks before, to which the block adds its own.
         """
         x, imbalance = x if isinstance(x, tuple) else (x, None)
         normed = self.norm1(x)
